@@ -1,0 +1,30 @@
+"""Webflow Gateway: tells a waiting browser at once that its login or payment was approved.
+
+Reading order, from what is decided to what carries it out:
+
+    messages, errors   what is said, in no wire's form; what can go wrong
+    wire/              how each protocol says it: bytes in, requests out; answers in, bytes out
+    frames             RFC 6455 frames: bytes in, messages out
+    subscriptions      the table: who waits for which id, and what Redis has confirmed
+    limits             whom to admit; which deadline comes next
+    session            one client, whatever it speaks
+    websocket          a session over a WebSocket's transport
+    hub                carries out the table's decisions and fans results out
+    broker             the one connection to Redis
+    views              HTTP: handshake, refusals, health, demo page
+    app                what is built from what; start, drain, stop
+    config, cli        the settings; the commands
+
+The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.
+Imports go one way, downwards to the top of that list; tests/test_architecture.py holds both rules.
+
+Registering: `views` hands the transport to a `WebSocketSession` -> `wire.receive` -> `Register` ->
+`hub.register` -> `subscriptions.join` -> `broker.subscribe` (one SUBSCRIBE and one MGET for all ids
+of the same turn of the loop). Redis answers -> `hub.subscribed` -> `subscriptions.confirmed` ->
+`session.acknowledge` -> socket.
+
+Delivering: Redis push -> `hub.received` -> for each member `session.deliver` -> socket. No await on
+either path.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,37 @@
+"""Everything the gateway raises on purpose.
+
+    GatewayError
+    ├── ConfigError      the settings cannot be used; says which one and why
+    ├── PublishError     a result that no node would forward
+    ├── EmbeddedError    the embedded Valkey did not start
+    └── WireError        the client broke its protocol; carries the close code it gets
+"""
+
+from __future__ import annotations
+
+from .messages import CloseCode
+
+
+class GatewayError(Exception):
+    """The root of the tree."""
+
+
+class ConfigError(GatewayError):
+    """The settings cannot be used. The message names each wrong one and what would be right."""
+
+
+class PublishError(GatewayError, ValueError):
+    """The id, the result or its data has no form that a node would forward."""
+
+
+class EmbeddedError(GatewayError):
+    """The embedded Valkey is not installed or did not start; the message says which."""
+
+
+class WireError(GatewayError):
+    """The client broke its protocol beyond an answer: the connection ends with this code and reason."""
+
+    def __init__(self, code: CloseCode, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.reason = reason

@@ -1,0 +1,149 @@
+"""What clients, nodes and publishers say to each other, in no wire's form."""
+
+from __future__ import annotations
+
+import re
+from enum import IntEnum
+from typing import NamedTuple
+
+import orjson
+
+WEB_SOCKET_ID = re.compile(r"[A-Za-z0-9._~-]{1,200}", re.ASCII)
+"""A webSocketId: nothing in it needs escaping in JSON, in a URL or in a Redis channel's name."""
+
+AUTH_RESULT = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
+"""An authResult: CONFIRMED, CONTINUE, FAILED, DONE or whatever word the backend uses."""
+
+MESSAGE_ID_LENGTH = 200
+"""The longest messageId in characters; a UUID has 36."""
+
+REGISTRATION = "/user/topic/registration"
+AUTHORIZATION = "/user/topic/authorization"
+ERROR = "/user/topic/error"
+
+
+class CloseCode(IntEnum):
+    """Why a connection ended: RFC 6455 section 7.4.1 and the IANA registry it opened."""
+
+    NORMAL = 1000
+    GOING_AWAY = 1001
+    PROTOCOL_ERROR = 1002
+    UNSUPPORTED_DATA = 1003
+    NO_STATUS = 1005  # never sent: the peer closed without a code
+    ABNORMAL = 1006  # never sent: the peer went without a close
+    INVALID_DATA = 1007
+    POLICY = 1008
+    TOO_BIG = 1009
+    INTERNAL = 1011
+    SERVICE_RESTART = 1012
+    TRY_AGAIN_LATER = 1013
+
+
+class Problem(NamedTuple):
+    """What is wrong with a client's message; `code` is for programs, `message` for people."""
+
+    code: str
+    message: str
+
+
+class Register(NamedTuple):
+    """The client asks for the results of `web_socket_id`, which has the form of `WEB_SOCKET_ID`."""
+
+    web_socket_id: str
+
+
+class Rejected(NamedTuple):
+    """The client asked to register what cannot be registered."""
+
+    web_socket_id: object
+    problem: Problem
+
+
+class Unknown(NamedTuple):
+    """The client sent a well-formed message that means nothing here."""
+
+    problem: Problem
+
+
+Request = Register | Rejected | Unknown
+
+
+def registration(web_socket_id: object) -> Register | Rejected:
+    """The request to register `web_socket_id`, whatever it is that came as one."""
+    if isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id):
+        return Register(web_socket_id)
+    if web_socket_id is None:
+        problem = Problem("missing_id", "webSocketId is missing")
+    elif not isinstance(web_socket_id, str):
+        problem = Problem("invalid_id", "webSocketId must be a string")
+    elif not 1 <= len(web_socket_id) <= 200:
+        problem = Problem("invalid_id", "webSocketId must have 1 to 200 characters")
+    else:
+        problem = Problem("invalid_id", "webSocketId may contain only A-Z a-z 0-9 . _ ~ -")
+    return Rejected(web_socket_id, problem)
+
+
+class Result:
+    """One published result: what `authResult` says, and what the publisher sent along.
+
+    `payload` is the published bytes as they were; `data` is any JSON value, `NO_DATA` for none.
+    """
+
+    __slots__ = ("auth_result", "data", "message_id", "payload")
+
+    def __init__(
+        self, auth_result: str, message_id: str | None = None, data: object = ..., payload: bytes = b""
+    ) -> None:
+        self.auth_result = auth_result
+        self.message_id = message_id
+        self.data = data
+        self.payload = payload
+
+    def __repr__(self) -> str:
+        return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
+
+
+NO_DATA = ...
+"""The `data` of a result that carries none; None is JSON's null, which is data."""
+
+
+class InvalidResult(ValueError):
+    """A published payload that no node forwards. `kind` is one of a few words, for counting."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind
+
+
+def parse_result(payload: bytes, web_socket_id: str, max_size: int) -> Result:
+    """What a publisher sent to the channel of `web_socket_id`, at most `max_size` bytes.
+
+    It is a bare word such as `CONFIRMED`, or a JSON object with `authResult` and, if the publisher
+    likes, `messageId`, `data` and `webSocketId`. Raises InvalidResult for anything else.
+    """
+    if len(payload) > max_size:
+        raise InvalidResult("too big")
+    if payload[:1] != b"{":
+        word = payload.decode("latin-1")
+        if not AUTH_RESULT.fullmatch(word):
+            raise InvalidResult("not a result")
+        return Result(word, payload=payload)
+    try:
+        body = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        raise InvalidResult("not JSON") from None
+    return _result_of(body, web_socket_id, payload)
+
+
+def _result_of(body: dict[str, object], web_socket_id: str, payload: bytes) -> Result:
+    auth_result = body.get("authResult")
+    if not isinstance(auth_result, str) or not AUTH_RESULT.fullmatch(auth_result):
+        raise InvalidResult("no authResult")
+    message_id = body.get("messageId")
+    if message_id is not None and not (
+        isinstance(message_id, str) and 1 <= len(message_id) <= MESSAGE_ID_LENGTH
+    ):
+        raise InvalidResult("bad messageId")
+    if body.get("webSocketId", web_socket_id) != web_socket_id:
+        raise InvalidResult("another webSocketId")
+    return Result(auth_result, message_id, body.get("data", NO_DATA), payload)
