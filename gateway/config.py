@@ -1,0 +1,493 @@
+"""The settings of a node: one frozen `Config`, and everything that is derived from its fields.
+
+A field is written down once. Its name gives the flag and the environment variable, its type and bounds
+give the check and the words of a complaint, its description gives the help text and the reference page.
+
+Sizes are bytes, times are seconds, unless a description says otherwise.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import re
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from redis.asyncio import ConnectionPool
+
+from .errors import ConfigError
+
+PREFIX = "GATEWAY_"
+EMBEDDED = "embedded"
+SAME_ORIGIN = "same-origin"
+ANY_ORIGIN = "*"
+A_DAY = 86_400.0  # no timeout of a session that lives for minutes is longer; it catches milliseconds
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
+_VISIBLE = r"^[!-~]*$"  # printable ASCII without the space
+
+
+def _setting(default: Any, group: str, metavar: str, description: str, **bounds: Any) -> Any:
+    """A field of `Config`; `group` is its heading in the help, `metavar` stands for its value there."""
+    extra: dict[str, Any] = {"group": group, "metavar": metavar}
+    return Field(default, description=description, json_schema_extra=extra, **bounds)
+
+
+def _seconds(default: float, group: str, description: str, *, zero: bool = False) -> Any:
+    bounds: dict[str, float] = {"ge": 0.0} if zero else {"gt": 0.0}
+    return _setting(default, group, "SECONDS", description, le=A_DAY, allow_inf_nan=False, **bounds)
+
+
+class Config(BaseModel):
+    """What a node runs with. Reading a field is a plain attribute access.
+
+    `Config(...)` raises pydantic's ValidationError; `build` is the same with one readable ConfigError.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    host: str = _setting(
+        "0.0.0.0",  # noqa: S104 - see the description
+        "Listening",
+        "ADDRESS",
+        "Address of the public port. All IPv4 interfaces by default: in a container the load balancer comes "
+        "from outside. 127.0.0.1 keeps it to this machine.",
+        pattern=r"^[0-9A-Za-z.:_-]+$",
+    )
+    port: int = _setting(
+        8080, "Listening", "PORT", "Public port, for browsers. 0 picks a free one.", ge=0, le=65_535
+    )
+    admin_host: str = _setting(
+        "127.0.0.1",
+        "Listening",
+        "ADDRESS",
+        "Address of the admin port. It has no authentication, so only this machine reaches it by default.",
+        pattern=r"^[0-9A-Za-z.:_-]+$",
+    )
+    admin_port: int = _setting(
+        8081, "Listening", "PORT", "Admin port: /healthz and /readyz. 0 picks a free one.", ge=0, le=65_535
+    )
+    backlog: int = _setting(
+        4096,
+        "Listening",
+        "COUNT",
+        "Connections the kernel holds until they are accepted. Large, because after a restart all browsers "
+        "come back at once; the kernel caps it at net.core.somaxconn.",
+        ge=1,
+        le=65_535,
+    )
+    redis: str = _setting(
+        "redis://127.0.0.1:6379/0",
+        "Redis",
+        "URL",
+        "The Redis or Valkey server: redis://[[user]:password@]host[:port][/db], rediss:// (TLS) or unix://, "
+        "or the word embedded for a server of the node's own (development only). Sentinel and Cluster are "
+        "not supported yet.",
+    )
+    channel_prefix: str = _setting(
+        "websocket:",
+        "Redis",
+        "PREFIX",
+        "What stands before the webSocketId in a channel's name; publishers must use the same. "
+        "Printable ASCII without spaces.",
+        min_length=1,
+        max_length=64,
+        pattern=_VISIBLE,
+    )
+    allowed_origins: tuple[str, ...] = _setting(
+        (SAME_ORIGIN,),
+        "Who may connect",
+        "ORIGINS",
+        "Origins whose pages may connect, exact: scheme://host[:port], separated by commas, or the flag "
+        "repeated. same-origin stands for the host that the request names; * allows every page of the web "
+        "and stands alone.",
+    )
+    trusted_proxies: tuple[Network, ...] = _setting(
+        (),
+        "Who may connect",
+        "NETWORKS",
+        "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For is believed, separated by commas, "
+        "or the flag repeated. Without any, the client's address is the peer's.",
+    )
+    max_sessions: int = _setting(
+        100_000,
+        "Limits",
+        "COUNT",
+        "Sessions on this node; one more is refused with 503. Each needs a file descriptor and up to 3 KB.",
+        ge=1,
+    )
+    max_sessions_per_ip: int = _setting(
+        1_000,
+        "Limits",
+        "COUNT",
+        "Sessions from one client address; one more is refused with 429. High, because whole companies and "
+        "mobile networks share an address. 0: no limit.",
+        ge=0,
+    )
+    max_handshakes: int = _setting(
+        5_000,
+        "Limits",
+        "COUNT",
+        "Connections that have not finished their handshake; one more is closed at once.",
+        ge=1,
+    )
+    max_message_size: int = _setting(
+        16_384,
+        "Limits",
+        "BYTES",
+        "Largest message from a client; a larger one closes the session with 1009. A registration has 250.",
+        ge=1_024,
+        le=1_048_576,
+    )
+    max_result_size: int = _setting(
+        65_536,
+        "Limits",
+        "BYTES",
+        "Largest published payload that is forwarded; a larger one is counted and dropped.",
+        ge=1_024,
+        le=1_048_576,
+    )
+    messages_per_second: float = _setting(
+        20.0,
+        "Limits",
+        "NUMBER",
+        "Messages a second from one session, over any length of time; a browser sends one or two in all.",
+        gt=0,
+        le=10_000,
+        allow_inf_nan=False,
+    )
+    write_buffer: int = _setting(
+        65_536,
+        "Limits",
+        "BYTES",
+        "What one session may leave unread before it is closed with 1008. Not below the largest result.",
+        ge=1_024,
+        le=16_777_216,
+    )
+    handshake_timeout: float = _seconds(
+        5.0, "Timeouts", "From the TCP connection to the end of the handshake's headers."
+    )
+    registration_timeout: float = _seconds(
+        10.0, "Timeouts", "From the handshake to a registration that Redis has confirmed; then 1008 or 1013."
+    )
+    heartbeat: float = _seconds(
+        25.0,
+        "Timeouts",
+        "Between two pings to a client. Below the 30 s after which many proxies drop a silent connection.",
+    )
+    close_timeout: float = _seconds(
+        2.0, "Timeouts", "For the client to answer a close, before the connection is aborted."
+    )
+    drain_delay: float = _seconds(
+        5.0,
+        "Stopping",
+        "From turning unready to closing the first session: time for the load balancer to notice.",
+        zero=True,
+    )
+    drain_seconds: float = _seconds(
+        20.0,
+        "Stopping",
+        "Over which the sessions are closed evenly, so that the other nodes are not stormed. With the delay "
+        "it must fit into the orchestrator's grace time (Kubernetes: 30 s).",
+        zero=True,
+    )
+    node: str = _setting(
+        "",
+        "Logging",
+        "NAME",
+        "This node's name in logs and on the demo page. Empty: host name and public port.",
+        max_length=100,
+        pattern=_VISIBLE,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = _setting(
+        "info", "Logging", "LEVEL", "The least severe events that are logged: debug, info, warning or error."
+    )
+    log_format: Literal["auto", "console", "json"] = _setting(
+        "auto",
+        "Logging",
+        "FORMAT",
+        "console for people, json for machines (an object a line); auto: console on a terminal, else json.",
+    )
+
+    @field_validator("allowed_origins", mode="before")
+    @classmethod
+    def _read_origins(cls, value: object) -> object:
+        return _split(value)
+
+    @field_validator("allowed_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value:
+            raise ValueError(f"name at least one origin, or {SAME_ORIGIN}")
+        if ANY_ORIGIN in value:
+            if len(value) > 1:
+                raise ValueError("* allows every origin and must stand alone")
+            return value
+        return tuple(text if text == SAME_ORIGIN else normalise_origin(text) for text in value)
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _read_networks(cls, value: object) -> object:
+        return tuple(_network(part) if isinstance(part, str) else part for part in _split(value))
+
+    @field_validator("redis")
+    @classmethod
+    def _check_redis(cls, value: str) -> str:
+        _check_redis_url(value)
+        return value
+
+    @field_validator("admin_port")
+    @classmethod
+    def _check_ports_differ(cls, value: int, info: ValidationInfo) -> int:
+        if value and value == info.data.get("port"):
+            raise ValueError("the public port has the same number; give them different ones")
+        return value
+
+    def node_name(self, port: int) -> str:
+        """The node's name; `port` is the public port it really listens on."""
+        return self.node or f"{socket.gethostname()}:{port}"
+
+    def shown(self) -> dict[str, str]:
+        """Every setting as text, as one would write it on the command line; passwords are left out."""
+        return {name: show(name, getattr(self, name)) for name in type(self).model_fields}
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # pydantic prints this in repr and str: the Redis URL may hold a password.
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            yield name, redact(value) if name == "redis" else value
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What the command line and the reference page say of one field."""
+
+    name: str
+    field: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+    @property
+    def group(self) -> str:
+        return str(self._extra["group"])
+
+    @property
+    def metavar(self) -> str:
+        return str(self._extra["metavar"])
+
+    @property
+    def help(self) -> str:
+        return self.field.description or ""
+
+    @property
+    def default(self) -> str:
+        return show(self.name, self.field.default)
+
+    @property
+    def repeatable(self) -> bool:
+        return isinstance(self.field.default, tuple)
+
+    @property
+    def _extra(self) -> dict[str, Any]:
+        extra = self.field.json_schema_extra
+        assert isinstance(extra, dict)
+        return extra
+
+
+SETTINGS: tuple[Setting, ...] = tuple(Setting(name, field) for name, field in Config.model_fields.items())
+
+
+def build(values: Mapping[str, object]) -> Config:
+    """A Config from texts (or values) by field name; what is not named has its default.
+
+    Raises ConfigError, whose message has a line for every mistake: the flag and the variable, the value,
+    and what would be right.
+    """
+    try:
+        return Config(**values)
+    except ValidationError as error:
+        found = error.errors()
+    mistakes = dict.fromkeys(_mistake(details, values) for details in found)
+    heading = "1 setting is wrong:" if len(mistakes) == 1 else f"{len(mistakes)} settings are wrong:"
+    raise ConfigError("\n  ".join([heading, *mistakes]))
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """A sentence for every GATEWAY_… variable that is no setting, with the name that was likely meant."""
+    known = {setting.name.upper() for setting in SETTINGS}
+    names = sorted(name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX))
+    sentences = []
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
+            sentences.append(f"{PREFIX}{name} is no setting and has no effect{hint}")
+    return sentences
+
+
+def remarks(config: Config) -> list[str]:
+    """Sentences on settings that are allowed and seldom meant; `serve` warns of them."""
+    said = []
+    if config.allowed_origins == (ANY_ORIGIN,):
+        said.append("--allowed-origins * lets the pages of every web site connect")
+    if config.write_buffer < config.max_result_size:
+        said.append("--write-buffer is below --max-result-size: one large result can close its session")
+    return said
+
+
+def show(name: str, value: object) -> str:
+    """A setting's value as one would write it; the password in a Redis URL becomes ***."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(str(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return redact(str(value)) if name == "redis" else str(value)
+
+
+def redact(url: str) -> str:
+    """The Redis URL with its password as ***, also when it is malformed: it may stand in an error."""
+    url = re.sub(r"^((?:[^/]*//)?[^:]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
+
+
+def normalise_origin(text: str) -> str:
+    """`scheme://host[:port]` in lower case without the scheme's own port, as browsers send it (RFC 6454).
+
+    Raises ValueError when it is anything else: a path, a wildcard, user information, no scheme.
+    """
+    lowered = text.strip().lower()
+    if "*" in lowered:
+        raise ValueError(f"{text!r} has a wildcard; origins are exact, or * alone")
+    match = _ORIGIN.fullmatch(lowered)
+    if match is None:
+        raise ValueError(f"{text!r} is no origin; write scheme://host[:port] with nothing after it")
+    scheme, host, port = match.groups()
+    if port is None or int(port) == _DEFAULT_PORTS.get(scheme):
+        return f"{scheme}://{host}"
+    if not 0 < int(port) <= 65_535:
+        raise ValueError(f"{text!r} has a port that does not exist")
+    return f"{scheme}://{host}:{int(port)}"
+
+
+def _split(value: object) -> tuple[object, ...]:
+    """The parts of a text with commas, or of several such texts; what is no text stays as it is."""
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    texts = [text.strip() for part in parts if isinstance(part, str) for text in part.split(",")]
+    return (*filter(None, texts), *(part for part in parts if not isinstance(part, str)))
+
+
+def _network(text: str) -> Network:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise ValueError(f"{text!r} is no address and no network such as 10.0.0.0/8") from None
+    raise ValueError(f"{text!r} names a host within a network; the network is {meant}")
+
+
+def _check_redis_url(url: str) -> None:
+    """Raises ValueError unless redis-py can make a connection of it."""
+    if url == EMBEDDED:
+        return
+    scheme, _, rest = url.partition("://")
+    if scheme in ("redis+sentinel", "redis+cluster", "rediss+sentinel", "rediss+cluster"):
+        raise ValueError(
+            "Sentinel and Cluster are not supported yet; name one server by redis:// or rediss://"
+        )
+    if scheme not in ("redis", "rediss", "unix") or not rest:
+        raise ValueError("write redis://host:port/db, rediss://…, unix:///path, or embedded")
+    try:
+        parts = urlsplit(url)
+        pool = ConnectionPool.from_url(url)
+        pool.connection_class(**pool.connection_kwargs)
+    except (TypeError, ValueError, AttributeError):
+        # The library's own words are not repeated: they may quote a part of the password.
+        raise ValueError(
+            "it cannot be read; look at the port and the options after ?, "
+            "and write @ : / ? # in a password as %40 %3A %2F %3F %23"
+        ) from None
+    if scheme == "unix" and not parts.path.startswith("/"):
+        raise ValueError("unix:// needs an absolute path: unix:///run/redis.sock")
+    if scheme != "unix" and not parts.hostname:
+        raise ValueError("the URL names no host")
+    if scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+        raise ValueError("the path of the URL is the number of a database, such as /0")
+
+
+def _mistake(details: ErrorDetails, values: Mapping[str, object]) -> str:
+    name = str(details["loc"][0])
+    setting = next((setting for setting in SETTINGS if setting.name == name), None)
+    if setting is None:
+        return f"{name} is no setting"
+    value = values.get(name, setting.field.default)
+    custom = details["type"] == "value_error"
+    right = str(details["ctx"]["error"]) if custom else f"must be {_right(setting)}"
+    if str(value).startswith("tcp://"):
+        right += " (Kubernetes sets such variables for a service called gateway: enableServiceLinks: false)"
+    return f"{setting.flag} ({setting.variable}) is {show(name, value)!r}: {right}"
+
+
+def _right(setting: Setting) -> str:
+    """What a value of this setting looks like, from its type and bounds."""
+    annotation = setting.field.annotation
+    choices = get_args(annotation)
+    if choices and all(isinstance(choice, str) for choice in choices):
+        return "one of " + ", ".join(choices)
+    if annotation in (int, float):
+        kind = "a whole number" if annotation is int else "a number"
+        unit = " of seconds" if setting.metavar == "SECONDS" else ""
+        return kind + unit + _range(setting.field)
+    return {
+        "ADDRESS": "a host name or an IP address",
+        "PREFIX": "1 to 64 printable ASCII characters without spaces",
+        "NAME": "at most 100 printable ASCII characters without spaces",
+        "URL": "a text",
+    }.get(setting.metavar, "texts separated by commas")
+
+
+def _range(field: FieldInfo) -> str:
+    words = {"gt": "above", "ge": "from", "le": "up to"}
+    bounds = {
+        key: getattr(part, key) for part in field.metadata for key in ("gt", "ge", "le") if hasattr(part, key)
+    }
+    low = f" above {bounds['gt']:g}" if "gt" in bounds else f" from {bounds['ge']:g}"
+    return low + (f" to {bounds['le']:.0f}" if "le" in bounds else " up")
+
+
+def table() -> str:
+    """The reference of all settings as Markdown tables, one for each group."""
+    lines: list[str] = []
+    group = ""
+    for setting in SETTINGS:
+        if setting.group != group:
+            group = setting.group
+            lines += [
+                "",
+                f"**{group}**",
+                "",
+                "| flag | variable | default | meaning |",
+                "| --- | --- | --- | --- |",
+            ]
+        default = f"`{setting.default}`" if setting.default else "none"
+        text = setting.help.replace("|", r"\|").replace("*", r"\*")
+        lines.append(f"| `{setting.flag}` | `{setting.variable}` | {default} | {text} |")
+    return "\n".join(lines[1:]) + "\n"
