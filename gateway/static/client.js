@@ -1,0 +1,144 @@
+// A whole client for the gateway's JSON protocol, to copy or to learn from. It needs nothing else.
+//
+//   const client = new ResultClient("wss://gateway.example/ws", webSocketId, {
+//     result: ({ authResult, messageId, data }) => { /* ask the REST API what to do next */ },
+//     state: (name, detail) => { /* connecting, registering, registered, waiting, refused, closed */ },
+//   });
+//   client.open();
+
+const REGISTRATION = "/user/topic/registration";
+const AUTHORIZATION = "/user/topic/authorization";
+const ERROR = "/user/topic/error";
+
+const FIRST_DELAY = 500; // ms: the longest the first wait may last; it doubles with every failure
+const LONGEST_DELAY = 10_000; // ms
+const OPEN_DEADLINE = 15_000; // ms: longer than the gateway's own 10 s, so that its reason comes first
+const CHECK_DEADLINE = 5_000; // ms: a live connection answers in much less
+const REMEMBERED = 100; // message ids kept to recognise a repeat
+
+/** Whether the gateway would take this webSocketId. */
+export const isValidId = (id) => /^[A-Za-z0-9._~-]{1,200}$/.test(id);
+
+export class ResultClient {
+  #url;
+  #id;
+  #on;
+  #socket = null;
+  #state = "closed";
+  #timer = 0;
+  #failures = 0;
+  #seen = new Set();
+  #listening = null;
+
+  /** `on` may hold the callbacks `state(name, detail)`, `result(message)`, `error(error)`, `frame(mark, text)`. */
+  constructor(url, webSocketId, on) {
+    this.#url = url;
+    this.#id = webSocketId;
+    this.#on = on;
+  }
+
+  /** Connects, registers, and stays registered until `close` or a refusal. */
+  open() {
+    if (this.#listening) return;
+    this.#listening = new AbortController();
+    const { signal } = this.#listening;
+    window.addEventListener("online", () => this.#hurry(), { signal });
+    document.addEventListener("visibilitychange", () => document.hidden || this.#hurry(), { signal });
+    this.#connect();
+  }
+
+  /** Ends the connection and stops reconnecting; `open` starts again. */
+  close() {
+    this.#end("closed");
+  }
+
+  #connect() {
+    this.#enter("connecting");
+    this.#expectAnswer(OPEN_DEADLINE);
+    const socket = new WebSocket(this.#url);
+    this.#socket = socket;
+    socket.onopen = () => {
+      this.#enter("registering");
+      this.#register();
+    };
+    socket.onmessage = ({ data }) => this.#receive(data);
+    socket.onclose = ({ reason }) => this.#retry(reason);
+  }
+
+  #register() {
+    const text = JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id });
+    this.#on.frame?.(">", text);
+    this.#socket.send(text);
+  }
+
+  #receive(text) {
+    this.#on.frame?.("<", text);
+    const message = JSON.parse(text);
+    if (message.topic === REGISTRATION) this.#answered(message);
+    if (message.topic === AUTHORIZATION && this.#isNew(message.messageId)) this.#on.result?.(message);
+    if (message.topic === ERROR) this.#on.error?.(message.error);
+  }
+
+  #answered({ registrationSucceeded, error }) {
+    // A refusal is final: the same id would be refused again. All else that can go wrong is worth a retry.
+    if (!registrationSucceeded) return this.#end("refused", error);
+    clearTimeout(this.#timer);
+    this.#failures = 0;
+    this.#enter("registered");
+  }
+
+  // A retained result comes with every registration, so after a reconnect it may be known already.
+  #isNew(messageId) {
+    if (messageId === undefined) return true;
+    if (this.#seen.has(messageId)) return false;
+    this.#seen.add(messageId);
+    if (this.#seen.size > REMEMBERED) this.#seen.delete(this.#seen.values().next().value);
+    return true;
+  }
+
+  // Full jitter: a thousand browsers that lost the same node must not come back in the same instant.
+  #retry(reason) {
+    this.#drop();
+    const delay = Math.random() * Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** this.#failures++);
+    this.#timer = setTimeout(() => this.#connect(), delay);
+    this.#enter("waiting", { until: Date.now() + delay, reason });
+  }
+
+  // The user looks at the page again, perhaps back from the banking app on the same phone: nothing to wait for.
+  #hurry() {
+    if (this.#state === "waiting") {
+      clearTimeout(this.#timer);
+      this.#connect();
+    } else if (this.#state === "registered") {
+      // Sleep kills connections without a word. The same id is simply answered again, so ask.
+      this.#expectAnswer(CHECK_DEADLINE);
+      this.#register();
+    }
+  }
+
+  #expectAnswer(deadline) {
+    clearTimeout(this.#timer);
+    this.#timer = setTimeout(() => this.#retry("no answer"), deadline);
+  }
+
+  #end(state, detail) {
+    this.#listening?.abort();
+    this.#listening = null;
+    this.#drop();
+    this.#enter(state, detail);
+  }
+
+  // Handlers go first: a dead connection's close event can come a minute late.
+  #drop() {
+    clearTimeout(this.#timer);
+    if (!this.#socket) return;
+    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket.close();
+    this.#socket = null;
+  }
+
+  #enter(state, detail) {
+    this.#state = state;
+    this.#on.state?.(state, detail);
+  }
+}

@@ -1,0 +1,215 @@
+// The demo page: shows what client.js reports, and the commands that make it report something.
+
+import { ResultClient, isValidId } from "./client.js";
+
+const SHOWN_RESULTS = 50;
+const SHOWN_FRAMES = 30;
+const RETAIN_SECONDS = 300;
+const BAD = /FAIL|CANCEL|REJECT|DENIED|EXPIRED|ERROR/;
+
+const $ = (id) => document.getElementById(id);
+const page = document.documentElement;
+const STORY = $("story").textContent;
+let info = {}; // what /demo/info tells; any member may be missing
+let id = "";
+let client = null;
+let countdown = 0;
+
+// The id: from the address, else the one this tab had before a reload, else a new one.
+
+function randomId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(4));
+  return "demo-" + Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function remembered() {
+  try {
+    return sessionStorage.getItem("webSocketId");
+  } catch {
+    return null; // storage is switched off: a reload then makes a new id
+  }
+}
+
+function remember(value) {
+  try {
+    sessionStorage.setItem("webSocketId", value);
+  } catch {
+    // as above
+  }
+}
+
+function use(newId) {
+  client?.close();
+  id = newId;
+  $("id").textContent = id;
+  showCommands();
+  forgetResults();
+  if (!isValidId(id)) {
+    const message = "an id is 1 to 200 of A-Z a-z 0-9 . _ ~ -";
+    return showState("refused", { code: "invalid_id", message });
+  }
+  remember(id);
+  const url = new URL("ws", location.href.replace(/^http/, "ws"));
+  url.search = url.hash = "";
+  client = new ResultClient(url.href, id, {
+    state: showState,
+    result: showResult,
+    error: ({ message }) => announce(`The gateway says: ${message}`),
+    frame: showFrame,
+  });
+  client.open();
+}
+
+// What to type.
+
+const quoted = (word) => (/^[\w.:/@%+=,-]+$/.test(word) ? word : `'${word.replaceAll("'", `'\\''`)}'`);
+
+function showCommands() {
+  const { redisCli = "redis-cli", cli = "webflow-gateway", channelPrefix = "websocket:", redisUrl } = info;
+  const channel = quoted(channelPrefix + id);
+  const payload = { authResult: "CONFIRMED", messageId: "payment-1", data: { amount: "120.00", currency: "EUR" } };
+  const options = `${redisUrl ? `--redis ${quoted(redisUrl)} ` : ""}--retain ${RETAIN_SECONDS}${id.startsWith("-") ? " --" : ""}`;
+  $("command-plain").textContent = `${redisCli} PUBLISH ${channel} CONFIRMED`;
+  $("command-data").textContent = `${redisCli} PUBLISH ${channel} ${quoted(JSON.stringify(payload))}`;
+  $("command-retained").textContent = `${cli} publish ${options} ${quoted(id)} CONFIRMED`;
+}
+
+async function copy(button) {
+  const source = $(button.dataset.copies);
+  const done = await copied(source);
+  button.textContent = done ? "Copied" : "Press Ctrl+C";
+  announce(done ? "Copied" : "Selected. Press Ctrl+C to copy.");
+  setTimeout(() => (button.textContent = "Copy"), 2000);
+}
+
+async function copied(source) {
+  try {
+    await navigator.clipboard.writeText(source.textContent);
+    return true;
+  } catch {
+    // No clipboard outside https and localhost: a phone on the same network, for one. The old way still works.
+    getSelection().selectAllChildren(source);
+    return document.execCommand("copy");
+  }
+}
+
+// The state of the connection.
+
+const STATES = {
+  connecting: () => "Connecting",
+  registering: () => "Connected, registering",
+  registered: () => (info.node ? `Registered on node ${info.node}` : "Registered"),
+  waiting: ({ until, reason }) => {
+    const seconds = Math.max(0, (until - Date.now()) / 1000).toFixed(1);
+    return `Reconnecting in ${seconds} s${reason ? ` (${reason})` : ""}`;
+  },
+  refused: (error) => `Refused: ${error?.message ?? "no reason given"}`,
+  closed: () => "Offline, because you asked for it",
+};
+
+async function showState(state, detail) {
+  const isNews = page.dataset.state !== state;
+  page.dataset.state = state;
+  clearInterval(countdown);
+  const show = () => ($("state").textContent = STATES[state](detail));
+  show();
+  if (state === "waiting") countdown = setInterval(show, 100);
+  $("offline").textContent = state === "closed" ? "Come back" : "Go offline";
+  $("offline").disabled = state === "refused";
+  showHeadline();
+  if (!isNews) return;
+  announce(state === "waiting" ? "Connection lost, reconnecting" : $("state").textContent);
+  if (state === "registered") {
+    await loadInfo(); // after a reconnect it may be another node that answers
+    if (page.dataset.state === state) show();
+  }
+}
+
+const HEADLINES = {
+  connecting: "Connecting",
+  registering: "Connecting",
+  registered: "Waiting for your approval",
+  waiting: "Connection lost",
+  refused: "Refused",
+  closed: "Offline",
+};
+
+function showHeadline() {
+  $("headline").textContent = page.dataset.result || HEADLINES[page.dataset.state];
+  document.title = `${$("headline").textContent} · Webflow Gateway`;
+}
+
+async function loadInfo() {
+  try {
+    const answer = await fetch("demo/info", { cache: "no-store" });
+    info = answer.ok ? await answer.json() : { ...info, node: undefined };
+  } catch {
+    return; // the connection's own state says what is wrong
+  }
+  $("node").textContent = info.node ?? "unnamed";
+  $("redis").textContent = info.redisPort ? `port ${info.redisPort}` : "pub/sub";
+  $("version").textContent = info.version ?? "";
+  showCommands();
+}
+
+// Results.
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  made.className = className;
+  made.textContent = text;
+  return made;
+}
+
+function showResult({ authResult, messageId, data }) {
+  const now = new Date();
+  const time = element("time", "", now.toTimeString().slice(0, 8));
+  time.dateTime = now.toISOString();
+  const row = element("li", BAD.test(authResult) ? "bad" : "good", "");
+  row.append(element("strong", "", authResult), time);
+  if (messageId !== undefined) row.append(element("span", "", `messageId ${messageId}`));
+  if (data !== undefined) row.append(element("pre", "", JSON.stringify(data, null, 1).replace(/\n */g, " ")));
+  $("results").prepend(row);
+  while ($("results").children.length > SHOWN_RESULTS) $("results").lastChild.remove();
+  page.dataset.result = authResult;
+  page.dataset.outcome = row.className;
+  showHeadline();
+  $("story").textContent = `Arrived at ${time.textContent}${info.node ? ` through ${info.node}` : ""}. Run a command again, or take a new id.`;
+  announce(`${authResult} arrived at ${time.textContent}`);
+  lightUp();
+}
+
+function forgetResults() {
+  $("results").replaceChildren();
+  delete page.dataset.result;
+  delete page.dataset.outcome;
+  $("story").textContent = STORY;
+}
+
+function lightUp() {
+  $("path").classList.remove("lit");
+  void $("path").offsetWidth; // a second result during the first one's animation starts it anew
+  $("path").classList.add("lit");
+}
+
+function showFrame(mark, text) {
+  $("frames").prepend(element("li", mark === ">" ? "sent" : "received", text));
+  while ($("frames").children.length > SHOWN_FRAMES) $("frames").lastChild.remove();
+}
+
+function announce(text) {
+  $("announcement").textContent = text;
+}
+
+for (const button of document.querySelectorAll("[data-copies]")) {
+  button.addEventListener("click", () => copy(button));
+}
+$("new-id").addEventListener("click", () => {
+  history.replaceState(null, "", location.pathname); // an id in the address would come back on reload
+  use(randomId());
+});
+$("offline").addEventListener("click", () => {
+  if (page.dataset.state === "closed") client.open();
+  else client.close();
+});
+use(new URLSearchParams(location.search).get("id") ?? remembered() ?? randomId());
