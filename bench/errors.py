@@ -1,0 +1,5 @@
+"""What ends a benchmark before its figures."""
+
+
+class BenchError(Exception):
+    """The benchmark cannot run here, or a server did not do what it is measured at; the message says which."""

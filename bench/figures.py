@@ -1,0 +1,149 @@
+"""What is measured: one server, from its start to its end, through the phases of a session's life."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import quantiles
+
+import redis
+
+from bench.driver import Browser, Driver, browsers
+from bench.errors import BenchError
+from bench.servers import Address, Server
+
+WARM_UP_SESSIONS = 400
+SETTLE_SECONDS = 0.5  # replies to the last UNSUBSCRIBE, callbacks put off: part of what the phase costs
+IDLE_SECONDS = 3.0  # longer than the 2 s between two of a node's PINGs to Redis
+DELIVERY_SLICE = 100
+DELIVERY_SLICE_SECONDS = 0.005
+LATENCY_PER_SECOND = 500
+
+
+@dataclass(frozen=True)
+class Load:
+    """How much to do: sessions, handshakes under way at once, messages whose latency is taken."""
+
+    sessions: int
+    in_flight: int
+    messages: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One server's figures from one run, CPU being its process's own.
+
+    `registration`, `delivery`, `disconnect`, `delivery_alone`: µs of CPU per operation. `memory`: KB per session.
+    `idle`: µs of CPU per second while all sessions are open and silent. `p50`, `p99`, `longest`: ms from PUBLISH to
+    the client's socket. `ids_per_subscribe`: ids in one SUBSCRIBE on average.
+    """
+
+    registration: float
+    delivery: float
+    disconnect: float
+    memory: float
+    p50: float
+    p99: float
+    longest: float
+    delivery_alone: float
+    idle: float
+    ids_per_subscribe: float
+
+
+class _Phase:
+    """µs of the server's CPU per operation, over what happens between the constructor and `end`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before = server.cpu()
+
+    def end(self, operations: float) -> float:
+        return (self._server.cpu() - self._before) / 1000 / operations
+
+
+def measure(server: Server, address: Address, load: Load) -> Figures:
+    """Take one running server through all phases; raises BenchError when it does not do as it should."""
+    driver = Driver(server.port, address, load.in_flight)
+    with redis.Redis(host=address[0], port=address[1]) as observer:
+        try:
+            return _phases(server, driver, observer, load)
+        except OSError as error:
+            server.check()
+            raise BenchError(f"{server.name}: {error}") from error
+        finally:
+            driver.close()
+
+
+def _phases(server: Server, driver: Driver, observer: redis.Redis, load: Load) -> Figures:
+    _warm_up(server, driver)
+    clients = browsers(load.sessions)
+    memory, commands = server.memory(), _subscribe_commands(observer)
+
+    phase = _Phase(server)
+    driver.register(clients)
+    driver.quiet(SETTLE_SECONDS)
+    registration = phase.end(len(clients))
+
+    # Memory that the warm-up gave back is used again, so that many sessions may have grown nothing: errs high.
+    memory = (server.memory() - memory) / (len(clients) - WARM_UP_SESSIONS) / 1024
+    ids_per_subscribe = len(clients) / max(1, _subscribe_commands(observer) - commands)
+
+    phase = _Phase(server)
+    driver.quiet(IDLE_SECONDS)
+    idle = phase.end(IDLE_SECONDS)
+
+    phase = _Phase(server)
+    driver.deliver(clients, DELIVERY_SLICE, DELIVERY_SLICE_SECONDS)
+    driver.quiet(SETTLE_SECONDS)
+    delivery = phase.end(len(clients))
+
+    phase = _Phase(server)
+    latencies = driver.latencies(clients, load.messages, LATENCY_PER_SECOND)
+    delivery_alone = phase.end(load.messages)
+    driver.quiet(SETTLE_SECONDS)
+
+    phase = _Phase(server)
+    driver.disconnect(clients)
+    driver.quiet(SETTLE_SECONDS)
+    disconnect = phase.end(len(clients))
+    _check_all_gone(observer)
+
+    p50, p99, longest = _spread(latencies)
+    return Figures(
+        registration,
+        delivery,
+        disconnect,
+        memory,
+        p50,
+        p99,
+        longest,
+        delivery_alone,
+        idle,
+        ids_per_subscribe,
+    )
+
+
+def _warm_up(server: Server, driver: Driver) -> None:
+    """Touch every code path and let the allocator take its first memory before anything is counted."""
+    clients: list[Browser] = browsers(WARM_UP_SESSIONS)
+    driver.register(clients)
+    driver.deliver(clients, DELIVERY_SLICE, DELIVERY_SLICE_SECONDS)
+    driver.disconnect(clients)
+    driver.quiet(SETTLE_SECONDS)
+    server.check()
+
+
+def _subscribe_commands(observer: redis.Redis) -> int:
+    statistics = observer.info("commandstats")
+    return int(statistics.get("cmdstat_subscribe", {"calls": 0})["calls"])
+
+
+def _check_all_gone(observer: redis.Redis) -> None:
+    left = observer.pubsub_channels("websocket:*")
+    if left:
+        raise BenchError(f"{len(left)} channels are still subscribed after the last client left")
+
+
+def _spread(nanoseconds: list[int]) -> tuple[float, float, float]:
+    """Median, 99th percentile and longest, in milliseconds."""
+    cuts = quantiles(nanoseconds, n=100, method="inclusive")
+    return cuts[49] / 1e6, cuts[98] / 1e6, max(nanoseconds) / 1e6
