@@ -20,13 +20,17 @@ from bench.servers import compile_floor, cores, on_core, raise_descriptor_limit,
 @click.command()
 @click.option("--sessions", default=8000, show_default=True, help="Sessions held at once.")
 @click.option("--rounds", default=3, show_default=True, help="How often each server is measured, in turns.")
-@click.option("--messages", default=2000, show_default=True, help="Messages whose latency is taken, at 500 a second.")
-@click.option("--in-flight", default=64, show_default=True, help="Handshakes, or goodbyes, under way at once.")
-@click.option("--only", type=click.Choice(["floor", "gateway"]), help="Measure one server alone, without ratios.")
-@click.option("--peer", is_flag=True, help="Also measure the usual way: WebSocketResponse and redis-py's PubSub.")
-@click.option("--redis", "address", metavar="URL", help="redis://HOST:PORT to measure with, instead of a Valkey.")
+@click.option(
+    "--messages", default=2000, show_default=True, help="Messages to take the latency of, at 500/s."
+)
+@click.option("--in-flight", default=64, show_default=True, help="Handshakes under way at once.")
+@click.option("--only", type=click.Choice(["floor", "gateway"]), help="Measure one server alone.")
+@click.option("--peer", is_flag=True, help="Also WebSocketResponse with redis-py's PubSub.")
+@click.option("--redis", "address", metavar="URL", help="redis://HOST:PORT instead of a Valkey of its own.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
-@click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write every figure here.")
+@click.option(
+    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
+)
 def main(
     *,
     sessions: int,
@@ -41,9 +45,9 @@ def main(
 ) -> None:
     """Measure CPU per registration, delivery and disconnect, memory per session, and latency.
 
-    The floor is a small C program that does the same work without a check. It and the gateway are measured in
-    turns; each ratio is of one round. A cell shows the median, and the smallest and largest in brackets. The exit
-    code says only whether everything could be measured: what the verdicts say is for the reader.
+    The floor is a small C program that does the same work without a check. It and the gateway are measured
+    in turns; each ratio is of one round. A cell shows the median, and the smallest and largest in brackets.
+    The exit code says only whether everything could be measured.
     """
     load = Load(sessions, in_flight, messages)
     names = [only] if only else ["floor", "gateway"] + (["peer"] if peer else [])
@@ -64,7 +68,7 @@ def _check(load: Load, rounds: int) -> None:
     if load.sessions < 2 * WARM_UP_SESSIONS:
         raise BenchError(f"--sessions: at least {2 * WARM_UP_SESSIONS}, twice those of the warm-up")
     if rounds < 1 or load.in_flight < 1 or load.messages < 100:
-        raise BenchError("--rounds and --in-flight: at least 1; --messages: at least 100, for a 99th percentile")
+        raise BenchError("--rounds and --in-flight: at least 1; --messages: at least 100")
 
 
 def _measure(names: list[str], rounds: int, load: Load, address: str | None) -> dict[str, list[Figures]]:

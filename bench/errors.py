@@ -2,4 +2,4 @@
 
 
 class BenchError(Exception):
-    """The benchmark cannot run here, or a server did not do what it is measured at; the message says which."""
+    """The benchmark cannot run here, or a server did not do its work; the message says which."""

@@ -32,9 +32,9 @@ class Load:
 class Figures:
     """One server's figures from one run, CPU being its process's own.
 
-    `registration`, `delivery`, `disconnect`, `delivery_alone`: µs of CPU per operation. `memory`: KB per session.
-    `idle`: µs of CPU per second while all sessions are open and silent. `p50`, `p99`, `longest`: ms from PUBLISH to
-    the client's socket. `ids_per_subscribe`: ids in one SUBSCRIBE on average.
+    `registration`, `delivery`, `disconnect`, `delivery_alone`: µs per operation. `memory`: KB per session.
+    `idle`: µs per second while all sessions are open and silent. `p50`, `p99`, `longest`: ms from PUBLISH
+    to the client's socket. `ids_per_subscribe`: ids in one SUBSCRIBE on average.
     """
 
     registration: float
@@ -76,16 +76,16 @@ def measure(server: Server, address: Address, load: Load) -> Figures:
 def _phases(server: Server, driver: Driver, observer: redis.Redis, load: Load) -> Figures:
     _warm_up(server, driver)
     clients = browsers(load.sessions)
-    memory, commands = server.memory(), _subscribe_commands(observer)
+    bytes_before, commands_before = server.memory(), _subscribe_commands(observer)
 
     phase = _Phase(server)
     driver.register(clients)
     driver.quiet(SETTLE_SECONDS)
     registration = phase.end(len(clients))
 
-    # Memory that the warm-up gave back is used again, so that many sessions may have grown nothing: errs high.
-    memory = (server.memory() - memory) / (len(clients) - WARM_UP_SESSIONS) / 1024
-    ids_per_subscribe = len(clients) / max(1, _subscribe_commands(observer) - commands)
+    # As many sessions as the warm-up had may have grown nothing, in memory that it gave back: errs high.
+    memory = (server.memory() - bytes_before) / (len(clients) - WARM_UP_SESSIONS) / 1024
+    ids_per_subscribe = len(clients) / max(1, _subscribe_commands(observer) - commands_before)
 
     phase = _Phase(server)
     driver.quiet(IDLE_SECONDS)

@@ -15,7 +15,7 @@ Rounds = Mapping[str, Sequence[Figures]]  # by the server's name; the same numbe
 class Row:
     """One figure: its member of `Figures`, what it says, and the limit to hold, if any.
 
-    A limit `of_floor` is one of the ratio to the floor in the same round; any other is one of the figure itself.
+    A limit `of_floor` bounds the ratio to the floor in the same round; any other bounds the figure itself.
     """
 
     member: str
@@ -39,7 +39,7 @@ ROWS = (
 
 
 def table(rounds: Rounds, *, markdown: bool) -> str:
-    """Every figure of every server; beside those of other servers than the floor, the ratio and the verdict."""
+    """Every figure of every server, the ratios to the floor, the limits, and the verdict on the gateway."""
     head = ["figure"]
     others = [name for name in rounds if name != "floor"]
     head += (["floor"] if "floor" in rounds else []) + others
@@ -47,7 +47,7 @@ def table(rounds: Rounds, *, markdown: bool) -> str:
         head.append(f"{name} / floor" if len(others) > 1 else "ratio")
     head += ["to hold", "verdict"] if "gateway" in rounds else []
     lines = [head] + [_cells(row, rounds, others) for row in ROWS]
-    return _markdown(lines) if markdown else _plain(lines)
+    return _markdown(lines) if markdown else plain(lines)
 
 
 def _cells(row: Row, rounds: Rounds, others: Sequence[str]) -> list[str]:
@@ -68,7 +68,7 @@ def ratios(row: Row, rounds: Rounds, name: str) -> list[float]:
 
 
 def verdict(row: Row, rounds: Rounds) -> str:
-    """`holds` or `missed` for the gateway's median; empty without a limit, or without the floor that it needs."""
+    """`holds` or `MISSED`, for the gateway's median; empty without a limit, or without the floor it needs."""
     if row.limit is None or (row.of_floor and "floor" not in rounds):
         return ""
     values = ratios(row, rounds, "gateway") if row.of_floor else _values(row, rounds["gateway"])
@@ -106,13 +106,12 @@ def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _plain(lines: Sequence[Sequence[str]]) -> str:
+def plain(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    texts = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines
-    ]
-    texts.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(texts)
+    rows = [*lines[:1], ["-" * width for width in widths], *lines[1:]]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:

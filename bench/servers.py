@@ -1,4 +1,4 @@
-"""The processes of a benchmark: the servers that are measured, the Redis behind them, and what each has used."""
+"""The processes of a benchmark: the servers that are measured, and the Redis behind them."""
 
 from __future__ import annotations
 
@@ -36,15 +36,16 @@ class Server:
     def cpu(self) -> int:
         """Nanoseconds of CPU, user and system, that all threads of the process have had so far.
 
-        From `schedstat`, which the scheduler keeps to the nanosecond. The `utime` and `stime` of `/proc/PID/stat`
-        come in ticks of 10 ms, which over 8,000 deliveries is more than 1 µs each, a seventh of the floor's figure.
+        From `schedstat`, which the scheduler keeps to the nanosecond. The `utime` and `stime` of
+        `/proc/PID/stat` come in ticks of 10 ms: over 8,000 deliveries that is more than 1 µs each, too coarse
+        where the floor takes about 10.
         """
         self.check()
         tasks = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
         return sum(int(task.read_text().split()[0]) for task in tasks)
 
     def memory(self) -> int:
-        """Bytes of memory: the process's proportional set size, so that shared libraries do not count in full."""
+        """Bytes of memory: the proportional set size, so that shared libraries do not count in full."""
         self.check()
         for line in Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
@@ -93,7 +94,7 @@ def _wait_for_port(server: Server) -> int:
 
 
 def _announced(lines: list[str]) -> int | None:
-    """The port out of a server's first lines: a bare number, or the gateway's log once it has reached Redis."""
+    """The port out of a server's first lines: a bare number, or the gateway's log once it has Redis."""
     if lines and lines[0].isdecimal():
         return int(lines[0])
     events = {}
@@ -120,7 +121,7 @@ def compile_floor() -> None:
     try:
         subprocess.run(command, check=True)
     except FileNotFoundError:
-        raise BenchError("the floor is written in C, and there is no cc; on Debian: apt-get install gcc") from None
+        raise BenchError("the floor is in C, and there is no cc; on Debian: apt-get install gcc") from None
     except subprocess.CalledProcessError:
         raise BenchError("the floor did not compile: see the compiler's message above") from None
 
@@ -161,7 +162,7 @@ COMMANDS: dict[str, Callable[[Address, int], list[str]]] = {
 
 
 def raise_descriptor_limit(sessions: int) -> None:
-    """Let this process and its children have a descriptor per session; raises BenchError where that is forbidden."""
+    """Let this process and its children have a descriptor per session; BenchError where that is forbidden."""
     wanted = sessions + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
@@ -171,12 +172,12 @@ def raise_descriptor_limit(sessions: int) -> None:
     except (ValueError, PermissionError):
         raise BenchError(
             f"{sessions} sessions need {wanted} open files, and this account may have {hard}: "
-            f"raise the limit (ulimit -Hn {wanted}) or measure fewer (--sessions {max(1, hard - SPARE_DESCRIPTORS)})"
+            f"raise the limit (ulimit -Hn {wanted}) or measure fewer (--sessions {hard - SPARE_DESCRIPTORS})"
         ) from None
 
 
 def cores() -> tuple[int | None, int | None]:
-    """The core of the server under test and the core of everything else; (None, None) where there is but one."""
+    """The core of the server under test and that of everything else; (None, None) where there is but one."""
     allowed = sorted(os.sched_getaffinity(0))
     return (allowed[0], allowed[1]) if len(allowed) > 1 else (None, None)
 
