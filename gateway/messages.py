@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -14,8 +14,11 @@ WEB_SOCKET_ID = re.compile(r"[A-Za-z0-9._~-]{1,200}", re.ASCII)
 AUTH_RESULT = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 """An authResult: CONFIRMED, CONTINUE, FAILED, DONE or whatever word the backend uses."""
 
-MESSAGE_ID_LENGTH = 200
-"""The longest messageId in characters; a UUID has 36."""
+MESSAGE_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
+"""A messageId: visible ASCII, so that it can also be an HTTP header's value; a UUID has 36 characters."""
+
+NO_DATA: Final = object()
+"""The `data` of a result that carries none; None is JSON's null, which is data."""
 
 REGISTRATION = "/user/topic/registration"
 AUTHORIZATION = "/user/topic/authorization"
@@ -92,7 +95,7 @@ class Result:
     __slots__ = ("auth_result", "data", "message_id", "payload")
 
     def __init__(
-        self, auth_result: str, message_id: str | None = None, data: object = ..., payload: bytes = b""
+        self, auth_result: str, message_id: str | None = None, data: object = NO_DATA, payload: bytes = b""
     ) -> None:
         self.auth_result = auth_result
         self.message_id = message_id
@@ -101,10 +104,6 @@ class Result:
 
     def __repr__(self) -> str:
         return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
-
-
-NO_DATA = ...
-"""The `data` of a result that carries none; None is JSON's null, which is data."""
 
 
 class InvalidResult(ValueError):
@@ -140,9 +139,7 @@ def _result_of(body: dict[str, object], web_socket_id: str, payload: bytes) -> R
     if not isinstance(auth_result, str) or not AUTH_RESULT.fullmatch(auth_result):
         raise InvalidResult("no authResult")
     message_id = body.get("messageId")
-    if message_id is not None and not (
-        isinstance(message_id, str) and 1 <= len(message_id) <= MESSAGE_ID_LENGTH
-    ):
+    if message_id is not None and not (isinstance(message_id, str) and MESSAGE_ID.fullmatch(message_id)):
         raise InvalidResult("bad messageId")
     if body.get("webSocketId", web_socket_id) != web_socket_id:
         raise InvalidResult("another webSocketId")

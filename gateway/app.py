@@ -1,0 +1,266 @@
+"""One node: what is built from what, how it starts, and how it stops."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import signal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+
+from . import __version__, invocation, logs
+from .broker import Broker
+from .config import Config, redact
+from .door import Door
+from .errors import ConfigError
+from .hub import Hub
+from .limits import Admission, Deadlines
+from .messages import CloseCode
+from .session import Node
+from .topology import Server
+from .views import AdminViews, DemoViews, PublicViews, on_response
+
+DRAIN_STEP: Final = 0.05
+"""Seconds between two shares of sessions that are closed."""
+
+SWEEP_SHARE: Final = 200
+"""Deadlines handled before others get the loop: 200 pings are some 2 ms."""
+
+MAX_BODY: Final = 65_536
+"""Bytes of a request's body; none of the requests so far has one."""
+
+HTTP_SHUTDOWN: Final = 1.0
+"""Seconds for HTTP requests under way to end when the node stops."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Where a node listens, with the ports it really got."""
+
+    host: str
+    port: int
+    admin_host: str
+    admin_port: int
+
+
+class Gateway:
+    """A node that can be started, drained and stopped, in any process that runs an event loop."""
+
+    def __init__(self, config: Config, *, demo: bool = False) -> None:
+        """With `demo` the public port serves the demo page too."""
+        self.config = config
+        self.listening: Listening | None = None
+        self._demo = demo
+        self._clock = asyncio.get_running_loop().time
+        self._hub = Hub(config.channel_prefix, config.max_result_size)
+        admission = Admission(config.max_sessions, config.max_sessions_per_ip)
+        self._node = Node(config, self._hub, admission, self._clock)
+        self._public = PublicViews(self._node)
+        self._listeners: list[asyncio.Server] = []
+        self._runners: list[web.AppRunner] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open on this node."""
+        return self._node.admission.sessions
+
+    async def start(self) -> Listening:
+        """Listen, and begin to connect to Redis. Raises ConfigError if an address cannot be had."""
+        config = self.config
+        server = await self._run(self._public_app())
+        self._door = Door(server, config.max_handshakes, config.handshake_timeout, self._clock)
+        port = await self._listen(self._door, "port", config.host, config.port)
+        name = config.node_name(port)
+        self._broker = Broker(Server(config.redis), self._hub, f"gateway-{name}", self._clock)
+        self._hub.attach(self._broker)
+        self._admin = AdminViews(self._node, self._broker, self._door, name)
+        admin = await self._run(_app(self._admin.routes()))
+        admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
+        self.listening = Listening(config.host, port, config.admin_host, admin_port)
+        log.info(
+            "listening",
+            host=config.host,
+            port=port,
+            admin_host=config.admin_host,
+            admin_port=admin_port,
+            node=name,
+        )
+        self._tasks = [
+            asyncio.create_task(self._broker.run(), name="broker"),
+            asyncio.create_task(sweep(self._node.deadlines, self._clock), name="sessions' deadlines"),
+            asyncio.create_task(sweep(self._door.deadlines, self._clock), name="handshakes' deadlines"),
+        ]
+        return self.listening
+
+    async def watch(self) -> None:
+        """Wait for a background task to end, which none does by itself; raises what ended it."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def drain(self, delay: float, seconds: float) -> None:
+        """Turn unready, serve for `delay` seconds more, then close all sessions evenly over `seconds`."""
+        self._admin.draining = True
+        log.info("draining", sessions=self.sessions, delay=delay, seconds=seconds)
+        await asyncio.sleep(delay)
+        self._public.closing = True
+        for listener in self._listeners[:1]:
+            listener.close()
+        await self._close_sessions(seconds)
+
+    async def _close_sessions(self, seconds: float) -> None:
+        sessions = list(self._node.deadlines)
+        share = max(1, ceil(len(sessions) * DRAIN_STEP / seconds)) if seconds else len(sessions)
+        while sessions:
+            for session in sessions[:share]:
+                session.close(CloseCode.SERVICE_RESTART, "service restart")
+            del sessions[:share]
+            if sessions:
+                await asyncio.sleep(DRAIN_STEP)
+        end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
+        while self.sessions and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
+            await asyncio.sleep(DRAIN_STEP)
+
+    async def stop(self) -> None:
+        """Drop what is still open and release everything; `drain` first for a gentle end."""
+        for listener in self._listeners:
+            listener.close()
+        for session in list(self._node.deadlines):
+            session.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for runner in self._runners:
+            await runner.cleanup()
+        log.info("stopped")
+
+    def _public_app(self) -> web.Application:
+        routes = self._public.routes()
+        if self._demo:
+            routes += DemoViews(self._describe).routes()
+        return _app(routes)
+
+    def _describe(self) -> Mapping[str, object]:
+        """What the demo page shows of this node: its name, and commands that publish to it."""
+        assert self.listening is not None
+        return {
+            "node": self.config.node_name(self.listening.port),
+            "version": __version__,
+            "channelPrefix": self.config.channel_prefix,
+            "redisUrl": redact(self.config.redis),
+            "redisCli": invocation.redis_cli(self.config.redis),
+            "cli": invocation.program(),
+        }
+
+    async def _run(self, app: web.Application) -> web.Server:
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=HTTP_SHUTDOWN)
+        await runner.setup()
+        self._runners.append(runner)
+        assert runner.server is not None
+        return runner.server
+
+    async def _listen(
+        self, factory: Callable[[], asyncio.BaseProtocol], setting: str, host: str, port: int
+    ) -> int:
+        """Listen with `factory`'s protocols; returns the port, which the kernel picks for 0."""
+        loop = asyncio.get_running_loop()
+        try:
+            listener = await loop.create_server(factory, host, port, backlog=self.config.backlog)
+        except OSError as error:
+            raise ConfigError(_cannot_listen(error, setting, host, port)) from error
+        self._listeners.append(listener)
+        actual: int = listener.sockets[0].getsockname()[1]
+        return actual
+
+
+def _app(routes: list[web.RouteDef]) -> web.Application:
+    app = web.Application(client_max_size=MAX_BODY)
+    app.add_routes(routes)
+    app.on_response_prepare.append(on_response)
+    return app
+
+
+def _cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
+    why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
+    flag = setting.replace("_", "-")
+    return f"port {port} on {host} {why}; choose another with --{flag} (GATEWAY_{setting.upper()})"
+
+
+async def sweep(deadlines: Deadlines[Any], clock: Callable[[], float]) -> None:
+    """Serve everybody's deadlines for ever, in shares that leave the loop to others."""
+    while True:
+        await asyncio.sleep(Deadlines.TICK)
+        logs.flush()
+        for count, item in enumerate(deadlines.expired(clock()), 1):
+            try:
+                item.deadline_passed()
+            except Exception:
+                log.exception("deadline failed")
+            if not count % SWEEP_SHARE:
+                await asyncio.sleep(0)
+
+
+async def serve(
+    config: Config,
+    *,
+    demo: bool = False,
+    announce: Callable[[Listening], None] | None = None,
+) -> int:
+    """Run a node until SIGTERM or SIGINT; returns the exit code.
+
+    SIGTERM drains as configured, SIGINT without delay, a second signal of either kind ends it at
+    once. `announce` is called when the node listens. Raises ConfigError if it cannot.
+    """
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number)
+    gateway = Gateway(config, demo=demo)
+    try:
+        listening = await gateway.start()
+        if announce is not None:
+            announce(listening)
+        _spare_the_collector()
+        watching = asyncio.create_task(gateway.watch())
+        stopping = asyncio.create_task(_drain_on_signal(gateway, signals))
+        done, pending = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        if watching in done:
+            log.critical("a background task ended", error=repr(watching.exception()))
+            return 1
+        return 0
+    finally:
+        await gateway.stop()
+
+
+async def _drain_on_signal(gateway: Gateway, signals: asyncio.Queue[signal.Signals]) -> None:
+    config = gateway.config
+    gentle = await signals.get() is signal.SIGTERM
+    draining = asyncio.create_task(
+        gateway.drain(config.drain_delay if gentle else 0, config.drain_seconds if gentle else 0)
+    )
+    impatient = asyncio.create_task(signals.get())
+    _, pending = await asyncio.wait((draining, impatient), return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+
+
+def _spare_the_collector() -> None:
+    """Make full collections rare: over many live sessions they would double the cost of a registration.
+
+    What exists now lives as long as the process. Sessions die by reference counting; only aiohttp's
+    handshakes leave cycles, and the first generation finds those.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 100)

@@ -1,0 +1,196 @@
+"""RFC 6455 frames, server side, without I/O: bytes in, messages out; messages in, bytes out.
+
+Strict where the RFC says MUST: client frames are masked, reserved bits and opcodes are refused (no
+extension is ever negotiated), control frames are whole and short, lengths are minimal, close codes
+are ones that may be sent, text is UTF-8. An idle reader holds no buffer.
+
+Why not a library's codec: docs/benchmark.md has the figures. The readers of aiohttp, wsproto and
+websockets keep 1 to 7 KB for each idle connection, which is the whole of a session's budget.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator
+from enum import IntEnum
+from struct import Struct
+
+from .errors import WireError
+from .messages import CloseCode
+
+_U16 = Struct("!H")
+_U64 = Struct("!Q")
+_MAX_CONTROL = 125  # section 5.5
+
+
+class Opcode(IntEnum):
+    """Section 5.2."""
+
+    CONTINUATION = 0x0
+    TEXT = 0x1
+    BINARY = 0x2
+    CLOSE = 0x8
+    PING = 0x9
+    PONG = 0xA
+
+
+_OPCODES = {int(opcode): opcode for opcode in Opcode}
+
+
+class FrameReader:
+    """Turns what one client sends into messages: `(Opcode, payload)` of TEXT, PING, PONG or CLOSE.
+
+    A fragment that completes no message comes out as an empty CONTINUATION, so that whoever counts
+    messages against a flood counts it too. `max_size` is the longest text message in bytes, over all
+    its fragments.
+    """
+
+    __slots__ = ("_buffer", "_decoder", "_fragments", "_max_size")
+
+    def __init__(self, max_size: int) -> None:
+        self._max_size = max_size
+        self._buffer = b""
+        self._fragments: bytes | None = None
+        self._decoder: codecs.IncrementalDecoder | None = None
+
+    def feed(self, data: bytes) -> Iterator[tuple[Opcode, bytes]]:
+        """Yield each message that `data` completes, in order.
+
+        Raises WireError, with the close code that RFC 6455 asks for, when the client breaks the
+        protocol; the messages before that have been yielded. The reader is of no use afterwards.
+        """
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        position = 0
+        while frame := self._frame(data, position):
+            final, opcode, payload, position = frame
+            if opcode >= Opcode.CLOSE:
+                if opcode is Opcode.CLOSE:
+                    _check_close(payload)
+                yield opcode, payload
+            elif final and opcode is Opcode.TEXT:  # by far the most: a whole message in one frame
+                _check_text(payload)
+                yield opcode, payload
+            elif (message := self._collect(final, payload)) is not None:
+                yield Opcode.TEXT, message
+            else:
+                yield Opcode.CONTINUATION, b""
+        self._buffer = data[position:]
+
+    def _frame(self, data: bytes, start: int) -> tuple[bool, Opcode, bytes, int] | None:
+        """The frame at `start`: final, opcode, unmasked payload, end. None while it is incomplete."""
+        if len(data) < start + 2:
+            return None
+        first, second = data[start], data[start + 1]
+        opcode = self._checked_opcode(first)
+        if not second & 0x80:
+            raise WireError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")
+        length = second & 0x7F
+        if opcode >= Opcode.CLOSE and (length > _MAX_CONTROL or not first & 0x80):
+            raise WireError(CloseCode.PROTOCOL_ERROR, "control frames must be short and whole")
+        mask = start + 2
+        if length >= 126:
+            extended = _U16 if length == 126 else _U64
+            if len(data) < mask + extended.size:
+                return None
+            (length,) = extended.unpack_from(data, mask)
+            if length < (126 if extended is _U16 else 65536) or length >> 63:
+                raise WireError(CloseCode.PROTOCOL_ERROR, "frame length not in its shortest form")
+            mask += extended.size
+        if opcode < Opcode.CLOSE and len(self._fragments or b"") + length > self._max_size:
+            raise WireError(CloseCode.TOO_BIG, f"messages may have {self._max_size} bytes")
+        begin = mask + 4
+        end = begin + length
+        if len(data) < end:
+            return None
+        return first & 0x80 != 0, opcode, _unmask(data[begin:end], data[mask:begin]), end
+
+    def _checked_opcode(self, first: int) -> Opcode:
+        if first & 0x70:
+            raise WireError(CloseCode.PROTOCOL_ERROR, "reserved bit set")
+        opcode = _OPCODES.get(first & 0x0F)
+        if opcode is None:
+            raise WireError(CloseCode.PROTOCOL_ERROR, "reserved opcode")
+        if opcode is Opcode.BINARY:
+            raise WireError(CloseCode.UNSUPPORTED_DATA, "text messages only")
+        if opcode < Opcode.CLOSE and (opcode is Opcode.CONTINUATION) != (self._fragments is not None):
+            raise WireError(CloseCode.PROTOCOL_ERROR, "fragments out of order")
+        return opcode
+
+    def _collect(self, final: bool, payload: bytes) -> bytes | None:
+        """Add a fragment; the whole message when it was the last. Bad UTF-8 fails at its fragment."""
+        if self._decoder is None:
+            self._decoder = codecs.getincrementaldecoder("utf-8")()
+        try:
+            self._decoder.decode(payload, final)
+        except UnicodeDecodeError:
+            raise WireError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+        message = (self._fragments or b"") + payload
+        if not final:
+            self._fragments = message
+            return None
+        self._fragments = self._decoder = None
+        return message
+
+
+def _unmask(payload: bytes, key: bytes) -> bytes:
+    """Section 5.3. One XOR of two long integers: the fastest way without a C extension."""
+    length = len(payload)
+    keys = (key * (length // 4 + 1))[:length]
+    masked = int.from_bytes(payload, "little") ^ int.from_bytes(keys, "little")
+    return masked.to_bytes(length, "little")
+
+
+def _check_text(payload: bytes) -> None:
+    if not payload.isascii():
+        try:
+            payload.decode()
+        except UnicodeDecodeError:
+            raise WireError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+
+
+def _check_close(payload: bytes) -> None:
+    """Sections 5.5.1 and 7.4: no body, or a code that may be sent and a reason in UTF-8."""
+    if payload:
+        code = int.from_bytes(payload[:2], "big")
+        if len(payload) == 1 or not _may_be_sent(code):
+            raise WireError(CloseCode.PROTOCOL_ERROR, "invalid close code")
+        _check_text(payload[2:])
+
+
+def _may_be_sent(code: int) -> bool:
+    # 1004 is reserved; 1005, 1006 and 1015 only ever describe a close without a code.
+    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+def close_code(payload: bytes) -> int:
+    """The code in a CLOSE message that `FrameReader` has let through."""
+    return int.from_bytes(payload[:2], "big") if payload else CloseCode.NO_STATUS
+
+
+def text(payload: bytes) -> bytes:
+    """A whole text message in one frame."""
+    length = len(payload)
+    if length < 126:
+        return b"\x81%c%b" % (length, payload)
+    if length < 65536:
+        return b"\x81\x7e%b%b" % (_U16.pack(length), payload)
+    return b"\x81\x7f%b%b" % (_U64.pack(length), payload)
+
+
+def pong(payload: bytes) -> bytes:
+    """The answer to a PING with this payload (section 5.5.3)."""
+    return b"\x8a%c%b" % (len(payload), payload)
+
+
+PING = b"\x89\x00"
+"""A heartbeat; it needs no payload, since any answer at all shows that the client lives."""
+
+
+def close(code: int, reason: str) -> bytes:
+    """A CLOSE frame; the reason is cut to what a control frame may hold."""
+    if code == CloseCode.NO_STATUS:
+        return b"\x88\x00"
+    text = reason.encode()[: _MAX_CONTROL - 2].decode(errors="ignore").encode()
+    return b"\x88%c%b%b" % (2 + len(text), _U16.pack(code), text)

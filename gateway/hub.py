@@ -1,0 +1,131 @@
+"""Carries out the table's decisions: asks the broker, tells the members, fans results out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
+import structlog
+
+from .messages import InvalidResult, Problem, Result, parse_result
+from .subscriptions import Ask, Subscriptions
+
+log = structlog.get_logger()
+
+
+class Member(Protocol):
+    """Who waits for results: a session, as the hub knows it. None of it may raise or wait."""
+
+    def acknowledge(self, web_socket_id: str) -> None:
+        """Registered: nothing published from now on is missed."""
+
+    def deliver(self, web_socket_id: str, result: Result) -> None:
+        """A result for the id; it may be one that the member has had."""
+
+    def refuse(self, web_socket_id: str, problem: Problem) -> None:
+        """Not registered, or no longer; the member is out of the hub."""
+
+
+class Subscriber(Protocol):
+    """What the hub asks of the broker."""
+
+    def subscribe(self, name: bytes) -> None: ...
+    def read(self, name: bytes) -> None: ...
+    def unsubscribe(self, name: bytes) -> None: ...
+
+
+class Hub:
+    """Which members wait for which id, and what happens to a result. Implements `BrokerEvents`."""
+
+    def __init__(self, channel_prefix: str, max_result_size: int) -> None:
+        """`max_result_size` is in bytes. `attach` a broker before the first registration."""
+        self._prefix = channel_prefix.encode()
+        self._skip = len(self._prefix)
+        self._max_size = max_result_size
+        self._table: Subscriptions[Member] = Subscriptions()
+        self._say: dict[Ask, Callable[[bytes], None]] = {}
+        self.invalid: Counter[str] = Counter()
+        """Published payloads that were not forwarded, by kind."""
+        self.delivered = 0
+        """Results handed to members, so far."""
+
+    def attach(self, broker: Subscriber) -> None:
+        """`broker` carries out what the table asks for."""
+        self._say = {
+            Ask.NOTHING: lambda _name: None,
+            Ask.SUBSCRIBE: broker.subscribe,
+            Ask.READ: broker.read,
+            Ask.UNSUBSCRIBE: broker.unsubscribe,
+        }
+
+    @property
+    def channels(self) -> int:
+        """Channels that this node is or wants to be subscribed to."""
+        return len(self._table)
+
+    # What members ask
+
+    def register(self, web_socket_id: str, member: Member) -> bytes:
+        """`member` waits for `web_socket_id`; returns the channel, to `leave` it by.
+
+        Later, never from within this call, `member.acknowledge` or `member.refuse` is called, however
+        long Redis is out of reach.
+        """
+        name = self._prefix + web_socket_id.encode()
+        self._say[self._table.join(name, member)](name)
+        return name
+
+    def leave(self, name: bytes, member: Member) -> None:
+        """`member` waits no longer; no harm if it never did."""
+        self._say[self._table.leave(name, member)](name)
+
+    def web_socket_id(self, name: bytes) -> str:
+        """The id whose channel `name` is."""
+        return name[self._skip :].decode()
+
+    # What the broker says
+
+    def connected(self) -> Sequence[bytes]:
+        return self._table.connected()
+
+    def disconnected(self) -> None:
+        self._table.disconnected()
+
+    def subscribed(self, name: bytes, retained: bytes | None) -> None:
+        confirmed = self._table.confirmed(name, retained)
+        self._say[confirmed.ask](name)
+        if not (confirmed.newcomers or confirmed.veterans):
+            return
+        web_socket_id = self.web_socket_id(name)
+        for member in confirmed.newcomers:
+            member.acknowledge(web_socket_id)
+        for payload in confirmed.payloads:
+            self._fan_out(web_socket_id, payload, confirmed.newcomers)
+        if confirmed.retained is not None:
+            self._fan_out(web_socket_id, confirmed.retained, confirmed.veterans)
+
+    def unsubscribed(self, name: bytes) -> None:
+        self._say[self._table.unsubscribed(name)](name)
+
+    def received(self, name: bytes, payload: bytes) -> None:
+        self._fan_out(self.web_socket_id(name), payload, self._table.listening(name, payload))
+
+    def refused(self, name: bytes, reason: str) -> None:
+        log.error("redis refuses a channel", why=reason)
+        web_socket_id = self.web_socket_id(name)
+        for member in self._table.refused(name):
+            member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
+
+    def _fan_out(self, web_socket_id: str, payload: bytes, members: Iterable[Member]) -> None:
+        if not members:
+            return
+        try:
+            result = parse_result(payload, web_socket_id, self._max_size)
+        except InvalidResult as error:
+            self.invalid[error.kind] += 1
+            log.warning("invalid result", kind=error.kind, size=len(payload))
+            return
+        for member in members:
+            member.deliver(web_socket_id, result)
+            self.delivered += 1

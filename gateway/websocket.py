@@ -1,0 +1,180 @@
+"""A session over a WebSocket: takes the TCP transport over from aiohttp after the handshake.
+
+aiohttp keeps a request, a task, parsers and buffers for as long as a WebSocket lives, 15 KB each. Once
+the 101 is written none of them has anything left to do, so `take_over` ends aiohttp's part, and this
+small protocol is all that a waiting browser costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+
+from aiohttp import web
+
+from . import frames
+from .errors import WireError
+from .frames import FrameReader, Opcode
+from .messages import CloseCode
+from .session import Node, Session, State
+from .wire import Wire
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
+
+REASON_BY_CLIENT = "closed by the client"
+
+
+class WebSocketSession(Session, asyncio.Protocol):
+    """The transport's protocol and the hub's member in one object."""
+
+    __slots__ = ("_heard", "_reader", "_transport")
+
+    def __init__(self, node: Node, wire: Wire, address: str, transport: asyncio.Transport) -> None:
+        super().__init__(node, wire, address)
+        self._transport = transport
+        self._reader: FrameReader | None = FrameReader(node.config.max_message_size)
+        self._heard = True
+        transport.set_write_buffer_limits(high=node.config.write_buffer)
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        self._heard = True
+        if self._reader is None:  # it broke the protocol, or has said goodbye: nothing counts any more
+            return
+        try:
+            for opcode, payload in self._reader.feed(data):
+                self.count_message()
+                self._frame_received(opcode, payload)
+                if self._deaf:
+                    return
+        except WireError as error:
+            self._fail(error.code, error.reason)
+
+    def _frame_received(self, opcode: Opcode, payload: bytes) -> None:
+        if opcode is Opcode.CLOSE:
+            self._closed_by_client(frames.close_code(payload))
+        elif self.state is State.CLOSING:
+            pass  # only the client's own CLOSE is waited for
+        elif opcode is Opcode.TEXT:
+            self.message_received(payload)
+        elif opcode is Opcode.PING:
+            self._send(frames.pong(payload))
+
+    def eof_received(self) -> None:
+        """Half-closed by the client; returning None lets the transport close the other half."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._reader = None
+        self.ended()
+
+    def pause_writing(self) -> None:
+        """The transport holds more unsent bytes than `write_buffer`: the client does not read."""
+        self._fail(CloseCode.POLICY, "slow consumer")
+
+    def resume_writing(self) -> None:
+        """Nothing waits for it: a session that was too slow is closing already."""
+
+    # Session
+
+    def _write(self, message: bytes) -> None:
+        self._send(frames.text(message))
+
+    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
+        self._send(frames.close(code, reason))
+
+    def _probe(self) -> bool:
+        heard, self._heard = self._heard, False
+        if heard:
+            self._send(frames.PING)
+        return heard
+
+    def _send(self, frame: bytes) -> None:
+        # uvloop raises when a connection is written to that broke a moment ago, in the time until it
+        # reports the loss; a result on its way to this client must not harm whoever brings it.
+        if not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    # How it ends
+
+    @property
+    def _deaf(self) -> bool:
+        return self._reader is None
+
+    def _closed_by_client(self, code: int) -> None:
+        """Answer the client's CLOSE, or take it as the answer to ours; then TCP ends (section 7.1.1)."""
+        self._reader = None
+        if self._leave(code, REASON_BY_CLIENT):
+            self._send(frames.close(code, ""))
+        self._transport.close()
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        """Fail the connection (section 7.1.7): our CLOSE, the end of our half, then deaf.
+
+        Closing at once would reset the connection while the client's bytes are still unread, and the
+        reset could overtake the CLOSE that tells the client why.
+        """
+        self._reader = None
+        self.close(code, reason)
+        if self._transport.can_write_eof() and not self._transport.is_closing():
+            self._transport.write_eof()
+
+
+def accept_key(key: str) -> str:
+    """Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2)."""
+    return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+
+
+class _Remainder:
+    """Stands in for aiohttp's WebSocket parser: keeps what came behind the handshake."""
+
+    def __init__(self) -> None:
+        self.data = b""
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.data += data
+        return False, b""
+
+    def feed_eof(self) -> None:
+        """The connection ends with aiohttp's part of it."""
+
+
+class HandedOver(web.StreamResponse):
+    """What a handler returns after `take_over`: nothing is left for aiohttp to send."""
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+def take_over(request: web.Request, node: Node, wire: Wire, address: str, protocol: str | None) -> HandedOver:
+    """Answer a checked handshake with 101 and make the connection a `WebSocketSession`.
+
+    `protocol` is the subprotocol chosen, if any. The caller has had `address` admitted, and has made
+    sure that the connection is still there.
+    """
+    connection, transport = request.protocol, request.transport
+    assert transport is not None
+    remainder = _Remainder()
+    connection.set_parser(remainder)  # type: ignore[arg-type]  # aiohttp names its own parser there
+    chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+    transport.write(
+        (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept_key(request.headers['Sec-WebSocket-Key'])}\r\n{chosen}\r\n"
+        ).encode()
+    )
+    session = WebSocketSession(node, wire, address, transport)
+    transport.set_protocol(session)
+    # For aiohttp the connection ends here. It must not find the transport, or it would close it.
+    connection.transport = None
+    connection.connection_lost(None)
+    if remainder.data:
+        session.data_received(remainder.data)
+    return HandedOver()

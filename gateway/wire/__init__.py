@@ -1,0 +1,27 @@
+"""How each protocol says what `messages` names: one codec a protocol, bytes in and bytes out, no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from ..messages import Problem, Request, Result
+
+
+class Wire(Protocol):
+    """One client's protocol. A wire without state is one object for all its clients."""
+
+    def receive(self, message: bytes) -> Iterable[Request]:
+        """What one complete message asks for. Raises WireError for what deserves no answer."""
+
+    def acknowledge(self, web_socket_id: str) -> bytes:
+        """The message that says: registered, nothing published from now on is missed."""
+
+    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
+        """The message that says: not registered, and why."""
+
+    def complain(self, problem: Problem) -> bytes:
+        """The message that says: not understood."""
+
+    def result(self, web_socket_id: str, result: Result) -> bytes:
+        """The message that carries a result."""
