@@ -28,7 +28,8 @@ STALL_SECONDS = 20.0  # nothing moved for so long: the server hangs
 TICK_SECONDS = 0.001
 EVENTS = 1024
 GOING_AWAY = (1001).to_bytes(2, "big")  # RFC 6455 section 7.4.1: the code of a browser that leaves the page
-CLOSED = b"\x88\x02" + GOING_AWAY
+CLOSED = b"\x88\x02" + GOING_AWAY  # the code comes back, section 5.5.1; aiohttp answers 1000
+CLOSED_NORMALLY = b"\x88\x02\x03\xe8"
 RESULT = b"CONFIRMED"
 _MASK = os.urandom(4)
 _KEY = base64.b64encode(os.urandom(16)).decode()
@@ -123,7 +124,6 @@ class Driver:
         farewell = client_frame(8, GOING_AWAY)
 
         def start(browser: Browser) -> None:
-            browser.expected = CLOSED
             browser.socket.send(farewell)
 
         self._in_turn(leaving, start, self._farewell_step)
@@ -209,13 +209,15 @@ class Driver:
         return False
 
     def _farewell_step(self, browser: Browser) -> bool:
-        if browser.expected and not self._receive(browser):
-            return False
         try:
-            if browser.socket.recv(1):
-                raise BenchError("the server sent something after its Close frame")
+            data = browser.socket.recv(4096)
+            while data:
+                browser.inbox += data
+                data = browser.socket.recv(4096)
         except BlockingIOError:
             return False  # the end of the connection is a packet of its own, and not here yet
+        if browser.inbox not in (CLOSED, CLOSED_NORMALLY):
+            raise BenchError(f"expected a Close frame and the end, received {browser.inbox!r}")
         del self._by_descriptor[browser.socket.fileno()]
         browser.socket.close()
         return True

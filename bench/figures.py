@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from statistics import quantiles
 
 import redis
 
-from bench.driver import Browser, Driver, browsers
+from bench.driver import STALL_SECONDS, Browser, Driver, browsers
 from bench.errors import BenchError
 from bench.servers import Address, Server
 
@@ -103,9 +104,9 @@ def _phases(server: Server, driver: Driver, observer: redis.Redis, load: Load) -
 
     phase = _Phase(server)
     driver.disconnect(clients)
+    _wait_until_all_gone(observer)
     driver.quiet(SETTLE_SECONDS)
     disconnect = phase.end(len(clients))
-    _check_all_gone(observer)
 
     p50, p99, longest = _spread(latencies)
     return Figures(
@@ -137,10 +138,13 @@ def _subscribe_commands(observer: redis.Redis) -> int:
     return int(statistics.get("cmdstat_subscribe", {"calls": 0})["calls"])
 
 
-def _check_all_gone(observer: redis.Redis) -> None:
-    left = observer.pubsub_channels("websocket:*")
-    if left:
-        raise BenchError(f"{len(left)} channels are still subscribed after the last client left")
+def _wait_until_all_gone(observer: redis.Redis) -> None:
+    """Wait until the server has unsubscribed every channel: clients may be let go long before."""
+    end = time.monotonic() + STALL_SECONDS
+    while left := observer.pubsub_channels("websocket:*"):
+        if time.monotonic() > end:
+            raise BenchError(f"{len(left)} channels are still subscribed after the last client left")
+        time.sleep(0.1)
 
 
 def _spread(nanoseconds: list[int]) -> tuple[float, float, float]:

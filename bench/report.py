@@ -64,7 +64,7 @@ def _cells(row: Row, rounds: Rounds, others: Sequence[str]) -> list[str]:
 def ratios(row: Row, rounds: Rounds, name: str) -> list[float]:
     """The server's figure over the floor's, round by round: the two ran one right after the other."""
     pairs = zip(_values(row, rounds[name]), _values(row, rounds["floor"]), strict=True)
-    return [value / floor for value, floor in pairs]
+    return [value / floor if floor else float("inf") for value, floor in pairs]
 
 
 def verdict(row: Row, rounds: Rounds) -> str:
@@ -96,6 +96,8 @@ def _limit(row: Row) -> str:
 
 def _spread(values: Sequence[float]) -> str:
     middle = median(values)
+    if middle == float("inf"):
+        return "-"
     if len(values) == 1:
         return _number(middle)
     return f"{_number(middle)} ({_number(min(values))}-{_number(max(values))})"
