@@ -44,6 +44,9 @@ export class ResultClient {
     const { signal } = this.#listening;
     window.addEventListener("online", () => this.#hurry(), { signal });
     document.addEventListener("visibilitychange", () => document.hidden || this.#hurry(), { signal });
+    // A page in the back/forward cache keeps its connection, and results would go to nobody.
+    window.addEventListener("pagehide", () => this.#drop(), { signal });
+    window.addEventListener("pageshow", ({ persisted }) => persisted && this.#connect(), { signal });
     this.#connect();
   }
 

@@ -68,10 +68,15 @@ function showCommands() {
   const { redisCli = "redis-cli", cli = "webflow-gateway", channelPrefix = "websocket:", redisUrl } = info;
   const channel = quoted(channelPrefix + id);
   const payload = { authResult: "CONFIRMED", messageId: "payment-1", data: { amount: "120.00", currency: "EUR" } };
-  const options = `${redisUrl ? `--redis ${quoted(redisUrl)} ` : ""}--retain ${RETAIN_SECONDS}${id.startsWith("-") ? " --" : ""}`;
+  const options = [
+    redisUrl && `--redis ${quoted(redisUrl)}`,
+    channelPrefix !== "websocket:" && `--channel-prefix ${quoted(channelPrefix)}`,
+    `--retain ${RETAIN_SECONDS}`,
+    id.startsWith("-") && "--", // or it would be taken for an option
+  ];
   $("command-plain").textContent = `${redisCli} PUBLISH ${channel} CONFIRMED`;
   $("command-data").textContent = `${redisCli} PUBLISH ${channel} ${quoted(JSON.stringify(payload))}`;
-  $("command-retained").textContent = `${cli} publish ${options} ${quoted(id)} CONFIRMED`;
+  $("command-retained").textContent = `${cli} publish ${options.filter(Boolean).join(" ")} ${quoted(id)} CONFIRMED`;
 }
 
 async function copy(button) {
@@ -147,7 +152,8 @@ async function loadInfo() {
     return; // the connection's own state says what is wrong
   }
   $("node").textContent = info.node ?? "unnamed";
-  $("redis").textContent = info.redisPort ? `port ${info.redisPort}` : "pub/sub";
+  const port = /:(\d+)(\/|$)/.exec(info.redisUrl)?.[1];
+  $("redis").textContent = port ? `port ${port}` : "pub/sub";
   $("version").textContent = info.version ?? "";
   showCommands();
 }
@@ -212,4 +218,5 @@ $("offline").addEventListener("click", () => {
   if (page.dataset.state === "closed") client.open();
   else client.close();
 });
+loadInfo(); // not only once registered: with Redis away the commands should be right all the same
 use(new URLSearchParams(location.search).get("id") ?? remembered() ?? randomId());
