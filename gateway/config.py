@@ -465,11 +465,10 @@ def _right(setting: Setting) -> str:
 
 
 def _range(field: FieldInfo) -> str:
-    words = {"gt": "above", "ge": "from", "le": "up to"}
     bounds = {
         key: getattr(part, key) for part in field.metadata for key in ("gt", "ge", "le") if hasattr(part, key)
     }
-    low = f" above {bounds['gt']:g}" if "gt" in bounds else f" from {bounds['ge']:g}"
+    low = f" above {bounds['gt']:g}," if "gt" in bounds else f" from {bounds['ge']:g}"
     return low + (f" to {bounds['le']:.0f}" if "le" in bounds else " up")
 
 

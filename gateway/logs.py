@@ -1,0 +1,196 @@
+"""Logging: one line an event on stderr, for people or for machines, whoever logs it.
+
+    log = structlog.get_logger()
+    log.warning("redis lost", reason="no answer for 5 s")
+
+What clients and publishers send may stand in a line, cut to a bearable length; it can neither end the line
+nor reach the terminal as a control character. A webSocketId is a secret of its browser: log `short_id` of it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, MutableMapping
+from typing import Any, Literal
+
+import orjson
+import structlog
+
+Event = MutableMapping[str, Any]
+
+LONGEST_TEXT = 500  # characters of one value; a client chooses what stands in some of them
+WINDOW_SECONDS = 1.0
+ALLOWED = {
+    True: 1,
+    False: 10,
+}  # lines in a window: with a `kind`, which others can cause at will, and without
+MOST_WINDOWS = 1_000  # far more than there are events in the code; what reaches it is a mistake
+
+_HEAD = ("timestamp", "level", "event")
+
+
+class Folding:
+    """A processor that folds bursts: what repeats within a second is counted instead of logged.
+
+    Lines are alike when level, event, `kind` and `code` are. An event with a `kind` tells of what others
+    send and passes once a second; any other passes ten times. The next line that passes has `folded`, the
+    number of lines left out since the last; `flush` logs the last line left out when no other follows. So
+    the lines and all their `folded` add up to what happened.
+
+    `now` returns seconds on a clock that only goes forward.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._windows: dict[tuple[object, ...], _Window] = {}
+
+    def __call__(self, _logger: object, method: str, event: Event) -> Event:
+        key = (method, event.get("event"), event.get("kind"), event.get("code"))
+        now = self._now()
+        window = self._windows.get(key)
+        if window is None or now - window.start >= WINDOW_SECONDS:
+            folded = window.folded if window else 0
+            if len(self._windows) >= MOST_WINDOWS:
+                self._windows.clear()
+            window = self._windows[key] = _Window(now)
+            if folded:
+                event["folded"] = folded
+        window.seen += 1
+        if window.seen <= ALLOWED["kind" in event]:
+            return event
+        window.folded += 1
+        window.last = dict(event)
+        raise structlog.DropEvent
+
+    def due(self, *, at_once: bool = False) -> list[tuple[str, dict[str, Any]]]:
+        """The level and the members of a line for each burst whose second is over, or of all `at_once`."""
+        now = self._now()
+        over = [
+            key for key, window in self._windows.items() if at_once or now - window.start >= WINDOW_SECONDS
+        ]
+        windows = [(str(key[0]), self._windows.pop(key)) for key in over]
+        return [(method, window.told()) for method, window in windows if window.folded]
+
+
+class _Window:
+    __slots__ = ("folded", "last", "seen", "start")
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self.seen = 0
+        self.folded = 0
+        self.last: dict[str, Any] = {}
+
+    def told(self) -> dict[str, Any]:
+        # The line that is logged for them stands for one of them itself.
+        return {**self.last, "folded": self.folded - 1} if self.folded > 1 else self.last
+
+
+class _FromStandardLibrary(logging.Handler):
+    """Hands what aiohttp, asyncio and redis-py log to the same processors."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = min(record.levelno // 10 * 10, logging.CRITICAL) or logging.DEBUG  # structlog knows no others
+        error = record.exc_info if record.exc_info and record.exc_info[0] else None
+        structlog.get_logger(source=record.name).log(level, record.getMessage(), exc_info=error)
+
+
+_folding = Folding()
+
+
+def configure(level: str = "info", form: Literal["auto", "console", "json"] = "auto", node: str = "") -> None:
+    """Send every event of `level` and above to stderr; `node`, if any, is a member of each line.
+
+    `form` is the setting log_format. May be called again, when the node's name has become known.
+    """
+    global _folding
+    _folding = Folding()
+    terminal = sys.stderr.isatty()
+    console = form == "console" or (form == "auto" and terminal)
+    least = getattr(logging, level.upper())
+    structlog.configure(
+        processors=[
+            _folding,
+            _members(node),
+            structlog.processors.format_exc_info,
+            _cut,
+            *(_console(colours=terminal) if console else [_json]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(least),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    root = logging.getLogger()
+    root.handlers = [_FromStandardLibrary()]
+    root.setLevel(least)
+
+
+def flush(*, at_once: bool = False) -> None:
+    """Log what bursts have left untold: called once a second or so, and `at_once` when the node stops."""
+    for method, event in _folding.due(at_once=at_once):
+        getattr(structlog.get_logger(), method)(**event)
+
+
+def short_id(web_socket_id: str) -> str:
+    """The first 8 characters of an id: enough to find it again, too few to register it."""
+    return web_socket_id[:8] + "…"
+
+
+def _members(node: str) -> Callable[[object, str, Event], Event]:
+    """A processor that puts what every line has in front."""
+    fixed = {"node": node} if node else {}
+
+    def put(_logger: object, method: str, event: Event) -> Event:
+        now = time.time()
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
+        level = "error" if method == "exception" else method
+        head = {
+            "timestamp": f"{seconds}.{int(now % 1 * 1000):03d}Z",
+            "level": level,
+            "event": event.pop("event"),
+        }
+        return {**head, **fixed, **event}
+
+    return put
+
+
+def _cut(_logger: object, _method: str, event: Event) -> Event:
+    for key, value in event.items():
+        if isinstance(value, str) and len(value) > LONGEST_TEXT and key != "exception":
+            event[key] = value[:LONGEST_TEXT] + "…"
+    return event
+
+
+def _json(_logger: object, _method: str, event: Event) -> str:
+    try:
+        return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # a lone surrogate, which a path that is not UTF-8 turns into
+        return json.dumps(event, default=repr)
+
+
+def _console(*, colours: bool) -> list[structlog.typing.Processor]:
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=colours, sort_keys=False, exception_formatter=structlog.dev.plain_traceback
+    )
+    return [_escape, renderer]
+
+
+def _escape(_logger: object, _method: str, event: Event) -> Event:
+    for key, value in event.items():
+        if key == "exception":
+            event[key] = "\n".join(map(visible, value.split("\n")))
+        elif not isinstance(value, (int, float)):
+            text = visible(value if isinstance(value, str) else repr(value))
+            # Quoted, so that no value can look like further members of the line.
+            event[key] = f'"{text}"' if key not in _HEAD and (" " in text or "=" in text) else text
+    return event
+
+
+def visible(text: str) -> str:
+    """`text` with every control, format and unassigned character as its escape sequence."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

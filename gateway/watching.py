@@ -1,0 +1,163 @@
+"""A client that registers as the page of a browser does, and tells what comes: the command `watch`."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import orjson
+
+from .errors import GatewayError
+from .messages import AUTHORIZATION, ERROR, REGISTRATION, CloseCode
+
+CONNECT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 30.0  # a gateway that vanished without a word is noticed after one and a half of them
+FIRST_DELAY = 0.5
+LONGEST_DELAY = 30.0
+DEFINITE = (400, 401, 403, 404, 410)  # HTTP answers that another try would not change
+
+Say = Callable[[dict[str, Any]], None]
+
+
+class Refused(GatewayError):
+    """The gateway will not have this client or this id; trying again would not change it."""
+
+
+@dataclass
+class Backoff:
+    """Delays that double up to `longest` seconds, each drawn at random from 0 to that ("full jitter").
+
+    When a node dies its clients come back spread over the whole delay instead of all at once.
+    `draw(low, high)` is the source of chance.
+    """
+
+    first: float = FIRST_DELAY
+    longest: float = LONGEST_DELAY
+    draw: Callable[[float, float], float] = random.uniform
+    _tries: int = field(default=0, init=False)
+
+    def next(self) -> float:
+        """Seconds to wait before the next try."""
+        ceiling = min(self.longest, self.first * 2**self._tries)
+        if ceiling < self.longest:
+            self._tries += 1
+        return self.draw(0.0, ceiling)
+
+    def reset(self) -> None:
+        """Start anew: the last try succeeded."""
+        self._tries = 0
+
+
+async def watch(
+    url: str,
+    web_socket_id: str,
+    say: Say,
+    *,
+    origin: str | None = None,
+    backoff: Backoff | None = None,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> None:
+    """Register `web_socket_id` at `url` (ws:// or wss://) and tell `say` of everything, for ever.
+
+    `say` gets an object with `event`: connected, registered, result, problem, message, closed, unreachable
+    or retrying, and what belongs to it. `origin` is the page's, by default one of the URL's own host.
+    Raises Refused when the gateway gives an answer that is final.
+    """
+    client = _Client(url, web_socket_id, say, origin or origin_of(url), backoff or Backoff())
+    async with aiohttp.ClientSession() as http:
+        while True:
+            least = await client.connect(http)
+            seconds = max(least, client.backoff.next())
+            say({"event": "retrying", "seconds": round(seconds, 1)})
+            await sleep(seconds)
+
+
+def origin_of(url: str) -> str:
+    """The Origin that a page served from the same host as this WebSocket URL has."""
+    parts = urlsplit(url)
+    return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc.rpartition('@')[2]}"
+
+
+@dataclass
+class _Client:
+    url: str
+    web_socket_id: str
+    say: Say
+    origin: str
+    backoff: Backoff
+
+    async def connect(self, http: aiohttp.ClientSession) -> float:
+        """One connection from start to end; returns the least seconds to wait before the next."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                socket = await http.ws_connect(self.url, origin=self.origin, heartbeat=HEARTBEAT_SECONDS)
+        except aiohttp.WSServerHandshakeError as error:
+            return self._turned_away(error)
+        except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
+            self.say({"event": "unreachable", "reason": str(error) or "no answer in time"})
+            return 0.0
+        self.say({"event": "connected", "url": self.url})
+        async with socket:
+            await self._listen(socket)
+        return 0.0
+
+    async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        with suppress(ConnectionError):  # it may be gone already; receive() then says how
+            await socket.send_str(
+                orjson.dumps({"topic": REGISTRATION, "webSocketId": self.web_socket_id}).decode()
+            )
+        while True:
+            frame = await socket.receive()
+            if frame.type is aiohttp.WSMsgType.TEXT:
+                self._told(frame.data)
+            elif frame.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+                code = socket.close_code or CloseCode.ABNORMAL
+                reason = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else ""
+                self.say({"event": "closed", "code": int(code), "reason": reason or ""})
+                return
+
+    def _told(self, text: str) -> None:
+        try:
+            body = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            body = None
+        topic = body.pop("topic", None) if isinstance(body, dict) else None
+        if topic == REGISTRATION:
+            self._answered(body)
+        elif topic == AUTHORIZATION:
+            self.say({"event": "result", **body})
+        elif topic == ERROR:
+            self.say({"event": "problem", **_problem(body)})
+        else:
+            self.say({"event": "message", "text": text})
+
+    def _answered(self, body: dict[str, Any]) -> None:
+        if body.get("registrationSucceeded") is not True:
+            problem = _problem(body)
+            raise Refused(f"the gateway refuses the id: {problem['message']} ({problem['code']})")
+        self.backoff.reset()
+        self.say({"event": "registered", "webSocketId": self.web_socket_id})
+
+    def _turned_away(self, error: aiohttp.WSServerHandshakeError) -> float:
+        if error.status in DEFINITE:
+            hint = f"; is the origin {self.origin} allowed?" if error.status == 403 else ""
+            raise Refused(f"the gateway answers HTTP {error.status} to {self.url}{hint}") from None
+        self.say({"event": "unreachable", "reason": f"HTTP {error.status}"})
+        after = error.headers.get("Retry-After", "") if error.headers else ""
+        return min(float(after), LONGEST_DELAY) if after.isascii() and after.isdigit() else 0.0
+
+
+def _problem(body: dict[str, Any]) -> dict[str, str]:
+    problem = body.get("error")
+    if not isinstance(problem, dict):
+        problem = {}
+    return {
+        "code": str(problem.get("code", "unknown")),
+        "message": str(problem.get("message", "no reason given")),
+    }
