@@ -180,7 +180,7 @@ function showResult({ authResult, messageId, data }) {
   page.dataset.result = authResult;
   page.dataset.outcome = row.className;
   showHeadline();
-  $("story").textContent = `Arrived at ${time.textContent}${info.node ? ` through ${info.node}` : ""}. Run a command again, or take a new id.`;
+  $("story").textContent = `Arrived at ${time.textContent}${info.node ? ` through ${info.node}` : ""}. Run it again, or take a new id.`;
   announce(`${authResult} arrived at ${time.textContent}`);
   lightUp();
 }
