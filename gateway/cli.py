@@ -18,7 +18,8 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
@@ -30,6 +31,9 @@ from . import config as settings
 from .config import EMBEDDED, SETTINGS, Config, Setting
 from .errors import ConfigError, EmbeddedError, PublishError
 from .messages import NO_DATA, WEB_SOCKET_ID
+
+if TYPE_CHECKING:
+    from .app import Listening
 
 NOBODY = 3
 REDIS_SECONDS = 3.0  # for all that `publish` does with Redis
@@ -153,21 +157,19 @@ def serve(**_: object) -> None:
     """Run a node until SIGTERM or Ctrl-C."""
     read = read_settings()
     config = read.config()
-    for name, flag in (("port", "--port"), ("admin_port", "--admin-port")):
-        host = config.host if name == "port" else config.admin_host
-        if (problem := _why_not(host, getattr(config, name))) is not None:
-            raise Failure(f"{problem}; choose another with {flag}")
     logs.configure(config.log_level, config.log_format, config.node)
     log = structlog.get_logger()
     for remark in [*settings.unknown_variables(os.environ), *settings.remarks(config)]:
         log.warning("setting", remark=remark)
     with ExitStack() as stack:
         if config.redis == EMBEDDED:
-            config = config.model_copy(update={"redis": stack.enter_context(_own_valkey()).url})
+            valkey = stack.enter_context(_own_valkey())
+            log.info("embedded valkey", url=valkey.url, pid=valkey.pid)
+            config = config.model_copy(update={"redis": valkey.url})
         sys.exit(_serve(config))
 
 
-@commands.command(cls=SettingsCommand)
+@commands.command(cls=SettingsCommand, short_help="Try it out: a node, Valkey, the demo page.")
 @settings_options(without=("redis",))
 def dev(**_: object) -> None:
     """Run a node with a Valkey of its own and the demo page, to try things out on one machine."""
@@ -176,20 +178,21 @@ def dev(**_: object) -> None:
     config = read.config(drain_delay=0, drain_seconds=0)
     notes: list[str] = []
     for name in ("port", "admin_port"):
-        config = _on_free_port(config, name, notes, fixed=name in read.origins)
+        if name not in read.origins:  # a port that was asked for is had or complained of
+            config = _on_free_port(config, name, notes)
     logs.configure(config.log_level, config.log_format, config.node)
     with suppress(KeyboardInterrupt), _own_valkey() as valkey:
         if valkey.port != embedded.PORT:
             notes.append(f"Port {embedded.PORT} is taken; Valkey listens on {valkey.port}.")
         config = config.model_copy(update={"redis": valkey.url})
 
-        def announce(listening: Any) -> None:
+        def announce(listening: Listening) -> None:
             click.echo(_welcome(config, listening.port, listening.admin_port, notes))
 
         sys.exit(_serve(config, demo=True, announce=announce))
 
 
-@commands.command()
+@commands.command(short_help="Send a result to a browser.")
 @click.argument("web_socket_id", metavar="ID")
 @click.argument("auth_result", metavar="RESULT")
 @click.option("--data", metavar="JSON", help="Any JSON value for the page to receive along with the result.")
@@ -224,7 +227,7 @@ def publish(
     sys.exit(0 if count or published.retained else NOBODY)
 
 
-@commands.command()
+@commands.command(short_help="Register an id and print what comes.")
 @click.argument("web_socket_id", metavar="ID")
 @click.option("--url", default="ws://localhost:8080/ws", show_default=True, help="The gateway's WebSocket.")
 @click.option("--origin", help="The page's origin. [default: the host of the URL]")
@@ -247,22 +250,31 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
         raise TurnedAway(str(refused)) from None
 
 
-@commands.command("id")
+@commands.command("id", short_help="Print the webSocketId of an operation.")
 @click.argument("operation_id")
 def id_(operation_id: str) -> None:
     """Print the webSocketId of an operation: the SHA-512 of its id, in lower-case hex."""
     click.echo(hashlib.sha512(operation_id.encode()).hexdigest())
 
 
-@commands.command("config", cls=SettingsCommand)
+@commands.command("config", cls=SettingsCommand, short_help="Print or check the settings.")
 @click.option("--check", is_flag=True, help="Only say whether the settings are right; exit code 2 if not.")
 @click.option("--json", "as_json", is_flag=True, help="Print the settings in force as JSON.")
 @click.option("--markdown", is_flag=True, help="Print the reference of all settings as Markdown.")
+@click.option(
+    "--into",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    multiple=True,
+    help="With --markdown: put it into this file, between <!-- settings --> and <!-- /settings -->.",
+)
 @settings_options()
-def config_(check: bool, as_json: bool, markdown: bool, **_: object) -> None:
+def config_(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], **_: object) -> None:
     """Print the settings in force and where each came from. Passwords are left out."""
     if markdown:
-        click.echo(settings.table(), nl=False)
+        for path in into:
+            path.write_text(settings.with_table(path.read_text("utf-8")), "utf-8")
+        if not into:
+            click.echo(settings.table(), nl=False)
         return
     read = read_settings()
     config = read.config()
@@ -294,13 +306,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return new_event_loop
 
 
-def _serve(config: Config, *, demo: bool = False, announce: Callable[[Any], None] | None = None) -> int:
+def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening], None] | None = None) -> int:
     from .app import serve as serve_node  # with aiohttp, which the other commands need not wait for
 
     try:
         return _run(serve_node(config, demo=demo, announce=announce))
-    except OSError as error:  # the port was taken between the check and now
-        raise Failure(f"the node could not start: {error}") from None
+    except ConfigError as error:  # an address that cannot be had
+        raise Failure(str(error)) from None
     finally:
         logs.flush(at_once=True)
 
@@ -314,42 +326,28 @@ def _own_valkey() -> Iterator[embedded.Valkey]:
         raise Failure(str(error)) from None
 
 
-def _why_not(host: str, port: int) -> str | None:
-    """Why a node could not listen there, or None if it could."""
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        return f"{host} is no address of this machine ({error.strerror})"
-    for family, kind, protocol, _, address in addresses:
-        with socket.socket(family, kind, protocol) as probe:
-            # As the node itself does: connections of an earlier run that linger are no obstacle.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(address)
-            except OSError as error:
-                taken = error.errno == errno.EADDRINUSE
-                return (
-                    f"port {port} of {host} is taken" if taken else f"port {port} of {host}: {error.strerror}"
-                )
-    return None
+def _is_taken(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As the node itself does: connections of an earlier run that linger are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+        return False
 
 
-def _on_free_port(config: Config, name: str, notes: list[str], *, fixed: bool) -> Config:
-    """The config with the first free port from the wanted one up; a port that was asked for is `fixed`."""
+def _on_free_port(config: Config, name: str, notes: list[str]) -> Config:
+    """The config with the first port from the wanted one up that is free; a note says so if it is another."""
     host, wanted = (config.host, config.port) if name == "port" else (config.admin_host, config.admin_port)
-    problem = _why_not(host, wanted)
-    if problem is None:
+    if not _is_taken(host, wanted):
         return config
-    flag = "--" + name.replace("_", "-")
-    if fixed:
-        raise Failure(f"{problem}; choose another with {flag}")
     others = (
         port for port in range(wanted + 1, wanted + 100) if port not in (config.port, config.admin_port)
     )
-    free = next((port for port in others if _why_not(host, port) is None), None)
-    if free is None:
-        raise Failure(f"{problem}, and so are the next ones; choose another with {flag}")
-    notes.append(f"Port {wanted} is taken; took {free} ({flag}).")
+    # With none of a hundred free, the node itself complains of the one that was wanted.
+    free = next((port for port in others if not _is_taken(host, port)), wanted)
+    notes.append(f"Port {wanted} is taken; took {free} (--{name.replace('_', '-')}).")
     return config.model_copy(update={name: free})
 
 

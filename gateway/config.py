@@ -362,7 +362,7 @@ def show(name: str, value: object) -> str:
 
 def redact(url: str) -> str:
     """The Redis URL with its password as ***, also when it is malformed: it may stand in an error."""
-    url = re.sub(r"^((?:[^/]*//)?[^:]*):.*@", r"\1:***@", url)
+    url = re.sub(r"^((?:[A-Za-z+]*://)?+[^:]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
 
 
@@ -425,7 +425,7 @@ def _check_redis_url(url: str) -> None:
             "it cannot be read; look at the port and the options after ?, "
             "and write @ : / ? # in a password as %40 %3A %2F %3F %23"
         ) from None
-    if scheme == "unix" and not parts.path.startswith("/"):
+    if scheme == "unix" and (parts.hostname or not parts.path.startswith("/")):
         raise ValueError("unix:// needs an absolute path: unix:///run/redis.sock")
     if scheme != "unix" and not parts.hostname:
         raise ValueError("the URL names no host")
@@ -490,3 +490,11 @@ def table() -> str:
         text = setting.help.replace("|", r"\|").replace("*", r"\*")
         lines.append(f"| `{setting.flag}` | `{setting.variable}` | {default} | {text} |")
     return "\n".join(lines[1:]) + "\n"
+
+
+def with_table(document: str) -> str:
+    """The Markdown document with the present `table` between its marks, if it has them."""
+    begin, end = "<!-- settings -->\n", "<!-- /settings -->"
+    before, mark, rest = document.partition(begin)
+    _, close, after = rest.partition(end)
+    return f"{before}{begin}\n{table()}\n{end}{after}" if mark and close else document

@@ -56,7 +56,7 @@ def valkey(port: int = PORT) -> Iterator[Valkey]:
     gateway leaves it behind. Raises EmbeddedError when it is not installed or does not start.
     """
     binary = _binary()
-    port = port if _is_free(port) else _any_free()
+    port = port if port and _is_free(port) else _any_free()  # Valkey takes 0 for no port at all
     with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder, tempfile.TemporaryFile() as log:
         options = [
             "--port",

@@ -14,7 +14,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, MutableMapping
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 import orjson
 import structlog
@@ -28,8 +28,6 @@ ALLOWED = {
     False: 10,
 }  # lines in a window: with a `kind`, which others can cause at will, and without
 MOST_WINDOWS = 1_000  # far more than there are events in the code; what reaches it is a mistake
-
-_HEAD = ("timestamp", "level", "event")
 
 
 class Folding:
@@ -101,14 +99,21 @@ class _FromStandardLibrary(logging.Handler):
 _folding = Folding()
 
 
-def configure(level: str = "info", form: Literal["auto", "console", "json"] = "auto", node: str = "") -> None:
-    """Send every event of `level` and above to stderr; `node`, if any, is a member of each line.
+def configure(
+    level: str = "info",
+    form: Literal["auto", "console", "json"] = "auto",
+    node: str = "",
+    *,
+    stream: TextIO | None = None,
+) -> None:
+    """Send every event of `level` and above to `stream`, stderr by default; each line has `node`, if any.
 
     `form` is the setting log_format. May be called again, when the node's name has become known.
     """
     global _folding
     _folding = Folding()
-    terminal = sys.stderr.isatty()
+    stream = stream or sys.stderr
+    terminal = stream.isatty()
     console = form == "console" or (form == "auto" and terminal)
     least = getattr(logging, level.upper())
     structlog.configure(
@@ -120,7 +125,7 @@ def configure(level: str = "info", form: Literal["auto", "console", "json"] = "a
             *(_console(colours=terminal) if console else [_json]),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(least),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()
@@ -183,9 +188,8 @@ def _escape(_logger: object, _method: str, event: Event) -> Event:
         if key == "exception":
             event[key] = "\n".join(map(visible, value.split("\n")))
         elif not isinstance(value, (int, float)):
-            text = visible(value if isinstance(value, str) else repr(value))
-            # Quoted, so that no value can look like further members of the line.
-            event[key] = f'"{text}"' if key not in _HEAD and (" " in text or "=" in text) else text
+            # The renderer puts values with spaces into quotes, so that none looks like further members.
+            event[key] = visible(value if isinstance(value, str) else repr(value))
     return event
 
 

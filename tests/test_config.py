@@ -1,0 +1,272 @@
+"""Settings: defaults, what is accepted, what is complained of, and what is told of secrets."""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from gateway import config as settings
+from gateway.config import SETTINGS, Config, build, normalise_origin, redact
+from gateway.errors import ConfigError
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
+
+
+def complaint(**values: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        build(values)
+    return str(caught.value)
+
+
+def test_the_defaults_are_right() -> None:
+    assert build({}) == Config()
+    assert settings.remarks(Config()) == []
+
+
+def test_texts_become_values() -> None:
+    config = build(
+        {
+            "port": "0",
+            "heartbeat": "0.5",
+            "trusted_proxies": ("10.0.0.0/8, 192.0.2.7", "2001:db8::/32"),
+            "allowed_origins": "same-origin,HTTPS://Bank.Example:443",
+        }
+    )
+    assert (config.port, config.heartbeat) == (0, 0.5)
+    assert config.trusted_proxies == tuple(
+        ipaddress.ip_network(text) for text in ("10.0.0.0/8", "192.0.2.7/32", "2001:db8::/32")
+    )
+    assert config.allowed_origins == ("same-origin", "https://bank.example")
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError):
+        Config().port = 1  # type: ignore[misc]
+
+
+def test_all_mistakes_are_told_at_once_by_flag_variable_and_value() -> None:
+    text = complaint(port="80a", heartbeat="10s", log_level="loud", trusted_proxies="10.1.2.3/8", node="a b")
+    lines = text.splitlines()
+    assert lines[0] == "5 settings are wrong:"
+    assert "  --port (GATEWAY_PORT) is '80a': must be a whole number from 0 to 65535" in lines
+    assert (
+        "  --heartbeat (GATEWAY_HEARTBEAT) is '10s': must be a number of seconds above 0, to 86400" in lines
+    )
+    assert "  --log-level (GATEWAY_LOG_LEVEL) is 'loud': must be one of debug, info, warning, error" in lines
+    assert "the network is 10.0.0.0/8" in text
+    assert "--node (GATEWAY_NODE) is 'a b': must be at most 100 printable" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "65536"),
+        ("port", "-1"),
+        ("admin_port", "8080"),  # the public port's default
+        ("host", ""),
+        ("heartbeat", "0"),
+        ("heartbeat", "nan"),
+        ("heartbeat", "25000000"),
+        ("drain_delay", "-1"),
+        ("max_sessions", "0"),
+        ("max_sessions", "1.5"),
+        ("max_message_size", "10"),
+        ("channel_prefix", ""),
+        ("channel_prefix", "web socket:"),
+        ("channel_prefix", "x" * 65),
+        ("channel_prefix", "ä"),
+        ("allowed_origins", ""),
+        ("allowed_origins", "*,https://a.example"),
+        ("allowed_origins", "https://a.example/path"),
+        ("allowed_origins", "https://*.example"),
+        ("trusted_proxies", "proxy"),
+        ("log_format", "xml"),
+        ("colour", "red"),
+    ],
+)
+def test_mistakes(name: str, value: str) -> None:
+    assert name.replace("_", "-") in complaint(**{name: value}).replace("_", "-")
+
+
+@pytest.mark.parametrize(
+    "zero", ["port", "admin_port", "max_sessions_per_ip", "drain_delay", "drain_seconds"]
+)
+def test_zero_is_allowed_where_it_means_something(zero: str) -> None:
+    assert getattr(build({zero: "0"}), zero) == 0
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "redis://redis",
+        "redis://user:p%40ss@redis:6380/2",
+        "rediss://redis?ssl_cert_reqs=none",
+        "redis://[::1]:6379",
+        "unix:///run/redis.sock?db=1",
+        "embedded",
+    ],
+)
+def test_redis_urls(url: str) -> None:
+    assert build({"redis": url}).redis == url
+
+
+@pytest.mark.parametrize(
+    ("url", "right"),
+    [
+        ("redis+sentinel://a,b/mymaster", "not supported yet"),
+        ("redis+cluster://a,b", "not supported yet"),
+        ("localhost:6379", "write redis://host:port/db"),
+        ("http://redis", "write redis://host:port/db"),
+        ("redis://", "write redis://host:port/db"),
+        ("redis://:6379", "names no host"),
+        ("redis://redis/zero", "number of a database"),
+        ("redis://redis:port", "cannot be read"),
+        ("redis://redis?no_such_option=1", "cannot be read"),
+        ("redis://redis?socket_timeout=soon", "cannot be read"),
+        ("redis://[::1", "cannot be read"),
+        ("unix://run/redis.sock", "absolute path"),
+    ],
+)
+def test_wrong_redis_urls(url: str, right: str) -> None:
+    assert right in complaint(redis=url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:secret@redis",
+        "redis://user:secret@redis:6379/0",
+        "redis://user:sec/secret@redis",
+        "redis://user:se@secret@redis/x",
+        "rediss:user:secret@redis",
+        "user:secret@redis:6379",
+        "redis://redis?password=secret&db=0",
+        "http://user:secret@redis",
+        "redis://user:secret@redis:port",
+        "redis+sentinel://:secret@a,b/mymaster",
+    ],
+)
+def test_a_password_is_shown_nowhere(url: str) -> None:
+    assert "secret" not in redact(url)
+    said = ""
+    try:
+        config = build({"redis": url})
+        said = f"{config} {config!r} {config.shown()}"
+    except ConfigError as error:
+        said = str(error)
+    assert said
+    assert "secret" not in said
+    with pytest.raises(ValidationError) as caught:
+        Config(redis=url, port="x")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_url_without_a_password_is_shown_as_it_is() -> None:
+    for url in ("redis://user@redis:6379/0", "redis://redis:6379", "unix:///run/redis.sock", "embedded"):
+        assert redact(url) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://bank.example", "https://bank.example"),
+        ("HTTPS://Bank.Example:443", "https://bank.example"),
+        ("http://bank.example:80", "http://bank.example"),
+        ("http://localhost:8080", "http://localhost:8080"),
+        ("https://[2001:DB8::1]:8443", "https://[2001:db8::1]:8443"),
+        ("capacitor://localhost", "capacitor://localhost"),
+    ],
+)
+def test_origins_as_browsers_send_them(text: str, origin: str) -> None:
+    assert normalise_origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "bank.example",
+        "https://",
+        "https://bank.example/",
+        "https://bank.example?x",
+        "https://user@bank.example",
+        "https://*.bank.example",
+        "https://bank.example:0",
+        "https://bank.example:65536",
+        "https://bänk.example",
+        "https://a b",
+    ],
+)
+def test_what_is_no_origin(text: str) -> None:
+    with pytest.raises(ValueError):
+        normalise_origin(text)
+
+
+@given(st.text())
+def test_any_text_is_an_origin_that_stays_or_a_value_error(text: str) -> None:
+    try:
+        origin = normalise_origin(text)
+    except ValueError:
+        return
+    assert normalise_origin(origin) == origin
+
+
+@given(st.sampled_from([setting.name for setting in SETTINGS]), st.text())
+def test_any_text_is_a_setting_or_a_config_error(name: str, text: str) -> None:
+    try:
+        config = build({name: text})
+    except ConfigError:
+        return
+    assert build({name: config.shown()[name]}) == config or "***" in config.shown()[name]
+
+
+def test_a_variable_that_is_no_setting_gets_the_likely_name() -> None:
+    environment = {"GATEWAY_PROT": "1", "GATEWAY_PORT": "1", "GATEWAY_XYZZY": "1", "HOME": "/"}
+    assert settings.unknown_variables(environment) == [
+        "GATEWAY_PROT is no setting and has no effect; did you mean GATEWAY_PORT?",
+        "GATEWAY_XYZZY is no setting and has no effect",
+    ]
+
+
+def test_kubernetes_variables_are_recognised() -> None:
+    assert "enableServiceLinks" in complaint(port="tcp://10.0.0.1:8080")
+
+
+def test_remarks_on_what_is_seldom_meant() -> None:
+    remarks = settings.remarks(Config(allowed_origins="*", write_buffer=2048))
+    assert len(remarks) == 2
+    assert "every web site" in remarks[0]
+    assert "--write-buffer" in remarks[1]
+
+
+def test_the_nodes_name() -> None:
+    assert Config(node="n1").node_name(8080) == "n1"
+    assert Config().node_name(8080).endswith(":8080")
+
+
+def test_every_setting_has_all_that_is_derived_from_it() -> None:
+    assert {setting.name for setting in SETTINGS} == set(Config.model_fields)
+    for setting in SETTINGS:
+        assert setting.help.endswith("."), setting.name
+        assert setting.group
+        assert setting.metavar.isupper()
+        assert build({setting.name: setting.default or setting.field.default}) == Config()
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    text = DOCUMENT.read_text()
+    assert settings.with_table(text) == text, (
+        "run: python -m gateway config --markdown --into docs/configuration.md --into README.md"
+    )
+    assert settings.table() in text
+
+
+def test_a_document_without_the_marks_is_left_alone() -> None:
+    assert settings.with_table("nothing\n") == "nothing\n"
