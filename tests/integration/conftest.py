@@ -1,0 +1,73 @@
+"""What integration tests share: places where a gateway serves, and an eye on what is logged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import redis.asyncio
+from structlog.testing import capture_logs
+
+from ..processes import Node, Valkey
+from .here import admin_port_of, gateway_here, port_of
+
+Line = dict[str, Any]
+
+
+def complaints(lines: list[Line]) -> list[Line]:
+    """The log lines that tell of something that must not happen, in whatever test."""
+    return [line for line in lines if line.get("log_level", line.get("level")) in ("error", "critical", None)]
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[Line]]:
+    """What gateways in this process log. A test that provokes an error takes its line out again."""
+    with capture_logs() as lines:
+        yield lines  # type: ignore[misc]  # structlog types each line as a mapping
+    assert not complaints(lines)  # type: ignore[arg-type]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a gateway with default settings serves."""
+
+    port: int
+    admin_port: int
+
+
+@pytest.fixture(scope="module")
+def node_process(valkey: Valkey) -> Iterator[Node]:
+    with Node(valkey.url) as node:
+        yield node
+
+
+@pytest.fixture(params=["process", "in this loop"])
+async def place(request: pytest.FixtureRequest, valkey: Valkey) -> AsyncIterator[Place]:
+    """A gateway: as users run it, on uvloop in a process of its own, and on asyncio's own loop."""
+    if request.param == "process":
+        node = request.getfixturevalue("node_process")
+        before = len(complaints(node.logs))
+        yield Place(node.port, node.admin_port)
+        assert not complaints(node.logs)[before:]
+        return
+    async with gateway_here(valkey.url) as gateway:
+        yield Place(port_of(gateway), admin_port_of(gateway))
+
+
+@pytest.fixture
+async def backend(valkey: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
+    """A plain Redis client."""
+    async with redis.asyncio.Redis(port=valkey.port) as client:
+        yield client
+
+
+@pytest.fixture
+def new_id(request: pytest.FixtureRequest) -> Callable[[], str]:
+    """Makes ids that no other test uses: they share one Valkey."""
+    count = iter(range(1_000_000))
+    stem = "".join(char if char.isalnum() else "-" for char in request.node.nodeid.rpartition("::")[2])
+    return lambda: f"{stem[:150]}-{next(count)}"

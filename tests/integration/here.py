@@ -1,0 +1,68 @@
+"""Gateways in the test's own process and event loop, where a test can reach into them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+
+from gateway.app import Gateway
+from gateway.config import build
+
+from .load import SECONDS, until
+
+
+@contextlib.asynccontextmanager
+async def unconnected_here(redis_url: str, **settings: object) -> AsyncIterator[Gateway]:
+    """A gateway on free ports with these settings, whether it reaches Redis or not; stops at the end."""
+    where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": redis_url}
+    gateway = Gateway(build(where | settings))
+    await gateway.start()
+    try:
+        yield gateway
+    finally:
+        await gateway.stop()
+
+
+@contextlib.asynccontextmanager
+async def gateway_here(redis_url: str, **settings: object) -> AsyncIterator[Gateway]:
+    """The same, and it has reached Redis."""
+    async with unconnected_here(redis_url, **settings) as gateway:
+        await until(lambda: gateway._broker.connected, "the gateway reaches Redis")
+        yield gateway
+
+
+def port_of(gateway: Gateway) -> int:
+    """The public port it got."""
+    assert gateway.listening is not None
+    return gateway.listening.port
+
+
+def admin_port_of(gateway: Gateway) -> int:
+    """The admin port it got."""
+    assert gateway.listening is not None
+    return gateway.listening.admin_port
+
+
+async def readiness(admin_port: int) -> tuple[int, dict[str, Any]]:
+    """Status and body of /readyz on this port."""
+    timeout = aiohttp.ClientTimeout(SECONDS)
+    url = f"http://127.0.0.1:{admin_port}/readyz"
+    async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url) as answer:
+        body: dict[str, Any] = await answer.json()
+        return answer.status, body
+
+
+async def until_status(admin_port: int, what: str, **expected: object) -> dict[str, Any]:
+    """Poll /readyz until these members are as `expected`; returns the body, or raises TimeoutError."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + SECONDS
+    while clock() < end:
+        _, body = await readiness(admin_port)
+        if all(body[name] == value for name, value in expected.items()):
+            return body
+        await asyncio.sleep(0.01)
+    raise TimeoutError(f"{what}: not within {SECONDS} s but {body}")
