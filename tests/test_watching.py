@@ -1,0 +1,181 @@
+"""The watching client against a server of the test's own, which says what it likes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from aiohttp import WSCloseCode, web
+from aiohttp.test_utils import TestServer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.watching import Backoff, Refused, origin_of, watch
+
+from .processes import free_port
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+AiohttpServer = Callable[[web.Application], Awaitable[TestServer]]
+
+ACCEPTED = '{"topic":"/user/topic/registration","webSocketId":"a","registrationSucceeded":true}'
+RESULT = '{"topic":"/user/topic/authorization","webSocketId":"a","authResult":"DONE","data":1}'
+REFUSED = (
+    '{"topic":"/user/topic/registration","webSocketId":"a","registrationSucceeded":false,'
+    '"error":{"code":"invalid_id","message":"no such id"}}'
+)
+
+
+class Over(Exception):
+    """The test has seen enough."""
+
+
+class Waits:
+    """A `sleep` that notes the delays and ends the client after the last."""
+
+    def __init__(self, last: int = 1) -> None:
+        self.seconds: list[float] = []
+        self._last = last
+
+    async def __call__(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+        if len(self.seconds) == self._last:
+            raise Over
+
+
+def longest(low: float, high: float) -> float:
+    return high
+
+
+async def said(url: str, waits: Waits, **options: Any) -> list[dict[str, Any]]:
+    """What the client tells until it is refused or has waited for the last time."""
+    events: list[dict[str, Any]] = []
+    with pytest.raises(Over):
+        await watch(url, "a", events.append, sleep=waits, backoff=Backoff(draw=longest), **options)
+    return events
+
+
+async def serving(aiohttp_server: AiohttpServer, handler: Handler) -> str:
+    app = web.Application()
+    app.add_routes([web.get("/ws", handler)])
+    server = await aiohttp_server(app)
+    return str(server.make_url("/ws").with_scheme("ws"))
+
+
+def saying(*texts: str, code: int = 1012, reason: bytes = b"service restart") -> Handler:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        assert await websocket.receive_json() == {"topic": "/user/topic/registration", "webSocketId": "a"}
+        for text in texts:
+            await websocket.send_str(text)
+        await websocket.close(code=code, message=reason)
+        return websocket
+
+    return handler
+
+
+async def test_it_registers_tells_of_results_and_of_the_close(aiohttp_server: AiohttpServer) -> None:
+    url = await serving(aiohttp_server, saying(ACCEPTED, RESULT))
+    assert await said(url, Waits()) == [
+        {"event": "connected", "url": url},
+        {"event": "registered", "webSocketId": "a"},
+        {"event": "result", "webSocketId": "a", "authResult": "DONE", "data": 1},
+        {"event": "closed", "code": 1012, "reason": "service restart"},
+        {"event": "retrying", "seconds": 0.5},
+    ]
+
+
+async def test_a_registration_that_succeeds_resets_the_delay(aiohttp_server: AiohttpServer) -> None:
+    waits = Waits(last=3)
+    await said(await serving(aiohttp_server, saying(ACCEPTED)), waits)
+    assert waits.seconds == [0.5, 0.5, 0.5]
+
+
+async def test_connections_that_never_register_wait_longer_each_time(aiohttp_server: AiohttpServer) -> None:
+    waits = Waits(last=4)
+    events = await said(await serving(aiohttp_server, saying(code=WSCloseCode.TRY_AGAIN_LATER)), waits)
+    assert waits.seconds == [0.5, 1, 2, 4]
+    assert {"event": "closed", "code": 1013, "reason": "service restart"} in events
+
+
+async def test_a_refused_registration_ends_it(aiohttp_server: AiohttpServer) -> None:
+    url = await serving(aiohttp_server, saying(REFUSED))
+    with pytest.raises(Refused, match=r"no such id \(invalid_id\)"):
+        await watch(url, "a", lambda event: None)
+
+
+async def test_http_403_ends_it_and_names_the_origin(aiohttp_server: AiohttpServer) -> None:
+    origins = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        origins.append(request.headers["Origin"])
+        raise web.HTTPForbidden
+
+    url = await serving(aiohttp_server, handler)
+    with pytest.raises(Refused, match=r"HTTP 403 .*https://bank\.example"):
+        await watch(url, "a", lambda event: None, origin="https://bank.example")
+    with pytest.raises(Refused, match="HTTP 403"):
+        await watch(url, "a", lambda event: None)
+    assert origins == ["https://bank.example", url.replace("ws:", "http:").removesuffix("/ws")]
+
+
+@pytest.mark.parametrize(("after", "seconds"), [("7", 7), ("3600", 30), ("soon", 0.5)])
+async def test_a_full_node_is_asked_again_when_it_says(
+    aiohttp_server: AiohttpServer, after: str, seconds: float
+) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPServiceUnavailable(headers={"Retry-After": after})
+
+    waits = Waits()
+    events = await said(await serving(aiohttp_server, handler), waits)
+    assert events[0] == {"event": "unreachable", "reason": "HTTP 503"}
+    assert waits.seconds == [seconds]
+
+
+async def test_nobody_there() -> None:
+    events = await said(f"ws://127.0.0.1:{free_port()}/ws", Waits())
+    assert [event["event"] for event in events] == ["unreachable", "retrying"]
+
+
+async def test_a_connection_that_breaks_is_closed_with_1006(aiohttp_server: AiohttpServer) -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        assert request.transport is not None
+        request.transport.abort()
+        return websocket
+
+    events = await said(await serving(aiohttp_server, handler), Waits())
+    assert {"event": "closed", "code": 1006, "reason": ""} in events
+
+
+async def test_what_it_does_not_know_is_told_as_it_came(aiohttp_server: AiohttpServer) -> None:
+    problem = '{"topic":"/user/topic/error","error":{"code":"unknown_topic","message":"what?"}}'
+    events = await said(await serving(aiohttp_server, saying("hello", "[1]", '{"a":1}', problem)), Waits())
+    assert events[1:5] == [
+        {"event": "message", "text": "hello"},
+        {"event": "message", "text": "[1]"},
+        {"event": "message", "text": '{"a":1}'},
+        {"event": "problem", "code": "unknown_topic", "message": "what?"},
+    ]
+
+
+@given(st.integers(min_value=1, max_value=2_000))
+def test_no_delay_is_longer_than_the_longest(tries: int) -> None:
+    backoff = Backoff()
+    assert all(0 <= backoff.next() <= 30 for _ in range(tries))
+    backoff.reset()
+    assert backoff.next() <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("ws://localhost:8080/ws", "http://localhost:8080"),
+        ("wss://gateway.example/ws", "https://gateway.example"),
+        ("ws://user@[::1]:80/ws", "http://[::1]:80"),
+    ],
+)
+def test_the_origin_is_the_urls_own(url: str, origin: str) -> None:
+    assert origin_of(url) == origin
