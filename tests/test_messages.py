@@ -1,0 +1,158 @@
+"""gateway.messages: ids, requests, published results."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.messages import (
+    NO_DATA,
+    InvalidResult,
+    Register,
+    Rejected,
+    parse_result,
+    registration,
+)
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+
+SHA512 = "0123456789abcdef" * 8
+
+
+# registration
+
+
+@pytest.mark.parametrize("text", ["12345678", SHA512, "a", ".", "A-z_0.9~", "x" * 200])
+def test_ids_that_register(text: str) -> None:
+    assert registration(text) == Register(text)
+
+
+@pytest.mark.parametrize(
+    ("value", "code"),
+    [
+        (None, "missing_id"),
+        (1, "invalid_id"),
+        (True, "invalid_id"),
+        (1.5, "invalid_id"),
+        (["a"], "invalid_id"),
+        ({"a": 1}, "invalid_id"),
+        (b"a", "invalid_id"),
+        ("", "invalid_id"),
+        ("x" * 201, "invalid_id"),
+        ("x" * 1_000_000, "invalid_id"),
+        ("a b", "invalid_id"),
+        ("a\n", "invalid_id"),
+        ("a*", "invalid_id"),
+        ("a:b", "invalid_id"),
+        ("a/b", "invalid_id"),
+        ("\x00", "invalid_id"),
+        ("é", "invalid_id"),
+        ("\uff11\uff12", "invalid_id"),  # digits, but not ASCII's
+        ("__keyspace@0__", "invalid_id"),
+    ],
+)
+def test_ids_that_do_not(value: object, code: str) -> None:
+    request = registration(value)
+    assert isinstance(request, Rejected)
+    assert request.web_socket_id == value
+    assert request.problem.code == code
+    assert request.problem.message.startswith("webSocketId")
+
+
+@given(st.text() | st.none() | st.integers() | st.lists(st.text()) | st.binary())
+def test_only_ids_in_their_form_register(value: object) -> None:
+    allowed = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-")
+    good = isinstance(value, str) and 1 <= len(value) <= 200 and set(value) <= allowed
+    assert isinstance(registration(value), Register) is good
+
+
+# parse_result
+
+
+@pytest.mark.parametrize("word", ["CONFIRMED", "CONTINUE", "FAILED", "DONE", "A", "A_1", "X" * 64])
+def test_a_bare_word_is_a_result(word: str) -> None:
+    result = parse_result(word.encode(), "id", 100)
+    assert (result.auth_result, result.message_id, result.data) == (word, None, NO_DATA)
+
+
+@pytest.mark.parametrize(
+    ("payload", "kind"),
+    [
+        (b"", "not a result"),
+        (b"confirmed", "not a result"),
+        (b"CONFIRMED\n", "not a result"),
+        (b" CONFIRMED", "not a result"),
+        (b"1CONFIRMED", "not a result"),
+        (b"_A", "not a result"),
+        (b"X" * 65, "not a result"),
+        (b"\xff\xfe", "not a result"),
+        ("\uff2f\uff2b".encode(), "not a result"),
+        (b'"CONFIRMED"', "not a result"),
+        (b"[]", "not a result"),
+        (b"null", "not a result"),
+        (b"{", "not JSON"),
+        (b'{"authResult":"A"} ,', "not JSON"),
+        (b'{"authResult":"\xff"}', "not JSON"),
+        (b'{"authResult":"A","data":NaN}', "not JSON"),
+        (b"{}", "no authResult"),
+        (b'{"authResult":null}', "no authResult"),
+        (b'{"authResult":"a"}', "no authResult"),
+        (b'{"authResult":["A"]}', "no authResult"),
+        (b'{"authResult":"A","messageId":7}', "bad messageId"),
+        (b'{"authResult":"A","messageId":""}', "bad messageId"),
+        (b'{"authResult":"A","messageId":"a b"}', "bad messageId"),
+        (b'{"authResult":"A","messageId":"' + b"x" * 201 + b'"}', "bad messageId"),
+        (b'{"authResult":"A","webSocketId":"other"}', "another webSocketId"),
+        (b'{"authResult":"A","webSocketId":null}', "another webSocketId"),
+        (b"X" * 301, "too big"),
+        (b'{"authResult":"A","data":"' + b"x" * 300 + b'"}', "too big"),
+    ],
+)
+def test_payloads_that_no_node_forwards(payload: bytes, kind: str) -> None:
+    with pytest.raises(InvalidResult) as raised:
+        parse_result(payload, "id", 300)
+    assert raised.value.kind == kind
+
+
+def test_an_object_says_more() -> None:
+    payload = b'{"authResult":"A","messageId":"m-1","webSocketId":"id","data":{"x":[1,null]},"extra":1}'
+    result = parse_result(payload, "id", len(payload))
+    assert (result.auth_result, result.message_id, result.data) == ("A", "m-1", {"x": [1, None]})
+    assert repr(result) == "Result('A', message_id='m-1')"
+
+
+def test_null_is_data_but_no_message_id() -> None:
+    result = parse_result(b'{"authResult":"A","data":null,"messageId":null}', "id", 100)
+    assert result.data is None
+    assert result.message_id is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.binary() | json_values.map(orjson.dumps) | st.binary().map(lambda tail: b"{" + tail))
+def test_whatever_is_published_is_a_result_or_invalid(payload: bytes) -> None:
+    try:
+        result = parse_result(payload, "id", 100)
+    except InvalidResult:
+        return
+    assert result.auth_result.isascii()
+
+
+@given(
+    st.from_regex(r"[A-Z][A-Z0-9_]{0,63}", fullmatch=True),
+    st.none() | st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=200),
+    json_values,
+)
+def test_what_a_publisher_may_write_is_read_as_written(
+    auth_result: str, message_id: str | None, data: object
+) -> None:
+    body = {"authResult": auth_result, "messageId": message_id, "data": data}
+    result = parse_result(orjson.dumps(body), "id", 65_536)
+    assert (result.auth_result, result.message_id, result.data) == (auth_result, message_id, data)

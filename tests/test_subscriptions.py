@@ -1,0 +1,407 @@
+"""gateway.subscriptions: the table by example, and against a model of Redis in any order of events."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from gateway.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+
+A, B, C = "anna", "bert", "cleo"
+
+
+def table(*, connected: bool = True) -> Subscriptions[str]:
+    subscriptions: Subscriptions[str] = Subscriptions()
+    if connected:
+        assert subscriptions.connected() == []
+    return subscriptions
+
+
+def confirmed(subscriptions: Subscriptions[str], *members: str) -> None:
+    """Bring `members` of channel x as far as listening."""
+    for member in members:
+        subscriptions.join(b"x", member)
+        assert member in subscriptions.confirmed(b"x", None).newcomers
+
+
+# Examples
+
+
+def test_the_first_to_join_subscribes_and_the_last_to_leave_unsubscribes() -> None:
+    subs = table()
+    assert subs.join(b"x", A) is Ask.SUBSCRIBE
+    assert subs.confirmed(b"x", None) == Confirmed(Ask.NOTHING, newcomers=(A,))
+    assert subs.listening(b"x", b"1") == (A,)
+    assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
+    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert len(subs) == 0
+
+
+def test_who_joins_while_the_question_is_open_waits_for_the_same_answer() -> None:
+    subs = table()
+    assert subs.join(b"x", A) is Ask.SUBSCRIBE
+    assert subs.join(b"x", B) is Ask.NOTHING
+    assert subs.confirmed(b"x", None).newcomers == (A, B)
+
+
+def test_who_joins_a_confirmed_channel_reads_only() -> None:
+    subs = table()
+    confirmed(subs, A)
+    assert subs.join(b"x", B) is Ask.READ
+    assert subs.join(b"x", C) is Ask.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (B, C), (b"r",), (), b"r")
+
+
+def test_what_comes_live_is_held_for_those_who_wait() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.join(b"x", B)
+    assert subs.listening(b"x", b"1") == (A,)
+    assert subs.listening(b"x", b"2") == (A,)
+    assert subs.confirmed(b"x", b"0").payloads == (b"0", b"1", b"2")
+    assert subs.listening(b"x", b"3") == (A, B)
+
+
+def test_a_retained_result_that_also_came_live_is_not_repeated() -> None:
+    subs = table()
+    subs.join(b"x", A)
+    subs.listening(b"x", b"1")
+    subs.listening(b"x", b"2")
+    assert subs.confirmed(b"x", b"1").payloads == (b"1", b"2")
+
+
+def test_only_the_newest_are_held() -> None:
+    subs = table()
+    subs.join(b"x", A)
+    for i in range(HELD + 10):
+        subs.listening(b"x", b"%d" % i)
+    assert subs.confirmed(b"x", None).payloads == tuple(b"%d" % i for i in range(10, HELD + 10))
+
+
+def test_nothing_is_held_while_nobody_waits() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.listening(b"x", b"1")
+    subs.join(b"x", B)
+    assert subs.confirmed(b"x", None).payloads == ()
+
+
+def test_who_leaves_before_the_confirmation_is_unsubscribed_after_it() -> None:
+    subs = table()
+    subs.join(b"x", A)
+    assert subs.leave(b"x", A) is Ask.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.UNSUBSCRIBE)
+    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert len(subs) == 0
+
+
+def test_who_comes_back_before_the_confirmation_needs_no_second_question() -> None:
+    subs = table()
+    subs.join(b"x", A)
+    subs.leave(b"x", A)
+    assert subs.join(b"x", B) is Ask.NOTHING
+    assert subs.confirmed(b"x", None).newcomers == (B,)
+
+
+def test_who_comes_while_the_channel_is_given_up_waits_for_that() -> None:
+    subs = table()
+    confirmed(subs, A)
+    assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
+    assert subs.join(b"x", B) is Ask.NOTHING
+    assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
+    assert subs.confirmed(b"x", None).newcomers == (B,)
+
+
+def test_who_comes_and_goes_while_the_channel_is_given_up_leaves_nothing() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.leave(b"x", A)
+    subs.join(b"x", B)
+    assert subs.leave(b"x", B) is Ask.NOTHING
+    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert len(subs) == 0
+
+
+def test_a_read_that_the_last_leave_overtook_confirms_nothing() -> None:
+    subs = table()
+    confirmed(subs, A)
+    assert subs.join(b"x", B) is Ask.READ
+    subs.leave(b"x", B)
+    assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
+    subs.join(b"x", C)
+    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING)  # B's read
+    assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
+    assert subs.confirmed(b"x", b"r").newcomers == (C,)
+
+
+def test_nothing_is_asked_while_there_is_no_connection() -> None:
+    subs = table(connected=False)
+    assert subs.join(b"x", A) is Ask.NOTHING
+    assert subs.join(b"y", B) is Ask.NOTHING
+    assert subs.leave(b"y", B) is Ask.NOTHING
+    assert len(subs) == 1
+    assert subs.connected() == [b"x"]
+    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (A,), (b"r",), (), b"r")
+
+
+def test_after_a_gap_veterans_get_what_is_retained_and_newcomers_their_answer() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.disconnected()
+    subs.join(b"x", B)
+    assert subs.connected() == [b"x"]
+    subs.listening(b"x", b"live")
+    answer = subs.confirmed(b"x", b"r")
+    assert answer == Confirmed(Ask.NOTHING, (B,), (b"r", b"live"), (A,), b"r")
+    subs.join(b"x", C)
+    assert subs.confirmed(b"x", b"r").veterans == ()  # no gap since
+
+
+def test_a_loss_forgets_what_was_held_and_who_left() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.leave(b"x", A)
+    subs.join(b"y", B)
+    subs.listening(b"y", b"old")
+    subs.disconnected()
+    assert len(subs) == 1
+    assert subs.connected() == [b"y"]
+    assert subs.confirmed(b"y", None).payloads == ()
+
+
+def test_a_refusal_puts_everybody_out() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.join(b"x", B)
+    assert set(subs.refused(b"x")) == {A, B}
+    assert len(subs) == 0
+    assert subs.refused(b"x") == ()
+
+
+def test_what_is_not_in_the_table_changes_nothing() -> None:
+    subs = table()
+    assert subs.leave(b"x", A) is Ask.NOTHING
+    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING)
+    assert subs.listening(b"x", b"1") == ()
+    confirmed(subs, A)
+    assert subs.leave(b"x", B) is Ask.NOTHING
+    assert subs.listening(b"x", b"1") == (A,)
+
+
+# In any order
+
+CHANNELS = [b"one", b"two", b"not subscribable", b"not readable"]
+
+
+@dataclass(eq=False)
+class Client:
+    """A member, what it heard, and what it must have heard once everything is quiet."""
+
+    channel: bytes
+    answered: bool = False
+    refused: bool = False
+    heard: list[bytes] = field(default_factory=list)
+    owed: set[bytes] = field(default_factory=set)
+
+
+class Conversation(RuleBasedStateMachine):
+    """The table and one Redis, with two queues between them that move when hypothesis says so.
+
+    Redis does one thing at a time, in order, and other clients publish between any two of them. What is
+    published is a number that grows, so that every order is visible.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Subscriptions[Client] = Subscriptions()
+        self.connected = False
+        self.clients: list[Client] = []
+        self.published = 0
+        # Redis: what it has been asked and has not read, what it said and nobody has read
+        self.asked: deque[tuple[str, bytes]] = deque()
+        self.said: deque[tuple[str, bytes, bytes | None]] = deque()
+        self.subscribed: set[bytes] = set()
+        self.retained: dict[bytes, bytes] = {}
+
+    # The gateway's end
+
+    def ask(self, ask: Ask, name: bytes) -> None:
+        if ask is Ask.NOTHING:
+            return
+        assert self.connected
+        if name != b"not readable":  # there the one who speaks to Redis has a question of his own
+            assert not self.open_questions(name, "SUBSCRIBE", "UNSUBSCRIBE"), "a second question"
+        self.asked.append((ask.name, name))
+        if ask is Ask.SUBSCRIBE:
+            self.asked.append(("GET", name))
+
+    def open_questions(self, name: bytes, *kinds: str) -> list[str]:
+        answers = {
+            "subscribed": "SUBSCRIBE",
+            "read": "READ",
+            "unsubscribed": "UNSUBSCRIBE",
+            "refused": "SUBSCRIBE",
+        }
+        unread = [kind.replace("GET", "SUBSCRIBE") for kind, channel in self.asked if channel == name]
+        unheard = [answers[kind] for kind, channel, _ in self.said if channel == name and kind in answers]
+        return [kind for kind in unread + unheard if kind in kinds]
+
+    @precondition(lambda self: not self.connected)
+    @rule()
+    def connect(self) -> None:
+        self.connected = True
+        for name in self.table.connected():
+            self.ask(Ask.SUBSCRIBE, name)
+
+    @precondition(lambda self: self.connected)
+    @rule()
+    def disconnect(self) -> None:
+        self.connected = False
+        self.asked.clear()
+        self.said.clear()
+        self.subscribed.clear()
+        self.table.disconnected()
+        for client in self.clients:  # what was on its way is lost; what is retained comes again
+            client.owed.intersection_update(client.heard)
+
+    @rule(channel=st.sampled_from(CHANNELS))
+    def join(self, channel: bytes) -> None:
+        client = Client(channel)
+        self.clients.append(client)
+        self.ask(self.table.join(channel, client), channel)
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        client = data.draw(st.sampled_from(self.clients))
+        self.clients.remove(client)
+        self.ask(self.table.leave(client.channel, client), client.channel)
+
+    @precondition(lambda self: self.said)
+    @rule()
+    def hear(self) -> None:
+        kind, name, value = self.said.popleft()
+        if kind in ("subscribed", "read"):
+            self.confirm(name, value)
+        elif kind == "unsubscribed":
+            self.ask(self.table.unsubscribed(name), name)
+        elif kind == "message":
+            assert value is not None
+            for client in self.table.listening(name, value):
+                self.deliver(client, value)
+        else:
+            self.refuse(kind, name)
+
+    def confirm(self, name: bytes, retained: bytes | None) -> None:
+        answer = self.table.confirmed(name, retained)
+        self.ask(answer.ask, name)
+        assert list(answer.payloads) == sorted(answer.payloads), "not in the order of their publication"
+        assert len(set(answer.payloads)) == len(answer.payloads)
+        for client in answer.newcomers:
+            assert not client.answered, "answered twice"
+            assert name in self.subscribed, "answered before Redis had subscribed"
+            client.answered = True
+            if name in self.retained:
+                client.owed.add(self.retained[name])
+            for payload in answer.payloads:
+                self.deliver(client, payload)
+        for client in answer.veterans:
+            assert client.answered
+            if answer.retained is not None:
+                self.deliver(client, answer.retained)
+
+    def refuse(self, kind: str, name: bytes) -> None:
+        for client in self.table.refused(name):
+            client.refused = True
+            self.clients.remove(client)
+        if kind == "unreadable":  # it is subscribed, so whoever speaks to Redis gives it up
+            self.asked.append(("UNSUBSCRIBE", name))
+
+    def deliver(self, client: Client, payload: bytes) -> None:
+        assert client in self.clients, "delivered to somebody who has left"
+        assert client.answered, "delivered before the answer"
+        client.heard.append(payload)
+
+    # Redis' end
+
+    @precondition(lambda self: self.asked)
+    @rule()
+    def work(self) -> None:
+        kind, name = self.asked.popleft()
+        if kind == "SUBSCRIBE" and name == b"not subscribable":
+            self.asked.popleft()
+            self.said.append(("refused", name, None))
+        elif kind == "SUBSCRIBE":
+            self.subscribed.add(name)
+        elif kind == "UNSUBSCRIBE":
+            self.subscribed.discard(name)
+            self.said.append(("unsubscribed", name, None))
+        elif name == b"not readable":
+            self.said.append(("unreadable", name, None))
+        else:
+            self.said.append(("subscribed" if kind == "GET" else "read", name, self.retained.get(name)))
+
+    @rule(channel=st.sampled_from(CHANNELS), retain=st.booleans())
+    def publish(self, channel: bytes, retain: bool) -> None:
+        self.published += 1
+        payload = b"%06d" % self.published
+        if retain:
+            self.retained[channel] = payload
+        if channel in self.subscribed:
+            self.said.append(("message", channel, payload))
+            for client in self.clients:
+                if client.channel == channel and client.answered:
+                    client.owed.add(payload)
+
+    @rule(channel=st.sampled_from(CHANNELS))
+    def expire(self, channel: bytes) -> None:
+        self.retained.pop(channel, None)
+
+    # What holds
+
+    @rule()
+    def settle(self) -> None:
+        """Everything that is on its way arrives; nobody does anything new."""
+        while self.asked or self.said:
+            while self.asked:
+                self.work()
+            while self.said:
+                self.hear()
+        for client in self.clients:
+            assert client.answered or not self.connected, "still waiting, and nothing on its way"
+            assert client.owed <= set(client.heard), "missed"
+            if self.connected and client.channel in self.retained:
+                assert self.retained[client.channel] in client.heard, "what is retained was missed"
+        wanted = {client.channel for client in self.clients}
+        assert len(self.table) == len(wanted)
+        assert self.subscribed == (wanted if self.connected else set())
+
+    @invariant()
+    def who_waits_has_a_question_open(self) -> None:
+        for name, channel in self.table._channels.items():
+            assert len(channel.held) <= HELD
+            assert (channel.state is State.WANTED) == (not self.connected)
+            if channel.waiting and self.connected:
+                assert self.open_questions(name, "SUBSCRIBE", "READ", "UNSUBSCRIBE") or (
+                    ("unreadable", name, None) in self.said
+                )
+
+    def teardown(self) -> None:
+        self.settle()
+        for client in list(self.clients):
+            self.clients.remove(client)
+            self.ask(self.table.leave(client.channel, client), client.channel)
+        self.settle()
+        assert len(self.table) == 0
+        assert not self.subscribed
+
+
+TestConversation = Conversation.TestCase
+TestConversation.settings = settings(max_examples=100, stateful_step_count=50)
