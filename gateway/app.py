@@ -17,7 +17,7 @@ from aiohttp import web
 from . import __version__, invocation, logs
 from .broker import Broker
 from .config import Config, redact
-from .door import Door
+from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .hub import Hub
 from .limits import Admission, Deadlines
@@ -77,7 +77,9 @@ class Gateway:
         """Listen, and begin to connect to Redis. Raises ConfigError if an address cannot be had."""
         config = self.config
         server = await self._run(self._public_app())
-        self._door = Door(server, config.max_handshakes, config.handshake_timeout, self._clock)
+        self._door = Door(
+            self._public.endpoints(), server, config.max_handshakes, config.handshake_timeout, self._clock
+        )
         port = await self._listen(self._door, "port", config.host, config.port)
         name = config.node_name(port)
         self._broker = Broker(Server(config.redis), self._hub, f"gateway-{name}", self._clock)
@@ -162,7 +164,9 @@ class Gateway:
         }
 
     async def _run(self, app: web.Application) -> web.Server:
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=HTTP_SHUTDOWN)
+        runner = web.AppRunner(
+            app, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=HTTP_SHUTDOWN
+        )
         await runner.setup()
         self._runners.append(runner)
         assert runner.server is not None

@@ -1,101 +1,164 @@
-"""The public port: connections that have yet to finish their handshake, counted and timed.
+"""The public port, up to the end of a connection's first request.
 
-aiohttp waits for a request's headers as long as the client likes, so each connection gets a deadline
-when it arrives, and there may only be so many of them.
+A WebSocket handshake is answered here, on the spot: aiohttp's parser reads it, and none of the tasks,
+requests and buffers that aiohttp keeps for a handler's sake are ever made, which is half the cost of a
+registration (docs/benchmark.md). Any other request goes to aiohttp with its connection.
+
+aiohttp would wait for a request's head as long as the client likes. Here each connection has a deadline,
+and there may only be so many that have not met it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import cast
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol, cast
 
-from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser, RawRequestMessage
+from aiohttp.http_exceptions import HttpProcessingError
 
+from .handshake import BUSY, TOO_LARGE, Handshake, Refusal
 from .limits import Deadlines
 
-KEEP_ALIVE = 75.0
+MAX_HEAD: Final = 16_384
+"""Bytes of a first request's head; a browser's, with large cookies, has 4 to 8 KB."""
+
+KEEP_ALIVE: Final = 75.0
 """Seconds an idle HTTP connection is kept, also one that dribbles its next request; proxies reuse them."""
 
-_BUSY = (
-    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-)
+
+class Endpoint(Protocol):
+    """What lets a WebSocket in, or not."""
+
+    def __call__(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
+        """Take `transport` over, with the bytes that followed the handshake; or say why not."""
 
 
 class Door:
-    """Makes the protocol of each new connection; hand it to `loop.create_server`."""
+    """Makes the protocol of each new connection: hand it to `loop.create_server`."""
 
     def __init__(
-        self, server: web.Server, max_handshakes: int, timeout: float, clock: Callable[[], float]
+        self,
+        endpoints: Mapping[str, Endpoint],
+        server: Callable[[], asyncio.Protocol],
+        max_handshakes: int,
+        timeout: float,
+        clock: Callable[[], float],
     ) -> None:
-        """`timeout` is in seconds of `clock`, from the connection to the end of its first request's head."""
+        """`endpoints` by path; `server` makes aiohttp's protocol for everything else.
+
+        `timeout` is in seconds of `clock`, from the connection to the end of its first request's head.
+        """
+        self._endpoints = endpoints
         self._server = server
         self._max = max_handshakes
         self._timeout = timeout
         self._clock = clock
-        self._waiting: set[Connection] = set()
-        self.deadlines: Deadlines[Connection] = Deadlines()
+        self._loop = asyncio.get_running_loop()
+        self._no_body = BaseProtocol(self._loop)  # the parser wants one, for bodies that are not used
+        self._waiting = 0
+        self.deadlines: Deadlines[Visitor] = Deadlines()
         self.refused = 0
         """Connections closed because too many handshakes were under way."""
 
-    def __call__(self) -> Connection:
-        return Connection(self, self._server)
+    def __call__(self) -> Visitor:
+        return Visitor(self)
 
     @property
     def handshakes(self) -> int:
-        """Connections that have not finished their handshake."""
-        return len(self._waiting)
+        """Connections that have not sent a request yet."""
+        return self._waiting
 
-    def arrived(self, connection: Connection) -> bool:
-        """Count `connection` in and start its deadline; False if there are too many."""
-        if len(self._waiting) >= self._max:
+    def arrived(self, visitor: Visitor) -> bool:
+        """Count `visitor` in and start its deadline; False if there are too many."""
+        if self._waiting >= self._max:
             self.refused += 1
             return False
-        self._waiting.add(connection)
-        self.deadlines.set(connection, self._clock() + self._timeout)
+        self._waiting += 1
+        self.deadlines.set(visitor, self._clock() + self._timeout)
         return True
 
-    def passed(self, connection: Connection) -> None:
-        """`connection` has sent its request, or is gone."""
-        if connection in self._waiting:
-            self._waiting.remove(connection)
-            self.deadlines.discard(connection)
+    def passed(self, visitor: Visitor) -> None:
+        """`visitor`, once counted in, has sent its request or is gone."""
+        self._waiting -= 1
+        self.deadlines.discard(visitor)
+
+    def answer(self, transport: asyncio.Transport, head: bytes) -> None:
+        """Answer the request that begins with `head`, or have aiohttp do it."""
+        if not self._upgraded(transport, head):
+            connection = self._server()
+            transport.set_protocol(connection)
+            connection.connection_made(transport)
+            connection.data_received(head)
+
+    def _upgraded(self, transport: asyncio.Transport, head: bytes) -> bool:
+        """Whether `head` was a handshake, and has been answered."""
+        parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
+        try:
+            messages, upgrade, rest = parser.feed_data(head)
+        except HttpProcessingError:  # aiohttp will say what is wrong with it
+            return False
+        if not upgrade or len(messages) != 1:
+            return False
+        message: RawRequestMessage = messages[0][0]
+        endpoint = self._endpoints.get(message.path.partition("?")[0])
+        if endpoint is None or message.method != "GET" or _has_body(message):
+            return False
+        peer = transport.get_extra_info("peername")
+        handshake = Handshake(message.version, message.headers, peer[0] if peer else "")
+        refusal = endpoint(handshake, transport, rest)
+        if refusal is not None:
+            transport.write(refusal.response)
+            transport.close()
+        return True
 
 
-class Connection(web.RequestHandler):
-    """aiohttp's side of a connection to the public port, known to the door."""
+def _has_body(message: RawRequestMessage) -> bool:
+    return message.chunked or "Content-Length" in message.headers
 
-    __slots__ = ("_door", "due")
 
-    def __init__(self, door: Door, server: web.Server) -> None:
-        super().__init__(
-            server,
-            loop=asyncio.get_running_loop(),
-            access_log=None,  # type: ignore[arg-type]  # None is how aiohttp's own runner turns it off
-            keepalive_timeout=KEEP_ALIVE,
-        )
+class Visitor(asyncio.Protocol):
+    """A connection until its first request is there."""
+
+    __slots__ = ("_door", "_head", "_transport", "_waiting", "due")
+
+    def __init__(self, door: Door) -> None:
         self._door = door
+        self._head = b""
+        self._waiting = False
+        self._transport: asyncio.Transport
         self.due = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if self._door.arrived(self):
-            super().connection_made(transport)
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is none of asyncio's
+        self._waiting = self._door.arrived(self)
+        if not self._waiting:
+            self._dismiss(BUSY)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._waiting:  # it has its refusal
             return
-        self.close()  # what it sends is not even parsed
-        refused = cast(asyncio.Transport, transport)  # uvloop's own class is none of asyncio's
-        refused.write(_BUSY)
-        refused.close()
+        self._head += data
+        if b"\r\n\r\n" in self._head:
+            self._pass()
+            self._door.answer(self._transport, self._head)
+        elif len(self._head) > MAX_HEAD:
+            self._pass()
+            self._dismiss(TOO_LARGE)
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._door.passed(self)
-        super().connection_lost(exc)
-
-    def passed(self) -> None:
-        """Its request is being answered: it waits at the door no longer."""
-        self._door.passed(self)
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._pass()
 
     def deadline_passed(self) -> None:
-        """The handshake's time is over."""
-        self._door.passed(self)
-        if self.transport is not None:
-            self.transport.abort()
+        """The time for the request's head is over."""
+        self._transport.abort()
+
+    def _pass(self) -> None:
+        if self._waiting:
+            self._waiting = False
+            self._door.passed(self)
+
+    def _dismiss(self, refusal: Refusal) -> None:
+        self._transport.write(refusal.response)
+        self._transport.close()

@@ -1,10 +1,10 @@
 """Everything the gateway raises on purpose.
 
-    GatewayError
-    ├── ConfigError      the settings cannot be used; says which one and why
-    ├── PublishError     a result that no node would forward
-    ├── EmbeddedError    the embedded Valkey did not start
-    └── WireError        the client broke its protocol; carries the close code it gets
+GatewayError
+├── ConfigError      the settings cannot be used; says which one and why
+├── PublishError     a result that no node would forward
+├── EmbeddedError    the embedded Valkey did not start
+└── WireError        the client broke its protocol; carries the close code it gets
 """
 
 from __future__ import annotations

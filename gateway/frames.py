@@ -175,8 +175,8 @@ def text(payload: bytes) -> bytes:
     if length < 126:
         return b"\x81%c%b" % (length, payload)
     if length < 65536:
-        return b"\x81\x7e%b%b" % (_U16.pack(length), payload)
-    return b"\x81\x7f%b%b" % (_U64.pack(length), payload)
+        return b"\x81\x7e" + _U16.pack(length) + payload
+    return b"\x81\x7f" + _U64.pack(length) + payload
 
 
 def pong(payload: bytes) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import structlog
@@ -44,7 +44,7 @@ class Hub:
         self._skip = len(self._prefix)
         self._max_size = max_result_size
         self._table: Subscriptions[Member] = Subscriptions()
-        self._say: dict[Ask, Callable[[bytes], None]] = {}
+        self._broker: Subscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
         self.delivered = 0
@@ -52,12 +52,15 @@ class Hub:
 
     def attach(self, broker: Subscriber) -> None:
         """`broker` carries out what the table asks for."""
-        self._say = {
-            Ask.NOTHING: lambda _name: None,
-            Ask.SUBSCRIBE: broker.subscribe,
-            Ask.READ: broker.read,
-            Ask.UNSUBSCRIBE: broker.unsubscribe,
-        }
+        self._broker = broker
+
+    def _say(self, ask: Ask, name: bytes) -> None:
+        if ask is Ask.SUBSCRIBE:
+            self._broker.subscribe(name)
+        elif ask is Ask.UNSUBSCRIBE:
+            self._broker.unsubscribe(name)
+        elif ask is Ask.READ:
+            self._broker.read(name)
 
     @property
     def channels(self) -> int:
@@ -73,12 +76,12 @@ class Hub:
         long Redis is out of reach.
         """
         name = self._prefix + web_socket_id.encode()
-        self._say[self._table.join(name, member)](name)
+        self._say(self._table.join(name, member), name)
         return name
 
     def leave(self, name: bytes, member: Member) -> None:
         """`member` waits no longer; no harm if it never did."""
-        self._say[self._table.leave(name, member)](name)
+        self._say(self._table.leave(name, member), name)
 
     def web_socket_id(self, name: bytes) -> str:
         """The id whose channel `name` is."""
@@ -94,7 +97,7 @@ class Hub:
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         confirmed = self._table.confirmed(name, retained)
-        self._say[confirmed.ask](name)
+        self._say(confirmed.ask, name)
         if not (confirmed.newcomers or confirmed.veterans):
             return
         web_socket_id = self.web_socket_id(name)
@@ -102,14 +105,16 @@ class Hub:
             member.acknowledge(web_socket_id)
         for payload in confirmed.payloads:
             self._fan_out(web_socket_id, payload, confirmed.newcomers)
-        if confirmed.retained is not None:
+        if confirmed.retained is not None and confirmed.veterans:
             self._fan_out(web_socket_id, confirmed.retained, confirmed.veterans)
 
     def unsubscribed(self, name: bytes) -> None:
-        self._say[self._table.unsubscribed(name)](name)
+        self._say(self._table.unsubscribed(name), name)
 
     def received(self, name: bytes, payload: bytes) -> None:
-        self._fan_out(self.web_socket_id(name), payload, self._table.listening(name, payload))
+        members = self._table.listening(name, payload)
+        if members:
+            self._fan_out(self.web_socket_id(name), payload, members)
 
     def refused(self, name: bytes, reason: str) -> None:
         log.error("redis refuses a channel", why=reason)
@@ -118,8 +123,6 @@ class Hub:
             member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
 
     def _fan_out(self, web_socket_id: str, payload: bytes, members: Iterable[Member]) -> None:
-        if not members:
-            return
         try:
             result = parse_result(payload, web_socket_id, self._max_size)
         except InvalidResult as error:

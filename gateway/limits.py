@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Generic, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -59,8 +60,10 @@ def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
     trusted: what stands before that is the client's own invention. IPv6 counts by /64, the smallest
     network that a provider hands to one customer. A hop that is no address ends the walk.
     """
+    if not trusted and ":" not in peer:  # the kernel's own spelling of an IPv4 address, or no address
+        return peer
     current = _address(peer)
-    if current is None:  # a unix socket has no address
+    if current is None:
         return peer
     for hop in reversed([hop for header in forwarded for hop in header.split(",")]):
         if not any(current in network for network in trusted):
@@ -80,6 +83,7 @@ def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
     return address is not None and any(address in network for network in trusted)
 
 
+@lru_cache(1024)  # a few proxies bring everybody
 def _address(text: str) -> Address | None:
     """Also with a port, as some proxies write it; an IPv4 address mapped into IPv6 as what it is."""
     if text.startswith("["):
@@ -96,7 +100,8 @@ def _address(text: str) -> Address | None:
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
-def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: Sequence[str]) -> bool:
+@lru_cache(1024)  # a few pages on a few hosts bring everybody
+def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: tuple[str, ...]) -> bool:
     """Whether a page from `origin` may connect (RFC 6454; browsers send it, programs do not).
 
     `allowed` holds exact origins, `*`, or `same-origin`: the origin's host and port are the ones in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import IntEnum
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 import orjson
@@ -89,18 +90,15 @@ def registration(web_socket_id: object) -> Register | Rejected:
 class Result:
     """One published result: what `authResult` says, and what the publisher sent along.
 
-    `payload` is the published bytes as they were; `data` is any JSON value, `NO_DATA` for none.
+    `data` is any JSON value, `NO_DATA` for none.
     """
 
-    __slots__ = ("auth_result", "data", "message_id", "payload")
+    __slots__ = ("auth_result", "data", "message_id")
 
-    def __init__(
-        self, auth_result: str, message_id: str | None = None, data: object = NO_DATA, payload: bytes = b""
-    ) -> None:
+    def __init__(self, auth_result: str, message_id: str | None = None, data: object = NO_DATA) -> None:
         self.auth_result = auth_result
         self.message_id = message_id
         self.data = data
-        self.payload = payload
 
     def __repr__(self) -> str:
         return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
@@ -123,18 +121,23 @@ def parse_result(payload: bytes, web_socket_id: str, max_size: int) -> Result:
     if len(payload) > max_size:
         raise InvalidResult("too big")
     if payload[:1] != b"{":
-        word = payload.decode("latin-1")
-        if not AUTH_RESULT.fullmatch(word):
-            raise InvalidResult("not a result")
-        return Result(word, payload=payload)
+        return _bare_result(payload)
     try:
         body = orjson.loads(payload)
     except orjson.JSONDecodeError:
         raise InvalidResult("not JSON") from None
-    return _result_of(body, web_socket_id, payload)
+    return _result_of(body, web_socket_id)
 
 
-def _result_of(body: dict[str, object], web_socket_id: str, payload: bytes) -> Result:
+@lru_cache(256)  # there are a handful of words; what is not one raises and is not kept
+def _bare_result(payload: bytes) -> Result:
+    word = payload.decode("latin-1")
+    if not AUTH_RESULT.fullmatch(word):
+        raise InvalidResult("not a result")
+    return Result(word)
+
+
+def _result_of(body: dict[str, object], web_socket_id: str) -> Result:
     auth_result = body.get("authResult")
     if not isinstance(auth_result, str) or not AUTH_RESULT.fullmatch(auth_result):
         raise InvalidResult("no authResult")
@@ -143,4 +146,4 @@ def _result_of(body: dict[str, object], web_socket_id: str, payload: bytes) -> R
         raise InvalidResult("bad messageId")
     if body.get("webSocketId", web_socket_id) != web_socket_id:
         raise InvalidResult("another webSocketId")
-    return Result(auth_result, message_id, body.get("data", NO_DATA), payload)
+    return Result(auth_result, message_id, body.get("data", NO_DATA))

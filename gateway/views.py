@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import base64
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 from aiohttp import web
 
 from .broker import Broker
-from .door import Connection, Door
+from .door import Door, Endpoint
+from .handshake import ADDRESS_FULL, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
 from .limits import Verdict, client_address, is_trusted, origin_allowed
 from .session import Node
-from .websocket import take_over
+from .websocket import HANDED_OVER, open_session, take_over
 from .wire.json import JSON_WIRE
 
 STATIC = Path(__file__).parent / "static"
-
-RETRY_AFTER = "5"
-"""Seconds a refused client is asked to wait; the other nodes have room before this one does."""
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -29,38 +28,6 @@ CONTENT_SECURITY_POLICY = (
 )
 
 log = structlog.get_logger()
-
-
-class Refusal(NamedTuple):
-    """Why a handshake gets no upgrade: `code` is for programs, `message` for people."""
-
-    status: int
-    code: str
-    message: str
-    headers: Mapping[str, str] = {}
-
-    def response(self) -> web.Response:
-        body = {"error": {"code": self.code, "message": self.message}}
-        return web.json_response(body, status=self.status, headers=self.headers)
-
-
-STOPPING = Refusal(503, "stopping", "this node is shutting down", {"Retry-After": "1"})
-NODE_FULL = Refusal(503, "node_full", "this node is full", {"Retry-After": RETRY_AFTER})
-ADDRESS_FULL = Refusal(
-    429, "address_full", "too many sessions from your address", {"Retry-After": RETRY_AFTER}
-)
-ORIGIN = Refusal(403, "origin_not_allowed", "pages from this origin may not connect")
-NO_UPGRADE = Refusal(
-    426,
-    "upgrade_required",
-    "this is a WebSocket endpoint: connect with a WebSocket client",
-    {"Upgrade": "websocket", "Connection": "Upgrade"},
-)
-VERSION = Refusal(
-    426, "unsupported_version", "only WebSocket version 13 is spoken here", {"Sec-WebSocket-Version": "13"}
-)
-NO_HOST = Refusal(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
-BAD_KEY = Refusal(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
 
 
 class PublicViews:
@@ -77,70 +44,75 @@ class PublicViews:
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/ws", self.websocket, allow_head=False)]
 
-    async def websocket(self, request: web.Request) -> web.StreamResponse:
-        """GET /ws: the handshake (RFC 6455 section 4.2), then JSON messages."""
-        refusal = STOPPING if self.closing else handshake_refusal(request) or self._origin_refusal(request)
+    def endpoints(self) -> dict[str, Endpoint]:
+        """What the door answers itself."""
+        return {"/ws": self.enter}
+
+    def enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
+        """GET /ws as a connection's first request: JSON messages over WebSocket."""
+        address = self._client_address(handshake)
+        refusal = self._refusal(handshake, address)
         if refusal is None:
-            address = self._client_address(request)
+            open_session(self._node, JSON_WIRE, address, handshake, transport, rest)
+        return refusal
+
+    async def websocket(self, request: web.Request) -> web.StreamResponse:
+        """GET /ws on a connection that has carried other requests before, or that is no handshake."""
+        handshake = Handshake(request.version, request.headers, _peer(request))
+        address = self._client_address(handshake)
+        refusal = self._refusal(handshake, address)
+        if refusal is not None:
+            return web.Response(
+                status=refusal.status,
+                body=refusal.body,
+                content_type="application/json",
+                charset="utf-8",
+                headers=refusal.headers,
+            )
+        transport, rest = take_over(request)
+        open_session(self._node, JSON_WIRE, address, handshake, transport, rest)
+        return HANDED_OVER
+
+    def _refusal(self, handshake: Handshake, address: str) -> Refusal | None:
+        """Why there is no upgrade; None if there is, and then `address` has been admitted."""
+        refusal = STOPPING if self.closing else fault(handshake) or self._origin_refusal(handshake)
+        if refusal is None:
             verdict = self._node.admission.admit(address)
             if verdict is Verdict.ADMITTED:
-                return take_over(request, self._node, JSON_WIRE, address, None)
+                return None
             refusal = NODE_FULL if verdict is Verdict.NODE_FULL else ADDRESS_FULL
         self.refused[refusal.code] += 1
-        return refusal.response()
+        return refusal
 
-    def _origin_refusal(self, request: web.Request) -> Refusal | None:
-        headers, config = request.headers, self._node.config
+    def _origin_refusal(self, handshake: Handshake) -> Refusal | None:
+        headers, config = handshake.headers, self._node.config
         origin = headers.get("Origin")
         if origin is None:
             return None
-        trusted = is_trusted(_peer(request), config.trusted_proxies)
+        trusted = is_trusted(handshake.peer, config.trusted_proxies)
         scheme = headers.get("X-Forwarded-Proto") if trusted else None
         if origin_allowed(origin, headers.get("Host", ""), scheme, config.allowed_origins):
             return None
         log.warning("handshake refused", kind=ORIGIN.code, origin=origin)
         return ORIGIN
 
-    def _client_address(self, request: web.Request) -> str:
-        peer, config = _peer(request), self._node.config
-        forwarded = request.headers.getall("X-Forwarded-For", ())
-        if forwarded and not self._warned and not is_trusted(peer, config.trusted_proxies):
+    def _client_address(self, handshake: Handshake) -> str:
+        peer, trusted = handshake.peer, self._node.config.trusted_proxies
+        forwarded = handshake.headers.getall("X-Forwarded-For", ())
+        if forwarded and not self._warned and not is_trusted(peer, trusted):
             self._warned = True
             log.warning(
                 "X-Forwarded-For ignored: the limit per address counts the proxy. If the peer is a proxy of "
                 "yours, name it in --trusted-proxies (GATEWAY_TRUSTED_PROXIES)",
                 peer=peer,
             )
-        return client_address(peer, forwarded, config.trusted_proxies)
+        return client_address(peer, forwarded, trusted)
 
 
 def _peer(request: web.Request) -> str:
     assert request.transport is not None
     name = request.transport.get_extra_info("peername")
-    return str(name[0]) if isinstance(name, tuple) else "unix"
-
-
-def handshake_refusal(request: web.Request) -> Refusal | None:
-    """Why `request` is no handshake of version 13 (RFC 6455 section 4.2.1); None if it is one.
-
-    aiohttp would also take HTTP/1.0 and the drafts 7 and 8.
-    """
-    headers = request.headers
-    if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in _tokens(headers, "Connection"):
-        return NO_UPGRADE
-    if headers.get("Sec-WebSocket-Version") != "13":
-        return VERSION
-    if request.version < (1, 1) or not headers.get("Host"):
-        return NO_HOST
-    try:
-        nonce = base64.b64decode(headers.get("Sec-WebSocket-Key", ""), validate=True)
-    except ValueError:  # which binascii.Error is
-        return BAD_KEY
-    return None if len(nonce) == 16 else BAD_KEY
-
-
-def _tokens(headers: Mapping[str, str], name: str) -> list[str]:
-    return [token.strip() for token in headers.get(name, "").lower().split(",")]
+    return name[0] if name else ""
 
 
 class AdminViews:
@@ -226,8 +198,8 @@ def _file(name: str) -> web.FileResponse:
     )
 
 
-async def on_response(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: the handshake is over, and our software's versions stay our own."""
-    if isinstance(request.protocol, Connection):
-        request.protocol.passed()
+async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """For `on_response_prepare`: our software's versions stay our own, and errors end a connection."""
     response.headers.popall("Server", None)
+    if response.status >= HTTPStatus.BAD_REQUEST:
+        response.force_close()

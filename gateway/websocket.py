@@ -1,26 +1,25 @@
-"""A session over a WebSocket: takes the TCP transport over from aiohttp after the handshake.
+"""A session over a WebSocket: one small protocol object is all that a waiting browser costs.
 
-aiohttp keeps a request, a task, parsers and buffers for as long as a WebSocket lives, 15 KB each. Once
-the 101 is written none of them has anything left to do, so `take_over` ends aiohttp's part, and this
-small protocol is all that a waiting browser costs.
+aiohttp's WebSocketResponse keeps a request, a task, parsers and buffers for as long as the WebSocket
+lives, 15 KB each. None of them has anything left to do once the 101 is written. Most handshakes never
+reach aiohttp's handlers (see `door`); those that come on a connection which has carried other requests
+before do, and `take_over` gets the transport from there.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
+from typing import Final
 
 from aiohttp import web
 
 from . import frames
 from .errors import WireError
 from .frames import FrameReader, Opcode
+from .handshake import Handshake, acceptance
 from .messages import CloseCode
 from .session import Node, Session, State
 from .wire import Wire
-
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 
 REASON_BY_CLIENT = "closed by the client"
 
@@ -124,9 +123,24 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._transport.write_eof()
 
 
-def accept_key(key: str) -> str:
-    """Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2)."""
-    return base64.b64encode(hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()).decode()
+def open_session(
+    node: Node,
+    wire: Wire,
+    address: str,
+    handshake: Handshake,
+    transport: asyncio.Transport,
+    rest: bytes,
+    protocol: str | None = None,
+) -> None:
+    """Answer `handshake` with 101 and make its connection a session of `address`, which is admitted.
+
+    `rest` is what followed the handshake; `protocol` is the subprotocol chosen, if any.
+    """
+    transport.write(acceptance(handshake, protocol))
+    session = WebSocketSession(node, wire, address, transport)
+    transport.set_protocol(session)
+    if rest:
+        session.data_received(rest)
 
 
 class _Remainder:
@@ -143,7 +157,7 @@ class _Remainder:
         """The connection ends with aiohttp's part of it."""
 
 
-class HandedOver(web.StreamResponse):
+class _HandedOver(web.StreamResponse):
     """What a handler returns after `take_over`: nothing is left for aiohttp to send."""
 
     async def prepare(self, request: web.BaseRequest) -> None:
@@ -153,28 +167,19 @@ class HandedOver(web.StreamResponse):
         return None
 
 
-def take_over(request: web.Request, node: Node, wire: Wire, address: str, protocol: str | None) -> HandedOver:
-    """Answer a checked handshake with 101 and make the connection a `WebSocketSession`.
+HANDED_OVER: Final = _HandedOver()
 
-    `protocol` is the subprotocol chosen, if any. The caller has had `address` admitted, and has made
-    sure that the connection is still there.
+
+def take_over(request: web.Request) -> tuple[asyncio.Transport, bytes]:
+    """Take the connection of an upgrade request out of aiohttp's hands, with what followed the request.
+
+    The handler returns `HANDED_OVER`, and must not wait before it does.
     """
     connection, transport = request.protocol, request.transport
     assert transport is not None
     remainder = _Remainder()
     connection.set_parser(remainder)  # type: ignore[arg-type]  # aiohttp names its own parser there
-    chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
-    transport.write(
-        (
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept_key(request.headers['Sec-WebSocket-Key'])}\r\n{chosen}\r\n"
-        ).encode()
-    )
-    session = WebSocketSession(node, wire, address, transport)
-    transport.set_protocol(session)
     # For aiohttp the connection ends here. It must not find the transport, or it would close it.
     connection.transport = None
     connection.connection_lost(None)
-    if remainder.data:
-        session.data_received(remainder.data)
-    return HandedOver()
+    return transport, remainder.data

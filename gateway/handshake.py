@@ -1,0 +1,114 @@
+"""The WebSocket handshake (RFC 6455 section 4.2): what is wrong with one, and the answers. Pure."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Final, NamedTuple
+
+import orjson
+from multidict import CIMultiDictProxy
+
+_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
+
+RETRY_AFTER: Final = "5"
+"""Seconds a refused client is asked to wait; the other nodes have room before this one does."""
+
+
+class Handshake(NamedTuple):
+    """A request to upgrade, and the address of the TCP peer it came from."""
+
+    version: tuple[int, int]
+    headers: CIMultiDictProxy[str]
+    peer: str
+
+
+class Refusal(NamedTuple):
+    """Why there is no upgrade: `code` is for programs, `message` for people."""
+
+    status: int
+    code: str
+    message: str
+    headers: Mapping[str, str] = {}
+
+    @property
+    def body(self) -> bytes:
+        return orjson.dumps({"error": {"code": self.code, "message": self.message}})
+
+    @property
+    def response(self) -> bytes:
+        """The whole HTTP response, after which the connection is closed."""
+        body = self.body
+        fields = {
+            "Content-Type": "application/json; charset=utf-8",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+            **self.headers,
+        }
+        head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{head}\r\n".encode() + body
+
+
+BUSY = Refusal(503, "busy", "too many handshakes are under way", {"Retry-After": "1"})
+STOPPING = Refusal(503, "stopping", "this node is shutting down", {"Retry-After": "1"})
+NODE_FULL = Refusal(503, "node_full", "this node is full", {"Retry-After": RETRY_AFTER})
+ADDRESS_FULL = Refusal(
+    429, "address_full", "too many sessions from your address", {"Retry-After": RETRY_AFTER}
+)
+ORIGIN = Refusal(403, "origin_not_allowed", "pages from this origin may not connect")
+NO_UPGRADE = Refusal(
+    426,
+    "upgrade_required",
+    "this is a WebSocket endpoint: connect with a WebSocket client",
+    {"Upgrade": "websocket", "Connection": "Upgrade"},
+)
+VERSION = Refusal(
+    426, "unsupported_version", "only WebSocket version 13 is spoken here", {"Sec-WebSocket-Version": "13"}
+)
+NO_HOST = Refusal(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
+BAD_KEY = Refusal(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
+TOO_LARGE = Refusal(431, "headers_too_large", "the request's headers are too large")
+
+
+def fault(handshake: Handshake) -> Refusal | None:
+    """What makes a GET request no handshake of version 13 (section 4.2.1); None if it is one."""
+    headers = handshake.headers
+    if headers.get("Upgrade", "").lower() != "websocket" or not _lists(headers, "Connection", "upgrade"):
+        return NO_UPGRADE
+    if headers.get("Sec-WebSocket-Version") != "13":
+        return VERSION
+    if handshake.version < (1, 1) or not headers.get("Host"):
+        return NO_HOST
+    try:
+        nonce = base64.b64decode(headers.get("Sec-WebSocket-Key", ""), validate=True)
+    except ValueError:  # which binascii.Error is
+        return BAD_KEY
+    return None if len(nonce) == 16 else BAD_KEY
+
+
+def _lists(headers: Mapping[str, str], name: str, token: str) -> bool:
+    value = headers.get(name, "").lower()
+    return value == token or token in [part.strip() for part in value.split(",")]
+
+
+def acceptance(handshake: Handshake, protocol: str | None) -> bytes:
+    """The 101 for a handshake without fault; `protocol` is the subprotocol chosen, if any.
+
+    No extension is ever accepted: compression would cost each session a window of 32 KB, to save
+    bytes of messages that fit into one packet.
+    """
+    chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+    key = accept_key(handshake.headers["Sec-WebSocket-Key"])
+    return (
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        f"Sec-WebSocket-Accept: {key}\r\n{chosen}\r\n"
+    ).encode()
+
+
+def accept_key(key: str) -> str:
+    """Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2)."""
+    digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
+    return binascii.b2a_base64(digest, newline=False).decode()
