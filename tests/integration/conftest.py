@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,17 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[Line]]:
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@contextlib.contextmanager
+def nodes_on(redis_url: str, count: int, *options: str) -> Iterator[list[Node]]:
+    """So many nodes, started side by side; at the end their logs must be free of complaints."""
+    with contextlib.ExitStack() as running, ThreadPoolExecutor() as pool:
+        starting = [pool.submit(Node, redis_url, *options) for _ in range(count)]
+        nodes = [running.enter_context(start.result()) for start in starting]
+        yield nodes
+    for node in nodes:
+        assert not complaints(node.logs)
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a gateway with default settings serves."""
@@ -39,7 +52,7 @@ class Place:
     admin_port: int
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def node_process(valkey: Valkey) -> Iterator[Node]:
     with Node(valkey.url) as node:
         yield node

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
@@ -71,16 +72,14 @@ class Browser(asyncio.Protocol):
     def __init__(self, name: str) -> None:
         self.name = name
         self.told: list[dict[str, Any]] = []
+        self.answered = asyncio.Event()
+        """Set once the registration has succeeded."""
         self.close_code: int | None = None
         self.lost_at: float | None = None
         """When the connection ended, by time.monotonic(); None while it is open."""
         self._head = b""
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
-
-    @property
-    def registered(self) -> bool:
-        return any(message.get("registrationSucceeded") for message in self.told)
 
     @property
     def results(self) -> list[str]:
@@ -115,7 +114,10 @@ class Browser(asyncio.Protocol):
 
     def _received(self, opcode: int, payload: bytes) -> None:
         if opcode == 1:
-            self.told.append(json.loads(payload))
+            message = json.loads(payload)
+            self.told.append(message)
+            if message.get("registrationSucceeded"):
+                self.answered.set()
         elif opcode == 9:
             self.send(frame(10, payload))
         elif opcode == 8:
@@ -138,7 +140,7 @@ async def crowd(
         async with turns:
             await loop.create_connection(lambda: browser, "127.0.0.1", ports[number % len(ports)])
             if registered:
-                await until(lambda: browser.registered, f"{browser.name} is registered")
+                await asyncio.wait_for(browser.answered.wait(), SECONDS)
 
     browsers = [Browser(name) for name in names]
     try:
@@ -200,7 +202,7 @@ class Backend:
 
 def result_of(name: str) -> str:
     """The authResult that belongs to the browser called `name` and to no other."""
-    return "OF_" + name.upper().replace("-", "_")
+    return "OF_" + hashlib.sha256(name.encode()).hexdigest()[:32].upper()
 
 
 def without_theirs(browsers: Iterable[Browser]) -> list[str]:
