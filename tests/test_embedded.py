@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -38,13 +39,17 @@ def fake_binary(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> N
     monkeypatch.setattr(embedded, "_binary", lambda: path)
 
 
-def test_a_server_that_keeps_nothing_and_stays_on_this_machine() -> None:
+def test_a_server_that_keeps_nothing_and_stays_on_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     port = free_port()
     with embedded.valkey(port) as valkey, redis.Redis.from_url(valkey.url) as client:
         assert valkey.port == port
         assert client.ping()
         options = client.config_get("save", "appendonly", "bind")
         assert options == {"save": "", "appendonly": "no", "bind": "127.0.0.1"}
+        assert list(tmp_path.iterdir()) == []
         assert os.getpgid(valkey.pid) == valkey.pid != os.getpgid(0)  # out of reach of the terminal's Ctrl-C
     assert not listens(port)
 
