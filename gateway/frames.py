@@ -34,6 +34,9 @@ class Opcode(IntEnum):
     PONG = 0xA
 
 
+# Python 3.11 takes 200 ns to look an enum's member up, and 10 ns for a global.
+CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = Opcode
+
 _OPCODES = {int(opcode): opcode for opcode in Opcode}
 
 
@@ -65,17 +68,17 @@ class FrameReader:
         position = 0
         while frame := self._frame(data, position):
             final, opcode, payload, position = frame
-            if opcode >= Opcode.CLOSE:
-                if opcode is Opcode.CLOSE:
+            if opcode >= CLOSE:
+                if opcode is CLOSE:
                     _check_close(payload)
                 yield opcode, payload
-            elif final and opcode is Opcode.TEXT:  # by far the most: a whole message in one frame
+            elif final and opcode is TEXT:  # by far the most: a whole message in one frame
                 _check_text(payload)
                 yield opcode, payload
             elif (message := self._collect(final, payload)) is not None:
-                yield Opcode.TEXT, message
+                yield TEXT, message
             else:
-                yield Opcode.CONTINUATION, b""
+                yield CONTINUATION, b""
         self._buffer = data[position:]
 
     def _frame(self, data: bytes, start: int) -> tuple[bool, Opcode, bytes, int] | None:
@@ -87,7 +90,7 @@ class FrameReader:
         if not second & 0x80:
             raise WireError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")
         length = second & 0x7F
-        if opcode >= Opcode.CLOSE and (length > _MAX_CONTROL or not first & 0x80):
+        if opcode >= CLOSE and (length > _MAX_CONTROL or not first & 0x80):
             raise WireError(CloseCode.PROTOCOL_ERROR, "control frames must be short and whole")
         mask = start + 2
         if length >= 126:
@@ -98,7 +101,7 @@ class FrameReader:
             if length < (126 if extended is _U16 else 65536) or length >> 63:
                 raise WireError(CloseCode.PROTOCOL_ERROR, "frame length not in its shortest form")
             mask += extended.size
-        if opcode < Opcode.CLOSE and len(self._fragments or b"") + length > self._max_size:
+        if opcode < CLOSE and len(self._fragments or b"") + length > self._max_size:
             raise WireError(CloseCode.TOO_BIG, f"messages may have {self._max_size} bytes")
         begin = mask + 4
         end = begin + length
@@ -112,9 +115,9 @@ class FrameReader:
         opcode = _OPCODES.get(first & 0x0F)
         if opcode is None:
             raise WireError(CloseCode.PROTOCOL_ERROR, "reserved opcode")
-        if opcode is Opcode.BINARY:
+        if opcode is BINARY:
             raise WireError(CloseCode.UNSUPPORTED_DATA, "text messages only")
-        if opcode < Opcode.CLOSE and (opcode is Opcode.CONTINUATION) != (self._fragments is not None):
+        if opcode < CLOSE and (opcode is CONTINUATION) != (self._fragments is not None):
             raise WireError(CloseCode.PROTOCOL_ERROR, "fragments out of order")
         return opcode
 
@@ -184,8 +187,8 @@ def pong(payload: bytes) -> bytes:
     return b"\x8a%c%b" % (len(payload), payload)
 
 
-PING = b"\x89\x00"
-"""A heartbeat; it needs no payload, since any answer at all shows that the client lives."""
+HEARTBEAT = b"\x89\x00"
+"""A PING; it needs no payload, since any answer at all shows that the client lives."""
 
 
 def close(code: int, reason: str) -> bytes:

@@ -9,7 +9,7 @@ from typing import Protocol
 import structlog
 
 from .messages import InvalidResult, Problem, Result, parse_result
-from .subscriptions import Ask, Subscriptions
+from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Subscriptions
 
 log = structlog.get_logger()
 
@@ -17,13 +17,13 @@ log = structlog.get_logger()
 class Member(Protocol):
     """Who waits for results: a session, as the hub knows it. None of it may raise or wait."""
 
-    def acknowledge(self, web_socket_id: str) -> None:
+    def acknowledge(self, web_socket_id: bytes) -> None:
         """Registered: nothing published from now on is missed."""
 
-    def deliver(self, web_socket_id: str, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result) -> None:
         """A result for the id; it may be one that the member has had."""
 
-    def refuse(self, web_socket_id: str, problem: Problem) -> None:
+    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         """Not registered, or no longer; the member is out of the hub."""
 
 
@@ -55,11 +55,11 @@ class Hub:
         self._broker = broker
 
     def _say(self, ask: Ask, name: bytes) -> None:
-        if ask is Ask.SUBSCRIBE:
+        if ask is SUBSCRIBE:
             self._broker.subscribe(name)
-        elif ask is Ask.UNSUBSCRIBE:
+        elif ask is UNSUBSCRIBE:
             self._broker.unsubscribe(name)
-        elif ask is Ask.READ:
+        elif ask is READ:
             self._broker.read(name)
 
     @property
@@ -69,13 +69,13 @@ class Hub:
 
     # What members ask
 
-    def register(self, web_socket_id: str, member: Member) -> bytes:
+    def register(self, web_socket_id: bytes, member: Member) -> bytes:
         """`member` waits for `web_socket_id`; returns the channel, to `leave` it by.
 
         Later, never from within this call, `member.acknowledge` or `member.refuse` is called, however
         long Redis is out of reach.
         """
-        name = self._prefix + web_socket_id.encode()
+        name = self._prefix + web_socket_id
         self._say(self._table.join(name, member), name)
         return name
 
@@ -83,9 +83,9 @@ class Hub:
         """`member` waits no longer; no harm if it never did."""
         self._say(self._table.leave(name, member), name)
 
-    def web_socket_id(self, name: bytes) -> str:
+    def web_socket_id(self, name: bytes) -> bytes:
         """The id whose channel `name` is."""
-        return name[self._skip :].decode()
+        return name[self._skip :]
 
     # What the broker says
 
@@ -114,7 +114,7 @@ class Hub:
     def received(self, name: bytes, payload: bytes) -> None:
         members = self._table.listening(name, payload)
         if members:
-            self._fan_out(self.web_socket_id(name), payload, members)
+            self._fan_out(name[self._skip :], payload, members)
 
     def refused(self, name: bytes, reason: str) -> None:
         log.error("redis refuses a channel", why=reason)
@@ -122,7 +122,7 @@ class Hub:
         for member in self._table.refused(name):
             member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
 
-    def _fan_out(self, web_socket_id: str, payload: bytes, members: Iterable[Member]) -> None:
+    def _fan_out(self, web_socket_id: bytes, payload: bytes, members: Iterable[Member]) -> None:
         try:
             result = parse_result(payload, web_socket_id, self._max_size)
         except InvalidResult as error:

@@ -99,6 +99,9 @@ def _address(text: str) -> Address | None:
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
+_PAGE_SCHEMES = {"ws": "http", "wss": "https"}
+"""Traefik names a WebSocket's own scheme in X-Forwarded-Proto; the page that opened it has the other."""
+
 
 @lru_cache(1024)  # a few pages on a few hosts bring everybody
 def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: tuple[str, ...]) -> bool:
@@ -107,9 +110,9 @@ def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: t
     `allowed` holds exact origins, `*`, or `same-origin`: the origin's host and port are the ones in
     the request's Host header, and its scheme is `scheme` where a trusted proxy has told it.
     """
-    if origin is None or "*" in allowed or origin.lower() in allowed:
+    if origin is None or "*" in allowed or ("://" in origin and origin.lower() in allowed):
         return True
-    return "same-origin" in allowed and _same_origin(origin, host, scheme)
+    return "same-origin" in allowed and _same_origin(origin, host, scheme and scheme.lower())
 
 
 def _same_origin(origin: str, host: str, scheme: str | None) -> bool:
@@ -122,7 +125,7 @@ def _same_origin(origin: str, host: str, scheme: str | None) -> bool:
     default = _DEFAULT_PORTS.get(page_scheme)
     return (
         default is not None
-        and scheme in (None, page_scheme)
+        and (not scheme or _PAGE_SCHEMES.get(scheme, scheme) == page_scheme)
         and page.hostname is not None
         and (page.hostname, page_port or default) == (here.hostname, here_port or default)
     )

@@ -210,13 +210,16 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
+        parser, received = self._parser, self._events.received
         try:
-            self._parser.feed(data)
-            while (reply := self._parser.gets()) is not NOT_ENOUGH:
-                if type(reply) is hiredis.PushNotification:
-                    self._pushed(reply)
-                else:
+            parser.feed(data)
+            while (reply := parser.gets()) is not NOT_ENOUGH:
+                if type(reply) is not hiredis.PushNotification:
                     self._replied(reply)
+                elif reply[0] == b"message":
+                    received(reply[1], reply[2])
+                else:
+                    self._pushed(reply)
         except (hiredis.ProtocolError, _Desynchronised) as error:
             self.abort(f"Redis sent what nobody asked for: {error}")
         if self._to_retry or self._to_subscribe or self._to_read or self._to_leave:
@@ -232,9 +235,7 @@ class Link(asyncio.Protocol):
 
     def _pushed(self, push: list[Any]) -> None:
         kind = push[0]
-        if kind == b"message":
-            self._events.received(push[1], push[2])
-        elif kind == b"subscribe":
+        if kind == b"subscribe":
             self._confirmed(_Join, push[1])
         elif kind == b"unsubscribe":
             leave = self._confirmed(_Leave, push[1])

@@ -112,7 +112,7 @@ class InvalidResult(ValueError):
         self.kind = kind
 
 
-def parse_result(payload: bytes, web_socket_id: str, max_size: int) -> Result:
+def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
     """What a publisher sent to the channel of `web_socket_id`, at most `max_size` bytes.
 
     It is a bare word such as `CONFIRMED`, or a JSON object with `authResult` and, if the publisher
@@ -137,13 +137,13 @@ def _bare_result(payload: bytes) -> Result:
     return Result(word)
 
 
-def _result_of(body: dict[str, object], web_socket_id: str) -> Result:
+def _result_of(body: dict[str, object], web_socket_id: bytes) -> Result:
     auth_result = body.get("authResult")
     if not isinstance(auth_result, str) or not AUTH_RESULT.fullmatch(auth_result):
         raise InvalidResult("no authResult")
     message_id = body.get("messageId")
     if message_id is not None and not (isinstance(message_id, str) and MESSAGE_ID.fullmatch(message_id)):
         raise InvalidResult("bad messageId")
-    if body.get("webSocketId", web_socket_id) != web_socket_id:
+    if "webSocketId" in body and body["webSocketId"] != web_socket_id.decode():
         raise InvalidResult("another webSocketId")
     return Result(auth_result, message_id, body.get("data", NO_DATA))

@@ -49,6 +49,10 @@ class State(Enum):
     LEAVING = auto()
 
 
+# Python 3.11 takes 200 ns to look an enum's member up, and 10 ns for a global.
+NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Ask
+WANTED, ASKED, CONFIRMED, LEAVING = State
+
 M = TypeVar("M")
 
 
@@ -99,13 +103,13 @@ class Subscriptions(Generic[M]):
         """`member` wants `name`. It waits until `confirmed`, whatever has to happen before."""
         channel = self._channels.get(name)
         if channel is None:
-            state = State.ASKED if self._connected else State.WANTED
+            state = ASKED if self._connected else WANTED
             channel = self._channels[name] = Channel(state)
-            ask = Ask.SUBSCRIBE if self._connected else Ask.NOTHING
-        elif channel.state is State.CONFIRMED and not channel.waiting:
-            ask = Ask.READ
+            ask = SUBSCRIBE if self._connected else NOTHING
+        elif channel.state is CONFIRMED and not channel.waiting:
+            ask = READ
         else:  # the question that is open already will be its answer too
-            ask = Ask.NOTHING
+            ask = NOTHING
         channel.waiting += (member,)
         return ask
 
@@ -113,20 +117,20 @@ class Subscriptions(Generic[M]):
         """`member` wants `name` no longer; no harm if it never did."""
         channel = self._channels.get(name)
         if channel is None:
-            return Ask.NOTHING
+            return NOTHING
         channel.waiting = _without(channel.waiting, member)
         channel.listening = _without(channel.listening, member)
-        return self._release(name, channel) if channel.empty else Ask.NOTHING
+        return self._release(name, channel) if channel.empty else NOTHING
 
     def _release(self, name: bytes, channel: Channel[M]) -> Ask:
         """Nobody is left. A question on its way is waited for, so that there is never a second one."""
         channel.held = ()
-        if channel.state is State.CONFIRMED:
-            channel.state = State.LEAVING
-            return Ask.UNSUBSCRIBE
-        if channel.state is State.WANTED:
+        if channel.state is CONFIRMED:
+            channel.state = LEAVING
+            return UNSUBSCRIBE
+        if channel.state is WANTED:
             del self._channels[name]
-        return Ask.NOTHING
+        return NOTHING
 
     def listening(self, name: bytes, payload: bytes) -> tuple[M, ...]:
         """The members that get `payload` now. It is held for those that still wait."""
@@ -140,10 +144,10 @@ class Subscriptions(Generic[M]):
     def confirmed(self, name: bytes, retained: bytes | None) -> Confirmed[M]:
         """Redis has subscribed `name` (if it was asked to) and `retained` was read after that."""
         channel = self._channels.get(name)
-        if channel is None or channel.state is State.LEAVING:  # a read overtaken by the last leave
-            return Confirmed(Ask.NOTHING)
-        after_gap = channel.state is State.ASKED
-        channel.state = State.CONFIRMED
+        if channel is None or channel.state is LEAVING:  # a read overtaken by the last leave
+            return Confirmed(NOTHING)
+        after_gap = channel.state is ASKED
+        channel.state = CONFIRMED
         if channel.empty:
             return Confirmed(self._release(name, channel))
         newcomers, veterans = channel.waiting, channel.listening if after_gap else ()
@@ -154,18 +158,18 @@ class Subscriptions(Generic[M]):
             payloads = (retained, *payloads)
         channel.listening += newcomers
         channel.waiting = channel.held = ()
-        return Confirmed(Ask.NOTHING, newcomers, payloads, veterans, retained)
+        return Confirmed(NOTHING, newcomers, payloads, veterans, retained)
 
     def unsubscribed(self, name: bytes) -> Ask:
         """Redis has forgotten `name`."""
         channel = self._channels.get(name)
         if channel is None:
-            return Ask.NOTHING
+            return NOTHING
         if channel.empty:
             del self._channels[name]
-            return Ask.NOTHING
-        channel.state = State.ASKED
-        return Ask.SUBSCRIBE
+            return NOTHING
+        channel.state = ASKED
+        return SUBSCRIBE
 
     def refused(self, name: bytes) -> tuple[M, ...]:
         """Redis does not let this node subscribe or read `name`; its members are out of the table."""
@@ -176,7 +180,7 @@ class Subscriptions(Generic[M]):
         """A new connection to Redis: the channels to subscribe on it."""
         self._connected = True
         for channel in self._channels.values():
-            channel.state = State.ASKED
+            channel.state = ASKED
         return list(self._channels)
 
     def disconnected(self) -> None:
@@ -188,7 +192,7 @@ class Subscriptions(Generic[M]):
         self._connected = False
         self._channels = {name: channel for name, channel in self._channels.items() if not channel.empty}
         for channel in self._channels.values():
-            channel.state = State.WANTED
+            channel.state = WANTED
             channel.held = ()
 
 

@@ -18,7 +18,7 @@ from .errors import WireError
 from .frames import FrameReader, Opcode
 from .handshake import Handshake, acceptance
 from .messages import CloseCode
-from .session import Node, Session, State
+from .session import CLOSING, Node, Session
 from .wire import Wire
 
 REASON_BY_CLIENT = "closed by the client"
@@ -52,13 +52,13 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._fail(error.code, error.reason)
 
     def _frame_received(self, opcode: Opcode, payload: bytes) -> None:
-        if opcode is Opcode.CLOSE:
+        if opcode is frames.CLOSE:
             self._closed_by_client(frames.close_code(payload))
-        elif self.state is State.CLOSING:
+        elif self.state is CLOSING:
             pass  # only the client's own CLOSE is waited for
-        elif opcode is Opcode.TEXT:
+        elif opcode is frames.TEXT:
             self.message_received(payload)
-        elif opcode is Opcode.PING:
+        elif opcode is frames.PING:
             self._send(frames.pong(payload))
 
     def eof_received(self) -> None:
@@ -78,7 +78,8 @@ class WebSocketSession(Session, asyncio.Protocol):
     # Session
 
     def _write(self, message: bytes) -> None:
-        self._send(frames.text(message))
+        if not self._transport.is_closing():  # as in _send, of which this is the hot twin
+            self._transport.write(frames.text(message))
 
     def _say_goodbye(self, code: CloseCode, reason: str) -> None:
         self._send(frames.close(code, reason))
@@ -86,7 +87,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def _probe(self) -> bool:
         heard, self._heard = self._heard, False
         if heard:
-            self._send(frames.PING)
+            self._send(frames.HEARTBEAT)
         return heard
 
     def _send(self, frame: bytes) -> None:

@@ -9,12 +9,15 @@ from ..messages import Problem, Request, Result
 
 
 class Wire(Protocol):
-    """One client's protocol. A wire without state is one object for all its clients."""
+    """One client's protocol. A wire without state is one object for all its clients.
+
+    An id that has passed WEB_SOCKET_ID is ASCII, and bytes, since Redis and the socket want it so.
+    """
 
     def receive(self, message: bytes) -> Iterable[Request]:
         """What one complete message asks for. Raises WireError for what deserves no answer."""
 
-    def acknowledge(self, web_socket_id: str) -> bytes:
+    def acknowledge(self, web_socket_id: bytes) -> bytes:
         """The message that says: registered, nothing published from now on is missed."""
 
     def reject(self, web_socket_id: object, problem: Problem) -> bytes:
@@ -23,5 +26,5 @@ class Wire(Protocol):
     def complain(self, problem: Problem) -> bytes:
         """The message that says: not understood."""
 
-    def result(self, web_socket_id: str, result: Result) -> bytes:
+    def result(self, web_socket_id: bytes, result: Result) -> bytes:
         """The message that carries a result."""

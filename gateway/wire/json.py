@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import orjson
 
 from ..errors import WireError
@@ -17,6 +19,10 @@ from ..messages import (
     Unknown,
     registration,
 )
+
+# Ids and results need no escaping: WEB_SOCKET_ID and AUTH_RESULT see to that.
+_REGISTERED = f'{{"topic":"{REGISTRATION}","webSocketId":"'.encode()
+_AUTHORIZED = f'{{"topic":"{AUTHORIZATION}","webSocketId":"'.encode()
 
 _UNKNOWN = Unknown(Problem("unknown_message", f'expected {{"topic":"{REGISTRATION}","webSocketId":"..."}}'))
 
@@ -38,11 +44,8 @@ class JsonWire:
             return (registration(body.get("webSocketId")),)
         return (_UNKNOWN,)
 
-    def acknowledge(self, web_socket_id: str) -> bytes:
-        # Ids need no escaping, see WEB_SOCKET_ID, here and below.
-        return (
-            f'{{"topic":"{REGISTRATION}","webSocketId":"{web_socket_id}","registrationSucceeded":true}}'
-        ).encode()
+    def acknowledge(self, web_socket_id: bytes) -> bytes:
+        return _REGISTERED + web_socket_id + b'","registrationSucceeded":true}'
 
     def reject(self, web_socket_id: object, problem: Problem) -> bytes:
         body: dict[str, object] = {"topic": REGISTRATION}
@@ -53,15 +56,21 @@ class JsonWire:
     def complain(self, problem: Problem) -> bytes:
         return orjson.dumps({"topic": ERROR, "error": problem._asdict()})
 
-    def result(self, web_socket_id: str, result: Result) -> bytes:
-        message = (
-            f'{{"topic":"{AUTHORIZATION}","webSocketId":"{web_socket_id}","authResult":"{result.auth_result}"'
-        ).encode()
+    def result(self, web_socket_id: bytes, result: Result) -> bytes:
+        message = _AUTHORIZED + web_socket_id + _ending(result.auth_result)
+        if result.message_id is None and result.data is NO_DATA:
+            return message
+        extra: dict[str, object] = {}
         if result.message_id is not None:
-            message += b',"messageId":' + orjson.dumps(result.message_id)
+            extra["messageId"] = result.message_id
         if result.data is not NO_DATA:
-            message += b',"data":' + orjson.dumps(result.data)
-        return message + b"}"
+            extra["data"] = result.data
+        return message[:-1] + b"," + orjson.dumps(extra)[1:]
+
+
+@lru_cache(256)  # there are a handful of words, and each is in almost every message
+def _ending(auth_result: str) -> bytes:
+    return f'","authResult":"{auth_result}"}}'.encode()
 
 
 JSON_WIRE = JsonWire()
