@@ -64,7 +64,7 @@ def test_a_node_reads_what_is_published() -> None:
         publish_sync(client, "a", "DONE", data=[1], message_id="m")
         payload = client.get("websocket:a")
     assert isinstance(payload, bytes)
-    result = parse_result(payload, "a", 65_536)
+    result = parse_result(payload, b"a", 65_536)
     assert (result.auth_result, result.message_id, result.data) == ("DONE", "m", [1])
 
 
