@@ -79,6 +79,8 @@ def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
 
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
     """Whether `peer` is a proxy whose headers are believed."""
+    if not trusted:
+        return False
     address = _address(peer)
     return address is not None and any(address in network for network in trusted)
 
@@ -132,7 +134,7 @@ def _same_origin(origin: str, host: str, scheme: str | None) -> bool:
 
 
 class Timed(Protocol):
-    """What a deadline can be kept for; `due` belongs to the queue."""
+    """What a deadline can be kept for; `due` belongs to the queue and starts as 0."""
 
     due: int
 
@@ -156,7 +158,8 @@ class Deadlines(Generic[T]):
 
     def set(self, item: T, when: float) -> None:
         """Make `item` due at `when`, and no longer at the time it was due before."""
-        self.discard(item)
+        if item.due:  # it may be waiting already
+            self.discard(item)
         item.due = int(when / self.TICK) + 1
         self._wheel.setdefault(item.due, set()).add(item)
 
