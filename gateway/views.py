@@ -58,7 +58,9 @@ class PublicViews:
 
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         """GET /ws on a connection that has carried other requests before, or that is no handshake."""
-        handshake = Handshake(request.version, request.headers, _peer(request))
+        if request.transport is None:  # the client has gone meanwhile
+            return HANDED_OVER
+        handshake = Handshake(request.version, request.headers, _peer(request.transport))
         address = self._client_address(handshake)
         refusal = self._refusal(handshake, address)
         if refusal is not None:
@@ -109,9 +111,8 @@ class PublicViews:
         return client_address(peer, forwarded, trusted)
 
 
-def _peer(request: web.Request) -> str:
-    assert request.transport is not None
-    name = request.transport.get_extra_info("peername")
+def _peer(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
     return name[0] if name else ""
 
 
