@@ -173,15 +173,15 @@ class Member:
 
     def __init__(self, name: str = "member") -> None:
         self.name = name
-        self.heard: list[tuple[str, str]] = []
+        self.heard: list[tuple[str, bytes | str]] = []
 
-    def acknowledge(self, web_socket_id: str) -> None:
+    def acknowledge(self, web_socket_id: bytes) -> None:
         self.heard.append(("acknowledge", web_socket_id))
 
-    def deliver(self, web_socket_id: str, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.heard.append(("deliver", result.auth_result))
 
-    def refuse(self, web_socket_id: str, problem: Problem) -> None:
+    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         self.heard.append(("refuse", problem.code))
 
     def __repr__(self) -> str:

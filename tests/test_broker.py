@@ -1,0 +1,343 @@
+"""gateway.broker: keeps a link up. Time is virtual, and Redis does what a test tells it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from gateway.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
+
+from .fakes import Events, Redis, Transport, resp, turns, virtual
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+Answer = Callable[["Topology", Transport], Awaitable[None]]
+
+
+async def serves(topology: Topology, transport: Transport) -> None:
+    """A Redis that does its work."""
+    topology.redis.serve(transport)
+    transport.protocol.connection_made(transport)
+
+
+async def is_down(topology: Topology, transport: Transport) -> None:
+    raise ConnectionRefusedError("Connect call failed")
+
+
+async def is_frozen(topology: Topology, transport: Transport) -> None:
+    """It accepts, and says nothing."""
+    transport.protocol.connection_made(transport)
+
+
+async def hangs(topology: Topology, transport: Transport) -> None:
+    """Not even TCP gets an answer."""
+    await asyncio.Event().wait()
+
+
+async def knows_no_resp3(topology: Topology, transport: Transport) -> None:
+    transport.protocol.connection_made(transport)
+    transport.on_write = lambda _data: transport.protocol.data_received(
+        resp(Exception("ERR unknown command"))
+    )
+
+
+class Topology:
+    """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
+
+    username = "default"
+    password: str | None = None
+    database = 0
+
+    def __init__(self, answer: Answer = serves) -> None:
+        self.answer = answer
+        self.redis = Redis()
+        self.attempts: list[float] = []
+        self.transports: list[Transport] = []
+
+    async def open(self, protocol: P) -> P:
+        self.attempts.append(now())
+        transport = Transport(prompt=True)
+        transport.protocol = protocol
+        self.transports.append(transport)
+        await self.answer(self, transport)
+        return protocol
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let virtual time pass until `condition` holds, to a hundredth of a second."""
+    while not condition():  # noqa: ASYNC110 - the broker tells nobody, and nothing is waited for in earnest
+        await asyncio.sleep(0.01)
+
+
+class Scene:
+    """A broker that runs, its Redis, and what it tells the owner of the subscriptions."""
+
+    def __init__(self, answer: Answer = serves, *wanted: bytes) -> None:
+        self.topology = Topology(answer)
+        self.events = Events(wanted)
+        self.broker = Broker(self.topology, self.events, "gateway-x", asyncio.get_running_loop().time)
+        self.task = asyncio.create_task(self.broker.run())
+
+    async def up(self) -> Scene:
+        await turns()
+        assert self.broker.connected
+        return self
+
+    def lose(self, why: str = "reset by peer") -> None:
+        self.topology.redis.subscribed.clear()
+        self.topology.transports[-1].lose(OSError(why))
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self.task
+
+
+def told(logs: list[Any], event: str) -> list[dict[str, Any]]:
+    return [line for line in logs if line["event"] == event]
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> None:
+    structlog.reset_defaults()
+
+
+@virtual
+async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> None:
+    scene = await Scene(serves, b"a", b"b").up()
+    await turns()
+    assert scene.topology.redis.commands == [
+        [b"HELLO", b"3", b"SETNAME", b"gateway-x"],
+        [b"SUBSCRIBE", b"a", b"b"],
+        [b"MGET", b"a", b"b"],
+    ]
+    assert scene.events.taken() == [("connected",), ("subscribed", b"a", None), ("subscribed", b"b", None)]
+    assert scene.broker.ever_connected
+    assert (scene.broker.gaps, scene.broker.blind_seconds) == (0, 0)
+    await scene.stop()
+
+
+@virtual
+async def test_passes_on_what_is_asked() -> None:
+    scene = await Scene().up()
+    scene.broker.subscribe(b"a")
+    scene.broker.read(b"b")
+    scene.broker.unsubscribe(b"c")
+    await turns()
+    assert scene.topology.redis.commands[1:] == [
+        [b"SUBSCRIBE", b"a"],
+        [b"MGET", b"a"],
+        [b"MGET", b"b"],
+        [b"UNSUBSCRIBE", b"c"],
+    ]
+    await scene.stop()
+
+
+@virtual
+async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
+    """The next link asks for all that `connected` names, so anything kept would be asked twice."""
+    scene = Scene(is_down)
+    await turns()
+    scene.broker.subscribe(b"a")
+    scene.broker.read(b"a")
+    scene.broker.unsubscribe(b"a")
+    assert not scene.broker.connected
+    assert not scene.broker.ever_connected
+    scene.topology.answer = serves
+    await asyncio.sleep(LAST_RETRY)
+    assert scene.events.taken() == [("connected",)]
+    assert scene.topology.redis.commands == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"]]
+    await scene.stop()
+
+
+@virtual
+async def test_a_lost_link_is_replaced_and_all_that_is_wanted_asked_again() -> None:
+    scene = await Scene(serves, b"a").up()
+    await turns()
+    scene.events.taken()
+    scene.lose()
+    await turns()
+    assert scene.events.taken() == [("disconnected",)]
+    assert not scene.broker.connected
+    await asyncio.sleep(FIRST_RETRY)
+    await turns()
+    assert scene.events.taken() == [("connected",), ("subscribed", b"a", None)]
+    assert len(scene.topology.attempts) == 2
+    await scene.stop()
+
+
+@virtual
+async def test_gaps_are_counted_and_timed() -> None:
+    scene = await Scene().up()
+    for gap in (1, 2):
+        scene.topology.answer = is_down
+        lost = now()
+        scene.lose()
+        await asyncio.sleep(10)
+        assert scene.broker.gaps == gap
+        before = scene.broker.blind_seconds
+        scene.topology.answer = serves
+        await until(lambda: scene.broker.connected)
+        assert scene.broker.blind_seconds - before == pytest.approx(now() - lost, abs=0.02)
+    assert scene.broker.blind_seconds > 20
+    await scene.stop()
+
+
+@virtual
+async def test_the_time_before_the_first_link_is_no_gap() -> None:
+    scene = Scene(is_down)
+    await asyncio.sleep(100)
+    assert (scene.broker.gaps, scene.broker.blind_seconds) == (0, 0)
+    assert scene.events.taken() == []
+    await scene.stop()
+
+
+@virtual
+async def test_attempts_come_soon_then_ever_more_slowly_and_never_too_slowly() -> None:
+    scene = Scene(is_down)
+    await asyncio.sleep(20)
+    at = scene.topology.attempts
+    pauses = [later - earlier for earlier, later in pairwise(at)]
+    for i, pause in enumerate(pauses):
+        longest = min(LAST_RETRY, FIRST_RETRY * 2**i)
+        assert longest / 2 <= pause <= longest + 0.001
+    assert len(set(pauses)) == len(pauses), "nodes must not come in step"
+    await scene.stop()
+
+
+@virtual
+async def test_a_link_that_dies_young_slows_the_attempts_down_too() -> None:
+    async def hangs_up(topology: Topology, transport: Transport) -> None:
+        await serves(topology, transport)
+        asyncio.get_running_loop().call_later(0.01, transport.lose)
+
+    scene = Scene(hangs_up)
+    await asyncio.sleep(10)
+    assert 15 < len(scene.topology.attempts) < 50
+    assert scene.broker.gaps in (len(scene.topology.attempts), len(scene.topology.attempts) - 1)
+    await scene.stop()
+
+
+@virtual
+async def test_after_a_link_that_lasted_the_next_comes_soon() -> None:
+    scene = Scene(is_down)
+    await asyncio.sleep(10)
+    scene.topology.answer = serves
+    await asyncio.sleep(STABLE_AFTER + 1)
+    assert scene.broker.connected
+    scene.lose()
+    await asyncio.sleep(FIRST_RETRY)
+    assert scene.broker.connected
+    await scene.stop()
+
+
+@pytest.mark.parametrize("answer", [is_frozen, hangs])
+def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer) -> None:
+    @virtual
+    async def silent() -> None:
+        with capture_logs() as logs:
+            scene = Scene(answer)
+            await asyncio.sleep(CONNECT_TIMEOUT + FIRST_RETRY + 0.1)
+            assert len(scene.topology.attempts) == 2
+            assert [line["why"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
+            scene.topology.answer = serves
+            await asyncio.sleep(CONNECT_TIMEOUT + LAST_RETRY)
+            assert scene.broker.connected
+            await scene.stop()
+
+    silent()
+
+
+@virtual
+async def test_an_attempt_that_failed_leaves_no_connection_behind() -> None:
+    scene = Scene(is_frozen)
+    await asyncio.sleep(10)
+    assert all(transport.aborted for transport in scene.topology.transports[:-1])
+    await scene.stop()
+    await turns()
+    assert scene.topology.transports[-1].aborted
+
+
+@virtual
+async def test_a_dead_link_is_noticed_and_replaced() -> None:
+    scene = await Scene().up()
+    await asyncio.sleep(60)
+    assert scene.broker.gaps == 0
+    frozen = now()
+    scene.topology.transports[-1].on_write = lambda _data: None
+    await until(lambda: scene.broker.gaps == 1)
+    assert now() - frozen < 5
+    await asyncio.sleep(FIRST_RETRY)
+    assert scene.broker.connected
+    await scene.stop()
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"), [(is_down, "Connect call failed"), (knows_no_resp3, "HELLO with: ERR unknown command")]
+)
+def test_one_and_the_same_trouble_is_told_once_and_then_every_half_minute(answer: Answer, why: str) -> None:
+    @virtual
+    async def troubled() -> None:
+        with capture_logs() as logs:
+            scene = Scene(answer)
+            await asyncio.sleep(REMIND_EVERY - 1)
+            (line,) = told(logs, "redis unreachable")
+            assert why in line["why"]
+            await asyncio.sleep(2 * REMIND_EVERY)
+            assert len(told(logs, "redis unreachable")) == 3
+            await scene.stop()
+
+    troubled()
+
+
+@virtual
+async def test_another_trouble_is_told_at_once() -> None:
+    with capture_logs() as logs:
+        scene = Scene(is_down)
+        await asyncio.sleep(5)
+        scene.topology.answer = knows_no_resp3
+        await asyncio.sleep(1)
+        assert len(told(logs, "redis unreachable")) == 2
+        await scene.stop()
+
+
+@virtual
+async def test_up_and_down_are_told() -> None:
+    with capture_logs() as logs:
+        scene = await Scene().up()
+        scene.lose("reset by peer")
+        await asyncio.sleep(1)
+        await scene.stop()
+    assert [line["event"] for line in logs] == ["redis connected", "redis lost", "redis connected"]
+    assert logs[1]["why"] == "reset by peer"
+    assert logs[2]["gaps"] == 1
+    assert 0 < logs[2]["blind_seconds"] <= FIRST_RETRY + 0.001
+
+
+@pytest.mark.parametrize("answer", [serves, is_down, is_frozen, hangs])
+def test_cancelling_ends_it_at_any_time(answer: Answer) -> None:
+    @virtual
+    async def cancelled() -> None:
+        for moment in (0, 0.001, 0.3, 10):
+            scene = Scene(answer)
+            await asyncio.sleep(moment)
+            await scene.stop()
+            assert not scene.broker.connected
+            await turns()
+            attempts = len(scene.topology.attempts)
+            await asyncio.sleep(10)
+            assert len(scene.topology.attempts) == attempts
+            if answer is serves:
+                assert all(transport.lost for transport in scene.topology.transports)
+
+    cancelled()

@@ -1,0 +1,218 @@
+"""gateway.door: a connection's first request, with the rest of the gateway played by the test."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.door import MAX_HEAD, Door, Visitor
+from gateway.handshake import ORIGIN, Handshake, Refusal
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+from .fakes import Clock, Transport, virtual
+
+HANDSHAKE = (
+    b"GET /ws?x=1 HTTP/1.1\r\nHost: gw.example\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+TIMEOUT = 5.0
+
+
+class Server(asyncio.Protocol):
+    """In aiohttp's place: keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.data = b""
+        self.transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+
+
+class Scene:
+    """A door with one endpoint, /ws, that lets everybody in unless there is a `refusal`."""
+
+    def __init__(self, max_handshakes: int = 10) -> None:
+        self.clock = Clock()
+        self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
+        self.served: list[Server] = []
+        self.refusal: Refusal | None = None
+        self.door = Door({"/ws": self._enter}, self._serve, max_handshakes, TIMEOUT, self.clock)
+
+    def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
+        self.entered.append((handshake, transport, rest))
+        return self.refusal
+
+    def _serve(self) -> Server:
+        self.served.append(Server())
+        return self.served[-1]
+
+    def visit(self) -> tuple[Visitor, Transport]:
+        visitor, transport = self.door(), Transport()
+        transport.protocol = visitor
+        visitor.connection_made(transport)
+        return visitor, transport
+
+    def sweep(self) -> None:
+        for visitor in self.door.deadlines.expired(self.clock.now):
+            visitor.deadline_passed()
+
+
+@virtual
+async def test_a_handshake_goes_to_its_endpoint() -> None:
+    scene = Scene()
+    visitor, transport = scene.visit()
+    visitor.data_received(HANDSHAKE + b"rest")
+    ((handshake, entered, rest),) = scene.entered
+    assert entered is transport
+    assert rest == b"rest"
+    assert handshake.version == (1, 1)
+    assert handshake.headers["host"] == "gw.example"
+    assert handshake.peer == ""
+    assert not transport.closing
+    assert scene.served == []
+
+
+@virtual
+async def test_a_handshake_may_come_in_any_pieces() -> None:
+    scene = Scene()
+    visitor, _ = scene.visit()
+    for i in range(len(HANDSHAKE)):
+        assert scene.entered == []
+        assert scene.door.handshakes == 1
+        visitor.data_received(HANDSHAKE[i : i + 1])
+    assert len(scene.entered) == 1
+    assert scene.door.handshakes == 0
+
+
+@virtual
+async def test_a_refusal_is_the_answer_and_the_end() -> None:
+    scene = Scene()
+    scene.refusal = ORIGIN
+    visitor, transport = scene.visit()
+    visitor.data_received(HANDSHAKE)
+    assert transport.output == ORIGIN.response
+    assert transport.output.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert transport.closing
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n",
+        b"GET /ws HTTP/1.1\r\nHost: gw\r\n\r\n",
+        HANDSHAKE.replace(b"/ws", b"/other"),
+        HANDSHAKE.replace(b"GET", b"POST"),
+        HANDSHAKE.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\nabc"),
+        b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n" + HANDSHAKE,
+        b"nonsense\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+    ],
+)
+def test_everything_else_goes_to_the_server_as_it_came(request_: bytes) -> None:
+    @virtual
+    async def served() -> None:
+        scene = Scene()
+        visitor, transport = scene.visit()
+        visitor.data_received(request_[:7])
+        visitor.data_received(request_[7:])
+        (server,) = scene.served
+        assert server.data == request_
+        assert server.transport is transport
+        assert transport.protocol is server
+        assert scene.entered == []
+        assert scene.door.handshakes == 0
+        scene.clock.now += 60
+        scene.sweep()
+        assert not transport.aborted
+
+    served()
+
+
+@virtual
+async def test_too_many_at_the_door_are_sent_away() -> None:
+    scene = Scene(max_handshakes=2)
+    first, _ = scene.visit()
+    scene.visit()
+    late, transport = scene.visit()
+    assert transport.output.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"Retry-After: 1\r\n" in transport.output
+    assert transport.closing
+    assert (scene.door.refused, scene.door.handshakes) == (1, 2)
+    late.data_received(HANDSHAKE)
+    late.connection_lost(None)
+    assert scene.entered == []
+    assert scene.door.handshakes == 2
+    first.data_received(HANDSHAKE)
+    _, transport = scene.visit()
+    assert not transport.closing
+
+
+@virtual
+async def test_who_dawdles_is_dropped() -> None:
+    scene = Scene()
+    visitor, transport = scene.visit()
+    for _ in range(5):  # bytes alone buy no time
+        scene.clock.now += TIMEOUT / 5
+        scene.sweep()
+        assert not transport.aborted
+        visitor.data_received(b"x")
+    scene.clock.now += 0.25
+    scene.sweep()
+    assert transport.aborted
+    transport.lose()
+    assert scene.door.handshakes == 0
+
+
+@virtual
+async def test_who_leaves_is_forgotten_once() -> None:
+    scene = Scene()
+    visitor, transport = scene.visit()
+    transport.lose()
+    visitor.connection_lost(None)
+    assert scene.door.handshakes == 0
+    assert list(scene.door.deadlines) == []
+
+
+@virtual
+async def test_an_endless_head_is_refused() -> None:
+    scene = Scene()
+    visitor, transport = scene.visit()
+    visitor.data_received(b"GET /ws HTTP/1.1\r\nX: " + b"x" * MAX_HEAD)
+    assert transport.output.startswith(b"HTTP/1.1 431 ")
+    assert transport.closing
+    visitor.data_received(b"\r\n\r\n")
+    assert scene.served == []
+    assert scene.door.handshakes == 0
+
+
+@virtual
+async def test_a_door_keeps_little_of_who_waits() -> None:
+    visitor, _ = Scene().visit()
+    assert not hasattr(visitor, "__dict__")
+
+
+damaged = st.tuples(st.integers(0, len(HANDSHAKE)), st.integers(0, 8), st.binary(max_size=8)).map(
+    lambda cut: HANDSHAKE[: cut[0]] + cut[2] + HANDSHAKE[cut[0] + cut[1] :] + b"\r\n\r\n"
+)
+
+
+@given(damaged | st.binary(max_size=100).map(lambda junk: junk + b"\r\n\r\n"))
+def test_whatever_comes_first_is_let_in_or_served(data: bytes) -> None:
+    @virtual
+    async def arrived() -> None:
+        scene = Scene()
+        visitor, transport = scene.visit()
+        visitor.data_received(data)
+        assert len(scene.entered) + len(scene.served) <= 1
+        assert not transport.closing
+        transport.lose()
+        assert scene.door.handshakes == 0
+
+    arrived()

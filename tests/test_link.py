@@ -1,0 +1,599 @@
+"""gateway.link: every command written and every answer read, by a Redis that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.hub import Hub
+from gateway.link import BATCH, DEAD_AFTER, MAX_UNANSWERED, PING_AFTER, TICK, Link, LinkLost
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+from .fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
+
+NOPERM = Exception("NOPERM this user has no permissions")
+
+
+class Scene:
+    """A link that is up, and the test in the place of Redis."""
+
+    def __init__(self, *wanted: bytes) -> None:
+        self.events = Events(wanted)
+        self.link = Link(self.events)
+        self.transport = Transport(prompt=True)
+        self.transport.protocol = self.link
+        self.link.connection_made(self.transport)
+        self._read = 0
+
+    async def started(self) -> Scene:
+        self.link.start()
+        await turns()
+        assert self.events.taken() == [("connected",)]
+        return self
+
+    def commands(self) -> list[list[bytes]]:
+        """What was written since the last time."""
+        commands = [
+            command for data in self.transport.written[self._read :] for command in parse_commands(data)
+        ]
+        self._read = len(self.transport.written)
+        return commands
+
+    def confirm(self, *names: bytes) -> None:
+        self.say(*(push(b"subscribe", name, 1) for name in names))
+
+    def say(self, *messages: bytes) -> None:
+        self.link.data_received(b"".join(messages))
+
+    async def why(self) -> str:
+        return str(await self.link.closed)
+
+
+async def up(*wanted: bytes) -> Scene:
+    return await Scene(*wanted).started()
+
+
+def names(count: int, first: int = 0) -> list[bytes]:
+    return [b"websocket:%d" % i for i in range(first, first + count)]
+
+
+# HELLO
+
+
+async def greeting(scene: Scene, *answers: bytes, **options: Any) -> asyncio.Task[None]:
+    arguments: dict[str, Any] = {"username": "default", "password": None, "database": 0, "name": "gateway-x"}
+    task = asyncio.create_task(scene.link.hello(**(arguments | options)))
+    for answer in answers:
+        await turns()
+        scene.say(answer)
+    await turns()
+    return task
+
+
+@virtual
+async def test_introduces_itself() -> None:
+    scene = Scene()
+    task = await greeting(scene, b"%1\r\n+proto\r\n:3\r\n")
+    assert task.done()
+    assert scene.commands() == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"]]
+
+
+@virtual
+async def test_introduces_itself_with_a_password_and_chooses_the_database() -> None:
+    scene = Scene()
+    task = await greeting(scene, resp("OK"), resp("OK"), username="me", password="secret", database=7)
+    assert task.done()
+    assert scene.commands() == [
+        [b"HELLO", b"3", b"AUTH", b"me", b"secret", b"SETNAME", b"gateway-x"],
+        [b"SELECT", b"7"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "error", ["WRONGPASS invalid username-password pair", "NOPROTO unsupported", "ERR unknown"]
+)
+def test_redis_may_refuse_the_introduction(error: str) -> None:
+    @virtual
+    async def refused() -> None:
+        task = await greeting(Scene(), resp(Exception(error)), password="secret")
+        with pytest.raises(LinkLost, match=error) as raised:
+            await task
+        assert "secret" not in str(raised.value)
+
+    refused()
+
+
+@virtual
+async def test_a_loss_ends_the_introduction() -> None:
+    scene = Scene()
+    task = await greeting(scene)
+    scene.link.connection_lost(ConnectionResetError("reset by peer"))
+    with pytest.raises(LinkLost, match="reset by peer"):
+        await task
+
+
+# Subscribing
+
+
+@virtual
+async def test_one_turn_of_the_loop_is_one_write() -> None:
+    scene = await up(b"a", b"b")
+    assert scene.commands() == [[b"SUBSCRIBE", b"a", b"b"], [b"MGET", b"a", b"b"]]
+    assert len(scene.transport.written) == 1
+
+
+@virtual
+async def test_each_turn_takes_what_was_asked_in_it() -> None:
+    scene = await up()
+    scene.link.subscribe(b"a")
+    scene.link.subscribe(b"b")
+    await turns()
+    scene.link.subscribe(b"c")
+    assert len(scene.transport.written) == 1
+    await turns()
+    assert len(scene.transport.written) == 2
+    assert scene.commands() == [
+        [b"SUBSCRIBE", b"a", b"b"],
+        [b"MGET", b"a", b"b"],
+        [b"SUBSCRIBE", b"c"],
+        [b"MGET", b"c"],
+    ]
+
+
+@virtual
+async def test_subscribed_means_confirmed_and_read() -> None:
+    scene = await up(b"a", b"b")
+    scene.confirm(b"a", b"b")
+    assert scene.events.taken() == []
+    scene.say(resp([b"CONFIRMED", None]))
+    assert scene.events.taken() == [("subscribed", b"a", b"CONFIRMED"), ("subscribed", b"b", None)]
+
+
+@virtual
+async def test_what_is_published_meanwhile_is_heard_in_redis_order() -> None:
+    scene = await up(b"a")
+    scene.say(push(b"subscribe", b"a", 1), push(b"message", b"a", b"ONE"), resp([None]))
+    scene.say(push(b"message", b"a", b"TWO"))
+    assert scene.events.taken() == [
+        ("received", b"a", b"ONE"),
+        ("subscribed", b"a", None),
+        ("received", b"a", b"TWO"),
+    ]
+
+
+@virtual
+async def test_answers_may_come_in_any_pieces() -> None:
+    scene = await up(b"a")
+    stream = push(b"subscribe", b"a", 1) + resp([b"R"]) + push(b"message", b"a", b"M" * 100)
+    for i in range(len(stream)):
+        scene.say(stream[i : i + 1])
+    assert scene.events.taken() == [("subscribed", b"a", b"R"), ("received", b"a", b"M" * 100)]
+
+
+@virtual
+async def test_reading_and_leaving() -> None:
+    scene = await up()
+    scene.link.read(b"a")
+    scene.link.read(b"b")
+    scene.link.unsubscribe(b"c")
+    scene.link.unsubscribe(b"d")
+    await turns()
+    assert scene.commands() == [[b"MGET", b"a", b"b"], [b"UNSUBSCRIBE", b"c", b"d"]]
+    scene.say(resp([None, b"R"]), push(b"unsubscribe", b"c", 1), push(b"unsubscribe", b"d", 0))
+    assert scene.events.taken() == [
+        ("subscribed", b"a", None),
+        ("subscribed", b"b", b"R"),
+        ("unsubscribed", b"c"),
+        ("unsubscribed", b"d"),
+    ]
+
+
+@virtual
+async def test_batches_of_500_and_eight_of_them_unanswered() -> None:
+    everybody = names(BATCH * (MAX_UNANSWERED + 2) + 1)
+    scene = await up(*everybody)
+    commands = scene.commands()
+    assert [len(command) - 1 for command in commands] == [BATCH] * 2 * MAX_UNANSWERED
+    assert [command[0] for command in commands] == [b"SUBSCRIBE", b"MGET"] * MAX_UNANSWERED
+    for _ in range(2):
+        batch = commands.pop(0)[1:]
+        commands.pop(0)
+        scene.confirm(*batch)
+        await turns()
+        assert scene.commands() == [], "the batch is not answered before its read is"
+        scene.say(resp([None] * len(batch)))
+        await turns()
+        fresh = scene.commands()
+        assert [len(command) - 1 for command in fresh] == [BATCH] * 2
+        commands += fresh
+    while commands:
+        batch = commands.pop(0)[1:]
+        commands.pop(0)
+        scene.confirm(*batch)
+        scene.say(resp([None] * len(batch)))
+        await turns()
+        commands += scene.commands()
+    assert [event[1] for event in scene.events.taken()] == everybody
+
+
+@virtual
+async def test_the_window_counts_reads_and_leaves_too() -> None:
+    scene = await up()
+    for i in range(MAX_UNANSWERED + 3):
+        (scene.link.read if i % 2 else scene.link.unsubscribe)(b"%d" % i)
+        await turns()
+    assert len(scene.commands()) == MAX_UNANSWERED
+    scene.say(push(b"unsubscribe", b"0", 0))
+    await turns()
+    assert len(scene.commands()) == 1
+
+
+# What Redis forbids
+
+
+@virtual
+async def test_a_forbidden_channel_is_refused_alone() -> None:
+    scene = await up(b"a", b"b", b"c")
+    scene.commands()
+    scene.say(resp(NOPERM), resp([None, None, None]))
+    assert scene.events.taken() == []
+    await turns()
+    assert scene.commands() == [
+        [kind, name] for name in (b"a", b"b", b"c") for kind in (b"SUBSCRIBE", b"MGET")
+    ]
+    scene.say(push(b"subscribe", b"a", 1), resp([None]), resp(NOPERM), resp([b"R"]))
+    scene.say(push(b"subscribe", b"c", 2), resp([b"R"]))
+    assert scene.events.taken() == [
+        ("subscribed", b"a", None),
+        ("refused", b"b", "NOPERM"),
+        ("subscribed", b"c", b"R"),
+    ]
+    await turns()
+    assert scene.commands() == []
+    assert not scene.transport.aborted
+
+
+@virtual
+async def test_a_forbidden_key_is_refused_alone_and_given_up() -> None:
+    scene = await up(b"a", b"b")
+    scene.commands()
+    scene.say(push(b"subscribe", b"a", 1), push(b"subscribe", b"b", 2), resp(NOPERM))
+    await turns()
+    assert [command[0] for command in scene.commands()] == [b"SUBSCRIBE", b"MGET"] * 2
+    scene.say(push(b"subscribe", b"a", 2), resp(NOPERM), push(b"subscribe", b"b", 2), resp([None]))
+    assert scene.events.taken() == [("refused", b"a", "NOPERM"), ("subscribed", b"b", None)]
+    await turns()
+    assert scene.commands() == [[b"UNSUBSCRIBE", b"a"]]
+    scene.say(push(b"unsubscribe", b"a", 1))
+    assert not scene.transport.aborted
+
+
+@virtual
+async def test_what_is_retried_counts_against_the_window() -> None:
+    scene = await up(*names(20))
+    scene.commands()
+    scene.say(resp(NOPERM), resp([None] * 20))
+    await turns()
+    assert len(scene.commands()) == 2 * MAX_UNANSWERED
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    ["LOADING Redis is loading", "MASTERDOWN Link with MASTER is down", "ERR unknown command", "NOAUTH"],
+)
+def test_any_other_refusal_ends_the_link(refusal: str) -> None:
+    @virtual
+    async def refused() -> None:
+        scene = await up(b"a")
+        scene.say(resp(Exception(refusal)), resp(Exception(refusal)))
+        assert scene.transport.aborted
+        assert refusal in await scene.why()
+        assert scene.events.taken() == []
+
+    refused()
+
+
+# Order
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        push(b"subscribe", b"other", 1),
+        push(b"subscribe", b"b", 1),
+        push(b"unsubscribe", b"a", 0),
+        push(b"subscribe", b"a", 1) + push(b"subscribe", b"a", 1),
+        push(b"subscribe", b"a", 1) + resp([None, None]),
+        push(b"subscribe", b"a", 1) + push(b"subscribe", b"b", 1) + push(b"subscribe", b"b", 1),
+        push(b"subscribe", b"a", 1) + push(b"subscribe", b"b", 1) + resp([None, None]) + resp([None, None]),
+        resp("OK"),
+        resp([None, None]),
+        b"!nonsense\r\n",
+        b"*-7\r\n",
+    ],
+)
+def test_an_answer_that_fits_no_question_ends_the_link(answer: bytes) -> None:
+    @virtual
+    async def desynchronised() -> None:
+        scene = await up(b"a", b"b")
+        scene.say(answer)
+        assert scene.transport.aborted
+        assert "nobody asked for" in await scene.why()
+
+    desynchronised()
+
+
+@virtual
+async def test_other_pushes_are_none_of_its_business() -> None:
+    scene = await up(b"a")
+    scene.say(push(b"invalidate", [b"a"]), push(b"subscribe", b"a", 1), resp([None]))
+    assert scene.events.taken() == [("subscribed", b"a", None)]
+    assert not scene.transport.aborted
+
+
+stream_parts = st.sampled_from(
+    [
+        push(b"subscribe", b"a", 1),
+        push(b"unsubscribe", b"a", 1),
+        push(b"message", b"a", b"x"),
+        resp([None]),
+        resp("OK"),
+    ]
+) | st.binary(max_size=12)
+
+
+@given(st.lists(stream_parts, max_size=8))
+def test_whatever_redis_says_raises_nothing(parts: list[bytes]) -> None:
+    @virtual
+    async def heard() -> None:
+        scene = await up(b"a")
+        for part in parts:
+            if not scene.transport.closing:
+                scene.say(part)
+                await turns(2)
+        scene.link.abort("the test is over")
+        await scene.why()
+
+    heard()
+
+
+# Liveness
+
+
+def loop() -> VirtualLoop:
+    running = asyncio.get_running_loop()
+    assert isinstance(running, VirtualLoop)
+    return running
+
+
+@virtual
+async def test_silence_is_broken_by_a_ping() -> None:
+    scene = await up()
+    await asyncio.sleep(PING_AFTER - 0.1)
+    assert scene.commands() == []
+    await asyncio.sleep(TICK)
+    assert scene.commands() == [[b"PING"]]
+
+
+@virtual
+async def test_silence_ends_the_link_within_five_seconds() -> None:
+    scene = await up()
+    began = loop().time()
+    assert "said nothing" in await scene.why()
+    assert DEAD_AFTER <= loop().time() - began < 5
+    assert scene.transport.aborted
+
+
+@virtual
+async def test_silence_in_the_midst_of_answers_counts_from_the_last_of_them() -> None:
+    scene = await up()
+    for _ in range(10):
+        await asyncio.sleep(3)
+        scene.say(resp("PONG") * len(scene.commands()))
+    began = loop().time()
+    await scene.why()
+    assert DEAD_AFTER <= loop().time() - began < 5
+
+
+@virtual
+async def test_any_message_at_all_is_a_sign_of_life() -> None:
+    scene = await up()
+    for _ in range(30):
+        await asyncio.sleep(1)
+        scene.say(push(b"message", b"a", b"x"))
+    assert scene.commands() == []
+    assert not scene.transport.aborted
+
+
+@virtual
+async def test_pongs_keep_a_quiet_link_up() -> None:
+    scene = await up()
+    redis = Redis()
+    redis.serve(scene.transport)
+    await asyncio.sleep(600)
+    assert not scene.transport.aborted
+    assert 250 < len(scene.commands()) < 450
+
+
+@virtual
+async def test_a_ping_among_batches_is_answered_in_its_place() -> None:
+    scene = await up(b"a")
+    await asyncio.sleep(PING_AFTER + TICK)
+    pings = len(scene.commands()) - 2
+    assert pings >= 1
+    scene.say(push(b"subscribe", b"a", 1), resp([b"R"]), resp("PONG") * pings)
+    assert scene.events.taken() == [("subscribed", b"a", b"R")]
+    assert not scene.transport.aborted
+
+
+@virtual
+async def test_a_refused_ping_ends_the_link() -> None:
+    scene = await up()
+    await asyncio.sleep(PING_AFTER + TICK)
+    scene.say(resp(Exception("NOPERM")))
+    assert "PING" in await scene.why()
+
+
+@virtual
+async def test_a_stall_of_our_own_is_not_taken_for_a_dead_redis() -> None:
+    scene = await up()
+    loop().stall(30)
+    await asyncio.sleep(TICK / 2)
+    assert not scene.transport.aborted
+    began = loop().time()
+    await scene.why()  # but if it stays silent, it is dead
+    assert 2 < loop().time() - began < 5
+
+
+# The end
+
+
+@virtual
+async def test_the_first_reason_is_the_one_that_is_told() -> None:
+    scene = await up()
+    scene.link.abort("first")
+    scene.link.abort("second")
+    assert await scene.why() == "first"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [(None, "Redis closed the connection"), (OSError("no route to host"), "no route to host")],
+)
+def test_a_loss_tells_its_reason(error: Exception | None, why: str) -> None:
+    @virtual
+    async def lost() -> None:
+        scene = await up()
+        scene.transport.lose(error)
+        assert await scene.why() == why
+
+    lost()
+
+
+@virtual
+async def test_after_the_end_nothing_is_written_and_nothing_is_planned() -> None:
+    scene = await up()
+    scene.commands()
+    scene.link.subscribe(b"a")
+    scene.transport.lose()
+    scene.link.unsubscribe(b"b")
+    scene.link.read(b"c")
+    scene.link.abort("too late")
+    await asyncio.sleep(60)
+    assert scene.commands() == []
+
+
+@virtual
+async def test_an_abort_before_the_connection_is_harmless() -> None:
+    Link(Events()).abort("never mind")
+
+
+@virtual
+async def test_the_kernel_is_told_to_give_up_on_a_dead_peer_too() -> None:
+    scene = Scene()
+    assert (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5_000) in scene.transport.options
+    local = Transport(family=socket.AF_UNIX)
+    Link(Events()).connection_made(local)
+    assert local.options == []
+
+
+# With the table and a Redis that knows what it does
+
+
+async def settle(scene: Scene, redis: Redis) -> None:
+    """Redis answers everything, until nothing is asked any more."""
+    while commands := scene.commands():
+        scene.say(*map(redis.execute, commands))
+        await turns(2)
+
+
+IDS = [b"one", b"two", b"three", b"unsubscribable", b"unreadable"]
+
+
+class Whole:
+    """Hub, link and Redis, with members that come and go while commands and answers are on their way."""
+
+    def __init__(self) -> None:
+        self.hub = Hub("websocket:", 1_000)
+        self.link = Link(self.hub)
+        self.hub.attach(self.link)
+        self.transport = Transport()
+        self.transport.protocol = self.link
+        self.link.connection_made(self.transport)
+        self.redis = Redis()
+        self.redis.forbidden_channels = {b"websocket:unsubscribable"}
+        self.redis.forbidden_keys = {b"websocket:unreadable"}
+        self.unread: list[list[bytes]] = []
+        self.read = 0
+        self.members: list[tuple[bytes, Member]] = []
+        self.left: list[Member] = []
+
+    def work(self) -> None:
+        """Redis reads one command and answers it."""
+        if self.unread:
+            self.link.data_received(self.redis.execute(self.unread.pop(0)))
+
+    def collect(self) -> None:
+        for data in self.transport.written[self.read :]:
+            self.unread += parse_commands(data)
+        self.read = len(self.transport.written)
+
+    def present(self) -> list[tuple[bytes, Member]]:
+        return [
+            (name, member) for name, member in self.members if ("refuse", "not_allowed") not in member.heard
+        ]
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["join", "leave", "work", "turn", "publish"]), st.integers(0, 4)), max_size=40
+)
+
+
+@given(steps)
+def test_redis_is_subscribed_to_what_the_members_want(drawn: list[tuple[str, int]]) -> None:
+    @virtual
+    async def played() -> None:
+        whole = Whole()
+        whole.link.start()
+        for step, i in drawn:
+            if step == "join":
+                member = Member()
+                whole.members.append((whole.hub.register(IDS[i], member), member))
+            elif step == "leave" and whole.members:
+                name, member = whole.members.pop(i % len(whole.members))
+                whole.hub.leave(name, member)
+            elif step == "work":
+                whole.work()
+            elif step == "publish":
+                whole.link.data_received(whole.redis.publish(b"websocket:" + IDS[i], b"CONFIRMED"))
+            else:
+                await turns(2)
+                whole.collect()
+        await quiet(whole)
+        assert not whole.transport.aborted
+        for name, member in whole.members:
+            answer = "refuse" if name.startswith(b"websocket:un") else "acknowledge"
+            assert [kind for kind, _ in member.heard if kind != "deliver"] == [answer]
+        wanted = {name for name, _ in whole.present()}
+        assert whole.redis.subscribed == wanted
+        for name, member in whole.present():
+            whole.hub.leave(name, member)
+        await quiet(whole)
+        assert whole.redis.subscribed == set()
+        assert whole.hub.channels == 0
+
+    played()
+
+
+async def quiet(whole: Whole) -> None:
+    await turns(2)
+    whole.collect()
+    while whole.unread:
+        whole.work()
+        await turns(2)
+        whole.collect()
