@@ -139,8 +139,8 @@ def _gateway(redis: Address, sessions: int) -> list[str]:
         "--admin-port": "0",
         "--log-format": "json",
         # One address holds all sessions here, and no limit that a node has by default may end the run.
-        "--max-sessions": str(sessions),
-        "--max-sessions-per-ip": str(sessions),
+        "--max-sessions": str(2 * sessions),
+        "--max-sessions-per-ip": str(2 * sessions),
         "--allowed-origins": f"http://127.0.0.1:{port}",
         "--drain-delay": "0",
         "--drain-seconds": "0",
