@@ -73,7 +73,7 @@ def test_only_ids_in_their_form_register(value: object) -> None:
 
 @pytest.mark.parametrize("word", ["CONFIRMED", "CONTINUE", "FAILED", "DONE", "A", "A_1", "X" * 64])
 def test_a_bare_word_is_a_result(word: str) -> None:
-    result = parse_result(word.encode(), "id", 100)
+    result = parse_result(word.encode(), b"id", 100)
     assert (result.auth_result, result.message_id, result.data) == (word, None, NO_DATA)
 
 
@@ -112,19 +112,19 @@ def test_a_bare_word_is_a_result(word: str) -> None:
 )
 def test_payloads_that_no_node_forwards(payload: bytes, kind: str) -> None:
     with pytest.raises(InvalidResult) as raised:
-        parse_result(payload, "id", 300)
+        parse_result(payload, b"id", 300)
     assert raised.value.kind == kind
 
 
 def test_an_object_says_more() -> None:
     payload = b'{"authResult":"A","messageId":"m-1","webSocketId":"id","data":{"x":[1,null]},"extra":1}'
-    result = parse_result(payload, "id", len(payload))
+    result = parse_result(payload, b"id", len(payload))
     assert (result.auth_result, result.message_id, result.data) == ("A", "m-1", {"x": [1, None]})
     assert repr(result) == "Result('A', message_id='m-1')"
 
 
 def test_null_is_data_but_no_message_id() -> None:
-    result = parse_result(b'{"authResult":"A","data":null,"messageId":null}', "id", 100)
+    result = parse_result(b'{"authResult":"A","data":null,"messageId":null}', b"id", 100)
     assert result.data is None
     assert result.message_id is None
 
@@ -139,7 +139,7 @@ json_values = st.recursive(
 @given(st.binary() | json_values.map(orjson.dumps) | st.binary().map(lambda tail: b"{" + tail))
 def test_whatever_is_published_is_a_result_or_invalid(payload: bytes) -> None:
     try:
-        result = parse_result(payload, "id", 100)
+        result = parse_result(payload, b"id", 100)
     except InvalidResult:
         return
     assert result.auth_result.isascii()
@@ -154,5 +154,5 @@ def test_what_a_publisher_may_write_is_read_as_written(
     auth_result: str, message_id: str | None, data: object
 ) -> None:
     body = {"authResult": auth_result, "messageId": message_id, "data": data}
-    result = parse_result(orjson.dumps(body), "id", 65_536)
+    result = parse_result(orjson.dumps(body), b"id", 65_536)
     assert (result.auth_result, result.message_id, result.data) == (auth_result, message_id, data)

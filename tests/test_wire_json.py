@@ -1,0 +1,227 @@
+"""gateway.wire.json: what clients may say, and every answer to the letter."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import WireError
+from gateway.messages import (
+    NO_DATA,
+    CloseCode,
+    InvalidResult,
+    Problem,
+    Register,
+    Rejected,
+    Request,
+    Result,
+    Unknown,
+    parse_result,
+)
+from gateway.wire import Wire
+from gateway.wire.json import JSON_WIRE
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+
+WIRE: Wire = JSON_WIRE
+
+
+def receive(message: bytes) -> Request:
+    (request,) = WIRE.receive(message)
+    return request
+
+
+# Bytes in
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b'{"topic":"/user/topic/registration","webSocketId":"12345678"}',
+        b'{"webSocketId":"12345678","topic":"/user/topic/registration"}',
+        b'{"webSocketId":"12345678"}',
+        b' {"webSocketId" : "12345678"}\r\n',
+        b'{"webSocketId":"\\u00312345678"}',
+        b'{"webSocketId":"other","webSocketId":"12345678"}',
+        b'{"webSocketId":"12345678","more":[1,2,3]}',
+    ],
+)
+def test_registers(message: bytes) -> None:
+    assert receive(message) == Register("12345678")
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b'{"topic":"/user/topic/registration"}', "missing_id"),
+        (b'{"topic":"/user/topic/registration","webSocketId":null}', "missing_id"),
+        (b'{"webSocketId":null}', "missing_id"),
+        (b'{"webSocketId":7}', "invalid_id"),
+        (b'{"webSocketId":["a"]}', "invalid_id"),
+        (b'{"webSocketId":""}', "invalid_id"),
+        (b'{"webSocketId":"a b"}', "invalid_id"),
+        (b'{"webSocketId":"\\u0000"}', "invalid_id"),
+        (b'{"webSocketId":"' + b"x" * 201 + b'"}', "invalid_id"),
+    ],
+)
+def test_rejects(message: bytes, code: str) -> None:
+    request = receive(message)
+    assert isinstance(request, Rejected)
+    assert request.problem.code == code
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"{}",
+        b"[]",
+        b"null",
+        b"7",
+        b'"12345678"',
+        b'{"topic":"/user/topic/authorization","webSocketId":"12345678"}',
+        b'{"topic":"/USER/TOPIC/REGISTRATION","webSocketId":"12345678"}',
+        b'{"topic":null,"webSocketId":"12345678"}',
+        b'{"topic":["/user/topic/registration"],"webSocketId":"12345678"}',
+        b'{"authResult":"CONFIRMED"}',
+    ],
+)
+def test_does_not_understand(message: bytes) -> None:
+    request = receive(message)
+    assert isinstance(request, Unknown)
+    assert request.problem.code == "unknown_message"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b" ",
+        b"\x00",
+        b"12345678x",
+        b"{",
+        b'{"webSocketId":"12345678"',
+        b'{"webSocketId":"12345678"}{}',
+        b"{'webSocketId':'12345678'}",
+        b'{"webSocketId":"12345678",}',
+        b'\xef\xbb\xbf{"webSocketId":"12345678"}',  # RFC 8259 section 8.1: no byte order mark
+        b'{"webSocketId":"\xff"}',
+        b'{"webSocketId":"\\ud800"}',
+        b'{"webSocketId":NaN}',
+        b"[" * 16_000,
+        b"[" * 8_000 + b"]" * 8_000,
+    ],
+)
+def test_what_is_not_json_ends_the_connection(message: bytes) -> None:
+    with pytest.raises(WireError) as raised:
+        WIRE.receive(message)
+    assert raised.value.code is CloseCode.INVALID_DATA
+    assert raised.value.reason == "not JSON"
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=30),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["topic", "webSocketId", "x"]) | st.text(max_size=5), inner, max_size=4
+        )
+    ),
+    max_leaves=20,
+)
+like_ours = st.fixed_dictionaries(
+    {},
+    optional={
+        "topic": st.sampled_from(["/user/topic/registration", "/user/topic/error", ""]) | json_values,
+        "webSocketId": st.text(max_size=210) | json_values,
+    },
+)
+
+
+def dumped(value: object) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:  # an integer or a surrogate that orjson does not write
+        return repr(value).encode(errors="surrogatepass")
+
+
+@given(st.binary(max_size=200) | (json_values | like_ours).map(dumped))
+def test_any_bytes_at_all_ask_for_something_or_end_the_connection(message: bytes) -> None:
+    try:
+        request = receive(message)
+    except WireError:
+        return
+    if isinstance(request, Register):
+        assert 1 <= len(request.web_socket_id) <= 200
+        assert request.web_socket_id.isascii()
+    elif isinstance(request, Rejected):  # whatever it is, it can be answered
+        orjson.loads(WIRE.reject(request.web_socket_id, request.problem))
+    else:
+        orjson.loads(WIRE.complain(request.problem))
+
+
+# Bytes out
+
+PROBLEM = Problem("invalid_id", 'say "please"')
+
+
+def test_acknowledges_to_the_letter() -> None:
+    assert WIRE.acknowledge(b"12345678") == (
+        b'{"topic":"/user/topic/registration","webSocketId":"12345678","registrationSucceeded":true}'
+    )
+
+
+def test_rejects_to_the_letter() -> None:
+    assert WIRE.reject("a b", PROBLEM) == (
+        b'{"topic":"/user/topic/registration","webSocketId":"a b","registrationSucceeded":false,'
+        b'"error":{"code":"invalid_id","message":"say \\"please\\""}}'
+    )
+
+
+@pytest.mark.parametrize("web_socket_id", [None, 7, ["x"], "x" * 201, {"x": {}}])
+def test_an_id_that_was_none_is_not_repeated(web_socket_id: object) -> None:
+    assert "webSocketId" not in orjson.loads(WIRE.reject(web_socket_id, PROBLEM))
+
+
+def test_complains_to_the_letter() -> None:
+    assert WIRE.complain(PROBLEM) == (
+        b'{"topic":"/user/topic/error","error":{"code":"invalid_id","message":"say \\"please\\""}}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("result", "rest"),
+    [
+        (Result("CONFIRMED"), b"}"),
+        (Result("CONFIRMED", "m-1"), b',"messageId":"m-1"}'),
+        (Result("CONFIRMED", 'm"1\\'), b',"messageId":"m\\"1\\\\"}'),
+        (Result("CONFIRMED", data=None), b',"data":null}'),
+        (Result("CONFIRMED", data={"a": ["é"]}), ',"data":{"a":["é"]}}'.encode()),
+        (Result("CONFIRMED", "m-1", "x"), b',"messageId":"m-1","data":"x"}'),
+    ],
+)
+def test_carries_a_result_to_the_letter(result: Result, rest: bytes) -> None:
+    assert WIRE.result(b"12345678", result) == (
+        b'{"topic":"/user/topic/authorization","webSocketId":"12345678","authResult":"CONFIRMED"' + rest
+    )
+
+
+@given(
+    st.fixed_dictionaries(
+        {"authResult": st.just("DONE")}, optional={"data": json_values, "messageId": st.text()}
+    )
+)
+def test_a_valid_result_can_be_sent(body: dict[str, object]) -> None:
+    """With what its publisher sent along, and nothing else."""
+    try:
+        result = parse_result(dumped(body | {"secret": 1}), b"id", 65_536)
+    except InvalidResult:
+        return
+    sent = orjson.loads(WIRE.result(b"id", result))
+    assert sent.pop("topic") == "/user/topic/authorization"
+    assert sent.pop("webSocketId") == "id"
+    assert sent.pop("authResult") == "DONE"
+    assert sent.pop("messageId", None) == result.message_id
+    assert sent.pop("data", NO_DATA) == result.data
+    assert not sent
