@@ -146,10 +146,11 @@ class Session:
         """Hold the client to its rate. Raises WireError when it sends faster, over a second's worth.
 
         The generic cell rate algorithm: one number says until when the client has used up its share.
+        Below one message a second a share is longer than a second, and the first must pass all the same.
         """
-        now = self._node.clock()
-        self._rate = max(self._rate, now) + 1 / self._node.config.messages_per_second
-        if self._rate > now + 1 and self.state is not CLOSING:
+        now, share = self._node.clock(), 1 / self._node.config.messages_per_second
+        self._rate = max(self._rate, now) + share
+        if self._rate > now + max(1, share) and self.state is not CLOSING:
             raise WireError(CloseCode.POLICY, "too many messages")
 
     # What the hub says
@@ -196,9 +197,8 @@ class Session:
             self.abort()
 
     def _heartbeat(self) -> None:
-        if self._probe():
-            self._set_heartbeat()
-        else:
+        self._set_heartbeat()  # before the ping: if that fills the buffer, the close timeout counts
+        if not self._probe():
             self._why = (CloseCode.ABNORMAL, "heartbeat unanswered")
             self.abort()
 

@@ -1,0 +1,467 @@
+"""gateway.session: what a session does whatever carries it; time is an argument, the carrier a list."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.errors import WireError
+from gateway.messages import NO_DATA, CloseCode, Problem, Result
+from gateway.session import MAX_STRIKES, REMEMBERED, Node, Session, State
+from gateway.wire.json import JSON_WIRE
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+from .fakes import Clock, Subscriber, node
+
+CHANNEL = b"websocket:12345678"
+REGISTER = b'{"webSocketId":"12345678"}'
+
+
+class Spoken(Session):
+    """A session whose carrier keeps what it is given; `answers` says whether its client shows itself."""
+
+    __slots__ = ("aborted", "answers", "goodbyes", "written")
+
+    def __init__(self, node: Node) -> None:
+        self.written: list[bytes] = []
+        self.goodbyes: list[tuple[CloseCode, str]] = []
+        self.answers = True
+        self.aborted = False
+        super().__init__(node, JSON_WIRE, "192.0.2.1")
+
+    def _write(self, message: bytes) -> None:
+        self.written.append(message)
+
+    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
+        self.goodbyes.append((code, reason))
+
+    def _probe(self) -> bool:
+        return self.answers
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Scene:
+    """One session on a node of its own."""
+
+    def __init__(self, **settings: float) -> None:
+        self.clock = Clock()
+        self.broker = Subscriber()
+        self.node = node(self.clock, self.broker, **settings)
+        self.node.admission.admit("192.0.2.1")
+        self.session = Spoken(self.node)
+
+    def state(self) -> State:
+        return self.session.state
+
+    @property
+    def hub_knows(self) -> bool:
+        return self.node.hub.channels > 0
+
+    def said(self) -> list[dict[str, object]]:
+        """What was written since the last time."""
+        written = [orjson.loads(message) for message in self.session.written]
+        self.session.written.clear()
+        return written
+
+    def register(self) -> None:
+        """Register, and have it confirmed and answered."""
+        self.session.message_received(REGISTER)
+        self.node.hub.subscribed(CHANNEL, None)
+        (answer,) = self.said()
+        assert answer["registrationSucceeded"] is True
+
+    def chat(self, messages: int, *, pause: float = 0) -> None:
+        """That many messages are counted, each followed by a pause."""
+        for _ in range(messages):
+            self.session.count_message()
+            self.clock.now += pause
+
+    def wait(self, seconds: float) -> bool:
+        """Time passes, and the deadlines that come are told; whether the connection has been aborted."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now = min(self.clock.now + 0.25, end)
+            for item in self.node.deadlines.expired(self.clock.now):
+                item.deadline_passed()
+        return self.session.aborted
+
+
+# Registering
+
+
+def test_registers_and_is_answered_once_redis_has_confirmed() -> None:
+    scene = Scene()
+    scene.session.message_received(REGISTER)
+    assert scene.state() is State.WAITING
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+    assert scene.said() == []
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert scene.state() is State.REGISTERED
+    assert scene.said() == [
+        {"topic": "/user/topic/registration", "webSocketId": "12345678", "registrationSucceeded": True}
+    ]
+
+
+def test_the_same_id_again_is_answered_again() -> None:
+    scene = Scene()
+    scene.register()
+    scene.broker.taken()
+    scene.session.message_received(REGISTER)
+    assert [answer["registrationSucceeded"] for answer in scene.said()] == [True]
+    assert scene.broker.taken() == []
+
+
+def test_the_same_id_again_while_it_waits_is_answered_as_often_as_it_came() -> None:
+    scene = Scene()
+    for _ in range(3):
+        scene.session.message_received(REGISTER)
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert [answer.get("registrationSucceeded") for answer in scene.said()] == [True, True, True, None]
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_another_id_is_refused_and_the_first_one_stays(confirmed: bool) -> None:
+    scene = Scene()
+    scene.session.message_received(REGISTER)
+    if confirmed:
+        scene.node.hub.subscribed(CHANNEL, None)
+        scene.said()
+    scene.session.message_received(b'{"webSocketId":"another"}')
+    (answer,) = scene.said()
+    assert answer["webSocketId"] == "another"
+    assert answer["registrationSucceeded"] is False
+    assert answer["error"] == {
+        "code": "already_registered",
+        "message": "this connection has registered another webSocketId",
+    }
+    if not confirmed:
+        scene.node.hub.subscribed(CHANNEL, None)
+        assert [message["registrationSucceeded"] for message in scene.said()] == [True]
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert [message["authResult"] for message in scene.said()] == ["CONFIRMED"]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b'{"topic":"/user/topic/registration"}', "missing_id"),
+        (b'{"webSocketId":7}', "invalid_id"),
+        (b'{"webSocketId":""}', "invalid_id"),
+        (b'{"webSocketId":"' + b"x" * 201 + b'"}', "invalid_id"),
+        (b'{"webSocketId":"a b"}', "invalid_id"),
+    ],
+)
+def test_a_bad_id_is_refused_and_the_next_one_may_be_good(message: bytes, code: str) -> None:
+    scene = Scene()
+    for _ in range(20):  # as often as it likes: it is no nonsense, only wrong
+        scene.session.message_received(message)
+        (answer,) = scene.said()
+        assert answer["registrationSucceeded"] is False
+        assert isinstance(answer["error"], dict)
+        assert answer["error"]["code"] == code
+    assert scene.state() is State.OPEN
+    assert scene.broker.asked == []
+    scene.register()
+
+
+def test_what_redis_forbids_is_refused_and_another_id_may_be_tried() -> None:
+    scene = Scene()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.refused(CHANNEL, "NOPERM")
+    (answer,) = scene.said()
+    assert answer["registrationSucceeded"] is False
+    assert isinstance(answer["error"], dict)
+    assert answer["error"]["code"] == "not_allowed"
+    assert scene.state() is State.OPEN
+    scene.session.message_received(b'{"webSocketId":"other"}')
+    scene.node.hub.subscribed(b"websocket:other", None)
+    assert [message["registrationSucceeded"] for message in scene.said()] == [True]
+
+
+def test_what_redis_forbids_later_ends_the_session() -> None:
+    scene = Scene()
+    scene.register()
+    scene.node.hub.refused(CHANNEL, "NOPERM")
+    assert scene.session.goodbyes == [(CloseCode.TRY_AGAIN_LATER, "this webSocketId is not allowed here")]
+    assert not scene.hub_knows
+
+
+# Nonsense
+
+
+def test_five_messages_of_nonsense_are_answered_and_the_sixth_ends_it() -> None:
+    scene = Scene()
+    for _ in range(MAX_STRIKES):
+        scene.session.message_received(b'{"hello":1}')
+        (answer,) = scene.said()
+        assert answer["topic"] == "/user/topic/error"
+        assert isinstance(answer["error"], dict)
+        assert answer["error"]["code"] == "unknown_message"
+    with pytest.raises(WireError) as raised:
+        scene.session.message_received(b'{"hello":1}')
+    assert MAX_STRIKES == 5
+    assert raised.value.code is CloseCode.POLICY
+    assert raised.value.reason == "too many unknown messages"
+
+
+def test_what_is_not_json_ends_it() -> None:
+    with pytest.raises(WireError) as raised:
+        Scene().session.message_received(b"hello")
+    assert raised.value.code is CloseCode.INVALID_DATA
+
+
+# The rate
+
+
+def test_a_bursts_worth_of_a_second_passes_and_no_more() -> None:
+    scene = Scene(messages_per_second=10)
+    scene.chat(9)
+    with pytest.raises(WireError) as raised:
+        scene.chat(2)
+    assert raised.value.code is CloseCode.POLICY
+    assert raised.value.reason == "too many messages"
+
+
+def test_the_allowed_rate_passes_for_ever() -> None:
+    scene = Scene(messages_per_second=10)
+    scene.chat(1_000, pause=0.1)
+
+
+def test_a_little_more_than_the_allowed_rate_does_not() -> None:
+    scene = Scene(messages_per_second=10)
+    with pytest.raises(WireError):
+        scene.chat(1_000, pause=0.09)
+
+
+def test_a_closing_session_is_not_counted() -> None:
+    scene = Scene(messages_per_second=1)
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.chat(100)
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.5, 1, 1.5])
+def test_however_low_the_rate_is_one_message_passes(rate: float) -> None:
+    scene = Scene(messages_per_second=rate)
+    scene.chat(2, pause=1 / rate)
+    with pytest.raises(WireError):
+        scene.chat(3)
+
+
+# Results
+
+
+def test_delivers_with_what_was_sent_along() -> None:
+    scene = Scene()
+    scene.register()
+    scene.node.hub.received(CHANNEL, b'{"authResult":"DONE","messageId":"m-1","data":[1],"other":2}')
+    assert scene.said() == [
+        {
+            "topic": "/user/topic/authorization",
+            "webSocketId": "12345678",
+            "authResult": "DONE",
+            "messageId": "m-1",
+            "data": [1],
+        }
+    ]
+
+
+def test_a_message_id_is_sent_once() -> None:
+    scene = Scene()
+    scene.register()
+    first, second = (b'{"authResult":"DONE","messageId":"%d"}' % i for i in (1, 2))
+    for payload in (first, first, second, first):
+        scene.node.hub.received(CHANNEL, payload)
+    scene.node.hub.disconnected()
+    scene.node.hub.connected()
+    scene.node.hub.subscribed(CHANNEL, second)
+    assert [message["messageId"] for message in scene.said()] == ["1", "2"]
+
+
+def test_results_without_a_message_id_are_all_sent() -> None:
+    scene = Scene()
+    scene.register()
+    for _ in range(3):
+        scene.node.hub.received(CHANNEL, b"DONE")
+    assert len(scene.said()) == 3
+
+
+@given(st.lists(st.integers(0, 30), max_size=100))
+def test_the_latest_message_ids_are_remembered_and_no_more(numbers: list[int]) -> None:
+    scene = Scene()
+    scene.register()
+    remembered: list[int] = []
+    for number in numbers:
+        scene.session.deliver(b"12345678", Result("DONE", str(number), NO_DATA))
+        assert len(scene.said()) == (number not in remembered)
+        if number not in remembered:
+            remembered = [*remembered, number][-REMEMBERED:]
+        assert len(scene.session._had) <= REMEMBERED
+
+
+# Deadlines
+
+
+def test_who_does_not_register_in_time_is_closed() -> None:
+    scene = Scene(registration_timeout=10)
+    scene.wait(9.9)
+    assert scene.session.goodbyes == []
+    scene.wait(0.5)
+    assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
+
+
+def test_words_that_register_nothing_buy_no_time() -> None:
+    scene = Scene(registration_timeout=10)
+    scene.wait(9)
+    scene.session.message_received(b'{"webSocketId":""}')
+    scene.session.message_received(b"{}")
+    scene.wait(1.5)
+    assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
+
+
+def test_who_waits_for_redis_is_asked_to_come_back() -> None:
+    """Never registrationSucceeded:false, which would send the page to its error screen."""
+    scene = Scene(registration_timeout=10)
+    scene.node.hub.disconnected()
+    scene.session.message_received(REGISTER)
+    scene.wait(9.5)
+    assert scene.session.goodbyes == []
+    scene.wait(1)
+    ((code, _reason),) = scene.session.goodbyes
+    assert code is CloseCode.TRY_AGAIN_LATER
+    assert scene.said() == []
+    assert not scene.hub_knows
+
+
+def test_redis_may_come_back_in_time() -> None:
+    scene = Scene(registration_timeout=10)
+    scene.node.hub.disconnected()
+    scene.session.message_received(REGISTER)
+    scene.wait(9)
+    scene.node.hub.connected()
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert [message.get("authResult", "answer") for message in scene.said()] == ["answer", "CONFIRMED"]
+    scene.wait(5)
+    assert scene.session.goodbyes == []
+
+
+def test_a_refusal_by_redis_buys_no_time() -> None:
+    scene = Scene(registration_timeout=10)
+    scene.wait(9)
+    scene.session.message_received(REGISTER)
+    scene.node.hub.refused(CHANNEL, "NOPERM")
+    scene.wait(1.5)
+    assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
+
+
+def test_heartbeats_go_on_for_as_long_as_they_are_answered() -> None:
+    scene = Scene(heartbeat=25)
+    scene.register()
+    assert not scene.wait(25 * 10)
+    scene.session.answers = False
+    assert scene.wait(25.5)
+    assert scene.session.goodbyes == [], "nobody would hear it"
+    scene.session.ended()
+    assert scene.node.ended == {(1006, "heartbeat unanswered"): 1}
+
+
+def test_registered_sessions_stay_while_redis_is_away() -> None:
+    scene = Scene(heartbeat=25, registration_timeout=10)
+    scene.register()
+    scene.node.hub.disconnected()
+    scene.wait(600)
+    assert scene.session.goodbyes == []
+    assert scene.state() is State.REGISTERED
+
+
+# The end
+
+
+def test_close_says_goodbye_once_and_leaves_the_hub_at_once() -> None:
+    scene = Scene()
+    scene.register()
+    scene.broker.taken()
+    for _ in range(2):
+        scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    assert scene.session.goodbyes == [(CloseCode.SERVICE_RESTART, "service restart")]
+    assert scene.broker.taken() == [("unsubscribe", CHANNEL)]
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert scene.said() == []
+
+
+def test_a_goodbye_that_is_not_answered_ends_in_an_abort() -> None:
+    scene = Scene(close_timeout=2)
+    scene.register()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    assert not scene.wait(1.9)
+    assert scene.wait(0.5)
+
+
+@pytest.mark.parametrize("state", ["open", "waiting", "registered", "closing"])
+def test_the_end_gives_everything_back_once(state: str) -> None:
+    scene = Scene()
+    if state in ("waiting", "registered"):
+        scene.session.message_received(REGISTER)
+    if state == "registered":
+        scene.node.hub.subscribed(CHANNEL, None)
+    if state == "closing":
+        scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    for _ in range(2):
+        scene.session.ended()
+    assert scene.state() is State.CLOSED
+    assert scene.node.admission.sessions == 0
+    assert list(scene.node.deadlines) == []
+    assert scene.node.ended.total() == 1
+    if state == "waiting":
+        scene.node.hub.subscribed(CHANNEL, None)
+    scene.node.hub.unsubscribed(CHANNEL)
+    assert not scene.hub_knows
+    scene.wait(100)
+    scene.session.close(CloseCode.INTERNAL, "too late")
+    assert len(scene.session.goodbyes) == (state == "closing")
+
+
+def test_the_end_is_counted_by_code_and_reason() -> None:
+    scene = Scene()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.session.ended()
+    assert scene.node.ended == {(1012, "service restart"): 1}
+
+
+def test_a_confirmation_that_comes_too_late_finds_nobody() -> None:
+    scene = Scene()
+    scene.session.message_received(REGISTER)
+    scene.session.close(CloseCode.GOING_AWAY, "")
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert scene.said() == []
+    assert scene.broker.taken() == [("subscribe", CHANNEL), ("unsubscribe", CHANNEL)]
+
+
+def test_what_a_carrier_must_bring() -> None:
+    scene = Scene()
+    bare = Session(scene.node, JSON_WIRE, "192.0.2.1")
+    for call in (
+        lambda: bare._write(b""),
+        lambda: bare._say_goodbye(CloseCode.NORMAL, ""),
+        bare._probe,
+        bare.abort,
+    ):
+        with pytest.raises(NotImplementedError):
+            call()
+
+
+def test_refusals_have_the_form_of_a_problem() -> None:
+    scene = Scene()
+    scene.session.refuse(b"12345678", Problem("not_allowed", "because"))
+    assert scene.said() == [
+        {
+            "topic": "/user/topic/registration",
+            "webSocketId": "12345678",
+            "registrationSucceeded": False,
+            "error": {"code": "not_allowed", "message": "because"},
+        }
+    ]

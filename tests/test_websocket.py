@@ -1,0 +1,524 @@
+"""gateway.websocket: a browser of another make (wsproto) at one end, a session at the other, no network."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import tracemalloc
+from collections.abc import Callable
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
+from wsproto.connection import Connection, ConnectionType
+from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
+
+from gateway import frames
+from gateway.frames import Opcode
+from gateway.handshake import Handshake
+from gateway.messages import CloseCode
+from gateway.session import State
+from gateway.websocket import WebSocketSession, open_session
+from gateway.wire.json import JSON_WIRE
+
+from .fakes import Clock, Subscriber, Transport, node
+from .strategies import client_frame
+
+CHANNEL = b"websocket:12345678"
+REGISTER = '{"webSocketId":"12345678"}'
+ADDRESS = "192.0.2.1"
+
+
+class Scene:
+    """A session and its browser. What the session writes, the browser reads when it is asked."""
+
+    def __init__(self, *, stuck: bool = False, **settings: float) -> None:
+        self.clock = Clock()
+        self.broker = Subscriber()
+        self.node = node(self.clock, self.broker, **settings)
+        self.node.admission.admit(ADDRESS)
+        self.transport = Transport(stuck=stuck)
+        self.session = WebSocketSession(self.node, JSON_WIRE, ADDRESS, self.transport)
+        self.transport.protocol = self.session
+        self.browser = Connection(ConnectionType.CLIENT)
+        self._read = 0
+
+    def state(self) -> State:
+        return self.session.state
+
+    def send(self, *events: Event) -> None:
+        self.session.data_received(b"".join(self.browser.send(event) for event in events))
+
+    def say(self, *texts: str) -> None:
+        self.send(*map(TextMessage, texts))
+
+    def heard(self) -> list[object]:
+        """What the browser has got since the last time: JSON bodies, and wsproto's other events."""
+        written = self.transport.written[self._read :]
+        self._read += len(written)
+        if not written:
+            return []
+        self.browser.receive_data(b"".join(written))
+        return [
+            orjson.loads(event.data) if isinstance(event, TextMessage) else event
+            for event in self.browser.events()
+        ]
+
+    def closed_with(self) -> tuple[int, str | None]:
+        """The one CLOSE that the browser has got, as the last thing of all."""
+        *_, close = self.heard()
+        assert isinstance(close, CloseConnection)
+        return close.code, close.reason
+
+    def register(self, retained: bytes | None = None) -> None:
+        self.say(REGISTER)
+        self.node.hub.subscribed(CHANNEL, retained)
+
+    def registered(self) -> Scene:
+        self.register()
+        assert self.heard() == [
+            {"topic": "/user/topic/registration", "webSocketId": "12345678", "registrationSucceeded": True}
+        ]
+        self.broker.taken()
+        return self
+
+    def wait(self, seconds: float) -> bool:
+        """Time passes, and the deadlines that come are told; whether the connection has been aborted."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now = min(self.clock.now + 0.25, end)
+            for item in self.node.deadlines.expired(self.clock.now):
+                item.deadline_passed()
+        return self.transport.aborted
+
+
+# The life of a session
+
+
+def test_registers_hears_and_leaves() -> None:
+    scene = Scene().registered()
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert scene.heard() == [
+        {"topic": "/user/topic/authorization", "webSocketId": "12345678", "authResult": "CONFIRMED"}
+    ]
+    scene.send(CloseConnection(code=1000, reason="thanks"))
+    assert scene.closed_with() == (1000, "")
+    assert scene.transport.closing
+    scene.transport.lose()
+    assert scene.broker.taken() == [("unsubscribe", CHANNEL)]
+    assert scene.node.admission.sessions == 0
+    assert scene.node.ended == {(1000, "closed by the client"): 1}
+
+
+def test_answer_then_what_is_retained_then_live() -> None:
+    scene = Scene()
+    scene.say(REGISTER)
+    scene.node.hub.received(CHANNEL, b"LIVE")
+    scene.node.hub.subscribed(CHANNEL, b"RETAINED")
+    assert [body.get("authResult") for body in scene.heard() if isinstance(body, dict)] == [
+        None,
+        "RETAINED",
+        "LIVE",
+    ]
+
+
+def test_pings_are_answered_with_their_payload_and_pongs_are_not() -> None:
+    scene = Scene()
+    scene.send(Ping(payload=b"abc"), Pong(payload=b"unasked"), Ping())
+    assert scene.heard() == [Pong(payload=b"abc"), Pong(payload=b"")]
+
+
+@given(st.lists(st.integers(0, 200), max_size=8).map(sorted))
+def test_any_fragmentation_says_the_same(cuts: list[int]) -> None:
+    scene = Scene()
+    stream = (
+        client_frame(Opcode.TEXT, REGISTER[:5].encode(), final=False)
+        + client_frame(Opcode.PING, b"?")
+        + client_frame(Opcode.CONTINUATION, REGISTER[5:].encode())
+        + client_frame(Opcode.TEXT, b"{}")
+    )
+    for begin, end in zip([0, *cuts], [*cuts, len(stream)], strict=True):
+        scene.session.data_received(stream[begin:end])
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+    pong, complaint = scene.heard()
+    assert pong == Pong(payload=b"?")
+    assert isinstance(complaint, dict)
+    assert complaint["topic"] == "/user/topic/error"
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "reason"),
+    [
+        (client_frame(Opcode.TEXT, b"hello"), 1007, "not JSON"),
+        (client_frame(Opcode.TEXT, b"\xff"), 1007, "text is not UTF-8"),
+        (client_frame(Opcode.BINARY, b"{}"), 1003, "text messages only"),
+        (client_frame(Opcode.TEXT, b"x" * 16_385), 1009, "messages may have 16384 bytes"),
+        (
+            client_frame(Opcode.TEXT, b"x" * 16_384, final=False) + client_frame(Opcode.CONTINUATION, b"x"),
+            1009,
+            "messages may have 16384 bytes",
+        ),
+        (client_frame(Opcode.TEXT, b"{}", rsv=4), 1002, "reserved bit set"),
+        (b"\x81\x02{}", 1002, "client frames must be masked"),
+        (client_frame(Opcode.CLOSE, b"\x03\xee"), 1002, "invalid close code"),
+        (client_frame(Opcode.TEXT, b"{}") * 6, 1008, "too many unknown messages"),
+        (client_frame(Opcode.PING) * 21, 1008, "too many messages"),
+        (
+            client_frame(Opcode.TEXT, b"", final=False) + client_frame(0, b"", final=False) * 21,
+            1008,
+            "too many messages",
+        ),
+    ],
+)
+def test_who_breaks_the_rules_is_told_why(data: bytes, code: int, reason: str) -> None:
+    scene = Scene().registered()
+    scene.clock.now += 60
+    scene.session.data_received(data)
+    assert scene.closed_with() == (code, reason)
+    assert scene.transport.eof, "our half ends, so that the CLOSE arrives before any reset"
+    assert not scene.transport.closing
+    assert scene.broker.taken() == [("unsubscribe", CHANNEL)]
+    scene.transport.lose()
+    assert scene.node.ended == {(code, reason): 1}
+    assert scene.node.admission.sessions == 0
+
+
+def test_five_messages_of_nonsense_are_answered_first() -> None:
+    scene = Scene()
+    scene.say(*["{}"] * 6)
+    *answers, close = scene.heard()
+    assert len(answers) == 5
+    assert isinstance(close, CloseConnection)
+
+
+def test_messages_of_16_kib_are_read() -> None:
+    scene = Scene()
+    scene.say('{"webSocketId":"12345678","x":"' + "x" * (16_384 - 33) + '"}')
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+
+
+def test_no_registration_in_time() -> None:
+    scene = Scene()
+    scene.wait(10.5)
+    assert scene.closed_with() == (1008, "registration timeout")
+
+
+def test_no_redis_in_time() -> None:
+    scene = Scene()
+    scene.node.hub.disconnected()
+    scene.say(REGISTER)
+    scene.wait(10.5)
+    assert scene.closed_with() == (1013, "results cannot be heard at the moment")
+
+
+def test_the_node_shuts_down() -> None:
+    scene = Scene().registered()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    assert scene.closed_with() == (1012, "service restart")
+    assert not scene.transport.closing, "the client's own CLOSE comes first"
+
+
+# Closing
+
+
+def test_our_close_is_answered_and_then_tcp_ends() -> None:
+    scene = Scene().registered()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    (close,) = scene.heard()
+    assert isinstance(close, CloseConnection)
+    scene.send(close.response())
+    assert scene.transport.closing
+    assert not scene.transport.aborted
+    assert scene.heard() == [], "one CLOSE is enough"
+    scene.transport.lose()
+    assert scene.node.ended == {(1012, "service restart"): 1}
+
+
+def test_our_close_is_not_answered() -> None:
+    scene = Scene().registered()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    assert not scene.wait(1.9)
+    assert scene.wait(0.5)
+
+
+def test_a_client_that_does_not_read_its_close_is_dropped() -> None:
+    scene = Scene().registered()
+    scene.send(CloseConnection(code=1000))
+    assert scene.transport.closing
+    assert scene.wait(2.5)
+
+
+@pytest.mark.parametrize("body", [b"", b"\x03\xe8", b"\x03\xe9bye", b"\x0f\xa0"])
+def test_the_clients_code_is_given_back(body: bytes) -> None:
+    scene = Scene()
+    scene.session.data_received(client_frame(Opcode.CLOSE, body))
+    assert scene.transport.output == b"\x88" + bytes([len(body[:2])]) + body[:2]
+
+
+def test_what_comes_behind_a_close_is_not_read() -> None:
+    scene = Scene().registered()
+    scene.session.data_received(client_frame(Opcode.CLOSE) + client_frame(Opcode.PING) + b"garbage")
+    scene.session.data_received(client_frame(Opcode.PING))
+    assert scene.transport.output.endswith(b"\x88\x00")
+
+
+def test_what_comes_behind_a_broken_rule_is_not_read() -> None:
+    scene = Scene().registered()
+    scene.session.data_received(client_frame(Opcode.BINARY) + client_frame(Opcode.PING))
+    scene.session.data_received(client_frame(Opcode.CLOSE))
+    assert scene.closed_with()[0] == 1003
+    assert scene.transport.output.count(b"\x8a") == 0
+
+
+def test_while_closing_only_a_close_is_heard() -> None:
+    scene = Scene()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.say(REGISTER)
+    scene.send(Ping())
+    assert scene.broker.asked == []
+    assert [type(event) for event in scene.heard()] == [CloseConnection]
+
+
+ENDS: list[Callable[[Scene], None]] = [
+    lambda scene: scene.session.close(CloseCode.SERVICE_RESTART, "service restart"),
+    lambda scene: scene.send(BytesMessage(b"")),
+    lambda scene: scene.send(CloseConnection(code=1000)),
+    lambda scene: scene.transport.lose(),
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_after_any_close_nothing_is_delivered(end: Callable[[Scene], None]) -> None:
+    scene = Scene().registered()
+    end(scene)
+    written = len(scene.transport.written)
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert len(scene.transport.written) == written
+
+
+def test_the_clients_half_close_ends_it() -> None:
+    scene = Scene()
+    protocol: asyncio.Protocol = scene.session
+    assert not protocol.eof_received(), "a true value would keep our half open"
+
+
+def test_a_loss_is_counted_as_one() -> None:
+    scene = Scene().registered()
+    scene.transport.lose(ConnectionResetError("reset by peer"))
+    scene.session.connection_lost(None)
+    assert scene.node.ended == {(1006, "connection lost"): 1}
+    assert scene.node.admission.sessions == 0
+    assert scene.broker.taken() == [("unsubscribe", CHANNEL)]
+    assert list(scene.node.deadlines) == []
+
+
+@pytest.mark.parametrize("state", ["open", "waiting", "registered"])
+def test_a_connection_that_broke_a_moment_ago_is_not_written_to(state: str) -> None:
+    """uvloop raises then, and the result was on its way to others too."""
+    scene = Scene()
+    if state != "open":
+        scene.say(REGISTER)
+    if state == "registered":
+        scene.node.hub.subscribed(CHANNEL, None)
+    scene.transport.closing = True
+    scene.session.data_received(client_frame(Opcode.PING) + client_frame(Opcode.TEXT, b"{}"))
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    scene.wait(60)
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.session.pause_writing()
+    scene.transport.lose()
+    assert scene.node.admission.sessions == 0
+
+
+# Heartbeats
+
+
+def test_a_quiet_client_is_pinged_and_its_pong_is_enough() -> None:
+    scene = Scene().registered()
+    for _ in range(5):
+        scene.wait(25.25)
+        assert scene.heard() == [Ping(payload=b"")]
+        scene.send(Pong())
+    assert not scene.transport.aborted
+
+
+def test_any_byte_at_all_is_a_sign_of_life() -> None:
+    scene = Scene().registered()
+    scene.wait(25.25)
+    scene.session.data_received(client_frame(Opcode.TEXT, b"{}")[:3])
+    assert not scene.wait(25.25)
+
+
+def test_a_ping_that_nobody_answers_ends_it() -> None:
+    scene = Scene().registered()
+    assert not scene.wait(25.25)
+    assert scene.wait(25.25)
+    scene.transport.lose()
+    assert scene.node.ended == {(1006, "heartbeat unanswered"): 1}
+
+
+# Slow consumers
+
+
+def test_the_transport_is_told_the_limit() -> None:
+    assert Scene(write_buffer=5_000).transport.high == 5_000
+
+
+def test_who_does_not_read_is_closed_and_then_dropped() -> None:
+    scene = Scene(stuck=True, write_buffer=1_024)
+    scene.register()
+    while scene.state() is not State.CLOSING:
+        scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    written = len(scene.transport.written)
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert len(scene.transport.written) == written
+    assert scene.transport.written[-1] == frames.close(CloseCode.POLICY, "slow consumer")
+    assert scene.transport.eof
+    assert scene.broker.taken()[-1] == ("unsubscribe", CHANNEL)
+    assert scene.wait(2.5)
+    scene.transport.lose()
+    assert scene.node.ended == {(1008, "slow consumer"): 1}
+    scene.session.resume_writing()
+
+
+def test_a_slow_consumer_harms_nobody_else() -> None:
+    slow, quick = Scene(stuck=True, write_buffer=1_024), Transport()
+    slow.register()
+    slow.node.admission.admit(ADDRESS)
+    other = WebSocketSession(slow.node, JSON_WIRE, ADDRESS, quick)
+    quick.protocol = other
+    other.data_received(client_frame(Opcode.TEXT, REGISTER.encode()))
+    slow.node.hub.subscribed(CHANNEL, None)
+    for _ in range(50):
+        slow.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert slow.state() is State.CLOSING
+    assert other.state is State.REGISTERED
+    assert quick.output.count(b"CONFIRMED") == 50
+
+
+def test_many_answers_at_once_may_be_too_much_and_harm_nobody() -> None:
+    """The first of them fills the buffer, which ends the session; the rest must not raise in the hub."""
+    scene = Scene(stuck=True, write_buffer=1_024)
+    scene.say(*[REGISTER] * 19)
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert scene.state() is State.CLOSING
+
+
+def test_a_ping_may_be_too_much() -> None:
+    """The close timeout runs then, and not the next heartbeat's."""
+    scene = Scene(stuck=True, write_buffer=1_024)
+    scene.register()
+    scene.transport._unsent = 1_023
+    scene.wait(25.25)
+    assert scene.state() is State.CLOSING
+    assert scene.wait(2.5)
+
+
+def test_a_goodbye_may_be_too_much() -> None:
+    scene = Scene(stuck=True, write_buffer=1_024)
+    scene.register()
+    scene.transport._unsent = 1_020
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    assert scene.transport.eof
+    assert scene.wait(2.5)
+
+
+# What anybody may send
+
+
+@given(
+    st.lists(
+        st.binary(max_size=60)
+        | st.sampled_from(
+            [
+                client_frame(Opcode.TEXT, REGISTER.encode()),
+                client_frame(Opcode.TEXT, b'{"webSocketId":"x"}'),
+                client_frame(Opcode.TEXT, b"{}"),
+                client_frame(Opcode.PING, b"x"),
+                client_frame(Opcode.CLOSE, b"\x03\xe8"),
+                client_frame(Opcode.TEXT, b"{", final=False),
+            ]
+        )
+        | st.sampled_from([b"confirm", b"publish", b"lose redis", b"wait"]).map(lambda word: b"\0" + word),
+        max_size=20,
+    ),
+    st.booleans(),
+)
+def test_nothing_a_client_sends_raises_or_leaks(steps: list[bytes], stuck: bool) -> None:
+    scene = Scene(stuck=stuck, write_buffer=1_024)
+    hub = scene.node.hub
+    for step in steps:
+        if step == b"\0confirm":
+            hub.subscribed(CHANNEL, b"CONFIRMED")
+        elif step == b"\0publish":
+            hub.received(CHANNEL, b"CONFIRMED")
+        elif step == b"\0lose redis":
+            hub.disconnected()
+            hub.connected()
+        elif step == b"\0wait":
+            scene.wait(6)
+        elif not scene.transport.closing:
+            scene.session.data_received(step)
+    Connection(ConnectionType.CLIENT).receive_data(scene.transport.output)
+    scene.transport.lose()
+    hub.disconnected()
+    assert hub.channels == 0
+    assert scene.node.admission.sessions == 0
+    assert list(scene.node.deadlines) == []
+
+
+# Opening
+
+
+def test_opens_with_101_and_reads_what_followed_the_handshake() -> None:
+    shared, transport = node(), Transport()
+    shared.admission.admit(ADDRESS)
+    headers = CIMultiDictProxy(CIMultiDict({"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}))
+    rest = client_frame(Opcode.PING, b"early")
+    open_session(shared, JSON_WIRE, ADDRESS, Handshake((1, 1), headers, ADDRESS), transport, rest)
+    assert isinstance(transport.protocol, WebSocketSession)
+    head, _, after = transport.output.partition(b"\r\n\r\n")
+    assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
+    assert after == frames.pong(b"early")
+
+
+# Memory
+
+
+def test_a_session_has_no_dict() -> None:
+    scene = Scene()
+    assert not hasattr(scene.session, "__dict__")
+    assert sys.getsizeof(scene.session) < 250
+
+
+def test_a_registered_session_fits_its_budget() -> None:
+    """Session, reader, table row, channel name and deadline; half of the 3 KB is the transport's."""
+    ids = [f"{i:0128x}" for i in range(2_000)]
+    shared = node(max_sessions_per_ip=0)
+    transport = Transport()
+    messages = [client_frame(Opcode.TEXT, orjson.dumps({"webSocketId": text})) for text in ids]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        sessions = []
+        for message in messages:
+            shared.admission.admit(ADDRESS)
+            sessions.append(WebSocketSession(shared, JSON_WIRE, ADDRESS, transport))
+            sessions[-1].data_received(message)
+            transport.written.clear()
+        for text in ids:
+            shared.hub.subscribed(b"websocket:" + text.encode(), None)
+            transport.written.clear()
+        used, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(session.state is State.REGISTERED for session in sessions)
+    assert used / len(sessions) < 1_500
