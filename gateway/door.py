@@ -139,7 +139,8 @@ class Visitor(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if not self._waiting:  # it has its refusal
             return
-        self._head += data
+        # Empty lines before a request mean nothing (RFC 9112 section 2.2), and are none.
+        self._head = (self._head + data).lstrip(b"\r\n")
         if b"\r\n\r\n" in self._head:
             self._pass()
             self._door.answer(self._transport, self._head)

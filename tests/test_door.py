@@ -193,6 +193,18 @@ async def test_an_endless_head_is_refused() -> None:
 
 
 @virtual
+async def test_blank_lines_are_no_request() -> None:
+    """They may stand before one (RFC 9112 section 2.2), but whoever sends only them is still at the door."""
+    scene = Scene()
+    visitor, transport = scene.visit()
+    visitor.data_received(b"\r\n\r\n")
+    assert scene.door.handshakes == 1
+    scene.clock.now += TIMEOUT + 1
+    scene.sweep()
+    assert transport.aborted
+
+
+@virtual
 async def test_a_door_keeps_little_of_who_waits() -> None:
     visitor, _ = Scene().visit()
     assert not hasattr(visitor, "__dict__")
