@@ -1,0 +1,136 @@
+"""The structure that docs/architecture.md and gateway/__init__.py describe, held against the syntax trees."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import gateway
+
+PACKAGE = Path(gateway.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
+
+# Each may import those before it, and no other.
+ORDER = [
+    "messages",
+    "errors",
+    "wire",
+    "frames",
+    "handshake",
+    "subscriptions",
+    "limits",
+    "invocation",
+    "logs",
+    "config",
+    "hub",
+    "session",
+    "websocket",
+    "topology",
+    "link",
+    "broker",
+    "door",
+    "views",
+    "app",
+    "publishing",
+    "watching",
+    "embedded",
+    "cli",
+    "__main__",
+]
+
+PURE = ["messages", "errors", "wire", "frames", "handshake", "subscriptions", "limits"]
+IMPURE_LIBRARIES = {"asyncio", "aiohttp", "redis", "hiredis", "time", "socket", "structlog", "random", "os"}
+
+# They work together, and know each other only as a protocol of a few methods that the one defines.
+STRANGERS = [
+    ("hub", "session"),
+    ("hub", "broker"),
+    ("hub", "link"),
+    ("link", "hub"),
+    ("broker", "hub"),
+    ("session", "broker"),
+    ("session", "websocket"),
+    ("door", "views"),
+    ("door", "websocket"),
+    ("wire", "session"),
+]
+
+
+@cache
+def modules() -> dict[str, list[Path]]:
+    """The package's modules, `wire` and the like as one; all of their files."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if name != "__init__":
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def imports(name: str) -> Iterator[str]:
+    """What module `name` imports, anywhere in its code: our modules by name, libraries by their first."""
+    for path in modules()[name]:
+        depth = len(path.relative_to(PACKAGE).parts)
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.removeprefix("gateway.").partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from _imported_from(node, name, depth)
+
+
+def _imported_from(node: ast.ImportFrom, name: str, depth: int) -> Iterator[str]:
+    """What one `from … import …` in a file `depth` levels inside the package brings."""
+    source = (node.module or "").removeprefix("gateway.")
+    if 0 < node.level < depth:  # within a package of ours, such as wire
+        yield name
+    elif source in ("", "gateway"):
+        yield from (alias.name for alias in node.names)
+    else:
+        yield source.partition(".")[0]
+
+
+def ours(name: str) -> set[str]:
+    """The other modules of the package that module `name` imports."""
+    return {other for other in imports(name) if other in modules() and other != name}
+
+
+def test_every_module_has_its_place() -> None:
+    assert sorted(ORDER) == sorted(modules())
+
+
+@pytest.mark.parametrize("name", ORDER)
+def test_imports_go_one_way(name: str) -> None:
+    assert ours(name) <= set(ORDER[: ORDER.index(name)])
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_modules_know_neither_io_nor_the_clock(name: str) -> None:
+    assert not IMPURE_LIBRARIES.intersection(imports(name))
+    assert ours(name) <= set(PURE)
+
+
+@pytest.mark.parametrize(("one", "other"), STRANGERS)
+def test_strangers(one: str, other: str) -> None:
+    assert other not in ours(one)
+
+
+def test_the_check_finds_what_it_looks_for() -> None:
+    """A check that found no imports at all would hold for ever."""
+    assert {"broker", "config", "hub", "views"} <= ours("app")
+    assert {"messages", "errors"} <= ours("wire")
+    assert "frames" in ours("websocket")
+    assert {"app", "watching", "publishing"} <= ours("cli"), "also those inside functions"
+    assert "asyncio" in set(imports("link"))
+
+
+def reading_order() -> list[list[str]]:
+    """The list in the package's docstring: the modules of each line."""
+    assert gateway.__doc__ is not None
+    listed = gateway.__doc__.partition("Reading order")[2].split("\n\n")[1]
+    heads = [re.split(r"  +", line.strip())[0] for line in listed.splitlines()]
+    return [[name.strip().rstrip("/") for name in head.split(",")] for head in heads]
