@@ -14,6 +14,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 
 from .errors import WireError
@@ -192,6 +193,7 @@ HEARTBEAT = b"\x89\x00"
 """A PING; it needs no payload, since any answer at all shows that the client lives."""
 
 
+@lru_cache(64)  # most sessions end with one of a few
 def close(code: int, reason: str) -> bytes:
     """A CLOSE frame; the reason is cut to what a control frame may hold."""
     if code == CloseCode.NO_STATUS:

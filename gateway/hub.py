@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import structlog
@@ -104,17 +104,15 @@ class Hub:
         for member in confirmed.newcomers:
             member.acknowledge(web_socket_id)
         for payload in confirmed.payloads:
-            self._fan_out(web_socket_id, payload, confirmed.newcomers)
-        if confirmed.retained is not None and confirmed.veterans:
-            self._fan_out(web_socket_id, confirmed.retained, confirmed.veterans)
+            self._fan_out(name, payload, confirmed.newcomers)
+        if confirmed.retained is not None:
+            self._fan_out(name, confirmed.retained, confirmed.veterans)
 
     def unsubscribed(self, name: bytes) -> None:
         self._say(self._table.unsubscribed(name), name)
 
     def received(self, name: bytes, payload: bytes) -> None:
-        members = self._table.listening(name, payload)
-        if members:
-            self._fan_out(name[self._skip :], payload, members)
+        self._fan_out(name, payload, self._table.listening(name, payload))
 
     def refused(self, name: bytes, reason: str) -> None:
         log.error("redis refuses a channel", why=reason)
@@ -122,7 +120,10 @@ class Hub:
         for member in self._table.refused(name):
             member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
 
-    def _fan_out(self, web_socket_id: bytes, payload: bytes, members: Iterable[Member]) -> None:
+    def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member]) -> None:
+        if not members:
+            return
+        web_socket_id = name[self._skip :]
         try:
             result = parse_result(payload, web_socket_id, self._max_size)
         except InvalidResult as error:
@@ -131,4 +132,4 @@ class Hub:
             return
         for member in members:
             member.deliver(web_socket_id, result)
-            self.delivered += 1
+        self.delivered += len(members)

@@ -31,6 +31,9 @@ DEAD_AFTER = 4.0
 TCP_USER_TIMEOUT = 5_000
 """Milliseconds that sent bytes may stay unacknowledged; the kernel's own view of a dead peer."""
 
+MAX_BUFFER = 1 << 20
+"""Bytes that the parser keeps between reads, so that it need not allocate for each of them."""
+
 NOT_ENOUGH = object()
 
 
@@ -99,12 +102,13 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = hiredis.Reader(notEnoughData=NOT_ENOUGH)
+        self._parser.setmaxbuf(MAX_BUFFER)
         self._unanswered: deque[_Question | _Leave] = deque()
         self._batches = 0  # how many of the unanswered count against MAX_UNANSWERED
         self._to_subscribe: deque[bytes] = deque()
         self._to_read: deque[bytes] = deque()
         self._to_leave: deque[bytes] = deque()
-        self._to_retry: deque[bytes] = deque()  # one by one, after a refused batch
+        self._to_retry: deque[_Join] = deque()  # one by one, after a refused batch
         self._flushing = False
         self._heard = 0.0
         self._ticked = 0.0
@@ -125,6 +129,8 @@ class Link(asyncio.Protocol):
 
     def start(self) -> None:
         """Begin to watch over the connection and subscribe whatever `events.connected` names."""
+        if self._transport is None:  # Redis hung up as soon as it had answered; `closed` says so
+            return
         self._heard = self._ticked = self._loop.time()
         self._ticking = self._loop.call_later(TICK, self._tick)
         self._to_subscribe.extend(self._events.connected())
@@ -175,7 +181,7 @@ class Link(asyncio.Protocol):
 
     def _next_batch(self) -> _Leave | None:
         if self._to_retry:
-            return _Join([self._to_retry.popleft()], subscribe=True)
+            return self._to_retry.popleft()
         if self._to_subscribe:
             return _Join(_take(self._to_subscribe), subscribe=True)
         if self._to_read:
@@ -210,11 +216,11 @@ class Link(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
-        parser, received = self._parser, self._events.received
+        gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
         try:
-            parser.feed(data)
-            while (reply := parser.gets()) is not NOT_ENOUGH:
-                if type(reply) is not hiredis.PushNotification:
+            self._parser.feed(data)
+            while (reply := gets()) is not NOT_ENOUGH:
+                if type(reply) is not push:
                     self._replied(reply)
                 elif reply[0] == b"message":
                     received(reply[1], reply[2])
@@ -286,7 +292,7 @@ class Link(asyncio.Protocol):
             for name, retained in zip(batch.names, values, strict=True):
                 self._events.subscribed(name, retained)
         elif len(batch.names) > 1:  # one forbidden id must not make the others deaf
-            self._to_retry.extend(batch.names)
+            self._to_retry.extend(_Join([name], subscribe=batch.subscribe) for name in batch.names)
         else:
             (name,) = batch.names
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden

@@ -69,7 +69,19 @@ class Unknown(NamedTuple):
     problem: Problem
 
 
-Request = Register | Rejected | Unknown
+class Reply(NamedTuple):
+    """The client is owed `payload`, one of the wire's messages: send it as it is."""
+
+    payload: bytes
+
+
+class Leave(NamedTuple):
+    """The client takes its leave: send `payload` unless it is empty, then close normally."""
+
+    payload: bytes
+
+
+Request = Register | Rejected | Unknown | Reply | Leave
 
 
 def registration(web_socket_id: object) -> Register | Rejected:
@@ -90,7 +102,7 @@ def registration(web_socket_id: object) -> Register | Rejected:
 class Result:
     """One published result: what `authResult` says, and what the publisher sent along.
 
-    `data` is any JSON value, `NO_DATA` for none.
+    `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none.
     """
 
     __slots__ = ("auth_result", "data", "message_id")
@@ -146,4 +158,12 @@ def _result_of(body: dict[str, object], web_socket_id: bytes) -> Result:
         raise InvalidResult("bad messageId")
     if "webSocketId" in body and body["webSocketId"] != web_socket_id.decode():
         raise InvalidResult("another webSocketId")
-    return Result(auth_result, message_id, body.get("data", NO_DATA))
+    return Result(auth_result, message_id, _fragment(body["data"]) if "data" in body else NO_DATA)
+
+
+def _fragment(data: object) -> orjson.Fragment:
+    """`data` as the text that it will be sent as. orjson reads deeper nesting than it writes."""
+    try:
+        return orjson.Fragment(orjson.dumps(data))
+    except orjson.JSONEncodeError:
+        raise InvalidResult("data nested too deeply") from None

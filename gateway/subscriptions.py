@@ -197,4 +197,6 @@ class Subscriptions(Generic[M]):
 
 
 def _without(members: tuple[M, ...], member: M) -> tuple[M, ...]:
+    if members == (member,):  # nearly always
+        return ()
     return tuple(other for other in members if other is not member) if member in members else members

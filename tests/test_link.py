@@ -282,6 +282,24 @@ async def test_what_is_retried_counts_against_the_window() -> None:
     assert len(scene.commands()) == 2 * MAX_UNANSWERED
 
 
+@virtual
+async def test_a_channel_left_while_its_refused_read_is_retried_stays_left() -> None:
+    """Nothing may be subscribed again behind an UNSUBSCRIBE that is on its way."""
+    redis = Redis()
+    redis.forbidden_keys = {b"forbidden"}
+    scene = await up()
+    scene.link.read(b"a")
+    scene.link.read(b"forbidden")
+    await turns()
+    replies = b"".join(map(redis.execute, scene.commands()))
+    redis.subscribed = {b"a"}
+    scene.link.unsubscribe(b"a")
+    scene.say(replies)
+    await turns()
+    await settle(scene, redis)
+    assert b"a" not in redis.subscribed
+
+
 @pytest.mark.parametrize(
     "refusal",
     ["LOADING Redis is loading", "MASTERDOWN Link with MASTER is down", "ERR unknown command", "NOAUTH"],
@@ -486,6 +504,18 @@ async def test_after_the_end_nothing_is_written_and_nothing_is_planned() -> None
     scene.link.abort("too late")
     await asyncio.sleep(60)
     assert scene.commands() == []
+
+
+@virtual
+async def test_an_end_between_the_introduction_and_the_start_is_an_end() -> None:
+    """Redis may hang up in the same breath as it answers HELLO."""
+    trouble: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: trouble.append(context))
+    scene = Scene(b"a")
+    scene.transport.lose()
+    scene.link.start()
+    await asyncio.sleep(60)
+    assert trouble == []
 
 
 @virtual

@@ -70,7 +70,7 @@ class Phone:
         while time.monotonic() < end:
             if message := self._pubsub.get_message(timeout=1):
                 assert self._client.get(CHANNEL) == message["data"]
-                assert 290 <= int(self._client.ttl(CHANNEL)) <= 300  # type: ignore[arg-type]
+                assert 290 <= int(self._client.ttl(CHANNEL)) <= 300
                 return bytes(message["data"])
         raise AssertionError("nothing was published")
 
