@@ -29,9 +29,13 @@ class EmbeddedError(GatewayError):
 
 
 class WireError(GatewayError):
-    """The client broke its protocol beyond an answer: the connection ends with this code and reason."""
+    """The client broke its protocol beyond an answer: the connection ends with this code and reason.
 
-    def __init__(self, code: CloseCode, reason: str) -> None:
+    `last_words` is one of the wire's messages, to send before the close; empty for none.
+    """
+
+    def __init__(self, code: CloseCode, reason: str, *, last_words: bytes = b"") -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
+        self.last_words = last_words

@@ -23,7 +23,7 @@ from .config import Config
 from .errors import WireError
 from .hub import Hub
 from .limits import Admission, Deadlines
-from .messages import CloseCode, Problem, Register, Rejected, Request, Result
+from .messages import CloseCode, Leave, Problem, Register, Rejected, Reply, Request, Result
 from .wire import Wire
 
 MAX_STRIKES = 5
@@ -122,6 +122,12 @@ class Session:
             self._register(request.web_socket_id)
         elif isinstance(request, Rejected):
             self._write(self._wire.reject(request.web_socket_id, request.problem))
+        elif isinstance(request, Reply):
+            self._write(request.payload)
+        elif isinstance(request, Leave):
+            if request.payload:
+                self._write(request.payload)
+            self.close(CloseCode.NORMAL, "disconnected")
         else:
             self._strikes += 1
             if self._strikes > MAX_STRIKES:

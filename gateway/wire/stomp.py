@@ -1,0 +1,467 @@
+"""STOMP 1.0, 1.1 and 1.2, server side, without I/O: what Web Flow's own page speaks.
+
+    client                                        gateway
+    CONNECT    accept-version:1.1,1.0         ->
+                                              <-  CONNECTED  version:1.1
+    SUBSCRIBE  /user/topic/registration       ->
+    SEND       /app/registration              ->  (Register)
+                                              <-  MESSAGE    /user/topic/registration
+    SUBSCRIBE  /user/topic/authorization      ->  (the next screen; results that came before waited)
+                                              <-  MESSAGE    /user/topic/authorization
+
+"1.2, Value Encoding" and the like below name a section of that version's specification.
+
+Header values are compared and echoed as they came, and never unescaped. No name, destination or word
+that means something here has a character that is ever escaped, so unescaping could make nothing match
+that did not; and a client gets its own ids back in the spelling that it can read. That matters: stompjs 2
+and webstomp escape nothing in any version, @stomp/stompjs nothing in 1.1. Escapes are only checked.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+import orjson
+
+from ..errors import WireError
+from ..messages import (
+    AUTHORIZATION,
+    ERROR,
+    REGISTRATION,
+    CloseCode,
+    Leave,
+    Problem,
+    Reply,
+    Request,
+    Result,
+    Unknown,
+    registration,
+)
+from .json import JSON_WIRE
+
+SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
+"""What a client may offer as WebSocket subprotocol, the best first. CONNECT alone decides the version."""
+
+HEARTBEAT: Final = b"\n"
+"""A heart-beat, a message of its own: the clients compare it whole."""
+
+MAX_HEADERS = 32
+"""Headers in one frame; the busiest client seen sends seven."""
+
+MAX_LINE = 4_096
+"""Bytes in one header's line: a CSRF token has 40, a signed token that some send along 2,000."""
+
+MAX_HEAD = 8_192
+"""Bytes before a frame's body, as HTTP servers have it."""
+
+MAX_ID = 256
+"""Bytes of a subscription's id, which stays in memory as long as the session; clients use `sub-0`."""
+
+MAX_SUBSCRIPTIONS = 16
+"""Subscriptions of one session; Web Flow's page has two."""
+
+MAX_KEPT = 16
+"""Results kept until the client subscribes to them, the newest; a session remembers as many messageIds.
+
+A result says how the operation stands, so the newest is the one that must not be lost. Those without a
+messageId are all kept, since two that look alike may still be two."""
+
+MAX_KEPT_BYTES = 65_536
+"""Bytes in those results, except that the newest is kept whatever its size: they are written in one go,
+and that must not overflow what a session may leave unread."""
+
+MAX_FRAMES = 64
+"""Frames in one message. Messages are what a client's rate is counted in; clients send one frame in each."""
+
+# Versions; 0 before CONNECT. Plain integers, since Python 3.11 takes 200 ns to look an enum's member up.
+_V10, _V11, _V12 = 10, 11, 12
+_VERSIONS: Final = {b"1.0": _V10, b"1.1": _V11, b"1.2": _V12}
+
+# 1.1 and 1.2, Value Encoding. What is left of a head without these must have no backslash.
+_ESCAPES: Final = {_V11: re.compile(rb"\\[nc\\]"), _V12: re.compile(rb"\\[rnc\\]")}
+_NO_EOL: Final = re.compile(rb"[^\r\n]")  # line ends between two frames are heart-beats, or stand after a NUL
+_BLANK_LINE: Final = re.compile(rb"\n\r?\n")
+_HEART_BEAT: Final = re.compile(rb"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*")
+
+_REGISTRATION, _AUTHORIZATION, _ERROR = REGISTRATION.encode(), AUTHORIZATION.encode(), ERROR.encode()
+_SILENT: Final = b""  # every other destination: one may subscribe to it, and nothing is ever published
+_TOPICS: Final = {topic: topic for topic in (_REGISTRATION, _AUTHORIZATION, _ERROR)}
+
+# The page sends to the first, the protocol's public page names the second.
+_REGISTER_AT: Final = (b"/app/registration", _REGISTRATION)
+
+# A MESSAGE's body is what JSON over WebSocket says, without the topic: the destination names it.
+_AFTER_REGISTRATION, _AFTER_AUTHORIZATION, _AFTER_ERROR = (
+    len(b'{"topic":"",') + len(topic) for topic in _TOPICS
+)
+
+# Headers in Spring's order, with LF: CR LF hangs stompjs 2 and webstomp. No value of ours has a colon.
+_MESSAGE: Final = (
+    b"MESSAGE\ndestination:%b\ncontent-type:application/json\nsubscription:%b\nmessage-id:%d\n"
+    b"content-length:%d\n\n%b\0"
+)
+_MESSAGE_TO_ACK: Final = _MESSAGE.replace(b"\ncontent-length", b"\nack:%d\ncontent-length")
+# stompjs 2 never calls back when `heart-beat` is missing.
+_CONNECTED: Final = b"CONNECTED\nversion:%b\nheart-beat:%d,%d\nserver:webflow-gateway\n\n\0"
+
+_UNKNOWN: Final = Unknown(
+    Problem("unknown_message", 'expected SEND to /app/registration with {"webSocketId":"..."}')
+)
+
+Headers = dict[bytes, bytes]
+
+
+class _Subscription(NamedTuple):
+    id: bytes
+    topic: bytes
+    to_ack: bool
+    """The MESSAGE has an `ack` header for ACK to repeat (1.2, MESSAGE)."""
+
+
+class StompWire:
+    """One client's STOMP. Of no use after a `Leave` or a `WireError`.
+
+    Errors end in ERROR, which a WireError brings as its last words: 1002 when the client broke the
+    protocol, 1008 when the gateway does not do what it asks, 1009 when something is too big.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_beats",
+        "_buffer",
+        "_kept",
+        "_max_body",
+        "_sent",
+        "_subscriptions",
+        "_version",
+        "acknowledged",
+        "incoming",
+        "outgoing",
+        "refused",
+    )
+
+    def __init__(self, max_body: int, beats: tuple[int, int] = (25_000, 25_000)) -> None:
+        """A frame's body may have `max_body` bytes.
+
+        `beats`: milliseconds between two heart-beats that the gateway can send and wants to get, at
+        least; 0 for none.
+        """
+        self._max_body = max_body
+        self._beats = beats
+        self._version = 0
+        self._buffer = b""
+        self._subscriptions: tuple[_Subscription, ...] = ()
+        self._sent = 0  # MESSAGE frames, and the last one's message-id
+        self._answer = b""  # to a registration that was sent before its SUBSCRIBE; the newest
+        self._kept: tuple[bytes, ...] = ()  # results before their SUBSCRIBE
+        self.outgoing = 0.0
+        """Seconds after which a silent gateway owes the client a HEARTBEAT; 0 for never."""
+        self.incoming = 0.0
+        """Seconds after which a silent client has broken its promise; 0 for never. Allow for delay."""
+        self.acknowledged = 0
+        """The last message-id that the client has sent in an ACK; 0 before the first."""
+        self.refused = 0
+        """The last message-id that the client has sent in a NACK; 0 before the first."""
+
+    # Bytes in
+
+    def receive(self, message: bytes) -> Iterator[Request]:
+        """What the frames that `message` completes ask for, in order; a part of a frame is kept.
+
+        Raises WireError, with an ERROR frame as its last words, at the first frame that is wrong.
+        """
+        data = self._buffer + message if self._buffer else message
+        self._buffer = b""
+        position = 0
+        room = MAX_FRAMES
+        while (frame := self._frame(data, position)) is not None:
+            command, headers, body, position = frame
+            room -= 1
+            if room < 0:
+                raise _error(CloseCode.POLICY, f"more than {MAX_FRAMES} frames in one message", headers)
+            requests = self._obey(command, headers, body)
+            if b"receipt" in headers and command not in (b"CONNECT", b"STOMP", b"DISCONNECT"):
+                yield Reply(_receipt(headers))
+            yield from requests
+            if command == b"DISCONNECT":
+                return
+        # It begins where a frame ends, so leading line ends are heart-beats; without them it is empty.
+        self._buffer = data[position:].lstrip(b"\r\n")
+
+    def _frame(self, data: bytes, start: int) -> tuple[bytes, Headers, bytes, int] | None:
+        """The frame at `start`: command, headers, body, end. None while it is incomplete.
+
+        What is incomplete has no more than MAX_HEAD and `max_body` bytes, or it would not have passed.
+        """
+        if data[start : start + 1] <= b"\r":  # nothing, a line end, or what will be an unknown command
+            first = _NO_EOL.search(data, start)
+            if first is None:
+                return None
+            start = first.start()
+        blank = _BLANK_LINE.search(data, start)
+        head_end = len(data) if blank is None else blank.start()
+        if head_end - start > MAX_HEAD:
+            raise _error(CloseCode.TOO_BIG, f"headers may have {MAX_HEAD} bytes")
+        if data.find(b"\0", start, head_end) >= 0:
+            raise _error(CloseCode.PROTOCOL_ERROR, "NUL in the headers, or no blank line after them")
+        if blank is None:
+            return None
+        command, headers = self._head(data[start:head_end])
+        begin = blank.end()
+        end = self._body_end(data, begin, headers)
+        return None if end < 0 else (command, headers, data[begin:end], end + 1)
+
+    def _head(self, head: bytes) -> tuple[bytes, Headers]:
+        if b"\r" in head:  # 1.2, STOMP Frames: a line may end in CR LF; taken in the older versions too
+            head = (head + b"\n").replace(b"\r\n", b"\n")[:-1]
+        self._check_octets(head)
+        lines = head.split(b"\n")
+        if len(lines) > MAX_HEADERS + 1:
+            raise _error(CloseCode.POLICY, f"a frame may have {MAX_HEADERS} headers")
+        if len(head) > MAX_LINE and max(map(len, lines)) > MAX_LINE:
+            raise _error(CloseCode.TOO_BIG, f"a header may have {MAX_LINE} bytes")
+        lines.reverse()  # 1.2, Repeated Header Entries: the first one counts, so it is set last
+        command = lines.pop()
+        headers = {}
+        for line in lines:
+            name, colon, value = line.partition(b":")  # clients do not escape colons in values
+            if not (colon and name):
+                raise _error(CloseCode.PROTOCOL_ERROR, "a header must have a name and a colon")
+            headers[name] = value
+        if self._version == _V10:  # whose specification writes `login: <username>`
+            headers = {name.strip(): value.strip() for name, value in headers.items()}
+        return command, headers
+
+    def _check_octets(self, head: bytes) -> None:
+        if b"\\" in head and self._version >= _V11 and b"\\" in _ESCAPES[self._version].sub(b"", head):
+            raise _error(CloseCode.PROTOCOL_ERROR, "undefined escape in a header")
+        if self._version == _V12 and b"\r" in head:
+            raise _error(CloseCode.PROTOCOL_ERROR, "CR in a header must be escaped")
+        if not head.isascii():
+            try:
+                head.decode()
+            except UnicodeDecodeError:
+                raise _error(CloseCode.INVALID_DATA, "headers must be UTF-8") from None
+
+    def _body_end(self, data: bytes, begin: int, headers: Headers) -> int:
+        """Where the NUL behind the body is; -1 while it has not come.
+
+        Only SEND may have a body (1.2, Body), but one in another frame is no reason to end a login.
+        """
+        announced = headers.get(b"content-length")
+        if announced is None:
+            end = data.find(b"\0", begin, begin + self._max_body + 1)
+            if end < 0 and len(data) - begin > self._max_body:
+                raise self._too_big(headers)
+            return end
+        if not announced.isdigit():
+            raise _error(CloseCode.PROTOCOL_ERROR, "content-length must be a number", headers)
+        if len(announced) > 9 or int(announced) > self._max_body:
+            raise self._too_big(headers)
+        end = begin + int(announced)
+        if len(data) <= end:
+            return -1
+        if data[end]:
+            raise _error(CloseCode.PROTOCOL_ERROR, "no NUL where content-length says", headers)
+        return end
+
+    def _too_big(self, headers: Headers) -> WireError:
+        return _error(CloseCode.TOO_BIG, f"a body may have {self._max_body} bytes", headers)
+
+    # Commands
+
+    def _obey(self, command: bytes, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        obey = _COMMANDS.get(command)
+        if obey is None:
+            raise _error(CloseCode.PROTOCOL_ERROR, "unknown command", headers)
+        if not self._version and obey is not StompWire._connect:
+            raise _error(CloseCode.PROTOCOL_ERROR, "expected CONNECT", headers)
+        return obey(self, headers, body)
+
+    def _connect(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        if self._version:
+            raise _error(CloseCode.PROTOCOL_ERROR, "connected already", headers)
+        accepted = {word.strip() for word in headers.get(b"accept-version", b"1.0").split(b",")}
+        common = accepted & _VERSIONS.keys()
+        if not common:
+            raise _error(CloseCode.PROTOCOL_ERROR, "supported versions are 1.0 1.1 1.2", headers, _VERSION)
+        version = max(common)  # not the client's first: webstomp lists v10.stomp before the others
+        wanted = _HEART_BEAT.fullmatch(headers.get(b"heart-beat", b"0,0"))
+        if wanted is None:
+            raise _error(CloseCode.PROTOCOL_ERROR, "heart-beat must be two numbers", headers)
+        self._version = _VERSIONS[version]
+        can_send, wants = self._beats if self._version > _V10 else (0, 0)  # 1.0 has none
+        self.outgoing = _interval(can_send, int(wanted[2]))
+        self.incoming = _interval(int(wanted[1]), wants)
+        return (Reply(_CONNECTED % (version, can_send, wants)),)
+
+    def _send(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        _check_no_transaction(headers)
+        if _required(headers, b"destination") not in _REGISTER_AT:
+            return (_UNKNOWN,)
+        try:
+            said = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            return (_UNKNOWN,)
+        return (registration(said.get("webSocketId")) if isinstance(said, dict) else _UNKNOWN,)
+
+    def _subscribe(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        topic = _TOPICS.get(_required(headers, b"destination"), _SILENT)
+        name = self._subscription_id(headers)
+        ack = headers.get(b"ack", b"auto")
+        if ack not in (b"auto", b"client", b"client-individual"):
+            raise _error(CloseCode.PROTOCOL_ERROR, "ack must be auto, client or client-individual", headers)
+        if any(name == subscription.id for subscription in self._subscriptions):
+            raise _error(CloseCode.PROTOCOL_ERROR, "this subscription id is in use", headers)
+        if len(self._subscriptions) >= MAX_SUBSCRIPTIONS:
+            raise _error(CloseCode.POLICY, f"a client may have {MAX_SUBSCRIPTIONS} subscriptions", headers)
+        if len(name) > MAX_ID:
+            raise _error(CloseCode.POLICY, f"a subscription id may have {MAX_ID} bytes", headers)
+        to_ack = self._version == _V12 and ack != b"auto"
+        self._subscriptions += (_Subscription(name, topic, to_ack),)
+        return tuple(Reply(self._publish(topic, body)) for body in self._take_waiting(topic))
+
+    def _take_waiting(self, topic: bytes) -> tuple[bytes, ...]:
+        waiting: tuple[bytes, ...] = ()
+        if topic is _REGISTRATION and self._answer:
+            waiting, self._answer = (self._answer,), b""
+        elif topic is _AUTHORIZATION:
+            waiting, self._kept = self._kept, ()
+        return waiting
+
+    def _unsubscribe(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        # Web Flow's page sends ids that nobody has subscribed.
+        name = self._subscription_id(headers)
+        self._subscriptions = tuple(each for each in self._subscriptions if each.id != name)
+        return ()
+
+    def _subscription_id(self, headers: Headers) -> bytes:
+        # 1.0, SUBSCRIBE: the id is optional, and UNSUBSCRIBE may name the destination instead.
+        if self._version == _V10 and not headers.get(b"id"):
+            return _required(headers, b"destination")
+        return _required(headers, b"id")
+
+    def _ack(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        self.acknowledged = self._acknowledged_by(headers) or self.acknowledged
+        return ()
+
+    def _nack(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        self.refused = self._acknowledged_by(headers) or self.refused
+        return ()
+
+    def _acknowledged_by(self, headers: Headers) -> int:
+        """The message-id that an ACK or NACK names; 0 when no message has had it."""
+        _check_no_transaction(headers)
+        if self._version == _V11:
+            _required(headers, b"subscription")
+        name = _required(headers, b"id" if self._version == _V12 else b"message-id")
+        number = int(name) if name.isdigit() and len(name) <= 9 else 0
+        return number if number <= self._sent else 0
+
+    def _disconnect(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        return (Leave(_receipt(headers) if b"receipt" in headers else b""),)
+
+    def _refuse_transaction(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+        raise _error(CloseCode.POLICY, "transactions are not supported", headers)
+
+    # Bytes out
+
+    def acknowledge(self, web_socket_id: bytes) -> bytes:
+        """The MESSAGE that says: registered.
+
+        Empty while the client has not subscribed to it: then it waits for the SUBSCRIBE, and `receive`
+        brings it.
+        """
+        return self._answer_with(JSON_WIRE.acknowledge(web_socket_id))
+
+    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
+        """The MESSAGE that says: not registered, and why. It waits as `acknowledge` does."""
+        return self._answer_with(JSON_WIRE.reject(web_socket_id, problem))
+
+    def complain(self, problem: Problem) -> bytes:
+        """The MESSAGE that says: not understood. Empty when the client has not subscribed to it."""
+        return self._publish(_ERROR, b"{" + JSON_WIRE.complain(problem)[_AFTER_ERROR:])
+
+    def result(self, web_socket_id: bytes, result: Result) -> bytes:
+        """The MESSAGE that carries a result, once for each subscription to it.
+
+        Empty while there is none. It waits as `acknowledge` does, behind those before it.
+        """
+        body = b"{" + JSON_WIRE.result(web_socket_id, result)[_AFTER_AUTHORIZATION:]
+        frames = self._publish(_AUTHORIZATION, body)
+        if not frames:
+            self._keep(body)
+        return frames
+
+    def _keep(self, body: bytes) -> None:
+        kept = (*self._kept[1 - MAX_KEPT :], body)
+        while len(kept) > 1 and sum(map(len, kept)) > MAX_KEPT_BYTES:
+            kept = kept[1:]
+        self._kept = kept
+
+    def _answer_with(self, message: bytes) -> bytes:
+        body = b"{" + message[_AFTER_REGISTRATION:]
+        frames = self._publish(_REGISTRATION, body)
+        self._answer = b"" if frames else body
+        return frames
+
+    def _publish(self, topic: bytes, body: bytes) -> bytes:
+        """A MESSAGE for each subscription to `topic`."""
+        frames = b""
+        for subscription in self._subscriptions:
+            if subscription.topic is topic:
+                self._sent = number = self._sent + 1
+                if subscription.to_ack:
+                    frames += _MESSAGE_TO_ACK % (topic, subscription.id, number, number, len(body), body)
+                else:
+                    frames += _MESSAGE % (topic, subscription.id, number, len(body), body)
+        return frames
+
+
+_COMMANDS: Final[dict[bytes, Callable[[StompWire, Headers, bytes], tuple[Request, ...]]]] = {
+    b"CONNECT": StompWire._connect,
+    b"STOMP": StompWire._connect,
+    b"SEND": StompWire._send,
+    b"SUBSCRIBE": StompWire._subscribe,
+    b"UNSUBSCRIBE": StompWire._unsubscribe,
+    b"ACK": StompWire._ack,
+    b"NACK": StompWire._nack,
+    b"BEGIN": StompWire._refuse_transaction,
+    b"COMMIT": StompWire._refuse_transaction,
+    b"ABORT": StompWire._refuse_transaction,
+    b"DISCONNECT": StompWire._disconnect,
+}
+
+_VERSION: Final = b"version:1.0,1.1,1.2\n"  # 1.2, Protocol Negotiation
+
+
+def _error(code: CloseCode, reason: str, headers: Headers | None = None, extra: bytes = b"") -> WireError:
+    """What to raise for a frame with these headers. A reason is ASCII and has no colon or backslash."""
+    text = reason.encode()
+    if headers is not None and b"receipt" in headers:
+        extra += b"receipt-id:%b\n" % headers[b"receipt"]
+    frame = b"ERROR\nmessage:%b\n%bcontent-type:text/plain\ncontent-length:%d\n\n%b\0"
+    return WireError(code, reason, last_words=frame % (text, extra, len(text), text))
+
+
+def _receipt(headers: Headers) -> bytes:
+    return b"RECEIPT\nreceipt-id:%b\n\n\0" % headers[b"receipt"]
+
+
+def _required(headers: Headers, name: bytes) -> bytes:
+    value = headers.get(name)
+    if not value:
+        raise _error(CloseCode.PROTOCOL_ERROR, f"header {name.decode()} is missing", headers)
+    return value
+
+
+def _check_no_transaction(headers: Headers) -> None:
+    if b"transaction" in headers:
+        raise _error(CloseCode.POLICY, "transactions are not supported", headers)
+
+
+def _interval(sender: int, receiver: int) -> float:
+    """1.2, Heart-beating: seconds; none unless one can and the other wants; else the slower of the two."""
+    return max(sender, receiver) / 1000 if sender and receiver else 0.0
