@@ -95,6 +95,11 @@ class Browser(asyncio.Protocol):
             self.send(frame(8, b"\x03\xe9"))
             self._transport.close()
 
+    def abort(self) -> None:
+        """Reset the connection, as a device does that has lost its network."""
+        assert self._transport is not None
+        self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         # The registration comes right behind the handshake, without waiting for its answer.
