@@ -197,6 +197,14 @@ class Backend:
                 self.accepted.append(Accepted(name, time.time(), published.receivers))
                 return
 
+    async def publish_plainly(self, names: Iterable[str]) -> list[int]:
+        """PUBLISH each of `names` its result, once and in one go; returns Redis's replies."""
+        pipeline = self.client.pipeline(transaction=False)
+        for name in names:
+            pipeline.publish(f"websocket:{name}", result_of(name))
+        replies: list[int] = await pipeline.execute()
+        return replies
+
     async def publish_all(self, names: Iterable[str], a_second: float, *, retain: int = 60) -> None:
         """Publish a result to each of `names`, so many `a_second`; returns when all are accepted."""
         async with asyncio.TaskGroup() as publishing_all:
