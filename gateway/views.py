@@ -204,3 +204,5 @@ async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -
     response.headers.popall("Server", None)
     if response.status >= HTTPStatus.BAD_REQUEST:
         response.force_close()
+        # aiohttp has written its own headers by now, and would close without a word.
+        response.headers["Connection"] = "Upgrade, close" if "Upgrade" in response.headers else "close"
