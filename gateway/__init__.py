@@ -9,9 +9,14 @@ Reading order, from what is decided to what carries it out:
     limits             whom to admit; which deadline comes next
     session            one client, whatever it speaks
     websocket          a session over a WebSocket's transport
+    stream             HTTP responses that last, without aiohttp
+    sockjs             sessions over SockJS: by WebSocket, by polls, by streams
     hub                carries out the table's decisions and fans results out
     broker             the one connection to Redis
-    views              HTTP: handshake, refusals, health, demo page
+    gate               who is let in, and where WebSockets open
+    sockjs_views       HTTP: the paths of SockJS
+    events             server-sent events: the session and its path
+    views              HTTP: which path leads where, health, demo page
     app                what is built from what; start, drain, stop
     config, cli        the settings; the commands
 

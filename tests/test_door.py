@@ -43,7 +43,7 @@ class Scene:
         self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
         self.served: list[Server] = []
         self.refusal: Refusal | None = None
-        self.door = Door({"/ws": self._enter}, self._serve, max_handshakes, TIMEOUT, self.clock)
+        self.door = Door({"/ws": self._enter}.get, self._serve, max_handshakes, TIMEOUT, self.clock)
 
     def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
         self.entered.append((handshake, transport, rest))
