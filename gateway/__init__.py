@@ -5,28 +5,36 @@ Reading order, from what is decided to what carries it out:
     messages, errors   what is said, in no wire's form; what can go wrong
     wire/              how each protocol says it: bytes in, requests out; answers in, bytes out
     frames             RFC 6455 frames: bytes in, messages out
+    handshake          what is wrong with a WebSocket handshake, and the answers
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
+    config             the settings, each defined once
+    hub                carries out the table's decisions and fans results out
     session            one client, whatever it speaks
     websocket          a session over a WebSocket's transport
     stream             HTTP responses that last, without aiohttp
     sockjs             sessions over SockJS: by WebSocket, by polls, by streams
-    hub                carries out the table's decisions and fans results out
-    broker             the one connection to Redis
+    topology           where Redis is
+    link, broker       one connection to Redis; the keeper that builds the next one
+    door               the public port, while a connection waits for a request
     gate               who is let in, and where WebSockets open
     sockjs_views       HTTP: the paths of SockJS
     events             server-sent events: the session and its path
     views              HTTP: which path leads where, health, demo page
+    invocation, logs   command lines to show; one line an event
     app                what is built from what; start, drain, stop
-    config, cli        the settings; the commands
+    embedded           the Valkey that `dev` starts
+    publishing         the script that publishes and retains in one step
+    watching           the client behind `watch`
+    cli                the commands
 
 The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.
 Imports go one way, downwards to the top of that list; tests/test_architecture.py holds both rules.
 
-Registering: `views` hands the transport to a `WebSocketSession` -> `wire.receive` -> `Register` ->
-`hub.register` -> `subscriptions.join` -> `broker.subscribe` (one SUBSCRIBE and one MGET for all ids
-of the same turn of the loop). Redis answers -> `hub.subscribed` -> `subscriptions.confirmed` ->
-`session.acknowledge` -> socket.
+Registering: `door` reads the handshake, `views` lets it in, a `WebSocketSession` takes the transport ->
+`wire.receive` -> `Register` -> `hub.register` -> `subscriptions.join` -> `broker.subscribe` (one
+SUBSCRIBE and one MGET for all ids of the same turn of the loop). Redis answers -> `hub.subscribed` ->
+`subscriptions.confirmed` -> `session.acknowledge` -> socket.
 
 Delivering: Redis push -> `hub.received` -> for each member `session.deliver` -> socket. No await on
 either path.

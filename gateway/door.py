@@ -20,7 +20,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from .handshake import BUSY, TOO_LARGE, Handshake, Refusal
+from .handshake import BUSY, MALFORMED, TOO_LARGE, Handshake, Refusal
 from .limits import Deadlines
 
 MAX_HEAD: Final = 16_384
@@ -100,19 +100,21 @@ class Door:
 
     def answer(self, transport: asyncio.Transport, head: bytes) -> None:
         """Answer the request that begins with `head`, or have aiohttp do it."""
-        if not self._upgraded(transport, head):
+        try:
+            answered = self._upgraded(transport, head)
+        except HttpProcessingError:
+            dismiss(transport, MALFORMED)
+            return
+        if not answered:
             connection = self._server()
             transport.set_protocol(connection)
             connection.connection_made(transport)
             connection.data_received(head)
 
     def _upgraded(self, transport: asyncio.Transport, head: bytes) -> bool:
-        """Whether `head` was a handshake, and has been answered."""
+        """Whether `head` was a handshake, and has been answered. Raises HttpProcessingError."""
         parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
-        try:
-            messages, upgrade, rest = parser.feed_data(head)
-        except HttpProcessingError:  # aiohttp will say what is wrong with it
-            return False
+        messages, upgrade, rest = parser.feed_data(head)
         if not upgrade or len(messages) != 1:
             return False
         message: RawRequestMessage = messages[0][0]
@@ -123,9 +125,14 @@ class Door:
         handshake = Handshake(message.version, message.headers, peer[0] if peer else "")
         refusal = endpoint(handshake, transport, rest)
         if refusal is not None:
-            transport.write(refusal.response)
-            transport.close()
+            dismiss(transport, refusal)
         return True
+
+
+def dismiss(transport: asyncio.Transport, refusal: Refusal) -> None:
+    """Say why, and close."""
+    transport.write(refusal.response)
+    transport.close()
 
 
 def _has_body(message: RawRequestMessage) -> bool:
@@ -148,7 +155,7 @@ class Visitor(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is none of asyncio's
         self._waiting = self._door.arrived(self)
         if not self._waiting:
-            self._dismiss(BUSY)
+            dismiss(self._transport, BUSY)
 
     def data_received(self, data: bytes) -> None:
         if not self._waiting:  # it has its refusal
@@ -160,7 +167,7 @@ class Visitor(asyncio.Protocol):
             self._door.answer(self._transport, self._head)
         elif len(self._head) > MAX_HEAD:
             self._pass()
-            self._dismiss(TOO_LARGE)
+            dismiss(self._transport, TOO_LARGE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pass()
@@ -173,10 +180,6 @@ class Visitor(asyncio.Protocol):
         if self._waiting:
             self._waiting = False
             self._door.passed(self)
-
-    def _dismiss(self, refusal: Refusal) -> None:
-        self._transport.write(refusal.response)
-        self._transport.close()
 
 
 class Returner(Visitor):

@@ -70,6 +70,7 @@ VERSION = Refusal(
 )
 NO_HOST = Refusal(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
 BAD_KEY = Refusal(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
+MALFORMED = Refusal(400, "bad_request", "this is no HTTP request that can be read")
 TOO_LARGE = Refusal(431, "headers_too_large", "the request's headers are too large")
 
 

@@ -141,3 +141,23 @@ def reading_order() -> list[list[str]]:
     listed = gateway.__doc__.partition("Reading order")[2].split("\n\n")[1]
     heads = [re.split(r"  +", line.strip())[0] for line in listed.splitlines()]
     return [[name.strip().rstrip("/") for name in head.split(",")] for head in heads]
+
+
+def test_the_reading_order_names_every_module() -> None:
+    named = [name for line in reading_order() for name in line]
+    assert sorted(named) == sorted(set(modules()) - {"__main__"})
+
+
+def test_the_reading_order_is_one_to_read_in() -> None:
+    """Nothing is used before it has been told."""
+    told: set[str] = set()
+    for line in reading_order():
+        told.update(line)
+        for name in line:
+            assert ours(name) <= told, name
+
+
+def test_the_architecture_page_says_what_each_module_owns() -> None:
+    rows = [line for line in ARCHITECTURE.read_text().splitlines() if line.startswith("| `")]
+    named = [name for row in rows for name in re.findall(r"`([a-z_/]+)`", row.split("|")[1])]
+    assert sorted(name.rstrip("/") for name in named) == sorted(set(modules()) - {"__main__"})

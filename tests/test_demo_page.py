@@ -218,7 +218,7 @@ def test_shows_once_what_comes_again_with_every_registration(dev: Dev, browser: 
 
 @pytest.mark.needs("redis-cli")
 def test_the_commands_on_the_page_work_as_they_stand(dev: Dev, browser: Browser) -> None:
-    registered(browser, dev.url)
+    registered(browser, dev.url, new_id())
     for expected, command in enumerate(("command-plain", "command-data", "command-retained"), start=1):
         line = browser.text(command)
         done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=30)

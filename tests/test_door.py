@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.door import MAX_HEAD, Door, Visitor
-from gateway.handshake import ORIGIN, Handshake, Refusal
+from gateway.handshake import MALFORMED, ORIGIN, Handshake, Refusal
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Clock, Transport, virtual
@@ -111,8 +111,6 @@ async def test_a_refusal_is_the_answer_and_the_end() -> None:
         HANDSHAKE.replace(b"GET", b"POST"),
         HANDSHAKE.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\nabc"),
         b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n" + HANDSHAKE,
-        b"nonsense\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\r\n\r\n",
     ],
 )
 def test_everything_else_goes_to_the_server_as_it_came(request_: bytes) -> None:
@@ -215,15 +213,26 @@ damaged = st.tuples(st.integers(0, len(HANDSHAKE)), st.integers(0, 8), st.binary
 )
 
 
+@virtual
+@pytest.mark.parametrize("request_", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\r\n\r\n"])
+async def test_what_is_no_http_is_told_so(request_: bytes) -> None:
+    scene = Scene()
+    visitor, transport = scene.visit()
+    visitor.data_received(request_)
+    assert transport.output == MALFORMED.response
+    assert transport.closing
+    assert (scene.entered, scene.served) == ([], [])
+
+
 @given(damaged | st.binary(max_size=100).map(lambda junk: junk + b"\r\n\r\n"))
-def test_whatever_comes_first_is_let_in_or_served(data: bytes) -> None:
+def test_whatever_comes_first_is_let_in_or_served_or_dismissed(data: bytes) -> None:
     @virtual
     async def arrived() -> None:
         scene = Scene()
         visitor, transport = scene.visit()
         visitor.data_received(data)
         assert len(scene.entered) + len(scene.served) <= 1
-        assert not transport.closing
+        assert transport.closing == (transport.output == MALFORMED.response)
         transport.lose()
         assert scene.door.handshakes == 0
 

@@ -60,7 +60,7 @@ class Phone:
 
     def __init__(self, client: redis.Redis) -> None:
         self._client = client
-        self._pubsub = client.pubsub(ignore_subscribe_messages=True)
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         self._pubsub.subscribe(CHANNEL)
         self._pubsub.get_message(timeout=5)
 
@@ -106,7 +106,8 @@ def test_python(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
 def test_node(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"type": "module", "private": true}')
     run("npm", "install", "--no-audit", "--no-fund", "--silent", "redis@6", cwd=tmp_path, seconds=180)
-    (tmp_path / "publish.js").write_text(snippet("node").replace("localhost:6379", f"127.0.0.1:{valkey.port}"))
+    code = snippet("node").replace("localhost:6379", f"127.0.0.1:{valkey.port}")
+    (tmp_path / "publish.js").write_text(code)
     assert run("node", "publish.js", cwd=tmp_path) == "1 nodes hold the id\n"
     assert phone.heard() == b"CONFIRMED"
 

@@ -158,6 +158,7 @@ def test_any_bytes_at_all_ask_for_something_or_end_the_connection(message: bytes
     elif isinstance(request, Rejected):  # whatever it is, it can be answered
         orjson.loads(WIRE.reject(request.web_socket_id, request.problem))
     else:
+        assert isinstance(request, Unknown)
         orjson.loads(WIRE.complain(request.problem))
 
 

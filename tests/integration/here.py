@@ -16,10 +16,10 @@ from .load import SECONDS, until
 
 
 @contextlib.asynccontextmanager
-async def unconnected_here(redis_url: str, **settings: object) -> AsyncIterator[Gateway]:
+async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Gateway]:
     """A gateway on free ports with these settings, whether it reaches Redis or not; stops at the end."""
     where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": redis_url}
-    gateway = Gateway(build(where | settings))
+    gateway = Gateway(build(where | settings), demo=demo)
     await gateway.start()
     try:
         yield gateway
@@ -28,9 +28,9 @@ async def unconnected_here(redis_url: str, **settings: object) -> AsyncIterator[
 
 
 @contextlib.asynccontextmanager
-async def gateway_here(redis_url: str, **settings: object) -> AsyncIterator[Gateway]:
+async def gateway_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Gateway]:
     """The same, and it has reached Redis."""
-    async with unconnected_here(redis_url, **settings) as gateway:
+    async with unconnected_here(redis_url, demo=demo, **settings) as gateway:
         await until(lambda: gateway._broker.connected, "the gateway reaches Redis")
         yield gateway
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -173,7 +174,8 @@ async def test_origins(valkey: Valkey, http: Http, new_id: NewId) -> None:
 
 
 async def test_limits(valkey: Valkey, http: Http, new_id: NewId) -> None:
-    for settings, status in (({"max_sessions": 1}, 503), ({"max_sessions_per_ip": 1}, 429)):
+    for setting, status in (("max_sessions", 503), ("max_sessions_per_ip", 429)):
+        settings: dict[str, Any] = {setting: 1}
         async with gateway_here(valkey.url, **settings) as gateway:
             source = await listen(http, port_of(gateway), new_id())
             async with http.get(f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId=a") as answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -104,13 +105,35 @@ async def test_other_requests(place: Place, lines: str, status: int) -> None:
     assert "server" not in headers, "our software's versions are our own"
 
 
-async def test_a_refused_client_may_try_again_on_the_same_connection(place: Place, new_id: NewId) -> None:
+async def test_a_refusal_ends_the_connection(place: Place) -> None:
     async with Raw.connected(place.port) as browser:
         browser.send(REFUSED["version 8"][0].encode())
-        assert (await browser.answer())[0] == 426
-        browser.send(GOOD.encode())
+        status, headers, _ = await browser.answer()
+        assert (status, headers["connection"]) == (426, "close")
+        assert await browser.rest() == b""
+
+
+async def test_a_handshake_on_a_connection_that_has_carried_requests(valkey: Valkey, new_id: NewId) -> None:
+    """Proxies reuse connections, so an upgrade can come behind other requests, and with frames."""
+    async with gateway_here(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
+        for _ in range(2):
+            browser.send(b"GET /demo/info HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert (await browser.answer())[0] == 200
+        browser.send(GOOD.encode() + text({"webSocketId": new_id()}))
         assert (await browser.head()).startswith(b"HTTP/1.1 101 ")
-        await browser.register(new_id())
+        assert (await browser.message())["registrationSucceeded"] is True
+        assert gateway.sessions == 1
+    assert gateway.sessions == 0
+
+
+async def test_a_refusal_on_a_connection_that_has_carried_requests(valkey: Valkey) -> None:
+    async with gateway_here(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
+        browser.send(b"GET /demo/info HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert (await browser.answer())[0] == 200
+        browser.send(REFUSED["version 8"][0].encode())
+        status, _, body = await browser.answer()
+        assert (status, json.loads(body)["error"]["code"]) == (426, "unsupported_version")
+        assert gateway.sessions == 0
 
 
 async def test_frames_that_come_with_the_handshake(
@@ -185,7 +208,7 @@ async def test_a_client_that_is_gone_before_its_answer(valkey: Valkey, new_id: N
         ),
     ],
 )
-async def test_origins(valkey: Valkey, settings: dict[str, object], headers: str, status: int) -> None:
+async def test_origins(valkey: Valkey, settings: dict[str, Any], headers: str, status: int) -> None:
     async with gateway_here(valkey.url, **settings) as gateway, Raw.connected(port_of(gateway)) as browser:
         browser.send(f"{HANDSHAKE}{headers}\r\n\r\n".encode())
         assert int((await browser.head()).split()[1]) == status

@@ -9,6 +9,7 @@ import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis.asyncio
@@ -257,7 +258,7 @@ async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(valkey: Valk
 
 @pytest.mark.parametrize("backlog", [4096, 17])
 async def test_the_backlog_is_what_the_setting_says(valkey: Valkey, backlog: int) -> None:
-    settings = {} if backlog == 4096 else {"backlog": backlog}
+    settings: dict[str, Any] = {} if backlog == 4096 else {"backlog": backlog}
     async with gateway_here(valkey.url, **settings) as gateway:
         listener = gateway._listeners[0].sockets[0]
         # Of a listening socket, tcpi_sacked in struct tcp_info is how long its queue may be.

@@ -256,7 +256,10 @@ async def test_the_page_for_iframes(place: Place, http: Http, path: str) -> None
 
 
 async def test_who_may_embed_the_page_for_iframes(valkey: Valkey, http: Http) -> None:
-    settings = {"allowed_origins": [ORIGIN, "same-origin"], "sockjs_url": "https://cdn.example/s.js"}
+    settings: dict[str, Any] = {
+        "allowed_origins": [ORIGIN, "same-origin"],
+        "sockjs_url": "https://cdn.example/s.js",
+    }
     async with gateway_here(valkey.url, **settings) as gateway:
         answer = await http.get(url(port_of(gateway), "/iframe.html"))
         assert answer.headers["Content-Security-Policy"] == f"frame-ancestors {ORIGIN} 'self'"
@@ -661,7 +664,7 @@ async def test_limits(valkey: Valkey, http: Http) -> None:
 
 
 async def test_deadlines_and_rates(valkey: Valkey, http: Http) -> None:
-    settings = {"registration_timeout": 0.3, "messages_per_second": 5}
+    settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
     async with gateway_here(valkey.url, **settings) as gateway:
         page = Page(http, port_of(gateway), "one")
         assert await page.poll() == "o"

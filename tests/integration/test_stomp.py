@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import aiohttp
 import pytest
@@ -164,7 +165,7 @@ async def test_what_is_no_stomp_has_an_error_and_a_close(place: Place, http: aio
 async def test_limits_and_deadlines_are_those_of_json(
     valkey: Valkey, http: aiohttp.ClientSession, new_id: NewId
 ) -> None:
-    settings = {"registration_timeout": 0.3, "messages_per_second": 5}
+    settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
     async with gateway_here(valkey.url, **settings) as gateway:
         page = await connect(http, port_of(gateway), "/websocket/websocket")
         await page.say(stomp.CONNECT)
