@@ -89,8 +89,8 @@ class _Process:
 class Valkey(_Process):
     """A real Valkey server that keeps nothing on disk; `start` after `kill` comes back on the same port."""
 
-    def __init__(self, *options: str) -> None:
-        self.port = free_port()
+    def __init__(self, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="valkey-")

@@ -105,7 +105,7 @@ def test_python(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
 @pytest.mark.needs("node", "npm")
 def test_node(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"type": "module", "private": true}')
-    run("npm", "install", "--no-audit", "--no-fund", "--silent", "redis@6", cwd=tmp_path, seconds=180)
+    run("npm", "install", "--no-audit", "--no-fund", "--silent", "redis@5", cwd=tmp_path, seconds=180)
     code = snippet("node").replace("localhost:6379", f"127.0.0.1:{valkey.port}")
     (tmp_path / "publish.js").write_text(code)
     assert run("node", "publish.js", cwd=tmp_path) == "1 nodes hold the id\n"

@@ -17,6 +17,22 @@ from ..processes import Node, Valkey
 from .here import admin_port_of, gateway_here, port_of
 
 Line = dict[str, Any]
+Measured = Callable[[str, float], None]
+
+_measured: list[str] = []
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if _measured:
+        terminalreporter.section("measured by the way", sep="-")
+        for line in _measured:
+            terminalreporter.line(line)
+
+
+@pytest.fixture
+def measured() -> Measured:
+    """Notes what something took, in seconds, for the summary at the end of the run."""
+    return lambda what, seconds: _measured.append(f"{seconds:7.3f} s  {what}")
 
 
 def complaints(lines: list[Line]) -> list[Line]:

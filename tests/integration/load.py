@@ -95,6 +95,11 @@ class Browser(asyncio.Protocol):
             self.send(frame(8, b"\x03\xe9"))
             self._transport.close()
 
+    def abort(self) -> None:
+        """Reset the connection, as a device does that has lost its network."""
+        assert self._transport is not None
+        self._transport.abort()
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         # The registration comes right behind the handshake, without waiting for its answer.
@@ -191,6 +196,14 @@ class Backend:
             else:
                 self.accepted.append(Accepted(name, time.time(), published.receivers))
                 return
+
+    async def publish_plainly(self, names: Iterable[str]) -> list[int]:
+        """PUBLISH each of `names` its result, once and in one go; returns Redis's replies."""
+        pipeline = self.client.pipeline(transaction=False)
+        for name in names:
+            pipeline.publish(f"websocket:{name}", result_of(name))
+        replies: list[int] = await pipeline.execute()
+        return replies
 
     async def publish_all(self, names: Iterable[str], a_second: float, *, retain: int = 60) -> None:
         """Publish a result to each of `names`, so many `a_second`; returns when all are accepted."""

@@ -9,7 +9,7 @@ from functools import partial
 from ..processes import Valkey
 from .conftest import nodes_on
 from .here import readiness
-from .load import Backend, Browser, crowd, result_of, until, without_theirs
+from .load import Backend, Browser, crowd, until, without_theirs
 
 BROWSERS = 1_000
 ON_TWO_NODES = 100
@@ -30,14 +30,7 @@ async def test_every_browser_gets_its_own_result_and_no_others() -> None:
             assert sum(body["sessions"] for body in bodies) == BROWSERS + ON_TWO_NODES
             assert min(body["sessions"] for body in bodies) >= BROWSERS // 3
 
-            async def publish(share: list[str]) -> list[int]:
-                pipeline = backend.client.pipeline(transaction=False)
-                for name in share:
-                    pipeline.publish(f"websocket:{name}", result_of(name))
-                counts: list[int] = await pipeline.execute()
-                return counts
-
-            counts = await publish(names)
+            counts = await backend.publish_plainly(names)
             assert counts == [2] * ON_TWO_NODES + [1] * (BROWSERS - ON_TWO_NODES)
             everybody = browsers + doubles
             await until(lambda: all(browser.results for browser in everybody), "everybody has a result")

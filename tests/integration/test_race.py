@@ -32,13 +32,13 @@ class Waiting:
         self.name = name
         self.told: list[str] = []
 
-    def acknowledge(self, web_socket_id: str) -> None:
+    def acknowledge(self, web_socket_id: bytes) -> None:
         self.told.append("registered")
 
-    def deliver(self, web_socket_id: str, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.told.append(result.auth_result)
 
-    def refuse(self, web_socket_id: str, problem: Problem) -> None:
+    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         self.told.append(problem.code)
 
 
@@ -71,7 +71,7 @@ async def lost_in_a_race(gateway: Gateway, publisher: Publisher, rounds: int) ->
     for start in range(0, rounds, AT_A_TIME):
         members = [Waiting(f"race-{rounds}-{number}") for number in range(start, start + AT_A_TIME)]
         for member in members:
-            loop.call_later(draw.uniform(0, SPREAD), hub.register, member.name, member)
+            loop.call_later(draw.uniform(0, SPREAD), hub.register, member.name.encode(), member)
             loop.call_later(draw.uniform(0, SPREAD), publish, member.name)
         await asyncio.sleep(SPREAD + 0.001)
         await until(partial(all_told, members, 0, "registered"), "all are registered")

@@ -1,0 +1,78 @@
+"""What a node keeps when browsers have gone: nothing. And what one that does not read may cost: little."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import redis.asyncio
+
+from ..processes import Node, Valkey
+from .here import until_status
+from .load import crowd
+from .raw import Raw
+
+CYCLES = 2_000
+AT_A_TIME = 250
+
+
+def open_files(node: Node) -> int:
+    return len(list(Path(f"/proc/{node.process.pid}/fd").iterdir()))
+
+
+def memory(node: Node) -> int:
+    """Resident memory of the process in bytes."""
+    pages = Path(f"/proc/{node.process.pid}/statm").read_text().split()[1]
+    return int(pages) * 4096
+
+
+async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
+    with await asyncio.to_thread(Valkey) as valkey, await asyncio.to_thread(Node, valkey.url) as node:
+        async with redis.asyncio.Redis(port=valkey.port) as client:
+            before = open_files(node)
+            for start in range(0, CYCLES, AT_A_TIME):
+                names = [f"cycle-{number}" for number in range(start, start + AT_A_TIME)]
+                async with crowd([node.port], names) as browsers:
+                    for browser in browsers[::3]:  # some go without a word
+                        browser.abort()
+            body = await until_status(node.admin_port, "all are gone", sessions=0, channels=0, handshakes=0)
+            assert body["redis"]["gaps"] == 0
+            assert await client.pubsub_channels() == []
+            assert await client.pubsub_numpat() == 0
+            assert open_files(node) == before
+        await asyncio.to_thread(node.stop)
+
+
+async def test_a_browser_that_does_not_read_is_closed_and_costs_little(
+    node_process: Node, backend: redis.asyncio.Redis
+) -> None:
+    payload = json.dumps({"authResult": "A", "data": "x" * 60_000})
+    async with (
+        Raw.registered(node_process.port, "greedy", receive_buffer=4096) as greedy,
+        Raw.registered(node_process.port, "other") as other,
+    ):
+        before = memory(node_process)
+        sent = 0
+        while await backend.publish("websocket:greedy", payload):
+            sent += 1
+            assert sent < 500, "30 MB, and the node still holds on to it"
+        assert memory(node_process) - before < 4_000_000
+        assert await backend.publish("websocket:other", "CONFIRMED") == 1
+        assert (await other.message())["authResult"] == "CONFIRMED"
+        # Once it reads again, within the close timeout, it learns why.
+        while (next_frame := await greedy.frame())[0] != 8:
+            assert next_frame[0] == 1
+        assert (int.from_bytes(next_frame[1][:2], "big"), next_frame[1][2:]) == (1008, b"slow consumer")
+        assert await greedy.rest() == b""
+    await until_status(node_process.admin_port, "all are gone", sessions=0, channels=0)
+
+
+async def test_a_browser_that_never_reads_is_aborted(
+    node_process: Node, backend: redis.asyncio.Redis
+) -> None:
+    payload = json.dumps({"authResult": "A", "data": "x" * 60_000})
+    async with Raw.registered(node_process.port, "deaf", receive_buffer=4096):
+        while await backend.publish("websocket:deaf", payload):
+            pass
+        await until_status(node_process.admin_port, "it is aborted", sessions=0, channels=0)
