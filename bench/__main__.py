@@ -14,7 +14,7 @@ import click
 
 from bench.errors import BenchError
 from bench.figures import WARM_UP_SESSIONS, Figures, Load, measure
-from bench.report import document, table
+from bench.report import WITH_FLOOR, WITH_JSON, document, table
 from bench.servers import compile_floor, cores, on_core, raise_descriptor_limit, redis_server, running
 
 MAX_LOAD = 0.5  # of the last minute
@@ -29,6 +29,7 @@ MAX_LOAD = 0.5  # of the last minute
 @click.option("--in-flight", default=64, show_default=True, help="Handshakes under way at once.")
 @click.option("--only", type=click.Choice(["floor", "gateway"]), help="Measure one server alone.")
 @click.option("--peer", is_flag=True, help="Also WebSocketResponse with redis-py's PubSub.")
+@click.option("--stomp", is_flag=True, help="Also STOMP over WebSocket beside JSON, in a table of its own.")
 @click.option("--redis", "address", metavar="URL", help="redis://HOST:PORT instead of a Valkey of its own.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option(
@@ -42,6 +43,7 @@ def main(
     in_flight: int,
     only: str | None,
     peer: bool,
+    stomp: bool,
     address: str | None,
     markdown: bool,
     file: Path | None,
@@ -53,7 +55,8 @@ def main(
     The exit code says only whether everything could be measured.
     """
     load = Load(sessions, in_flight, messages)
-    names = [only] if only else ["floor", "gateway"] + (["peer"] if peer else [])
+    names = [only] if only else ["floor", "gateway"]
+    names += (["stomp", "stomp-at-once"] if stomp else []) + (["peer"] if peer else [])
     try:
         _check(load, rounds)
         _warn_of_company()
@@ -63,7 +66,9 @@ def main(
         sys.exit(1)
     setting = _setting(load, rounds)
     click.echo(", ".join(f"{name} {value}" for name, value in setting.items()) + "\n")
-    click.echo(table(taken, markdown=markdown))
+    click.echo(table(taken, WITH_FLOOR, markdown=markdown))
+    if stomp:
+        click.echo("\n" + table(taken, WITH_JSON, markdown=markdown))
     if file:
         file.write_text(json.dumps(document(taken, setting), indent=2) + "\n")
 

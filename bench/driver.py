@@ -21,6 +21,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import ClassVar, NamedTuple
 
 from bench.errors import BenchError
 
@@ -31,6 +32,8 @@ GOING_AWAY = (1001).to_bytes(2, "big")  # RFC 6455 section 7.4.1: the code of a 
 CLOSED = b"\x88\x02" + GOING_AWAY  # the code comes back, section 5.5.1; aiohttp answers 1000
 CLOSED_NORMALLY = b"\x88\x02\x03\xe8"
 RESULT = b"CONFIRMED"
+CSRF_TOKEN = b"0f8fad5b-d9cb-469f-a165-70867728950e"  # the page sends one; Spring's is a UUID
+HEART_BEAT = b"\x81\x01\n"
 _MASK = os.urandom(4)
 _KEY = base64.b64encode(os.urandom(16)).decode()
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
@@ -60,15 +63,41 @@ def _dump(**members: object) -> bytes:
     return json.dumps(members, separators=(",", ":")).encode()
 
 
+class Step(NamedTuple):
+    """Part of a client's opening: what it sends, each in a write of its own, and what must come back."""
+
+    frames: tuple[bytes, ...]
+    answer: bytes
+
+
 class Browser:
     """One client: its socket, the bytes it waits for, and what it says once they are there."""
 
-    __slots__ = ("answer", "authorization", "expected", "inbox", "publish", "register", "sent_at", "socket")
+    __slots__ = (
+        "authorization",
+        "expected",
+        "inbox",
+        "name",
+        "opening",
+        "publish",
+        "sent_at",
+        "socket",
+        "step",
+    )
+
+    path: ClassVar = "/ws"
+    subscription: ClassVar = b""
+    """What it says once it is registered, without an answer: a frame, or nothing."""
 
     def __init__(self, name: str) -> None:
         topic = "/user/topic/registration"
-        self.register = client_frame(1, _dump(topic=topic, webSocketId=name))
-        self.answer = server_frame(1, _dump(topic=topic, webSocketId=name, registrationSucceeded=True))
+        self.name = name
+        self.opening: tuple[Step, ...] = (
+            Step(
+                (client_frame(1, _dump(topic=topic, webSocketId=name)),),
+                server_frame(1, _dump(topic=topic, webSocketId=name, registrationSucceeded=True)),
+            ),
+        )
         self.authorization = server_frame(
             1, _dump(topic="/user/topic/authorization", webSocketId=name, authResult=RESULT.decode())
         )
@@ -80,20 +109,84 @@ class Browser:
             RESULT,
         )
         self.socket: socket.socket
+        self.step = 0  # of the opening: how many have begun
         self.expected = b""
         self.inbox = b""
         self.sent_at = 0
 
+    def next_result(self) -> bytes:
+        """The bytes in which the next result must come."""
+        return self.authorization
 
-def browsers(count: int) -> list[Browser]:
+
+class StompBrowser(Browser):
+    """Web Flow's page, on a plain WebSocket: each frame is a message, and a packet, of its own.
+
+    The page's library asks for heart-beats every 10 s, both ways. It sends SUBSCRIBE and SEND one right after
+    the other, once CONNECTED has come, and subscribes to the result when its next screen opens.
+    """
+
+    __slots__ = ("messages",)
+
+    path: ClassVar = "/websocket/websocket"
+    subscription: ClassVar = client_frame(
+        1, b"SUBSCRIBE\nid:sub-1\ndestination:/user/topic/authorization\n\n\0"
+    )
+    _CONNECT: ClassVar = client_frame(
+        1, b"CONNECT\nX-CSRF-TOKEN:%b\naccept-version:1.2,1.1,1.0\nheart-beat:10000,10000\n\n\0" % CSRF_TOKEN
+    )
+    _CONNECTED: ClassVar = server_frame(
+        1, b"CONNECTED\nversion:1.2\nheart-beat:25000,25000\nserver:webflow-gateway\n\n\0"
+    )
+    _SUBSCRIBE: ClassVar = client_frame(1, b"SUBSCRIBE\nid:sub-0\ndestination:/user/topic/registration\n\n\0")
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        body = _dump(webSocketId=name)
+        send = client_frame(
+            1, b"SEND\ndestination:/app/registration\ncontent-length:%d\n\n%b\0" % (len(body), body)
+        )
+        self.messages = 1
+        answer = self._message(b"registration", _dump(webSocketId=name, registrationSucceeded=True))
+        self.opening = (Step((self._CONNECT,), self._CONNECTED), Step((self._SUBSCRIBE, send), answer))
+
+    def next_result(self) -> bytes:
+        self.messages += 1
+        return self._message(b"authorization", _dump(webSocketId=self.name, authResult=RESULT.decode()))
+
+    def _message(self, topic: bytes, body: bytes) -> bytes:
+        subscription = b"sub-0" if topic == b"registration" else b"sub-1"
+        return server_frame(
+            1,
+            b"MESSAGE\ndestination:/user/topic/%b\ncontent-type:application/json\nsubscription:%b\n"
+            b"message-id:%d\ncontent-length:%d\n\n%b\0"
+            % (topic, subscription, self.messages, len(body), body),
+        )
+
+
+class BatchingBrowser(StompBrowser):
+    """As `StompBrowser`, but says all that it has to say at once: four messages in one packet."""
+
+    __slots__ = ()
+
+    subscription: ClassVar = b""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        (connect, connected), (frames, answer) = self.opening
+        said = b"".join((*connect, *frames, StompBrowser.subscription))
+        self.opening = (Step((said,), connected + answer),)
+
+
+def browsers(count: int, kind: type[Browser] = Browser) -> list[Browser]:
     """`count` browsers with ids of 128 lower-case hexadecimal characters, as a SHA-512 has them."""
-    return [Browser(os.urandom(64).hex()) for _ in range(count)]
+    return [kind(os.urandom(64).hex()) for _ in range(count)]
 
 
 class Driver:
     """All browsers of one server, and one connection to publish with. Close it with `close`."""
 
-    def __init__(self, port: int, redis: tuple[str, int], in_flight: int) -> None:
+    def __init__(self, port: int, redis: tuple[str, int], in_flight: int, path: str) -> None:
         self._port = port
         self._in_flight = in_flight
         self._epoll = select.epoll()
@@ -101,7 +194,7 @@ class Driver:
         self._publisher = socket.create_connection(redis)
         self._publisher.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._upgrade = (
-            f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: Upgrade\r\n"
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: Upgrade\r\n"
             "Pragma: no-cache\r\nCache-Control: no-cache\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\n"
             f"Upgrade: websocket\r\nOrigin: http://127.0.0.1:{port}\r\nSec-WebSocket-Version: 13\r\n"
             "Accept-Encoding: gzip, deflate, br\r\nAccept-Language: en-GB,en;q=0.9\r\n"
@@ -119,6 +212,18 @@ class Driver:
         """Connect, upgrade and register each browser, `in_flight` of them at a time."""
         self._in_turn(arriving, self._connect, self._registration_step)
 
+    def subscribe(self, registered: Sequence[Browser], slice_size: int, slice_seconds: float) -> None:
+        """Have each subscribe to its result, `slice_size` of them every `slice_seconds`.
+
+        Nothing answers that; a server that has not understood will not deliver.
+        """
+        due = time.monotonic()
+        for start in range(0, len(registered), slice_size):
+            for browser in registered[start : start + slice_size]:
+                browser.socket.send(browser.subscription)
+            due += slice_seconds
+            time.sleep(max(0.0, due - time.monotonic()))
+
     def disconnect(self, leaving: Sequence[Browser]) -> None:
         """Leave as a page does: Close 1001, the server's Close, the end of TCP; `in_flight` at a time."""
         farewell = client_frame(8, GOING_AWAY)
@@ -134,7 +239,7 @@ class Driver:
         for start in range(0, len(receivers), slice_size):
             group = receivers[start : start + slice_size]
             for browser in group:
-                browser.expected = browser.authorization
+                browser.expected = browser.next_result()
             self._publisher.sendall(b"".join([browser.publish for browser in group]))
             due += slice_seconds
             time.sleep(max(0.0, due - time.monotonic()))
@@ -157,7 +262,7 @@ class Driver:
             browser = receivers[number % len(receivers)]
             if browser.expected:
                 raise BenchError("a result is still on its way when the same client's next is due")
-            browser.expected = browser.authorization
+            browser.expected = browser.next_result()
             browser.sent_at = time.monotonic_ns()
             self._publisher.sendall(browser.publish)
         end = time.monotonic() + STALL_SECONDS
@@ -198,14 +303,20 @@ class Driver:
         client.send(self._upgrade)
 
     def _registration_step(self, browser: Browser) -> bool:
-        if browser.expected:
-            return self._receive(browser)
-        browser.inbox += self._read(browser)
-        if b"\r\n\r\n" in browser.inbox:
+        if browser.step == 0:
+            browser.inbox += self._read(browser)
+            if b"\r\n\r\n" not in browser.inbox:
+                return False
             _check_upgrade(browser.inbox)
             browser.inbox = b""
-            browser.expected = browser.answer
-            browser.socket.send(browser.register)
+        elif not self._receive(browser):
+            return False
+        if browser.step == len(browser.opening):
+            return True
+        frames, browser.expected = browser.opening[browser.step]
+        browser.step += 1
+        for frame in frames:
+            browser.socket.send(frame)
         return False
 
     def _farewell_step(self, browser: Browser) -> bool:
@@ -233,6 +344,11 @@ class Driver:
     def _receive(self, browser: Browser) -> bool:
         """Read; True once all that was expected is there. Raises BenchError when something else is."""
         inbox = browser.inbox + self._read(browser)
+        if inbox.startswith(HEART_BEAT):  # STOMP's; answered so that the client's own are never overdue
+            browser.socket.send(client_frame(1, b"\n"))
+            inbox = inbox[len(HEART_BEAT) :]
+            if not inbox:
+                return False
         if inbox[:1] == b"\x89" and len(inbox) > 1:  # a heartbeat's ping, whole: it is too short to be cut
             end = 2 + inbox[1]
             browser.socket.send(client_frame(10, inbox[2:end]))

@@ -8,7 +8,7 @@ from statistics import quantiles
 
 import redis
 
-from bench.driver import STALL_SECONDS, Browser, Driver, browsers
+from bench.driver import STALL_SECONDS, BatchingBrowser, Browser, Driver, StompBrowser, browsers
 from bench.errors import BenchError
 from bench.servers import Address, Server
 
@@ -19,6 +19,8 @@ DELIVERIES = 3  # to each session: once to each would be a tenth of a second of 
 DELIVERY_SLICE = 100
 DELIVERY_SLICE_SECONDS = 0.005
 LATENCY_PER_SECOND = 500
+BROWSERS: dict[str, type[Browser]] = {"stomp": StompBrowser, "stomp-at-once": BatchingBrowser}
+"""What the clients of a server speak, by its name; where none is given, JSON."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Load:
 class Figures:
     """One server's figures from one run, CPU being its process's own.
 
-    `registration`, `delivery`, `disconnect`, `delivery_alone`: µs per operation. `memory`: KB per session.
+    `registration`, `subscription`, `delivery`, `disconnect`, `delivery_alone`: µs per operation; there is no
+    subscription where a registration is all that a client says. `memory`: KB per session.
     `idle`: µs per second while all sessions are open and silent. `p50`, `p99`, `longest`: ms from PUBLISH
     to the client's socket. `ids_per_subscribe`: ids in one SUBSCRIBE on average.
     """
 
     registration: float
+    subscription: float
     delivery: float
     disconnect: float
     memory: float
@@ -64,10 +68,11 @@ class _Phase:
 
 def measure(server: Server, address: Address, load: Load) -> Figures:
     """Take one running server through all phases; raises BenchError when it does not do as it should."""
-    driver = Driver(server.port, address, load.in_flight)
+    kind = BROWSERS.get(server.name, Browser)
+    driver = Driver(server.port, address, load.in_flight, kind.path)
     with redis.Redis(host=address[0], port=address[1]) as observer:
         try:
-            return _phases(server, driver, observer, load)
+            return _phases(server, kind, driver, observer, load)
         except OSError as error:
             server.check()
             raise BenchError(f"{server.name}: {error}") from error
@@ -75,15 +80,21 @@ def measure(server: Server, address: Address, load: Load) -> Figures:
             driver.close()
 
 
-def _phases(server: Server, driver: Driver, observer: redis.Redis, load: Load) -> Figures:
-    _warm_up(server, driver)
-    clients = browsers(load.sessions)
+def _phases(
+    server: Server, kind: type[Browser], driver: Driver, observer: redis.Redis, load: Load
+) -> Figures:
+    _warm_up(server, kind, driver)
+    clients = browsers(load.sessions, kind)
     bytes_before, commands_before = server.memory(), _subscribe_commands(observer)
 
     phase = _Phase(server)
     driver.register(clients)
     driver.quiet(SETTLE_SECONDS)
     registration = phase.end(len(clients))
+
+    phase = _Phase(server)
+    _subscribe(driver, clients)
+    subscription = phase.end(len(clients))
 
     # As many sessions as the warm-up had may have grown nothing, in memory that it gave back: errs high.
     memory = (server.memory() - bytes_before) / (len(clients) - WARM_UP_SESSIONS) / 1024
@@ -113,6 +124,7 @@ def _phases(server: Server, driver: Driver, observer: redis.Redis, load: Load) -
     p50, p99, longest = _spread(latencies)
     return Figures(
         registration,
+        subscription,
         delivery,
         disconnect,
         memory,
@@ -125,10 +137,17 @@ def _phases(server: Server, driver: Driver, observer: redis.Redis, load: Load) -
     )
 
 
-def _warm_up(server: Server, driver: Driver) -> None:
+def _subscribe(driver: Driver, clients: list[Browser]) -> None:
+    if clients[0].subscription:
+        driver.subscribe(clients, DELIVERY_SLICE, DELIVERY_SLICE_SECONDS)
+        driver.quiet(SETTLE_SECONDS)
+
+
+def _warm_up(server: Server, kind: type[Browser], driver: Driver) -> None:
     """Touch every code path and let the allocator take its first memory before anything is counted."""
-    clients: list[Browser] = browsers(WARM_UP_SESSIONS)
+    clients = browsers(WARM_UP_SESSIONS, kind)
     driver.register(clients)
+    _subscribe(driver, clients)
     driver.deliver(clients, DELIVERY_SLICE, DELIVERY_SLICE_SECONDS)
     driver.disconnect(clients)
     driver.quiet(SETTLE_SECONDS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
+from typing import NamedTuple
 
 from bench.figures import Figures
 
@@ -15,19 +16,19 @@ Rounds = Mapping[str, Sequence[Figures]]  # by the server's name; the same numbe
 class Row:
     """One figure: its member of `Figures`, what it says, and the limit to hold, if any.
 
-    A limit `of_floor` bounds the ratio to the floor in the same round; any other bounds the figure itself.
+    A limit that is `relative` bounds the ratio in the same round; any other bounds the figure itself.
     """
 
     member: str
     title: str
     limit: float | None = None
-    of_floor: bool = False
+    relative: bool = False
 
 
 ROWS = (
-    Row("registration", "CPU per registration, µs", 3.5, of_floor=True),
-    Row("delivery", "CPU per delivery, µs", 1.4, of_floor=True),
-    Row("disconnect", "CPU per disconnect, µs", 2.0, of_floor=True),
+    Row("registration", "CPU per registration, µs", 3.5, relative=True),
+    Row("delivery", "CPU per delivery, µs", 1.4, relative=True),
+    Row("disconnect", "CPU per disconnect, µs", 2.0, relative=True),
     Row("memory", "memory per session, KB", 3.0),
     Row("p50", "latency at 500/s, p50, ms"),
     Row("p99", "latency at 500/s, p99, ms", 2.0),
@@ -37,50 +38,98 @@ ROWS = (
     Row("ids_per_subscribe", "ids in one SUBSCRIBE"),
 )
 
+STOMP_ROWS = (
+    Row("registration", "CPU per start, to the answered registration, µs", 1.5, relative=True),
+    Row("subscription", "CPU per SUBSCRIBE to the result, µs"),
+    Row("delivery", "CPU per delivery, µs"),
+    Row("disconnect", "CPU per disconnect, µs"),
+    Row("memory", "memory per session, KB", 4.0),
+    Row("p50", "latency at 500/s, p50, ms"),
+    Row("p99", "latency at 500/s, p99, ms"),
+    Row("delivery_alone", "CPU per delivery at 500/s, µs"),
+    Row("idle", "CPU per idle second, µs"),
+    Row("ids_per_subscribe", "ids in one SUBSCRIBE"),
+)
 
-def table(rounds: Rounds, *, markdown: bool) -> str:
-    """Every figure of every server, the ratios to the floor, the limits, and the verdict on the gateway."""
+
+class Comparison(NamedTuple):
+    """Servers beside one of them: ratios are to `base`, limits and verdicts are `subject`'s."""
+
+    base: str
+    subject: str
+    others: tuple[str, ...]
+    rows: tuple[Row, ...]
+    titles: Mapping[str, str]
+    """The heads of columns that do not have the server's name."""
+
+    def title(self, name: str) -> str:
+        return self.titles.get(name, name)
+
+
+WITH_FLOOR = Comparison("floor", "gateway", ("peer",), ROWS, {})
+WITH_JSON = Comparison(
+    "gateway",
+    "stomp",
+    ("stomp-at-once",),
+    STOMP_ROWS,
+    {"gateway": "JSON", "stomp": "STOMP", "stomp-at-once": "all at once"},
+)
+
+
+def table(rounds: Rounds, comparison: Comparison, *, markdown: bool) -> str:
+    """Every figure of every server, the ratios to the base, the limits, and the verdict on the subject.
+
+    Servers that were not measured are left out.
+    """
+    base, subject, title = comparison.base, comparison.subject, comparison.title
+    others = [name for name in (subject, *comparison.others) if name in rounds]
     head = ["figure"]
-    others = [name for name in rounds if name != "floor"]
-    head += (["floor"] if "floor" in rounds else []) + others
-    for name in others if "floor" in rounds else []:
-        head.append(f"{name} / floor" if len(others) > 1 else "ratio")
-    head += ["to hold", "verdict"] if "gateway" in rounds else []
-    lines = [head] + [_cells(row, rounds, others) for row in ROWS]
+    head += [title(name) for name in (base, *others) if name in rounds]
+    for name in others if base in rounds else []:
+        head.append(f"{title(name)} / {title(base)}" if len(others) > 1 else "ratio")
+    head += ["to hold", "verdict"] if subject in rounds else []
+    lines = [head] + [_cells(row, rounds, comparison, others) for row in comparison.rows]
     return _markdown(lines) if markdown else plain(lines)
 
 
-def _cells(row: Row, rounds: Rounds, others: Sequence[str]) -> list[str]:
+def _cells(row: Row, rounds: Rounds, comparison: Comparison, others: Sequence[str]) -> list[str]:
+    base = comparison.base
     cells = [row.title]
-    names = (["floor"] if "floor" in rounds else []) + list(others)
-    cells += [_spread(_values(row, rounds[name])) for name in names]
-    if "floor" in rounds:
-        cells += [_spread(ratios(row, rounds, name)) for name in others]
-    if "gateway" in rounds:
-        cells += [_limit(row), verdict(row, rounds)]
+    cells += [_spread(_values(row, rounds[name])) for name in (base, *others) if name in rounds]
+    if base in rounds:
+        cells += [_spread(ratios(row, rounds, name, base)) for name in others]
+    if comparison.subject in rounds:
+        cells += [_limit(row), verdict(row, rounds, comparison)]
     return cells
 
 
-def ratios(row: Row, rounds: Rounds, name: str) -> list[float]:
-    """The server's figure over the floor's, round by round: the two ran one right after the other."""
-    pairs = zip(_values(row, rounds[name]), _values(row, rounds["floor"]), strict=True)
-    return [value / floor if floor else float("inf") for value, floor in pairs]
+def ratios(row: Row, rounds: Rounds, name: str, base: str) -> list[float]:
+    """The server's figure over the base's, round by round: the two ran one right after the other."""
+    pairs = zip(_values(row, rounds[name]), _values(row, rounds[base]), strict=True)
+    return [value / divisor if divisor else float("inf") for value, divisor in pairs]
 
 
-def verdict(row: Row, rounds: Rounds) -> str:
-    """`holds` or `MISSED`, for the gateway's median; empty without a limit, or without the floor it needs."""
-    if row.limit is None or (row.of_floor and "floor" not in rounds):
+def verdict(row: Row, rounds: Rounds, comparison: Comparison) -> str:
+    """`holds` or `MISSED`, for the subject's median; empty without a limit, or without the base it needs."""
+    base, subject = comparison.base, comparison.subject
+    if row.limit is None or (row.relative and base not in rounds):
         return ""
-    values = ratios(row, rounds, "gateway") if row.of_floor else _values(row, rounds["gateway"])
+    values = ratios(row, rounds, subject, base) if row.relative else _values(row, rounds[subject])
     return "holds" if median(values) <= row.limit else "MISSED"
 
 
 def document(rounds: Rounds, setting: Mapping[str, object]) -> dict[str, object]:
-    """All that was measured, for a program: the setting, and every round's figures by server."""
+    """All that was measured, for a program: the setting, every round's figures, the verdicts, by server."""
     return {
         "setting": dict(setting),
         "rounds": {name: [asdict(figures) for figures in taken] for name, taken in rounds.items()},
-        "verdicts": {row.member: verdict(row, rounds) for row in ROWS if row.limit and "gateway" in rounds},
+        "verdicts": {
+            comparison.subject: {
+                row.member: verdict(row, rounds, comparison) for row in comparison.rows if row.limit
+            }
+            for comparison in (WITH_FLOOR, WITH_JSON)
+            if comparison.subject in rounds
+        },
     }
 
 
@@ -91,7 +140,7 @@ def _values(row: Row, taken: Sequence[Figures]) -> list[float]:
 def _limit(row: Row) -> str:
     if row.limit is None:
         return ""
-    return f"ratio ≤ {row.limit:g}" if row.of_floor else f"≤ {row.limit:g}"
+    return f"ratio ≤ {row.limit:g}" if row.relative else f"≤ {row.limit:g}"
 
 
 def _spread(values: Sequence[float]) -> str:

@@ -155,6 +155,8 @@ def _peer(redis: Address, _sessions: int) -> list[str]:
 COMMANDS: dict[str, Callable[[Address, int], list[str]]] = {
     "floor": _floor,
     "gateway": _gateway,
+    "stomp": _gateway,
+    "stomp-at-once": _gateway,
     "peer": _peer,
 }
 

@@ -12,10 +12,15 @@ Reading order, from what is decided to what carries it out:
     hub                carries out the table's decisions and fans results out
     session            one client, whatever it speaks
     websocket          a session over a WebSocket's transport
+    stream             HTTP responses that last, without aiohttp
+    sockjs             sessions over SockJS: by WebSocket, by polls, by streams
     topology           where Redis is
     link, broker       one connection to Redis; the keeper that builds the next one
-    door               the public port, up to the end of a connection's first request
-    views              HTTP: who is let in, health, demo page
+    door               the public port, while a connection waits for a request
+    gate               who is let in, and where WebSockets open
+    sockjs_views       HTTP: the paths of SockJS
+    events             server-sent events: the session and its path
+    views              HTTP: which path leads where, health, demo page
     invocation, logs   command lines to show; one line an event
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts

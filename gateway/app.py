@@ -33,7 +33,7 @@ SWEEP_SHARE: Final = 200
 """Deadlines handled before others get the loop: 200 pings are some 2 ms."""
 
 MAX_BODY: Final = 65_536
-"""Bytes of a request's body; none of the requests so far has one."""
+"""Bytes of a request's body; what a SockJS client sends at once is a few hundred."""
 
 HTTP_SHUTDOWN: Final = 1.0
 """Seconds for HTTP requests under way to end when the node stops."""
@@ -78,8 +78,9 @@ class Gateway:
         config = self.config
         server = await self._run(self._public_app())
         self._door = Door(
-            self._public.endpoints(), server, config.max_handshakes, config.handshake_timeout, self._clock
+            self._public.endpoint, server, config.max_handshakes, config.handshake_timeout, self._clock
         )
+        self._public.attach(self._door)
         port = await self._listen(self._door, "port", config.host, config.port)
         name = config.node_name(port)
         self._broker = Broker(Server(config.redis), self._hub, f"gateway-{name}", self._clock)
@@ -114,7 +115,7 @@ class Gateway:
         self._admin.draining = True
         log.info("draining", sessions=self.sessions, delay=delay, seconds=seconds)
         await asyncio.sleep(delay)
-        self._public.closing = True
+        self._public.gate.closing = True
         for listener in self._listeners[:1]:
             listener.close()
         await self._close_sessions(seconds)
@@ -139,6 +140,8 @@ class Gateway:
             listener.close()
         for session in list(self._node.deadlines):
             session.abort()
+        for visitor in list(self._door.deadlines):
+            visitor.deadline_passed()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

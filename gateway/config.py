@@ -119,6 +119,14 @@ class Config(BaseModel):
         "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For is believed, separated by commas, "
         "or the flag repeated. Without any, the client's address is the peer's.",
     )
+    sockjs_url: str = _setting(
+        "/sockjs.min.js",
+        "Who may connect",
+        "URL_OR_PATH",
+        "Where /websocket/iframe.html, a page for browsers without CORS, finds the SockJS client library: "
+        "the address that your own pages load it from. What is there runs with this host's own rights.",
+        pattern=r"^(?:/|https?://)[^\s\"'<>&]*$",
+    )
     max_sessions: int = _setting(
         100_000,
         "Limits",
@@ -461,6 +469,7 @@ def _right(setting: Setting) -> str:
         "PREFIX": "1 to 64 printable ASCII characters without spaces",
         "NAME": "at most 100 printable ASCII characters without spaces",
         "URL": "a text",
+        "URL_OR_PATH": "a path that begins with /, or http://… or https://…, without spaces and \" ' < > &",
     }.get(setting.metavar, "texts separated by commas")
 
 

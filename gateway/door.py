@@ -6,12 +6,14 @@ cost of a registration (docs/benchmark.md). Any other request goes to aiohttp wi
 
 aiohttp would wait for a request's head as long as the client likes. Here each connection has a deadline,
 and there may only be so many that have not met it.
+
+A connection that aiohttp has handed over (see `stream`) comes back here when it has its response.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from aiohttp.base_protocol import BaseProtocol
@@ -40,17 +42,17 @@ class Door:
 
     def __init__(
         self,
-        endpoints: Mapping[str, Endpoint],
+        resolve: Callable[[str], Endpoint | None],
         server: Callable[[], asyncio.Protocol],
         max_handshakes: int,
         timeout: float,
         clock: Callable[[], float],
     ) -> None:
-        """`endpoints` by path; `server` makes aiohttp's protocol for everything else.
+        """`resolve` finds a path's endpoint, if any; `server` makes aiohttp's protocol for everything else.
 
         `timeout` is in seconds of `clock`, from the connection to the end of its first request's head.
         """
-        self._endpoints = endpoints
+        self._resolve = resolve
         self._server = server
         self._max = max_handshakes
         self._timeout = timeout
@@ -58,7 +60,7 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._no_body = BaseProtocol(self._loop)  # the parser wants one, for bodies that are not used
         self._waiting = 0
-        self.deadlines: Deadlines[Visitor] = Deadlines()
+        self.deadlines: Deadlines[Visitor | Leaver] = Deadlines()
         self.refused = 0
         """Connections closed because too many handshakes were under way."""
 
@@ -84,6 +86,18 @@ class Door:
         self._waiting -= 1
         self.deadlines.discard(visitor)
 
+    def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
+        """Wait for the next request on a connection that has its response; `rest` has come of it already."""
+        visitor = Returner(self, transport)
+        self.deadlines.set(visitor, self._clock() + KEEP_ALIVE)
+        if rest:
+            visitor.data_received(rest)
+
+    def see_out(self, transport: asyncio.Transport) -> None:
+        """Close a connection once its last bytes are sent, or when that takes too long."""
+        self.deadlines.set(Leaver(self, transport), self._clock() + self._timeout)
+        transport.close()
+
     def answer(self, transport: asyncio.Transport, head: bytes) -> None:
         """Answer the request that begins with `head`, or have aiohttp do it."""
         try:
@@ -104,7 +118,7 @@ class Door:
         if not upgrade or len(messages) != 1:
             return False
         message: RawRequestMessage = messages[0][0]
-        endpoint = self._endpoints.get(message.path.partition("?")[0])
+        endpoint = self._resolve(message.path.partition("?")[0])
         if endpoint is None or message.method != "GET" or _has_body(message):
             return False
         peer = transport.get_extra_info("peername")
@@ -166,3 +180,38 @@ class Visitor(asyncio.Protocol):
         if self._waiting:
             self._waiting = False
             self._door.passed(self)
+
+
+class Returner(Visitor):
+    """A connection between two requests. It has shown what it is for, so it does not count as a visitor."""
+
+    __slots__ = ()
+
+    def __init__(self, door: Door, transport: asyncio.Transport) -> None:
+        super().__init__(door)
+        self._transport = transport
+        self._waiting = True
+        transport.set_protocol(self)
+
+    def _pass(self) -> None:
+        self._waiting = False
+        self._door.deadlines.discard(self)
+
+
+class Leaver(asyncio.Protocol):
+    """A connection that is being closed, to its end."""
+
+    __slots__ = ("_door", "_transport", "due")
+
+    def __init__(self, door: Door, transport: asyncio.Transport) -> None:
+        self._door = door
+        self._transport = transport
+        self.due = 0
+        transport.set_protocol(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.deadlines.discard(self)
+
+    def deadline_passed(self) -> None:
+        """It does not read what is left for it."""
+        self._transport.abort()

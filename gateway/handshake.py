@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final, NamedTuple
 
@@ -93,6 +93,18 @@ def fault(handshake: Handshake) -> Refusal | None:
 def _lists(headers: Mapping[str, str], name: str, token: str) -> bool:
     value = headers.get(name, "").lower()
     return value == token or token in [part.strip() for part in value.split(",")]
+
+
+def subprotocol(headers: CIMultiDictProxy[str], spoken: Sequence[str]) -> str | None:
+    """The first of `spoken` that the client offers (section 4.2.2); None if it offers none of them.
+
+    A client lists what it prefers first, but stompjs 2 and webstomp begin with their oldest version.
+    """
+    offers = headers.getall("Sec-WebSocket-Protocol", ())
+    if not offers:
+        return None
+    offered = {name.strip() for offer in offers for name in offer.split(",")}
+    return next((name for name in spoken if name in offered), None)
 
 
 def acceptance(handshake: Handshake, protocol: str | None) -> bytes:

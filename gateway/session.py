@@ -9,7 +9,9 @@ back (`websocket.WebSocketSession`). What the bytes mean is its `Wire`'s to say.
                                         v
                                      CLOSING --> CLOSED
 
-Each state has one deadline at most, kept by the node's `Deadlines`: no session has a task or a timer.
+A session waits for one deadline at a time, the first of those that it has: the end of its state's time, its
+transport's heartbeat, and what its wire has agreed on to keep it alive. The node's `Deadlines` keep it: no
+session has a task or a timer.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from math import inf
 
 from .config import Config
 from .errors import WireError
@@ -31,6 +34,14 @@ MAX_STRIKES = 5
 
 REMEMBERED = 16
 """The latest messageIds that a session remembers, so as not to send one twice after a gap."""
+
+
+PATIENCE = 2
+"""Intervals that a client which has promised heart-beats may stay silent, and `GRACE` besides."""
+
+GRACE = 15.0
+"""Seconds. Browsers run a hidden page's timers once a minute, and 25 s are what the gateway asks for: a page
+that waits behind the customer's banking app keeps its session."""
 
 
 class State(Enum):
@@ -66,10 +77,13 @@ class Session:
     __slots__ = (
         "_address",
         "_answers",
+        "_beat",
         "_channel",
         "_had",
+        "_limit",
         "_node",
         "_rate",
+        "_spoke",
         "_strikes",
         "_why",
         "_wire",
@@ -87,10 +101,13 @@ class Session:
         self._strikes = 0
         self._rate = 0.0
         self._had: tuple[str, ...] = ()
+        self._spoke = 0.0  # when the client said something last; 0 until it has promised to, at intervals
+        self._beat = inf  # when the wire owes the client a heart-beat
         self._why: tuple[int, str] = (CloseCode.ABNORMAL, "connection lost")
         self.state = OPEN
         self.due = 0
-        node.deadlines.set(self, node.clock() + node.config.registration_timeout)
+        self._limit = node.clock() + node.config.registration_timeout  # the end of the state's time
+        node.deadlines.set(self, self._limit)
 
     # What a subclass brings
 
@@ -114,25 +131,34 @@ class Session:
 
     def message_received(self, message: bytes) -> None:
         """Handle one complete message. Raises WireError when the client cannot be talked to."""
+        if self._wire.incoming:
+            self._spoke = self._node.clock()
         for request in self._wire.receive(message):
             self._handle(request)
+            if self.state is CLOSING or self.state is CLOSED:  # nothing counts any more
+                return
 
     def _handle(self, request: Request) -> None:
         if isinstance(request, Register):
             self._register(request.web_socket_id)
         elif isinstance(request, Rejected):
-            self._write(self._wire.reject(request.web_socket_id, request.problem))
+            self._say(self._wire.reject(request.web_socket_id, request.problem))
         elif isinstance(request, Reply):
-            self._write(request.payload)
+            self._say(request.payload)
+            self._begin_heartbeats()
         elif isinstance(request, Leave):
-            if request.payload:
-                self._write(request.payload)
+            self._say(request.payload)
             self.close(CloseCode.NORMAL, "disconnected")
         else:
             self._strikes += 1
             if self._strikes > MAX_STRIKES:
                 raise WireError(CloseCode.POLICY, "too many unknown messages")
-            self._write(self._wire.complain(request.problem))
+            self._say(self._wire.complain(request.problem))
+
+    def _say(self, message: bytes) -> None:
+        """Send one of the wire's messages; an empty one is none."""
+        if message:
+            self._write(message)
 
     def _register(self, web_socket_id: str) -> None:
         name = web_socket_id.encode()
@@ -142,11 +168,11 @@ class Session:
             self._channel = self._node.hub.register(name, self)
         elif self._node.hub.web_socket_id(self._channel) != name:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
-            self._write(self._wire.reject(web_socket_id, problem))
+            self._say(self._wire.reject(web_socket_id, problem))
         elif self.state is WAITING:
             self._answers += 1
         else:
-            self._write(self._wire.acknowledge(name))
+            self._say(self._wire.acknowledge(name))
 
     def count_message(self) -> None:
         """Hold the client to its rate. Raises WireError when it sends faster, over a second's worth.
@@ -165,9 +191,8 @@ class Session:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
         self._set_heartbeat()
-        answer = self._wire.acknowledge(web_socket_id)
         for _ in range(self._answers):
-            self._write(answer)
+            self._say(self._wire.acknowledge(web_socket_id))
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         """Send `result`, unless its messageId has been sent on this connection already."""
@@ -178,7 +203,9 @@ class Session:
             if message_id in self._had:
                 return
             self._had = (*self._had[1 - REMEMBERED :], message_id)
-        self._write(self._wire.result(web_socket_id, result))
+        message = self._wire.result(web_socket_id, result)
+        if message:  # as in _say, of which this is the hot twin
+            self._write(message)
 
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         """Redis does not allow the registration; the client may try another id until its deadline."""
@@ -187,13 +214,18 @@ class Session:
             self.close(CloseCode.TRY_AGAIN_LATER, problem.message)
             return
         self.state = OPEN
-        self._write(self._wire.reject(web_socket_id.decode(), problem))
+        self._say(self._wire.reject(web_socket_id.decode(), problem))
 
     # What time and the node say
 
     def deadline_passed(self) -> None:
-        """The deadline of the session's state has come."""
-        if self.state is REGISTERED:
+        """The first of the session's deadlines has come."""
+        now = self._node.clock()
+        if self.state is not CLOSING:
+            self._keep_alive(now)
+        if now < self._limit:
+            self._schedule()
+        elif self.state is REGISTERED:
             self._heartbeat()
         elif self.state is OPEN:
             self.close(CloseCode.POLICY, "registration timeout")
@@ -209,7 +241,45 @@ class Session:
             self.abort()
 
     def _set_heartbeat(self) -> None:
-        self._node.deadlines.set(self, self._node.clock() + self._node.config.heartbeat)
+        self._limit = self._node.clock() + self._node.config.heartbeat
+        self._schedule()
+
+    def _schedule(self) -> None:
+        self._node.deadlines.set(self, self._next_deadline())
+
+    def _next_deadline(self) -> float:
+        """When the session has to be looked after next."""
+        wire = self._wire
+        if not (wire.outgoing or wire.incoming) or self.state is CLOSING:
+            return self._limit
+        return min(self._limit, self._beat, self._silence_ends())
+
+    def _silence_ends(self) -> float:
+        """Until when the client may say nothing."""
+        incoming = self._wire.incoming
+        return self._spoke + PATIENCE * incoming + GRACE if incoming else inf
+
+    def _begin_heartbeats(self) -> None:
+        """See to heart-beats from now on, if the wire has just agreed with the client on any."""
+        wire = self._wire
+        if wire.outgoing and self._beat == inf:
+            self._beat = self._next_beat()
+        if wire.incoming and not self._spoke:
+            self._spoke = self._node.clock()
+        if wire.outgoing or wire.incoming:
+            self._schedule()
+
+    def _next_beat(self) -> float:
+        # The wheel of deadlines is late by two ticks at most, and a heart-beat must not be.
+        return self._node.clock() + max(self._wire.outgoing - 2 * Deadlines.TICK, Deadlines.TICK)
+
+    def _keep_alive(self, now: float) -> None:
+        """The wire's heart-beats: send one that is due; close when the client has broken its promise."""
+        if now >= self._silence_ends():
+            self.close(CloseCode.POLICY, "heart-beats missing")
+        elif now >= self._beat:
+            self._beat = self._next_beat()
+            self._write(self._wire.heartbeat)
 
     def close(self, code: CloseCode, reason: str) -> None:
         """Say goodbye and leave the hub; no harm if that has been done."""
@@ -223,7 +293,8 @@ class Session:
         self.state = CLOSING
         self._why = (code, reason)
         self._forget()
-        self._node.deadlines.set(self, self._node.clock() + self._node.config.close_timeout)
+        self._limit = self._node.clock() + self._node.config.close_timeout
+        self._schedule()
         return True
 
     def _forget(self) -> None:

@@ -1,24 +1,26 @@
-"""HTTP: the WebSocket handshake with all its refusals, health, and the demo page."""
+"""HTTP: which path leads where, health, and the demo page."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import structlog
 from aiohttp import web
 
 from .broker import Broker
 from .door import Door, Endpoint
-from .handshake import ADDRESS_FULL, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
-from .limits import Verdict, client_address, is_trusted, origin_allowed
+from .events import EventsViews
+from .gate import Entrance, Gate
+from .handshake import Handshake, subprotocol
 from .session import Node
-from .websocket import HANDED_OVER, open_session, take_over
+from .sockjs_views import SockJSViews
+from .websocket import open_session
 from .wire.json import JSON_WIRE
+from .wire.stomp import SUBPROTOCOLS, StompWire
 
 STATIC = Path(__file__).parent / "static"
 
@@ -27,93 +29,36 @@ CONTENT_SECURITY_POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-log = structlog.get_logger()
-
 
 class PublicViews:
     """What browsers reach."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
-        self._warned = False
-        self.closing = False
-        """Set once the node closes its sessions: nobody new is let in."""
-        self.refused: Counter[str] = Counter()
-        """Handshakes refused, by code."""
+        self.gate = Gate(node)
+        beat = int(node.config.heartbeat * 1000)
+        self._stomp = partial(StompWire, node.config.max_message_size, (beat, beat))
+        self._websocket = Entrance(self.gate, self._open)
+        self._sockjs = SockJSViews(node, self.gate, "/websocket", self._stomp)
+        self._events = EventsViews(node, self.gate)
+
+    def attach(self, door: Door) -> None:
+        """`door` resolves paths by `endpoint`, and has the connections back whose responses are complete."""
+        self._sockjs.door = door
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/ws", self.websocket, allow_head=False)]
+        websocket = web.get("/ws", self._websocket.serve, allow_head=False)
+        return [websocket, *self._events.routes(), *self._sockjs.routes()]
 
-    def endpoints(self) -> dict[str, Endpoint]:
-        """What the door answers itself."""
-        return {"/ws": self.enter}
+    def endpoint(self, path: str) -> Endpoint | None:
+        """What the door answers itself at `path`."""
+        return self._websocket if path == "/ws" else self._sockjs.endpoint(path)
 
-    def enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
-        """GET /ws as a connection's first request: JSON messages over WebSocket."""
-        address = self._client_address(handshake)
-        refusal = self._refusal(handshake, address)
-        if refusal is None:
-            open_session(self._node, JSON_WIRE, address, handshake, transport, rest)
-        return refusal
-
-    async def websocket(self, request: web.Request) -> web.StreamResponse:
-        """GET /ws on a connection that has carried other requests before, or that is no handshake."""
-        if request.transport is None:  # the client has gone meanwhile
-            return HANDED_OVER
-        handshake = Handshake(request.version, request.headers, _peer(request.transport))
-        address = self._client_address(handshake)
-        refusal = self._refusal(handshake, address)
-        if refusal is not None:
-            return web.Response(
-                status=refusal.status,
-                body=refusal.body,
-                content_type="application/json",
-                charset="utf-8",
-                headers=refusal.headers,
-            )
-        transport, rest = take_over(request)
-        open_session(self._node, JSON_WIRE, address, handshake, transport, rest)
-        return HANDED_OVER
-
-    def _refusal(self, handshake: Handshake, address: str) -> Refusal | None:
-        """Why there is no upgrade; None if there is, and then `address` has been admitted."""
-        refusal = STOPPING if self.closing else fault(handshake) or self._origin_refusal(handshake)
-        if refusal is None:
-            verdict = self._node.admission.admit(address)
-            if verdict is Verdict.ADMITTED:
-                return None
-            refusal = NODE_FULL if verdict is Verdict.NODE_FULL else ADDRESS_FULL
-        self.refused[refusal.code] += 1
-        return refusal
-
-    def _origin_refusal(self, handshake: Handshake) -> Refusal | None:
-        headers, config = handshake.headers, self._node.config
-        origin = headers.get("Origin")
-        if origin is None:
-            return None
-        trusted = is_trusted(handshake.peer, config.trusted_proxies)
-        scheme = headers.get("X-Forwarded-Proto") if trusted else None
-        if origin_allowed(origin, headers.get("Host", ""), scheme, config.allowed_origins):
-            return None
-        log.warning("handshake refused", kind=ORIGIN.code, origin=origin)
-        return ORIGIN
-
-    def _client_address(self, handshake: Handshake) -> str:
-        peer, trusted = handshake.peer, self._node.config.trusted_proxies
-        forwarded = handshake.headers.getall("X-Forwarded-For", ())
-        if forwarded and not self._warned and not is_trusted(peer, trusted):
-            self._warned = True
-            log.warning(
-                "X-Forwarded-For ignored: the limit per address counts the proxy. If the peer is a proxy of "
-                "yours, name it in --trusted-proxies (GATEWAY_TRUSTED_PROXIES)",
-                peer=peer,
-            )
-        return client_address(peer, forwarded, trusted)
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    return name[0] if name else ""
+    def _open(self, address: str, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> None:
+        """JSON messages over WebSocket, or STOMP for who offers it."""
+        protocol = subprotocol(handshake.headers, SUBPROTOCOLS)
+        wire = JSON_WIRE if protocol is None else self._stomp()
+        open_session(self._node, wire, address, handshake, transport, rest, protocol)
 
 
 class AdminViews:
@@ -206,3 +151,5 @@ async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -
         response.force_close()
         # aiohttp has written its own headers by now, and would close without a word.
         response.headers["Connection"] = "Upgrade, close" if "Upgrade" in response.headers else "close"
+        if isinstance(response, web.Response) and not response.body:  # of which aiohttp would name a type
+            response.headers.popall("Content-Type", None)

@@ -48,6 +48,7 @@ class WebSocketSession(Session, asyncio.Protocol):
                 if self._deaf:
                     return
         except WireError as error:
+            self._say(error.last_words)
             self._fail(error.code, error.reason)
 
     def _frame_received(self, opcode: Opcode, payload: bytes) -> None:
@@ -137,13 +138,15 @@ def open_session(
     transport: asyncio.Transport,
     rest: bytes,
     protocol: str | None = None,
+    kind: type[WebSocketSession] = WebSocketSession,
 ) -> None:
     """Answer `handshake` with 101 and make its connection a session of `address`, which is admitted.
 
-    `rest` is what followed the handshake; `protocol` is the subprotocol chosen, if any.
+    `rest` is what followed the handshake; `protocol` is the subprotocol chosen, if any; `kind` is the class
+    of the session.
     """
     transport.write(acceptance(handshake, protocol))
-    session = WebSocketSession(node, wire, address, transport)
+    session = kind(node, wire, address, transport)
     transport.set_protocol(session)
     if rest:
         session.data_received(rest)

@@ -121,9 +121,12 @@ def test_a_flag_goes_before_its_variable(run: Run) -> None:
 def test_every_setting_has_a_flag_and_a_variable(run: Run) -> None:
     for setting in SETTINGS:
         value = {"allowed_origins": "https://a.example", "trusted_proxies": "10.0.0.0/8"}.get(setting.name)
-        value = value or {"log_level": "debug", "log_format": "json", "redis": "redis://r"}.get(
-            setting.name, "4097"
-        )
+        value = value or {
+            "log_level": "debug",
+            "log_format": "json",
+            "redis": "redis://r",
+            "sockjs_url": "/s.js",
+        }.get(setting.name, "4097")
         for result in (
             run("config", "--json", setting.flag, value),
             run("config", "--json", **{setting.variable: value}),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.door import MAX_HEAD, Door, Visitor
+from gateway.door import KEEP_ALIVE, MAX_HEAD, Door, Visitor
 from gateway.handshake import MALFORMED, ORIGIN, Handshake, Refusal
 
 from . import strategies  # noqa: F401 - sets hypothesis up
@@ -43,7 +43,7 @@ class Scene:
         self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
         self.served: list[Server] = []
         self.refusal: Refusal | None = None
-        self.door = Door({"/ws": self._enter}, self._serve, max_handshakes, TIMEOUT, self.clock)
+        self.door = Door({"/ws": self._enter}.get, self._serve, max_handshakes, TIMEOUT, self.clock)
 
     def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
         self.entered.append((handshake, transport, rest))
@@ -131,6 +131,61 @@ def test_everything_else_goes_to_the_server_as_it_came(request_: bytes) -> None:
         assert not transport.aborted
 
     served()
+
+
+@virtual
+async def test_a_connection_comes_back_for_its_next_request() -> None:
+    scene = Scene()
+    for request in (b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n", HANDSHAKE):
+        transport = Transport()
+        scene.door.readmit(transport, request[:5])
+        assert scene.door.handshakes == 0, "it is no stranger"
+        transport.protocol.data_received(request[5:])
+        assert list(scene.door.deadlines) == []
+    ((_, entered, _),) = scene.entered
+    assert entered is transport
+    assert [server.data[:6] for server in scene.served] == [b"GET / "]
+
+
+@virtual
+async def test_a_connection_that_comes_back_with_its_next_request_is_served_at_once() -> None:
+    scene = Scene()
+    scene.door.readmit(Transport(), b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+    assert len(scene.served) == 1
+    assert list(scene.door.deadlines) == []
+
+
+@virtual
+async def test_a_connection_that_comes_back_for_nothing_is_dropped() -> None:
+    scene = Scene(max_handshakes=0)
+    transport, gone = Transport(), Transport()
+    scene.door.readmit(transport, b"")
+    scene.door.readmit(gone, b"GET")
+    gone.lose()
+    for seconds, aborted in ((KEEP_ALIVE - 1, False), (2, True)):
+        scene.clock.now += seconds
+        scene.sweep()
+        assert transport.aborted is aborted
+    assert not gone.aborted
+    transport.lose()
+    assert list(scene.door.deadlines) == []
+
+
+@virtual
+async def test_a_connection_is_seen_out() -> None:
+    scene = Scene()
+    reads, stuck = Transport(), Transport()
+    for transport in (reads, stuck):
+        scene.door.see_out(transport)
+        transport.protocol.data_received(b"what comes now means nothing")
+        assert transport.closing
+    reads.lose()
+    scene.clock.now += TIMEOUT + 0.5
+    scene.sweep()
+    assert stuck.aborted
+    assert not reads.aborted
+    stuck.lose()
+    assert list(scene.door.deadlines) == []
 
 
 @virtual

@@ -21,6 +21,7 @@ from gateway.handshake import (
     accept_key,
     acceptance,
     fault,
+    subprotocol,
 )
 
 from . import strategies  # noqa: F401 - sets hypothesis up
@@ -124,3 +125,23 @@ def test_refuses_to_the_letter() -> None:
 
 def test_a_header_of_the_refusal_itself_stands_once() -> None:
     assert NO_UPGRADE.response.lower().count(b"\r\nconnection: ") == 1
+
+
+SPOKEN = ("v12.stomp", "v11.stomp", "v10.stomp")
+
+
+@pytest.mark.parametrize(
+    ("offers", "chosen"),
+    [
+        ([], None),
+        ([""], None),
+        (["mqtt"], None),
+        (["v10.stomp, v11.stomp, v12.stomp"], "v12.stomp"),
+        (["v10.stomp,mqtt"], "v10.stomp"),
+        (["v10.stomp", "v11.stomp"], "v11.stomp"),
+        (["V12.STOMP"], None),
+    ],
+)
+def test_subprotocols(offers: list[str], chosen: str | None) -> None:
+    headers = CIMultiDict([("Sec-WebSocket-Protocol", offer) for offer in offers])
+    assert subprotocol(CIMultiDictProxy(headers), SPOKEN) == chosen

@@ -16,6 +16,7 @@ import struct
 import subprocess
 import threading
 import urllib.request
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,12 +68,15 @@ class Balancer:
     """HAProxy on free ports; it has found all its nodes, and they are ready, once `start` yields it."""
 
     def __init__(self, port: int, status_port: int) -> None:
+        self.port = port
         self.ws_url = f"ws://127.0.0.1:{port}/ws"
         self._status = f"http://127.0.0.1:{status_port}"
 
     @classmethod
     @contextlib.contextmanager
-    def start(cls, nodes: Sequence[Node], addresses: Sequence[str], folder: Path) -> Iterator[Balancer]:
+    def start(
+        cls, nodes: Sequence[Node], addresses: Sequence[str], folder: Path, configuration: Path
+    ) -> Iterator[Balancer]:
         port, status_port = free_port(), free_port()
         with name_server(addresses) as resolver, (folder / "haproxy.log").open("wb") as log:
             environment = {
@@ -86,49 +90,62 @@ class Balancer:
                 "LB_RESOLVER": resolver,
             }
             # -dW: a warning about the configuration is an error.
-            command = ["haproxy", "-dW", "-db", "-f", str(CONFIGURATION)]
+            command = ["haproxy", "-dW", "-db", "-f", str(configuration)]
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
             try:
                 balancer = cls(port, status_port)
-                wait_until(lambda: balancer.ready_nodes() == len(nodes), "HAProxy finds the nodes")
+                wait_until(lambda: balancer.gives_to(len(nodes)), "HAProxy finds the nodes")
                 yield balancer
             finally:
                 process.terminate()
                 process.wait(SECONDS)
 
-    def ready_nodes(self) -> int:
-        """How many nodes HAProxy would give a client to; 0 also while HAProxy is not there."""
+    def gives_to(self, count: int) -> bool:
+        """Whether it gives clients to so many nodes, wherever they ask; False while HAProxy is not there."""
         try:
             with urllib.request.urlopen(f"{self._status}/stats;csv", timeout=SECONDS) as answer:
                 lines = answer.read().decode().splitlines()
         except OSError:
-            return 0
-        rows = [line.split(",") for line in lines if line.startswith("gateway,node")]
-        return sum(row[17].startswith("UP") for row in rows)
+            return False
+        rows = [line.split(",") for line in lines]
+        up = Counter(row[0] for row in rows if row[1].startswith("node") and row[17].startswith("UP"))
+        return up["gateway"] == up["sockjs"] == count
+
+
+def address(number: int) -> str:
+    """Where the `number`-th node is, from 0."""
+    return f"127.0.0.{number + 2}"
+
+
+def node_at(number: int, valkey: Valkey, port: int, admin_port: int, *options: str) -> Node:
+    """A node that is to be the `number`-th, with options of its own."""
+    where = ["--host", address(number), "--admin-host", address(number), "--admin-port", str(admin_port)]
+    # At the end nobody answers the nodes' close frames, because the test waits for the nodes.
+    common = ["--trusted-proxies", "127.0.0.0/8", "--close-timeout", "0.2"]
+    return Node(valkey.url, *where, *common, *options, port=port)
 
 
 @contextlib.contextmanager
-def started(folder: Path, *options_by_node: Sequence[str]) -> Iterator[tuple[list[Node], Balancer, Valkey]]:
+def started(
+    folder: Path, *options_by_node: Sequence[str], configuration: Path = CONFIGURATION
+) -> Iterator[tuple[list[Node], Balancer, Valkey]]:
     """A node for each of the lists of options, on addresses of their own, behind HAProxy, on one Valkey."""
     port, admin_port = free_port(), free_port()
-    addresses = [f"127.0.0.{number}" for number in range(2, 2 + len(options_by_node))]
+    addresses = [address(number) for number in range(len(options_by_node))]
 
-    def start(address: str, options: Sequence[str]) -> Node:
-        where = ["--host", address, "--admin-host", address, "--admin-port", str(admin_port)]
-        # At the end nobody answers the nodes' close frames, because the test waits for the nodes.
-        common = ["--trusted-proxies", "127.0.0.0/8", "--close-timeout", "0.2"]
-        return nodes.enter_context(Node(valkey.url, *where, *common, *options, port=port))
+    def start(number: int) -> Node:
+        return nodes.enter_context(node_at(number, valkey, port, admin_port, *options_by_node[number]))
 
     with Valkey() as valkey, contextlib.ExitStack() as nodes:
         with ThreadPoolExecutor() as pool:
-            running = list(pool.map(start, addresses, options_by_node))
-        with Balancer.start(running, addresses, folder) as balancer:
+            running = list(pool.map(start, range(len(options_by_node))))
+        with Balancer.start(running, addresses, folder, configuration) as balancer:
             yield running, balancer, valkey
 
 
 def sessions(number: int, node: Node) -> int:
     """The sessions on the node that was started as the `number`-th, from 0, by its own account."""
-    url = f"http://127.0.0.{number + 2}:{node.admin_port}/readyz"
+    url = f"http://{address(number)}:{node.admin_port}/readyz"
     with urllib.request.urlopen(url, timeout=SECONDS) as answer:
         count: int = json.load(answer)["sessions"]
         return count
@@ -189,7 +206,7 @@ async def test_a_node_that_stops_closes_its_clients_itself_and_gets_no_new_ones(
         closes = [asyncio.create_task(websocket.receive(SECONDS)) for websocket in sockets]
         held = sessions(0, nodes[0])
         nodes[0].signal(signal.SIGTERM)
-        await asyncio.to_thread(wait_until, lambda: balancer.ready_nodes() == 1, "HAProxy notices")
+        await asyncio.to_thread(wait_until, lambda: balancer.gives_to(1), "HAProxy notices")
         assert not any(closed.done() for closed in closes), "the node closes them, HAProxy does not"
         for number in range(8):
             await clients.register(balancer.ws_url, f"second-{number}")

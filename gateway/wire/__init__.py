@@ -11,8 +11,24 @@ from ..messages import Problem, Request, Result
 class Wire(Protocol):
     """One client's protocol. A wire without state is one object for all its clients.
 
-    An id that has passed WEB_SOCKET_ID is ASCII, and bytes, since Redis and the socket want it so.
+    What it has to say may be empty: the wire keeps it until the client is ready for it, or has no words for
+    it. An id that has passed WEB_SOCKET_ID is ASCII, and bytes, since Redis and the socket want it so.
     """
+
+    @property
+    def outgoing(self) -> float:
+        """Seconds after which a silent gateway owes the client a `heartbeat`; 0 for never.
+
+        It and `incoming` are 0 until the client and the wire have agreed on them, which a `Reply` tells.
+        """
+
+    @property
+    def incoming(self) -> float:
+        """Seconds after which a silent client has broken its promise, delays allowed for; 0 for never."""
+
+    @property
+    def heartbeat(self) -> bytes:
+        """The message that says nothing but: still here."""
 
     def receive(self, message: bytes) -> Iterable[Request]:
         """What one complete message asks for. Raises WireError for what deserves no answer."""

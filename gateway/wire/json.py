@@ -32,6 +32,9 @@ class JsonWire:
 
     __slots__ = ()
 
+    outgoing = incoming = 0.0  # WebSocket's own pings are enough
+    heartbeat = b""
+
     def receive(self, message: bytes) -> tuple[Request]:
         try:
             body = orjson.loads(message)

@@ -142,6 +142,8 @@ class StompWire:
         "refused",
     )
 
+    heartbeat: Final = HEARTBEAT
+
     def __init__(self, max_body: int, beats: tuple[int, int] = (25_000, 25_000)) -> None:
         """A frame's body may have `max_body` bytes.
 

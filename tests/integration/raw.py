@@ -105,6 +105,11 @@ class Raw:
         assert opcode == 8, (opcode, payload)
         return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
+    async def until(self, end: bytes) -> bytes:
+        """What comes up to `end`, and `end`."""
+        async with asyncio.timeout(SECONDS):
+            return await self._reader.readuntil(end)
+
     async def rest(self) -> bytes:
         """What comes until the node ends the connection."""
         data = self._buffer

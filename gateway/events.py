@@ -1,0 +1,124 @@
+"""Server-sent events: `GET /events?webSocketId=…` registers, and its response goes on for the results."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from aiohttp import web
+
+from . import stream
+from .gate import Gate, answer, asked, cors
+from .handshake import Refusal
+from .messages import MESSAGE_ID, CloseCode, Problem, Rejected, registration
+from .session import Node, Session
+from .stream import Connection
+from .websocket import HANDED_OVER
+from .wire.events import EVENTS_WIRE, RETRY, farewell
+
+HEADERS: Final = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": stream.NO_STORE,
+    "X-Accel-Buffering": "no",
+}
+
+
+class EventsSession(Session, asyncio.Protocol):
+    """The transport's protocol and the hub's member in one object, as with a WebSocket."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, node: Node, address: str, connection: Connection, had: tuple[str, ...]) -> None:
+        """`had`: the messageIds that the client has had on an earlier connection."""
+        super().__init__(node, EVENTS_WIRE, address)
+        self._connection = connection._replace(lasting=False)  # the stream ends with it
+        self._had = had
+        connection.transport.set_protocol(self)
+        connection.transport.set_write_buffer_limits(high=node.config.write_buffer)
+        stream.notice_loss(connection.transport, 2 * node.config.heartbeat)
+
+    def begin(self, web_socket_id: str, headers: dict[str, str]) -> None:
+        """Send the head of the response, and register."""
+        head = stream.head(self._connection, headers) + stream.piece(self._connection, RETRY)
+        stream.write(self._connection.transport, head)
+        self._register(web_socket_id)
+
+    # asyncio.Protocol
+
+    def data_received(self, data: bytes) -> None:
+        """What comes behind the request means nothing: the response ends with the connection."""
+
+    def eof_received(self) -> None:
+        """Half-closed by the client; returning None lets the transport close the other half."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended()
+
+    def pause_writing(self) -> None:
+        """The transport holds more unsent bytes than `write_buffer`: the client does not read."""
+        self.close(CloseCode.POLICY, "slow consumer")
+
+    def resume_writing(self) -> None:
+        """Nothing waits for it: a session that was too slow is closing already."""
+
+    # Session
+
+    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
+        """As for every session; but this client cannot try another id."""
+        super().refuse(web_socket_id, problem)
+        self.close(CloseCode.POLICY, problem.message)
+
+    def _write(self, message: bytes) -> None:
+        stream.write(self._connection.transport, stream.piece(self._connection, message))
+
+    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
+        self._write(farewell(code, reason))
+        if self._connection.chunked:
+            stream.write(self._connection.transport, stream.CHUNKS_END)
+        self._connection.transport.close()
+
+    def _probe(self) -> bool:
+        self._write(EVENTS_WIRE.heartbeat)
+        return True  # the kernel tells when nothing is acknowledged any more
+
+    def abort(self) -> None:
+        self._connection.transport.abort()
+
+
+class EventsViews:
+    """What is at /events."""
+
+    def __init__(self, node: Node, gate: Gate) -> None:
+        self._node = node
+        self._gate = gate
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.route("*", "/events", self.listen)]
+
+    async def listen(self, request: web.Request) -> web.StreamResponse:
+        """GET /events: register, and stay."""
+        if request.method != "GET":
+            return web.Response(status=405, headers={"Allow": "GET"})
+        if request.transport is None:  # the client has gone meanwhile
+            return HANDED_OVER
+        asking = asked(request)
+        address = self._gate.address(asking)
+        wanted = registration(request.query.get("webSocketId"))
+        refusal = self._gate.refuse_origin(asking)
+        if refusal is not None:
+            return answer(refusal)
+        origin = cors(request.headers.get("Origin"))
+        if isinstance(wanted, Rejected):
+            return answer(self._gate.count(Refusal(400, *wanted.problem)), origin)
+        refusal = self._gate.refuse_session(address)
+        if refusal is not None:
+            return answer(refusal, origin)
+        session = EventsSession(self._node, address, stream.take(request), _had(request))
+        session.begin(wanted.web_socket_id, {**HEADERS, **origin})
+        return HANDED_OVER
+
+
+def _had(request: web.Request) -> tuple[str, ...]:
+    """The messageId that came last: the browser says it when it connects again, a page may say it itself."""
+    said = (request.query.get("lastEventId"), request.headers.get("Last-Event-ID"))
+    return tuple(each for each in said if each is not None and MESSAGE_ID.fullmatch(each))

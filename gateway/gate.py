@@ -1,0 +1,147 @@
+"""Who is let in, whatever they want to speak: origins, limits, the client's address, a node that stops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+
+import structlog
+from aiohttp import web
+
+from .handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
+from .limits import Verdict, client_address, is_trusted, origin_allowed
+from .session import Node
+from .websocket import HANDED_OVER, take_over
+
+log = structlog.get_logger()
+
+
+class Gate:
+    """Says of each request whether a session may come of it."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._warned = False
+        self.closing = False
+        """Set once the node closes its sessions: nobody new is let in."""
+        self.refused: Counter[str] = Counter()
+        """Requests refused, by code."""
+
+    def refuse_upgrade(self, request: Handshake, address: str) -> Refusal | None:
+        """Why this is no WebSocket; None if it may be one, and then `address` has been admitted."""
+        if self.closing:
+            return self.count(STOPPING)
+        wrong = fault(request)
+        return self.count(wrong) if wrong else self.refuse_origin(request) or self.refuse_session(address)
+
+    def refuse_session(self, address: str) -> Refusal | None:
+        """Why there is no session for `address`; None if there is, and then it has been admitted."""
+        if self.closing:
+            return self.count(STOPPING)
+        verdict = self._node.admission.admit(address)
+        if verdict is Verdict.ADMITTED:
+            return None
+        return self.count(NODE_FULL if verdict is Verdict.NODE_FULL else ADDRESS_FULL)
+
+    def count(self, refusal: Refusal) -> Refusal:
+        """Count a refusal, and return it."""
+        self.refused[refusal.code] += 1
+        return refusal
+
+    def refuse_origin(self, request: Handshake) -> Refusal | None:
+        """Why a page from the request's origin may not speak to this node; None if it may."""
+        headers, config = request.headers, self._node.config
+        origin = headers.get("Origin")
+        if origin is None:
+            return None
+        trusted = is_trusted(request.peer, config.trusted_proxies)
+        scheme = headers.get("X-Forwarded-Proto") if trusted else None
+        # Origins are ASCII (RFC 6454 section 6.2); what is not could not even be echoed.
+        host = headers.get("Host", "")
+        if origin.isascii() and origin_allowed(origin, host, scheme, config.allowed_origins):
+            return None
+        log.warning("handshake refused", kind=ORIGIN.code, origin=origin)
+        return self.count(ORIGIN)
+
+    def address(self, request: Handshake) -> str:
+        """The client's address, by which limits are counted."""
+        peer, trusted = request.peer, self._node.config.trusted_proxies
+        forwarded = request.headers.getall("X-Forwarded-For", ())
+        if forwarded and not self._warned and not is_trusted(peer, trusted):
+            self._warned = True
+            log.warning(
+                "X-Forwarded-For ignored: the limit per address counts the proxy. If the peer is a proxy of "
+                "yours, name it in --trusted-proxies (GATEWAY_TRUSTED_PROXIES)",
+                peer=peer,
+            )
+        return client_address(peer, forwarded, trusted)
+
+
+Open = Callable[[str, Handshake, asyncio.Transport, bytes], None]
+"""Makes a connection a session of an address that is admitted; the bytes followed the handshake."""
+
+
+class Entrance:
+    """A path at which WebSockets open."""
+
+    def __init__(self, gate: Gate, open_session: Open, no_upgrade: Refusal = NO_UPGRADE) -> None:
+        """`no_upgrade` is the answer to what is no handshake."""
+        self._gate = gate
+        self._open = open_session
+        self._no_upgrade = no_upgrade
+
+    def __call__(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
+        """For the door: a handshake that is a connection's first request."""
+        address = self._gate.address(handshake)
+        refusal = self._gate.refuse_upgrade(handshake, address)
+        if refusal is None:
+            self._open(address, handshake, transport, rest)
+        return refusal
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        """For aiohttp: a request on a connection that has carried others before, or that is no handshake."""
+        if request.transport is None:  # the client has gone meanwhile
+            return HANDED_OVER
+        handshake = asked(request)
+        address = self._gate.address(handshake)
+        refusal = self._gate.refuse_upgrade(handshake, address)
+        if refusal is not None:
+            return answer(self._no_upgrade if refusal is NO_UPGRADE else refusal)
+        transport, rest = take_over(request)
+        self._open(address, handshake, transport, rest)
+        return HANDED_OVER
+
+
+def asked(request: web.Request) -> Handshake:
+    """What the gate has to know of a request that aiohttp has read."""
+    transport = request.transport
+    name = transport.get_extra_info("peername") if transport is not None else None
+    return Handshake(request.version, request.headers, name[0] if name else "")
+
+
+def answer(refusal: Refusal, headers: Mapping[str, str] = MappingProxyType({})) -> web.Response:
+    """The refusal as a response of aiohttp's, with these headers besides its own."""
+    return web.Response(
+        status=refusal.status,
+        body=refusal.body,
+        content_type="application/json",
+        charset="utf-8",
+        headers={**refusal.headers, **headers},
+    )
+
+
+@lru_cache(1024)  # a few pages bring everybody
+def cors(origin: str | None) -> Mapping[str, str]:
+    """The headers that let a page from `origin`, which the gate has let pass, read the response."""
+    if origin is None:
+        return MappingProxyType({"Vary": "Origin"})
+    return MappingProxyType(
+        {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Allow-Credentials": "true",
+            "Vary": "Origin",
+        }
+    )

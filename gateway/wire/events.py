@@ -1,0 +1,56 @@
+"""Server-sent events: what an EventSource, or `curl -N`, is sent. Pure; the client only listens."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ..messages import AUTHORIZATION, REGISTRATION, CloseCode, Problem, Request, Result
+from .json import JSON_WIRE
+
+RETRY: Final = b"retry: 1000\n\n"
+"""Milliseconds that an EventSource waits before it connects again; its own default is 3 to 5 s."""
+
+# An event's data is what JSON over WebSocket says, without the topic: the event's name says it.
+_REGISTRATION: Final = len(f'{{"topic":"{REGISTRATION}",')
+_AUTHORIZATION: Final = len(f'{{"topic":"{AUTHORIZATION}",')
+
+
+class EventsWire:
+    """Web Flow's messages as events. Stateless: `EVENTS_WIRE` serves every session."""
+
+    __slots__ = ()
+
+    outgoing = incoming = 0.0
+    heartbeat = b":\n\n"
+    """A comment."""
+
+    def receive(self, message: bytes) -> tuple[Request, ...]:
+        """Nothing: the request's query has said it all."""
+        return ()
+
+    def acknowledge(self, web_socket_id: bytes) -> bytes:
+        return _event(b"registration", JSON_WIRE.acknowledge(web_socket_id)[_REGISTRATION:])
+
+    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
+        return _event(b"registration", JSON_WIRE.reject(web_socket_id, problem)[_REGISTRATION:])
+
+    def complain(self, problem: Problem) -> bytes:
+        """Nothing: a client that says nothing cannot be misunderstood."""
+        return b""
+
+    def result(self, web_socket_id: bytes, result: Result) -> bytes:
+        event = _event(b"authorization", JSON_WIRE.result(web_socket_id, result)[_AUTHORIZATION:])
+        return event if result.message_id is None else b"id: %b\n%b" % (result.message_id.encode(), event)
+
+
+def _event(name: bytes, members: bytes) -> bytes:
+    # orjson writes neither line ends nor spaces, so the data is one line.
+    return b"event: %b\ndata: {%b\n\n" % (name, members)
+
+
+def farewell(code: CloseCode, reason: str) -> bytes:
+    """A comment that says why the stream ends, for people: an EventSource connects again whatever it is."""
+    return b": %d %b\n\n" % (code, reason.encode())
+
+
+EVENTS_WIRE = EventsWire()

@@ -1,0 +1,177 @@
+"""SockJS 0.3, the envelope that carries another protocol's messages: frames, quoting and paths. Pure.
+
+    o                    the session is open
+    h                    a heartbeat
+    a["…","…"]           messages
+    c[3000,"Go away!"]   the session is closed
+
+"The protocol" below is the text in the comments of sockjs-protocol.py.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+import orjson
+
+from ..messages import CloseCode
+
+OPEN: Final = b"o"
+HEARTBEAT: Final = b"h"
+PRELUDE: Final = b"h" * 2048
+"""Before an XHR stream: some browsers hold back its first bytes until there are so many."""
+
+MAX_SEGMENT: Final = 200
+"""Characters of a server or session id; sockjs-client makes ids of 8. A session keeps its own in memory."""
+
+
+class BrokenPayload(ValueError):
+    """What a client sent is no array of messages; the text is what SockJS servers answer."""
+
+
+def array(quoted: Iterable[bytes]) -> bytes:
+    """The frame with these messages, each of which `quote` has seen."""
+    return b"a[" + b",".join(quoted) + b"]"
+
+
+def quote(message: bytes) -> bytes:
+    """`message`, which is UTF-8, as a JSON string that every browser leaves as it is.
+
+    The protocol lists characters that some mangle unless escaped. All of them but the control characters
+    lie beyond ASCII, and so does little of what is sent: it is simplest to escape all of that.
+    """
+    if message.isascii():
+        return orjson.dumps(message.decode())
+    return json.dumps(message.decode()).encode()
+
+
+def closing(code: int, reason: str) -> bytes:
+    """The frame that closes; 1000, the normal end, in the words that SockJS servers have for it."""
+    if code == CloseCode.NORMAL:
+        return GO_AWAY
+    return b"c[%d,%b]" % (code, quote(reason.encode()))
+
+
+GO_AWAY: Final = b'c[3000,"Go away!"]'
+ANOTHER_CONNECTION: Final = b'c[2010,"Another connection still open"]'
+
+
+def messages(payload: bytes) -> list[bytes]:
+    """The messages in what a client sent, as UTF-8: a JSON array of strings, or nothing at all.
+
+    Raises BrokenPayload for anything else. A JavaScript string may hold half of a surrogate pair, which
+    UTF-8 cannot say; it becomes U+FFFD, as it does when a browser sends it over a WebSocket.
+    """
+    if not payload:
+        return []
+    try:
+        found = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        found = _with_surrogates(payload)
+    if isinstance(found, str):  # over a WebSocket, older clients send a message alone
+        found = [found]
+    if not isinstance(found, list) or not all(isinstance(message, str) for message in found):
+        raise BrokenPayload("Payload expected.")
+    return [message.encode() for message in found]
+
+
+def posted(payload: bytes) -> list[bytes]:
+    """The messages in a request that a client has sent. Raises BrokenPayload, also when there is nothing."""
+    if not payload:
+        raise BrokenPayload("Payload expected.")
+    return messages(payload)
+
+
+def _with_surrogates(payload: bytes) -> object:
+    """What `payload` says if nothing but its surrogates is wrong with it."""
+    if rb"\u" not in payload:
+        raise BrokenPayload("Broken JSON encoding.")
+    try:
+        found = json.loads(payload)
+    except (ValueError, RecursionError):
+        raise BrokenPayload("Broken JSON encoding.") from None
+    return [_scalar(message) for message in found] if isinstance(found, list) else _scalar(found)
+
+
+def _scalar(message: object) -> object:
+    if not isinstance(message, str):
+        return message
+    return message.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+# How a transport separates its frames.
+
+
+def line(frame: bytes) -> bytes:
+    """For xhr and xhr_streaming."""
+    return frame + b"\n"
+
+
+def event(frame: bytes) -> bytes:
+    """For eventsource. sockjs-client takes what follows a `%` for a hexadecimal character code."""
+    return b"data: " + frame.replace(b"%", rb"\u0025") + b"\r\n\r\n"
+
+
+EVENTS_PRELUDE: Final = b"\r\n"
+
+# Paths
+
+
+class Place(NamedTuple):
+    """What a path below the prefix names: a `resource`, or a `transport` of a session."""
+
+    name: str
+    session: str = ""
+
+
+GREETING, INFO, IFRAME, RAW_WEBSOCKET = "greeting", "info", "iframe", "raw websocket"
+XHR, XHR_SEND, XHR_STREAMING, EVENTSOURCE = "xhr", "xhr_send", "xhr_streaming", "eventsource"
+WEBSOCKET = "websocket"
+
+_RESOURCES: Final = {"": GREETING, "/": GREETING, "/info": INFO, "/websocket": RAW_WEBSOCKET}
+_IFRAME: Final = re.compile(r"/iframe[0-9A-Za-z._-]*\.html")
+_SESSION: Final = re.compile(
+    rf"/[^/.]{{1,{MAX_SEGMENT}}}/([^/.]{{1,{MAX_SEGMENT}}})"
+    rf"/({WEBSOCKET}|{XHR}|{XHR_SEND}|{XHR_STREAMING}|{EVENTSOURCE})"
+)
+
+
+def place(path: str) -> Place | None:
+    """What `path` names; it is as the client wrote it, without the prefix and without a query.
+
+    None for nothing: the transports of browsers that are gone, jsonp and htmlfile, among them. The server's
+    part of a path is for load balancers and means nothing; a part may be anything but empty or with a dot.
+    """
+    resource = _RESOURCES.get(path)
+    if resource is not None:
+        return Place(resource)
+    if _IFRAME.fullmatch(path):
+        return Place(IFRAME)
+    found = _SESSION.fullmatch(path)
+    return Place(found[2], found[1]) if found else None
+
+
+def iframe(script: str) -> bytes:
+    """The page that old browsers load into an iframe, with the address of the client library.
+
+    In that nothing may need escaping in HTML.
+    """
+    return f"""<!DOCTYPE html>
+<html>
+<head>
+  <meta http-equiv="X-UA-Compatible" content="IE=edge" />
+  <meta http-equiv="Content-Type" content="text/html; charset=UTF-8" />
+  <script src="{script}"></script>
+  <script>
+    document.domain = document.domain;
+    SockJS.bootstrap_iframe();
+  </script>
+</head>
+<body>
+  <h2>Don't panic!</h2>
+  <p>This is a SockJS hidden iframe. It's used for cross domain magic.</p>
+</body>
+</html>""".encode()

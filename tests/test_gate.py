@@ -1,0 +1,113 @@
+"""gateway.gate: who is let in, and what the others are told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from multidict import CIMultiDict, CIMultiDictProxy
+from structlog.testing import capture_logs
+
+from gateway.gate import Gate, answer, cors
+from gateway.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
+
+from .fakes import node
+
+GOOD = {
+    "Host": "gw.example",
+    "Upgrade": "websocket",
+    "Connection": "Upgrade",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+def asked(peer: str = "192.0.2.1", **changes: str) -> Handshake:
+    named = {name.replace("_", "-"): value for name, value in changes.items()}
+    return Handshake((1, 1), CIMultiDictProxy(CIMultiDict({**GOOD, **named})), peer)
+
+
+def gate(**settings: Any) -> Gate:
+    return Gate(node(None, None, **settings))
+
+
+def test_who_may_come_in_is_counted_in() -> None:
+    at = gate(max_sessions=2, max_sessions_per_ip=1)
+    assert at.refuse_upgrade(asked(), "a") is None
+    assert at.refuse_upgrade(asked(), "a") is ADDRESS_FULL
+    assert at.refuse_session("b") is None
+    assert at.refuse_session("c") is NODE_FULL
+    assert at.refused == {"address_full": 1, "node_full": 1}
+    assert at._node.admission.sessions == 2
+
+
+def test_a_node_that_stops_lets_nobody_in() -> None:
+    at = gate()
+    at.closing = True
+    assert at.refuse_upgrade(asked(Sec_WebSocket_Version="8"), "a") is STOPPING
+    assert at.refuse_session("a") is STOPPING
+    assert at.refused == {"stopping": 2}
+
+
+def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:
+    at = gate()
+    evil = {"Origin": "http://evil.example"}
+    assert at.refuse_upgrade(asked(Sec_WebSocket_Version="8", **evil), "a") is VERSION
+    with capture_logs() as lines:
+        assert at.refuse_upgrade(asked(**evil), "a") is ORIGIN
+    assert [(line["event"], line["origin"]) for line in lines] == [("handshake refused", evil["Origin"])]
+    assert at._node.admission.sessions == 0
+    assert at.refused == {"unsupported_version": 1, "origin_not_allowed": 1}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "peer", "scheme", "welcome"),
+    [
+        ("*", "http://anything.example", "192.0.2.1", "", True),
+        ("*", "null", "192.0.2.1", "", True),
+        ("*", "http://pag\udce9.example", "192.0.2.1", "", False),  # bytes that are no ASCII
+        ("same-origin", "https://gw.example", "192.0.2.1", "", True),
+        ("same-origin", "https://gw.example", "192.0.2.1", "http", True),
+        ("same-origin", "https://gw.example", "10.0.0.1", "http", False),  # a proxy that knows
+        ("same-origin", "https://gw.example", "10.0.0.1", "https", True),
+        ("https://bank.example", "https://bank.example", "192.0.2.1", "", True),
+        ("https://bank.example", "https://gw.example", "192.0.2.1", "", False),
+    ],
+)
+def test_origins(allowed: str, origin: str, peer: str, scheme: str, welcome: bool) -> None:
+    at = gate(allowed_origins=allowed, trusted_proxies="10.0.0.0/8")
+    with capture_logs():
+        refusal = at.refuse_origin(asked(peer, Origin=origin, X_Forwarded_Proto=scheme))
+    assert (refusal is None) is welcome
+
+
+def test_programs_send_no_origin() -> None:
+    assert gate(allowed_origins="https://bank.example").refuse_origin(asked()) is None
+
+
+def test_the_address_behind_proxies_and_one_warning_without() -> None:
+    behind = asked("10.0.0.1", X_Forwarded_For="198.51.100.7")
+    with capture_logs() as lines:
+        assert gate(trusted_proxies="10.0.0.0/8").address(behind) == "198.51.100.7"
+    assert lines == []
+    at = gate()
+    with capture_logs() as lines:
+        assert [at.address(behind) for _ in range(2)] == ["10.0.0.1"] * 2
+    assert len(lines) == 1
+
+
+def test_headers_for_pages_from_elsewhere() -> None:
+    assert cors(None) == {"Vary": "Origin"}
+    assert cors("https://a.example") == {
+        "Access-Control-Allow-Origin": "https://a.example",
+        "Access-Control-Allow-Credentials": "true",
+        "Vary": "Origin",
+    }
+
+
+def test_a_refusal_as_a_response() -> None:
+    response = answer(NO_UPGRADE, cors(None))
+    assert response.status == 426
+    assert response.body == NO_UPGRADE.body
+    assert (response.headers["Upgrade"], response.headers["Vary"]) == ("websocket", "Origin")
+    assert response.content_type == "application/json"

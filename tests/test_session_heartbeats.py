@@ -1,0 +1,220 @@
+"""gateway.session: what it makes of a wire that has promised signs of life, or wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+
+import pytest
+
+from gateway.errors import WireError
+from gateway.messages import CloseCode, Leave, Problem, Register, Reply, Request, Result
+from gateway.session import GRACE, PATIENCE, Node, Session, State
+
+from .fakes import Clock, Subscriber, node
+
+CHANNEL = b"websocket:a"
+BEAT = b"still here"
+
+
+class BeatingWire:
+    """Agrees on `interval` seconds, in the directions that the client's first message names."""
+
+    heartbeat = BEAT
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self.outgoing = self.incoming = 0.0
+        self.says = b"result"
+
+    def receive(self, message: bytes) -> Iterable[Request]:
+        if message.startswith(b"connect"):
+            self.outgoing = self._interval * (b"send" in message)
+            self.incoming = self._interval * (b"get" in message)
+            yield Reply(b"connected")
+        elif message == b"register":
+            yield Register("a")
+        elif message == b"leave":
+            yield Leave(b"bye")
+            yield Register("never")
+        elif message == b"leave silently":
+            yield Leave(b"")
+        elif message == b"nothing":
+            yield Reply(b"")
+
+    def acknowledge(self, web_socket_id: bytes) -> bytes:
+        return b"registered"
+
+    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
+        return b""
+
+    def complain(self, problem: Problem) -> bytes:
+        return b""
+
+    def result(self, web_socket_id: bytes, result: Result) -> bytes:
+        return self.says
+
+
+class Spoken(Session):
+    """A session whose carrier keeps what it is given, and when; its client answers every probe."""
+
+    __slots__ = ("aborted", "goodbye", "probes", "written")
+
+    def __init__(self, node: Node, wire: BeatingWire) -> None:
+        self.written: list[tuple[float, bytes]] = []
+        self.goodbye: tuple[CloseCode, str] | None = None
+        self.probes = 0
+        self.aborted = False
+        super().__init__(node, wire, "192.0.2.1")
+
+    def _write(self, message: bytes) -> None:
+        self.written.append((self._node.clock(), message))
+
+    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
+        self.goodbye = code, reason
+
+    def _probe(self) -> bool:
+        self.probes += 1
+        return True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class Scene:
+    """A session on a node of its own; the sweep looks at its deadlines as often as the real one."""
+
+    def __init__(self, interval: float, **settings: float) -> None:
+        self.clock = Clock()
+        self.node = node(self.clock, Subscriber(), **settings)
+        self.node.admission.admit("192.0.2.1")
+        self.wire = BeatingWire(interval)
+        self.session = Spoken(self.node, self.wire)
+
+    def state(self) -> State:
+        return self.session.state
+
+    def goodbye(self) -> tuple[CloseCode, str] | None:
+        return self.session.goodbye
+
+    def say(self, *messages: bytes) -> None:
+        for message in messages:
+            self.session.message_received(message)
+
+    def register(self) -> None:
+        self.say(b"register")
+        self.node.hub.subscribed(CHANNEL, None)
+
+    def wait(self, seconds: float) -> None:
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now += 0.25
+            for item in self.node.deadlines.expired(self.clock.now):
+                item.deadline_passed()
+
+    def beats(self) -> list[float]:
+        """When the heart-beats were sent, in seconds from the start."""
+        return [when - 1_000 for when, message in self.session.written if message == BEAT]
+
+
+@pytest.mark.parametrize("registered", [True, False])
+@pytest.mark.parametrize("interval", [1.0, 10.0, 60.0])
+def test_heart_beats_are_sent_and_never_late(interval: float, registered: bool) -> None:
+    scene = Scene(interval, registration_timeout=1_000)
+    scene.say(b"connect, send")
+    if registered:
+        scene.register()
+    scene.wait(10 * interval)
+    times = [0.0, *scene.beats()]
+    gaps = [later - sooner for sooner, later in pairwise(times)]
+    assert len(gaps) >= 10
+    assert all(interval - 0.5 <= gap <= interval for gap in gaps)
+    assert scene.goodbye() is None
+
+
+def test_the_transports_own_heartbeat_goes_on_besides() -> None:
+    scene = Scene(10)
+    scene.say(b"connect, send, get")
+    scene.register()
+    for _ in range(20):
+        scene.wait(5)
+        scene.say(b"chat")
+    assert 3 <= scene.session.probes <= 4
+    assert len(scene.beats()) == 10
+    assert scene.state() is State.REGISTERED
+
+
+def test_short_intervals_do_not_starve_the_states_own_deadline() -> None:
+    scene = Scene(0.25, heartbeat=0.25)
+    scene.say(b"connect, send, get")
+    scene.wait(scene.node.config.registration_timeout + 0.5)
+    assert scene.goodbye() == (CloseCode.POLICY, "registration timeout")
+    scene.wait(scene.node.config.close_timeout + 0.5)
+    assert scene.session.aborted
+
+
+@pytest.mark.parametrize("registered", [True, False])
+def test_a_client_that_breaks_its_promise_is_closed(registered: bool) -> None:
+    scene = Scene(25, registration_timeout=1_000)
+    scene.say(b"connect, get")
+    if registered:
+        scene.register()
+    scene.wait(60)
+    scene.say(b"chat")
+    patience = PATIENCE * 25 + GRACE
+    scene.wait(patience - 1)
+    assert scene.goodbye() is None
+    scene.wait(2)
+    assert scene.goodbye() == (CloseCode.POLICY, "heart-beats missing")
+    assert scene.state() is State.CLOSING
+
+
+def test_a_hidden_page_may_be_as_slow_as_browsers_make_it() -> None:
+    """Its timers run once a minute, whatever it has promised."""
+    scene = Scene(25)
+    scene.say(b"connect, get")
+    scene.register()
+    for _ in range(10):
+        scene.wait(60)
+        scene.say(b"chat")
+    assert scene.state() is State.REGISTERED
+
+
+def test_nothing_is_sent_and_nothing_wanted_without_an_agreement() -> None:
+    scene = Scene(1)
+    scene.say(b"connect")
+    scene.register()
+    scene.wait(100)
+    assert scene.beats() == []
+    assert scene.state() is State.REGISTERED
+
+
+def test_no_heart_beats_after_the_goodbye() -> None:
+    scene = Scene(0.5, close_timeout=30)
+    scene.say(b"connect, send")
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.wait(10)
+    assert scene.beats() == []
+
+
+@pytest.mark.parametrize(("message", "written"), [(b"leave", [b"bye"]), (b"leave silently", [])])
+def test_a_client_that_takes_its_leave(message: bytes, written: list[bytes]) -> None:
+    scene = Scene(1)
+    scene.say(message)
+    assert [text for _, text in scene.session.written] == written
+    assert scene.goodbye() == (CloseCode.NORMAL, "disconnected")
+    assert scene.node.hub.channels == 0, "what came behind it counts for nothing"
+
+
+def test_a_wire_may_have_nothing_to_say() -> None:
+    scene = Scene(1)
+    scene.say(b"nothing")
+    scene.register()
+    scene.wire.says = b""
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    scene.session.refuse(b"a", Problem("not_allowed", "no"))
+    assert [message for _, message in scene.session.written] == [b"registered"]
+
+
+def test_last_words_are_the_wires_business() -> None:
+    assert WireError(CloseCode.POLICY, "reason").last_words == b""

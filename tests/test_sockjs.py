@@ -1,0 +1,551 @@
+"""gateway.sockjs: sessions between a hub and requests that come and go, with no network."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import frames, sockjs
+from gateway.frames import Opcode
+from gateway.messages import CloseCode
+from gateway.session import State
+from gateway.sockjs import DISCONNECT_DELAY, MAX_REST, Poll, Receiver, SockJSSession, SockJSWebSocket, Stream
+from gateway.stream import Connection
+from gateway.wire import sockjs as codec
+from gateway.wire.json import JSON_WIRE
+from gateway.wire.stomp import StompWire
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+from .fakes import Clock, Subscriber, Transport, node
+from .strategies import client_frame
+
+ADDRESS = "192.0.2.1"
+CHANNEL = b"websocket:12345678"
+REGISTER = b'{"webSocketId":"12345678"}'
+REGISTERED = '{"topic":"/user/topic/registration","webSocketId":"12345678","registrationSucceeded":true}'
+GO_AWAY = 'c[3000,"Go away!"]'
+
+
+def confirmed(word: str) -> str:
+    return f'{{"topic":"/user/topic/authorization","webSocketId":"12345678","authResult":"{word}"}}'
+
+
+class Exit:
+    """In the door's place: keeps the connections it gets."""
+
+    def __init__(self) -> None:
+        self.readmitted: list[tuple[asyncio.Transport, bytes]] = []
+        self.seen_out: list[asyncio.Transport] = []
+
+    def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
+        self.readmitted.append((transport, rest))
+
+    def see_out(self, transport: asyncio.Transport) -> None:
+        self.seen_out.append(transport)
+        transport.close()
+
+
+class Request:
+    """A request by which the client listens, and what its response has been so far."""
+
+    def __init__(self, receiver: Receiver, transport: Transport) -> None:
+        self.receiver = receiver
+        self.transport = transport
+        self._read = transport.output.index(b"\r\n\r\n") + 4 if transport.output else 0
+
+    def frames(self) -> list[str]:
+        """The frames since the last time."""
+        output = self.transport.output
+        if output.startswith(b"HTTP") and not self._read:
+            self._read = output.index(b"\r\n\r\n") + 4
+        body, self._read = output[self._read :], len(output)
+        return [line for line in body.decode().split("\n") if line and line[0] in "ohac"]
+
+    @property
+    def answered(self) -> bool:
+        return self.receiver._session is None
+
+
+class Scene:
+    """One session, which `listen` and the like open."""
+
+    def __init__(self, wire: StompWire | None = None, **settings: float) -> None:
+        self.clock = Clock()
+        self.broker = Subscriber()
+        self.node = node(self.clock, self.broker, **settings)
+        self.node.admission.admit(ADDRESS)
+        self.sessions: dict[str, SockJSSession] = {}
+        self.session = SockJSSession(self.node, wire or JSON_WIRE, ADDRESS, "name", self.sessions)
+        self.door = Exit()
+
+    def poll(self, *, lasting: bool = True) -> Request:
+        transport = Transport()
+        receiver = Poll(Connection(transport, True, lasting), self.door, {"X": "y"})
+        transport.protocol = receiver
+        self.session.attach(receiver)
+        return Request(receiver, transport)
+
+    def stream(self, limit: int = 1_000, *, chunked: bool = False, stuck: bool = False) -> Request:
+        transport = Transport(stuck=stuck)
+        connection = Connection(transport, chunked, chunked)
+        receiver = Stream(connection, self.door, {"X": "y"}, codec.line, b"prelude\n", limit)
+        transport.protocol = receiver
+        request = Request(receiver, transport)
+        request.transport.high = self.node.config.write_buffer
+        self.session.attach(receiver)
+        return request
+
+    def opened(self) -> Scene:
+        assert self.poll().frames() == ["o"]
+        return self
+
+    def registered(self) -> Scene:
+        self.opened().session.receive([REGISTER])
+        self.node.hub.subscribed(CHANNEL, None)
+        assert self.said(self.poll()) == [REGISTERED]
+        return self
+
+    def publish(self, word: str) -> None:
+        self.node.hub.received(CHANNEL, word.encode())
+
+    def said(self, request: Request) -> list[str]:
+        (frame,) = request.frames()
+        assert frame[0] == "a", frame
+        found: list[str] = json.loads(frame[1:])
+        return found
+
+    def wait(self, seconds: float) -> None:
+        end = self.clock.now + seconds
+        while self.clock.now < end:
+            self.clock.now += 0.25
+            for item in self.node.deadlines.expired(self.clock.now):
+                item.deadline_passed()
+
+    def state(self) -> State:
+        return self.session.state
+
+    def gone(self) -> bool:
+        """Nothing anywhere knows of the session."""
+        if ("unsubscribe", CHANNEL) in self.broker.taken():
+            self.node.hub.unsubscribed(CHANNEL)
+        return (
+            not self.sessions
+            and not list(self.node.deadlines)
+            and not self.node.hub.channels
+            and not self.node.admission.sessions
+            and self.state() is State.CLOSED
+        )
+
+
+# Polls
+
+
+def test_a_poll_has_its_response_with_the_first_frame() -> None:
+    scene = Scene()
+    request = scene.poll()
+    assert request.transport.output.startswith(b"HTTP/1.1 200 OK\r\nX: y\r\nDate: ")
+    assert request.transport.output.endswith(b"Content-Length: 2\r\n\r\no\n")
+    assert scene.door.readmitted == [(request.transport, b"")]
+
+
+def test_polls_bring_what_there_is_and_wait_for_what_comes() -> None:
+    scene = Scene().registered()
+    waiting = scene.poll()
+    assert waiting.frames() == []
+    scene.publish("ONE")
+    assert scene.said(waiting) == [confirmed("ONE")]
+    scene.publish("TWO")
+    scene.publish("THREE")
+    assert scene.said(scene.poll()) == [confirmed("TWO"), confirmed("THREE")]
+    assert scene.poll().frames() == []
+
+
+def test_the_rest_of_a_polls_connection_is_the_next_request() -> None:
+    scene = Scene().registered()
+    waiting = scene.poll()
+    waiting.receiver.data_received(b"GET /")
+    scene.publish("ONE")
+    assert scene.door.readmitted[-1] == (waiting.transport, b"GET /")
+
+
+def test_a_client_that_floods_a_waiting_connection_is_dropped() -> None:
+    scene = Scene().registered()
+    waiting = scene.poll()
+    waiting.receiver.data_received(b"x" * (MAX_REST + 1))
+    assert waiting.transport.aborted
+    waiting.transport.lose()
+    assert scene.gone()
+
+
+def test_a_connection_that_is_not_to_last_is_closed() -> None:
+    scene = Scene()
+    request = scene.poll(lasting=False)
+    assert b"\r\nConnection: close\r\n" in request.transport.output
+    assert scene.door.seen_out == [request.transport]
+
+
+def test_a_connection_whose_response_is_not_read_is_closed() -> None:
+    scene = Scene().registered()
+    waiting = scene.poll()
+    waiting.transport.high = 10
+    waiting.transport.stuck = True
+    scene.publish("ONE")
+    assert scene.door.seen_out == [waiting.transport]
+    assert scene.state() is State.REGISTERED, "the response may yet be read"
+
+
+def test_a_client_that_polls_gets_a_heartbeat_and_polls_again() -> None:
+    scene = Scene().registered()
+    waiting = scene.poll()
+    scene.wait(scene.node.config.heartbeat + 0.5)
+    assert waiting.frames() == ["h"]
+    scene.wait(DISCONNECT_DELAY - 1)
+    waiting = scene.poll()
+    scene.wait(DISCONNECT_DELAY + 1)
+    assert scene.state() is State.REGISTERED, "it is listening"
+    scene.publish("ONE")
+    assert scene.said(waiting) == [confirmed("ONE")]
+
+
+def test_a_client_that_does_not_poll_again_is_gone() -> None:
+    scene = Scene().registered()
+    scene.wait(DISCONNECT_DELAY - 0.5)
+    assert not scene.gone()
+    scene.wait(1)
+    assert scene.gone()
+    assert scene.node.ended == {(1006, "client did not come back"): 1}
+
+
+def test_a_poller_that_leaves_takes_its_session_along() -> None:
+    scene = Scene().registered()
+    scene.poll().transport.lose()
+    assert scene.gone()
+
+
+def test_the_loss_of_an_answered_poll_means_nothing() -> None:
+    scene = Scene().registered()
+    waiting = scene.poll()
+    scene.publish("ONE")
+    waiting.transport.lose()
+    assert scene.state() is State.REGISTERED
+
+
+# Streams
+
+
+def test_a_stream_takes_frame_after_frame() -> None:
+    scene = Scene()
+    request = scene.stream(chunked=True)
+    scene.session.receive([REGISTER])
+    scene.node.hub.subscribed(CHANNEL, b"ONE")
+    pieces = b"".join(request.transport.written).split(b"\r\n\r\n", 1)
+    assert b"Transfer-Encoding: chunked" in pieces[0]
+    assert pieces[1].startswith(b"8\r\nprelude\n\r\n2\r\no\n\r\n")
+    assert [json.loads(frame[1:]) for frame in request.frames() if frame[0] == "a"] == [
+        [REGISTERED],
+        [confirmed("ONE")],
+    ]
+
+
+def test_a_stream_has_a_limit_and_the_session_goes_on() -> None:
+    scene = Scene().registered()
+    request = scene.stream(limit=100, chunked=True)
+    scene.publish("A" * 20)
+    assert request.transport.output.endswith(b"\r\n0\r\n\r\n")
+    assert scene.door.readmitted[-1] == (request.transport, b"")
+    scene.publish("TWO")
+    assert scene.said(scene.stream()) == [confirmed("TWO")]
+
+
+def test_a_stream_that_ends_with_its_connection() -> None:
+    scene = Scene().registered()
+    request = scene.stream(limit=100)
+    scene.publish("A" * 20)
+    assert request.transport.output.endswith(b"]\n")
+    assert scene.door.seen_out == [request.transport]
+
+
+@pytest.mark.parametrize("limit", [1_000, 1])
+def test_a_stream_that_is_not_read_is_too_slow(limit: int) -> None:
+    scene = Scene(write_buffer=1_024).registered()
+    request = scene.stream(limit, stuck=True)
+    for _ in range(20):
+        scene.publish("A" * 60)
+    assert scene.state() is State.CLOSING
+    assert request.transport.closing
+    assert scene.poll().frames() == ['c[1008,"slow consumer"]']
+
+
+def test_a_stream_that_breaks_while_it_is_written_to() -> None:
+    scene = Scene().registered()
+    request = scene.stream()
+    request.transport.closing = True  # as uvloop's is, a moment before it tells
+    scene.publish("ONE")
+    request.transport.lose()
+    assert scene.gone()
+
+
+# Closing
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_a_closed_session_says_so_until_it_is_forgotten(listening: bool) -> None:
+    scene = Scene().registered()
+    waiting = scene.poll() if listening else None
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    goodbye = 'c[1012,"service restart"]'
+    if waiting:
+        assert waiting.frames() == [goodbye]
+    for _ in range(3):
+        scene.wait(DISCONNECT_DELAY / 4)
+        assert scene.poll().frames() == [goodbye]
+        assert scene.stream().frames()[-1] == goodbye
+    scene.wait(DISCONNECT_DELAY / 2)
+    assert scene.gone()
+    assert scene.node.ended == {(1012, "service restart"): 1}
+
+
+def test_what_was_left_to_say_comes_before_the_close() -> None:
+    scene = Scene(StompWire(1_000)).opened()
+    scene.session.receive([b"CONNECT\n\n\0DISCONNECT\nreceipt:1\n\n\0", b"ignored"])
+    assert [text.split("\n")[0] for text in scene.said(scene.poll())] == ["CONNECTED", "RECEIPT"]
+    assert scene.poll().frames() == [GO_AWAY]
+    assert scene.node.ended == {}
+    scene.wait(DISCONNECT_DELAY + 0.5)
+    assert scene.node.ended == {(1000, "disconnected"): 1}
+
+
+def test_last_words_and_the_close_come_on_one_stream() -> None:
+    scene = Scene(StompWire(1_000))
+    request = scene.stream()
+    scene.session.receive([b"NONSENSE\n\n\0"])
+    opened, error, close = request.frames()
+    assert (opened, error[:8], close) == ("o", 'a["ERROR', 'c[1002,"unknown command"]')
+    assert request.answered
+
+
+def test_a_session_that_never_registers() -> None:
+    scene = Scene()
+    request = scene.stream()
+    scene.wait(scene.node.config.registration_timeout + 0.5)
+    assert request.frames() == ["o", 'c[1008,"registration timeout"]']
+
+
+def test_messages_are_counted_one_by_one_and_requests_without_any_too() -> None:
+    for messages in ([b"{}"] * 1, []):
+        scene = Scene(messages_per_second=4).opened()
+        for _ in range(4):
+            scene.session.receive(messages)
+        assert scene.state() is State.OPEN
+        scene.session.receive(messages)
+        assert scene.state() is State.CLOSING
+    scene = Scene(messages_per_second=4).opened()
+    scene.session.receive([b"{}"] * 1_000)
+    assert scene.state() is State.CLOSING
+    scene.session.receive([REGISTER])
+    assert scene.node.hub.channels == 0, "nothing counts any more"
+
+
+def test_an_outbox_has_a_bound_and_one_message_always_fits() -> None:
+    scene = Scene(write_buffer=1_024).registered()
+    scene.node.hub.received(CHANNEL, json.dumps({"authResult": "A", "data": "x" * 2_000}).encode())
+    assert scene.state() is State.REGISTERED
+    scene.publish("B")
+    assert scene.state() is State.CLOSING
+    assert scene.poll().frames() == ['c[1008,"slow consumer"]']
+
+
+def test_aborting_ends_it_at_once() -> None:
+    for scene in (Scene().registered(), Scene().registered()):
+        request = scene.poll()
+        scene.session.abort()
+        assert request.transport.aborted
+        request.transport.lose()
+        assert scene.gone()
+    scene = Scene().registered()
+    scene.session.abort()
+    assert scene.gone()
+
+
+def test_a_session_that_took_its_name_stays() -> None:
+    scene = Scene().opened()
+    scene.node.admission.admit(ADDRESS)
+    other = SockJSSession(scene.node, JSON_WIRE, ADDRESS, "name", scene.sessions)
+    scene.session.abort()
+    assert scene.sessions == {"name": other}
+
+
+def test_a_second_listener_is_turned_away() -> None:
+    scene = Scene().registered()
+    first = scene.poll()
+    for second in (scene.poll(), scene.stream(chunked=True)):
+        assert second.frames() == ['c[2010,"Another connection still open"]']
+        second.transport.lose()
+    assert scene.state() is State.REGISTERED
+    scene.publish("ONE")
+    assert scene.said(first) == [confirmed("ONE")]
+
+
+# STOMP's heart-beats
+
+
+def test_heart_beats_are_messages_in_the_envelope() -> None:
+    scene = Scene(StompWire(1_000, (5_000, 5_000)), registration_timeout=60)
+    request = scene.stream()
+    scene.session.receive([b"CONNECT\naccept-version:1.2\nheart-beat:0,5000\n\n\0"])
+    request.frames()
+    scene.wait(5.25)
+    assert scene.said(request) == ["\n"]
+    scene.wait(5)
+    assert scene.said(request) == ["\n"]
+
+
+def test_a_client_that_is_silent_against_its_word_is_closed() -> None:
+    scene = Scene(StompWire(1_000, (5_000, 5_000)), registration_timeout=120)
+    request = scene.stream()
+    scene.session.receive([b"CONNECT\naccept-version:1.2\nheart-beat:5000,0\n\n\0"])
+    scene.wait(20)
+    scene.session.receive([b"\n"])
+    request.frames()
+    scene.wait(24)
+    assert request.frames() == []
+    scene.wait(2)
+    assert request.frames() == ['c[1008,"heart-beats missing"]']
+
+
+# WebSocket
+
+
+class Socket:
+    """A SockJS WebSocket; what it wrote is read as frames."""
+
+    def __init__(self, wire: StompWire | None = None, **settings: float) -> None:
+        self.clock = Clock()
+        self.node = node(self.clock, None, **settings)
+        self.node.admission.admit(ADDRESS)
+        self.transport = Transport()
+        self.session = SockJSWebSocket(self.node, wire or JSON_WIRE, ADDRESS, self.transport)
+        self.transport.protocol = self.session
+
+    def say(self, text: str) -> None:
+        self.session.data_received(client_frame(Opcode.TEXT, text.encode()))
+
+
+def test_the_envelope_on_a_websocket() -> None:
+    socket = Socket()
+    socket.say(json.dumps([REGISTER.decode()]))
+    socket.node.hub.subscribed(CHANNEL, None)
+    assert socket.transport.written == [
+        frames.text(b"o"),
+        frames.text(codec.array([codec.quote(REGISTERED.encode())])),
+    ]
+    socket.clock.now += 25.25
+    for item in socket.node.deadlines.expired(socket.clock.now):
+        item.deadline_passed()
+    assert socket.transport.written[2:] == [frames.text(b"h"), frames.HEARTBEAT]
+    socket.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    goodbye = [frames.text(b'c[1012,"service restart"]'), frames.close(1012, "service restart")]
+    assert socket.transport.written[4:] == goodbye
+
+
+def test_a_client_that_breaks_the_envelope_gets_a_close_and_nothing_else() -> None:
+    socket = Socket()
+    for nothing in ("", "[]"):
+        socket.say(nothing)
+    socket.say('["')
+    assert socket.transport.written[1:] == [frames.close(1007, "Broken JSON encoding.")]
+
+
+def test_each_message_in_the_envelope_counts() -> None:
+    socket = Socket(messages_per_second=4)
+    socket.say(json.dumps(["{}"] * 4))
+    assert socket.session.state is State.OPEN
+    socket = Socket(messages_per_second=4)
+    socket.say(json.dumps(["{}"] * 5))
+    assert socket.transport.written[-1] == frames.close(1008, "too many messages")
+
+
+def test_what_follows_a_farewell_in_the_envelope_counts_for_nothing() -> None:
+    socket = Socket(StompWire(1_000))
+    send = 'SEND\ndestination:/app/registration\n\n{"webSocketId":"a"}\0'
+    socket.say(json.dumps(["CONNECT\n\n\0", "DISCONNECT\n\n\0", send]))
+    assert socket.node.hub.channels == 0
+    assert socket.transport.written[-2:] == [
+        frames.text(GO_AWAY.encode()),
+        frames.close(1000, "disconnected"),
+    ]
+
+
+# Whatever happens
+
+
+def act(scene: Scene, requests: list[Request], action: str) -> None:
+    if action == "poll":
+        requests.append(scene.poll())
+    elif action in ("stream", "stuck"):
+        requests.append(scene.stream(200, stuck=action == "stuck"))
+    elif action == "answer":
+        scene.node.hub.subscribed(CHANNEL, None)
+    elif action == "publish":
+        scene.publish("A" * 60)
+    elif action == "lose":
+        requests[-1].transport.lose()
+    elif action == "close":
+        scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    else:
+        scene.session.receive([action.encode()])
+
+
+ACTIONS = ["poll", "stream", "stuck", "answer", "publish", "lose", "close", REGISTER.decode(), "{", "{}"]
+
+
+@given(st.lists(st.sampled_from(ACTIONS) | st.floats(0, 60), max_size=40))
+def test_nothing_raises_or_stays_behind(actions: list[str | float]) -> None:
+    scene = Scene(write_buffer=1_024)
+    requests = [scene.poll()]
+    for action in actions:
+        if scene.state() is State.CLOSED:
+            break
+        if isinstance(action, str):
+            act(scene, requests, action)
+        else:
+            scene.wait(action)
+    scene.session.abort()
+    scene.node.hub.subscribed(CHANNEL, None)  # if it had not yet been
+    assert scene.gone()
+
+
+def test_a_registered_stream_fits_its_budget() -> None:
+    """Session, STOMP, receiver, table row, names and deadline; the rest of the 4 KB is the transport's."""
+    ids = [f"{i:0128x}" for i in range(1_000)]
+    shared, door = node(max_sessions_per_ip=0), Exit()
+    transport = Transport()
+    sessions: dict[str, SockJSSession] = {}
+    subscribe = b"SUBSCRIBE\nid:sub-%d\ndestination:/user/topic/%b\n\n\0"
+    said = [b"CONNECT\naccept-version:1.1\nheart-beat:10000,10000\n\n\0"]
+    said += [subscribe % (0, b"registration"), subscribe % (1, b"authorization")]
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number, name in enumerate(ids):
+            shared.admission.admit(ADDRESS)
+            session = SockJSSession(shared, StompWire(16_384), ADDRESS, f"{number:08}", sessions)
+            connection = Connection(transport, True, True)
+            session.attach(Stream(connection, door, {}, codec.line, b"h\n", sockjs.RESPONSE_LIMIT))
+            body = json.dumps({"webSocketId": name}).encode()
+            session.receive([*said, b"SEND\ndestination:/app/registration\n\n%b\0" % body])
+            transport.written.clear()
+        for name in ids:
+            shared.hub.subscribed(b"websocket:" + name.encode(), None)
+            transport.written.clear()
+        used, _peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert all(session.state is State.REGISTERED for session in sessions.values())
+    assert used / len(sessions) < 2_500
