@@ -60,8 +60,8 @@ class Config(BaseModel):
         "0.0.0.0",  # noqa: S104 - see the description
         "Listening",
         "ADDRESS",
-        "Address of the public port. All IPv4 interfaces by default: in a container the load balancer comes "
-        "from outside. 127.0.0.1 keeps it to this machine.",
+        "Address of the public port. 0.0.0.0 is all IPv4 interfaces: in a container the load balancer comes "
+        "from outside. 127.0.0.1 keeps it to this machine, as the command dev does by default.",
         pattern=r"^[0-9A-Za-z.:_-]+$",
     )
     port: int = _setting(
@@ -75,7 +75,13 @@ class Config(BaseModel):
         pattern=r"^[0-9A-Za-z.:_-]+$",
     )
     admin_port: int = _setting(
-        8081, "Listening", "PORT", "Admin port: /healthz and /readyz. 0 picks a free one.", ge=0, le=65_535
+        8081,
+        "Listening",
+        "PORT",
+        "Admin port: /healthz and /readyz. 0 picks a free one.",
+        ge=0,
+        le=65_535,
+        validate_default=True,  # the public port may have been given its number
     )
     backlog: int = _setting(
         4096,

@@ -68,6 +68,7 @@ def test_all_mistakes_are_told_at_once_by_flag_variable_and_value() -> None:
         ("port", "65536"),
         ("port", "-1"),
         ("admin_port", "8080"),  # the public port's default
+        ("port", "8081"),  # the admin port's default
         ("host", ""),
         ("heartbeat", "0"),
         ("heartbeat", "nan"),
@@ -91,6 +92,12 @@ def test_all_mistakes_are_told_at_once_by_flag_variable_and_value() -> None:
 )
 def test_mistakes(name: str, value: str) -> None:
     assert name.replace("_", "-") in complaint(**{name: value}).replace("_", "-")
+
+
+def test_a_clash_of_ports_is_told_with_the_other_mistakes() -> None:
+    text = complaint(port="8081", heartbeat="10s")
+    assert text.startswith("2 settings are wrong:")
+    assert "--admin-port (GATEWAY_ADMIN_PORT) is '8081': the public port has the same number" in text
 
 
 @pytest.mark.parametrize(
