@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,7 +54,10 @@ def valkey(port: int = PORT) -> Iterator[Valkey]:
 
     It has a process group of its own, so that Ctrl-C leaves it to this block to stop it. On Linux it also
     dies with the thread that entered the block (hence: the main thread), even by SIGKILL; elsewhere a killed
-    gateway leaves it behind. Raises EmbeddedError when it is not installed or does not start.
+    gateway leaves it behind.
+
+    When the server ends by itself within the block, this process gets a SIGINT, as by Ctrl-C: what the
+    server held is lost. Raises EmbeddedError then, and when it is not installed or does not start.
     """
     binary = _binary()
     port = port if port and _is_free(port) else _any_free()  # Valkey takes 0 for no port at all
@@ -66,10 +70,23 @@ def valkey(port: int = PORT) -> Iterator[Valkey]:
             except BaseException:
                 _stop(process)
                 raise
+        leaving = threading.Event()
+        threading.Thread(target=_interrupt_at_end, args=(process, leaving), daemon=True).start()
         try:
             yield Valkey(port, f"redis://127.0.0.1:{port}/0", process.pid)
         finally:
+            leaving.set()
+            code = process.poll()
             _stop(process)
+            if code is not None:
+                raise EmbeddedError(f"the Valkey (pid {process.pid}) ended with {code}")
+
+
+def _interrupt_at_end(process: subprocess.Popen[bytes], leaving: threading.Event) -> None:
+    """Wait for the server's end; unless the block is being left, interrupt the main thread then."""
+    process.wait()
+    if not leaving.is_set():
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def _start(binary: Path, port: int, folder: str, log: IO[bytes]) -> subprocess.Popen[bytes]:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,20 @@ def test_a_server_that_does_not_stop_is_killed(monkeypatch: pytest.MonkeyPatch) 
     with embedded.valkey(0) as valkey:
         os.kill(valkey.pid, signal.SIGSTOP)  # now SIGTERM has to wait; SIGKILL does not
     assert not listens(valkey.port)
+
+
+def test_a_server_that_ends_by_itself_interrupts_the_block() -> None:
+    interrupted = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
+    try:
+        block = embedded.valkey(0)
+        pid = block.__enter__().pid
+        os.kill(pid, signal.SIGKILL)
+        assert interrupted.wait(10)
+        with pytest.raises(EmbeddedError, match=rf"^the Valkey \(pid {pid}\) ended with -9$"):
+            block.__exit__(None, None, None)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
