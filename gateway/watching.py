@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -100,12 +101,21 @@ class _Client:
         except aiohttp.WSServerHandshakeError as error:
             return self._turned_away(error)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            self.say({"event": "unreachable", "reason": str(error) or "no answer in time"})
+            self.say({"event": "unreachable", "reason": self._obstacle(error)})
             return 0.0
         self.say({"event": "connected", "url": self.url})
         async with socket:
             await self._listen(socket)
         return 0.0
+
+    def _obstacle(self, error: Exception) -> str:
+        """Why there is no connection, in the system's words: aiohttp's tell of its own workings."""
+        if not isinstance(error, aiohttp.ClientConnectorError) or isinstance(error, aiohttp.ClientSSLError):
+            return str(error) or "no answer in time"
+        cause = error.os_error
+        known = cause.errno is not None and cause.errno > 0  # a name that is not found has its own numbers
+        why = os.strerror(cause.errno or 0) if known else cause.strerror or str(cause)
+        return f"{why[:1].lower()}{why[1:]} at {urlsplit(self.url).netloc.rpartition('@')[2]}"
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         with suppress(ConnectionError):  # it may be gone already; receive() then says how

@@ -134,8 +134,22 @@ async def test_a_full_node_is_asked_again_when_it_says(
 
 
 async def test_nobody_there() -> None:
-    events = await said(f"ws://127.0.0.1:{free_port()}/ws", Waits())
+    port = free_port()
+    events = await said(f"ws://127.0.0.1:{port}/ws", Waits())
     assert [event["event"] for event in events] == ["unreachable", "retrying"]
+    assert events[0]["reason"] == f"connection refused at 127.0.0.1:{port}"
+
+
+async def test_a_name_that_nobody_has() -> None:
+    events = await said("ws://nobody.invalid/ws", Waits())  # RFC 6761 keeps .invalid free
+    assert events[0]["reason"].endswith(" at nobody.invalid")
+
+
+async def test_a_server_that_speaks_no_tls(aiohttp_server: AiohttpServer) -> None:
+    url = await serving(aiohttp_server, saying())
+    events = await said(url.replace("ws:", "wss:"), Waits())
+    assert events[0]["event"] == "unreachable"
+    assert "SSL" in events[0]["reason"]
 
 
 async def test_a_connection_that_breaks_is_closed_with_1006(aiohttp_server: AiohttpServer) -> None:
