@@ -11,11 +11,13 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 import shlex
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator
+import uuid
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +38,11 @@ if TYPE_CHECKING:
     from .app import Listening
 
 NOBODY = 3
+WHOLE_ID = 8  # characters; a longer id is cut where `publish` shows it
 REDIS_SECONDS = 3.0  # for all that `publish` does with Redis
-EXAMPLE_ID = "12345678"  # the one of the protocol's public page
+# For a desk: the demo has no authentication, and nobody waits for a drain.
+DEV_DEFAULTS = {"host": "127.0.0.1", "drain_delay": 0, "drain_seconds": 0}
+EVERYWHERE = ("0.0.0.0", "::")  # noqa: S104 - only compared
 
 T = TypeVar("T")
 Command = Callable[..., Any]
@@ -85,19 +90,25 @@ class SettingsCommand(click.Command):
                     formatter.write_dl(records)
 
 
-def settings_options(*names: str, without: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Gives a command the flags of these settings, of all of them if none is named."""
+def settings_options(
+    *names: str, without: tuple[str, ...] = (), defaults: Mapping[str, object] | None = None
+) -> Callable[[Command], Command]:
+    """Gives a command the flags of these settings, of all of them if none is named.
+
+    `defaults` are the command's own, for its help; the command passes the same ones to `Read.config`.
+    """
+    own = defaults or {}
     chosen = [s for s in SETTINGS if (s.name in names if names else s.name not in without)]
 
     def decorate(command: Command) -> Command:
         for setting in reversed(chosen):
-            command = _option(setting)(command)
+            command = _option(setting, str(own.get(setting.name, setting.default)))(command)
         return command
 
     return decorate
 
 
-def _option(setting: Setting) -> Callable[[Command], Command]:
+def _option(setting: Setting, default: str) -> Callable[[Command], Command]:
     return click.option(
         setting.flag,
         setting.name,
@@ -105,7 +116,7 @@ def _option(setting: Setting) -> Callable[[Command], Command]:
         envvar=setting.variable,
         multiple=setting.repeatable,
         metavar=setting.metavar,
-        help=f"{setting.help}  [{setting.variable}; default: {setting.default or 'none'}]",
+        help=f"{setting.help}  [{setting.variable}; default: {default or 'none'}]",
     )
 
 
@@ -116,12 +127,13 @@ class Read:
     values: dict[str, object]
     origins: dict[str, str]
 
-    def config(self, **defaults: object) -> Config:
+    def config(self, defaults: Mapping[str, object] | None = None) -> Config:
         """The Config of it, with the command's own `defaults`; exits with 2 and every mistake named."""
         try:
-            return settings.build({**defaults, **self.values})
+            return settings.build({**(defaults or {}), **self.values})
         except ConfigError as error:
-            raise WrongUse(str(error)) from None
+            # A variable with a wrong name may well be why the others do not fit.
+            raise WrongUse("\n".join([str(error), *settings.unknown_variables(os.environ)])) from None
 
 
 def read_settings() -> Read:
@@ -154,7 +166,11 @@ def commands() -> None:
 @commands.command(cls=SettingsCommand)
 @settings_options()
 def serve(**_: object) -> None:
-    """Run a node until SIGTERM or Ctrl-C."""
+    """Run a node until SIGTERM or Ctrl-C.
+
+    SIGTERM drains: the node turns unready and, after --drain-delay, closes its sessions evenly over
+    --drain-seconds. SIGINT (Ctrl-C) stops without a drain. A second signal of either kind ends it at once.
+    """
     read = read_settings()
     config = read.config()
     logs.configure(config.log_level, config.log_format, config.node)
@@ -170,12 +186,15 @@ def serve(**_: object) -> None:
 
 
 @commands.command(cls=SettingsCommand, short_help="Try it out: a node, Valkey, the demo page.")
-@settings_options(without=("redis",))
+@settings_options(without=("redis",), defaults=DEV_DEFAULTS)
 def dev(**_: object) -> None:
-    """Run a node with a Valkey of its own and the demo page, to try things out on one machine."""
+    """Run a node with a Valkey of its own and the demo page, to try things out on one machine.
+
+    The demo has no authentication, so only this machine reaches it; --host 0.0.0.0 opens it to the network,
+    to show it on a phone.
+    """
     read = read_settings()
-    # Nobody waits for a drain at a desk.
-    config = read.config(drain_delay=0, drain_seconds=0)
+    config = read.config(DEV_DEFAULTS)
     notes: list[str] = []
     for name in ("port", "admin_port"):
         if name not in read.origins:  # a port that was asked for is had or complained of
@@ -185,9 +204,11 @@ def dev(**_: object) -> None:
         if valkey.port != embedded.PORT:
             notes.append(f"Port {embedded.PORT} is taken; Valkey listens on {valkey.port}.")
         config = config.model_copy(update={"redis": valkey.url})
+        # A fresh one: with an earlier start's id its retained result would come before anybody approves.
+        web_socket_id = f"demo-{secrets.token_hex(3)}"
 
         def announce(listening: Listening) -> None:
-            click.echo(_welcome(config, listening.port, listening.admin_port, notes))
+            click.echo(_welcome(config, listening, web_socket_id, notes))
 
         sys.exit(_serve(config, demo=True, announce=announce))
 
@@ -211,19 +232,21 @@ def publish(
 ) -> None:
     """Send RESULT (CONFIRMED, FAILED, …) to the browser that has registered ID.
 
-    Exit code 0: a node held the id, or the result was retained; 3: neither; 1: Redis did not do it.
+    Exit code 0: a node held the id, or the result was retained. 1: Redis refused or did not answer; then it
+    is unknown whether the result went out: repeat with the same --message-id. 2: wrong usage; nothing was
+    sent. 3: no node held the id, and the result was not retained.
     """
     config = read_settings().config()
     if config.redis == EMBEDDED:
         raise WrongUse("publish needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    message_id = uuid.uuid4().hex if message_id is None else message_id
     arguments = {"data": _json(data), "message_id": message_id, "retain": retain}
     published = _run(_publish(config, web_socket_id, auth_result, arguments))
     count = published.receivers
     held = "No node holds" if count == 0 else "1 node holds" if count == 1 else f"{count} nodes hold"
     kept = f"retained for {retain} s" if published.retained else "not retained"
-    click.echo(
-        f"{held} {logs.short_id(web_socket_id)}; the result is {kept} (messageId {published.message_id})"
-    )
+    shown = web_socket_id if len(web_socket_id) <= WHOLE_ID else logs.short_id(web_socket_id)
+    click.echo(f"{held} {shown}; the result is {kept} (messageId {message_id})")
     sys.exit(0 if count or published.retained else NOBODY)
 
 
@@ -254,6 +277,8 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
 @click.argument("operation_id")
 def id_(operation_id: str) -> None:
     """Print the webSocketId of an operation: the SHA-512 of its id, in lower-case hex."""
+    if not operation_id.strip():  # as of an unset variable, which would give all users the same id
+        raise WrongUse("the operation's id is empty")
     click.echo(hashlib.sha512(operation_id.encode()).hexdigest())
 
 
@@ -373,8 +398,11 @@ async def _publish(config: Config, web_socket_id: str, auth_result: str, argumen
     except PublishError as error:
         raise WrongUse(str(error)) from None
     except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
-        why = str(error) or f"no answer in {REDIS_SECONDS:g} s"
-        raise Failure(f"Redis at {where}: {why}") from None
+        why = str(error).rstrip(".") or f"no answer in {REDIS_SECONDS:g} s"
+        repeat = f"--message-id {shlex.quote(arguments['message_id'])}"
+        raise Failure(
+            f"Redis at {where}: {why}; it is unknown whether the result went out: repeat with {repeat}"
+        ) from None
 
 
 def _json(text: str | None) -> object:
@@ -389,33 +417,39 @@ def _json(text: str | None) -> object:
 # What is printed
 
 
-def _welcome(config: Config, port: int, admin_port: int, notes: list[str]) -> str:
+def _welcome(config: Config, listening: Listening, web_socket_id: str, notes: list[str]) -> str:
     program = invocation.program()
-    everywhere = config.host in ("0.0.0.0", "127.0.0.1", "::", "::1")  # noqa: S104 - only compared
-    host = "localhost" if everywhere else f"[{config.host}]" if ":" in config.host else config.host
-    channel = shlex.quote(config.channel_prefix + EXAMPLE_ID)
+    local = config.host in (*EVERYWHERE, "127.0.0.1", "::1")
+    host = "localhost" if local else f"[{config.host}]" if ":" in config.host else config.host
+    port = listening.port
+    channel = shlex.quote(config.channel_prefix + web_socket_id)
     default = Config.model_fields["channel_prefix"].default
     prefix = (
         "" if config.channel_prefix == default else f" --channel-prefix {shlex.quote(config.channel_prefix)}"
     )
     url = "" if (host, port) == ("localhost", 8080) else f" --url ws://{host}:{port}/ws"
-    page = click.style(f"http://{host}:{port}/?id={EXAMPLE_ID}", bold=True)
+    page = click.style(f"http://{host}:{port}/?id={web_socket_id}", bold=True)
+    open_to_all = [
+        "Every machine that reaches this one can open the page, without authentication; on a phone, write",
+        "this machine's address in place of localhost.",
+    ]
     lines = [
         "",
         f"Webflow Gateway {__version__} is running, with a Valkey of its own. Ctrl-C stops both.",
         *notes,
+        *(open_to_all if config.host in EVERYWHERE else []),
         "",
         f"  Demo page  {page}",
-        f"  Health     http://{config.admin_host}:{admin_port}/readyz",
+        f"  Health     http://{config.admin_host}:{listening.admin_port}/readyz",
         "",
         "Open the page, then approve from another terminal, with either line:",
         "",
         f"  {invocation.redis_cli(config.redis)} PUBLISH {channel} CONFIRMED",
-        f"  {program} publish {EXAMPLE_ID} CONFIRMED --redis {config.redis}{prefix}",
+        f"  {program} publish {web_socket_id} CONFIRMED --redis {config.redis}{prefix}",
         "",
         "Without a browser, this registers the same id and prints what comes:",
         "",
-        f"  {program} watch {EXAMPLE_ID}{url}",
+        f"  {program} watch {web_socket_id}{url}",
         "",
     ]
     return "\n".join(lines)
@@ -445,7 +479,7 @@ def _sentence(event: dict[str, Any]) -> str:
             rest = {key: event[key] for key in ("messageId", "data") if key in event}
             return f"result {result}" + (f" {orjson.dumps(rest).decode()}" if rest else "")
         case {"event": "closed", "code": code, "reason": reason}:
-            return f"closed with {code} {reason}".rstrip()
+            return f"closed with {code}" + (f": {reason}" if reason else "")
         case {"event": "unreachable", "reason": reason}:
             return f"cannot connect: {reason}"
         case {"event": "retrying", "seconds": seconds}:

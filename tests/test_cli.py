@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import IO, Protocol
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from gateway import cli, embedded
+from gateway.app import Listening
 from gateway.cli import commands
 from gateway.config import SETTINGS, Config
 
@@ -30,6 +32,11 @@ AS_IN_A_TERMINAL = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "from gateway.__main__ import main; main()"
 )
+
+
+def shown_id(dev: Printing) -> str:
+    """The webSocketId in what `dev` prints."""
+    return dev.wait_for("Demo page").partition("?id=")[2]
 
 
 def environment() -> dict[str, str]:
@@ -172,6 +179,17 @@ def test_config_check_warns_of_variables_that_are_no_settings(run: Run) -> None:
     result = run("config", "--check", GATEWAY_PROT="1")
     assert result.exit_code == 0
     assert "GATEWAY_PROT is no setting and has no effect; did you mean GATEWAY_PORT?" in result.stderr
+    result = run("config", "--check", "--heartbeat", "10s", GATEWAY_PROT="1")
+    assert result.exit_code == 2
+    assert "--heartbeat" in result.stderr
+    assert "GATEWAY_PROT is no setting" in result.stderr
+
+
+@pytest.mark.parametrize(("flag", "port"), [("--port", "8081"), ("--admin-port", "8080")])
+def test_config_check_finds_ports_that_clash_with_a_default(run: Run, flag: str, port: str) -> None:
+    result = run("config", "--check", flag, port)
+    assert result.exit_code == 2
+    assert "the public port has the same number" in result.stderr
 
 
 def test_config_markdown_into_a_file(run: Run, tmp_path: Path) -> None:
@@ -197,13 +215,19 @@ def test_id_is_the_sha_512_in_hex(run: Run) -> None:
     assert run("id", "opération").stdout == hashlib.sha512("opération".encode()).hexdigest() + "\n"
 
 
+@pytest.mark.parametrize("empty", ["", " "])
+def test_id_of_nothing_is_refused(run: Run, empty: str) -> None:
+    result = run("id", empty)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
 # publish
 
 
 def test_publish_to_nobody_without_retention(run: Run, valkey: Valkey) -> None:
     result = run("publish", "nobody", "DONE", "--redis", valkey.url, "--retain", "0")
     assert result.exit_code == 3
-    assert "No node holds nobody…; the result is not retained" in result.stdout
+    assert "No node holds nobody; the result is not retained" in result.stdout
 
 
 def test_publish_retains_by_default(run: Run, valkey: Valkey) -> None:
@@ -226,7 +250,13 @@ def test_publish_counts_the_nodes_that_hold_the_id(run: Run, valkey: Valkey) -> 
                 "publish", "held", "DONE", "--redis", valkey.url, "--retain", "0", "--channel-prefix", "x:"
             )
             assert result.exit_code == 0
-            assert result.stdout.startswith(held)
+            assert result.stdout.startswith(f"{held} held;")
+
+
+def test_publish_cuts_a_long_id(run: Run, valkey: Valkey) -> None:
+    for web_socket_id, shown in (("12345678", "12345678;"), ("12345678" * 2, "12345678…;")):
+        result = run("publish", web_socket_id, "DONE", "--redis", valkey.url, "--retain", "0")
+        assert result.stdout.startswith(f"No node holds {shown}")
 
 
 @pytest.mark.parametrize(
@@ -236,6 +266,7 @@ def test_publish_counts_the_nodes_that_hold_the_id(run: Run, valkey: Valkey) -> 
         (["a", "done"], "such as CONFIRMED"),
         (["a", "DONE", "--data", "{"], "--data is not JSON"),
         (["a", "DONE", "--message-id", "a b"], "messageId"),
+        (["a", "DONE", "--message-id", ""], "messageId"),
         (["a", "DONE", "--retain", "-1"], "--retain"),
         (["a", "DONE", "--redis", "embedded"], "URL of a Redis that runs"),
         (["a", "DONE", "--redis", "localhost"], "write redis://host:port/db"),
@@ -252,13 +283,23 @@ def test_publish_without_redis_ends_with_one_line(run: Run) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: Redis at redis://:***@127.0.0.1:")
     assert result.stderr.count("\n") == 1
+    assert re.search(r": repeat with --message-id [0-9a-f]{32}$", result.stderr.rstrip())
 
 
 def test_publish_to_a_redis_that_hangs_ends_in_time(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli, "REDIS_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        result = run("publish", "a", "DONE", "--redis", f"redis://127.0.0.1:{silent.getsockname()[1]}")
+        result = run(
+            "publish",
+            "a",
+            "DONE",
+            "--redis",
+            f"redis://127.0.0.1:{silent.getsockname()[1]}",
+            "--message-id",
+            "m1",
+        )
     assert result.exit_code == 1
+    assert "repeat with --message-id m1" in result.stderr
     assert "no answer in 0.1 s" in result.stderr
 
 
@@ -280,7 +321,7 @@ def test_watch_prints_what_comes_until_ctrl_c(valkey: Valkey) -> None:
                 "publish", "seen", "DONE", "--redis", valkey.url, "--message-id", "m", "--retain", "0"
             ) as p:
                 assert p.ended() == 0
-                assert p.out[0].startswith("1 node holds seen…")
+                assert p.out[0].startswith("1 node holds seen;")
             assert 'result DONE {"messageId":"m"}' in watching.wait_for("result")
             assert watching.interrupt() == 0
             assert watching.err == []
@@ -307,11 +348,12 @@ def test_watch_ends_when_the_gateway_refuses_it(valkey: Valkey) -> None:
     ("event", "sentence"),
     [
         ({"event": "closed", "code": 1006, "reason": ""}, "closed with 1006"),
+        ({"event": "closed", "code": 1013, "reason": "later"}, "closed with 1013: later"),
         ({"event": "unreachable", "reason": "HTTP 503"}, "cannot connect: HTTP 503"),
         ({"event": "retrying", "seconds": 0.5}, "retrying in 0.5 s"),
         ({"event": "problem", "code": "c", "message": "m"}, "the gateway complains: m (c)"),
         ({"event": "message", "text": "\x1b[31m"}, 'received {"event":"message","text":"\\u001b[31m"}'),
-        ({"event": "closed", "code": 1000, "reason": "\x1b"}, "closed with 1000 \\x1b"),
+        ({"event": "closed", "code": 1000, "reason": "\x1b"}, "closed with 1000: \\x1b"),
     ],
 )
 def test_watch_says(event: dict[str, object], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,13 +410,13 @@ def test_serve_without_the_embedded_valkey_names_the_extra(run: Run, monkeypatch
 
 
 def test_dev_prints_commands_that_work_and_stops_on_ctrl_c() -> None:
-    with Printing("dev", "--port", "0", "--admin-port", "0", "--host", "127.0.0.1") as dev:
+    with Printing("dev", "--port", "0", "--admin-port", "0") as dev:
         url = dev.wait_for(" --url ws://").rpartition("--url ")[2]
         page = dev.wait_for("Demo page").split()[-1]
-        assert re.fullmatch(r"http://localhost:\d+/\?id=12345678", page)
+        assert re.fullmatch(r"http://localhost:\d+/\?id=demo-[0-9a-f]{6}", page)
         port = int(dev.wait_for("redis-cli").split()[2])
         publish = dev.wait_for(" publish ").strip()
-        with Printing("watch", "12345678", "--url", url) as watching:
+        with Printing("watch", shown_id(dev), "--url", url) as watching:
             watching.wait_for("registered")
             program = [
                 sys.executable,
@@ -403,12 +445,37 @@ def test_devs_redis_cli_line_reaches_the_browser() -> None:
     with Printing("dev", "--port", "0", "--admin-port", "0", "--channel-prefix", "a'b:") as dev:
         url = dev.wait_for(" --url ws://").rpartition("--url ")[2]
         line = dev.wait_for("redis-cli")
-        with Printing("watch", "12345678", "--url", url) as watching:
+        with Printing("watch", shown_id(dev), "--url", url) as watching:
             watching.wait_for("registered")
             done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, timeout=20)
             assert done.stdout == "1\n"
             watching.wait_for("result CONFIRMED")
         assert dev.interrupt() == 0
+
+
+@pytest.mark.parametrize(("host", "warned"), [(None, False), ("0.0.0.0", True), ("::", True)])
+def test_dev_is_open_to_the_network_only_when_asked(host: str | None, warned: bool) -> None:
+    config = Config(host=host or cli.DEV_DEFAULTS["host"])
+    text = cli._welcome(config, Listening(config.host, 8080, "127.0.0.1", 8081), "demo-1", [])
+    assert "http://localhost:8080/?id=demo-1" in text
+    assert ("without authentication" in text) is warned
+    assert config.host == (host or "127.0.0.1")
+
+
+def test_devs_help_has_its_own_defaults(run: Run) -> None:
+    words = " ".join(run("dev", "--help").stdout.split())
+    assert "[GATEWAY_HOST; default: 127.0.0.1]" in words
+    assert "[GATEWAY_DRAIN_SECONDS; default: 0]" in words
+
+
+def test_dev_ends_when_its_valkey_does() -> None:
+    with Printing("dev", "--port", "0", "--admin-port", "0") as dev:
+        url = dev.wait_for(" publish ").partition("--redis ")[2]
+        with redis.Redis.from_url(url) as client:
+            pid = client.info("server")["process_id"]
+        os.kill(pid, signal.SIGKILL)
+        assert dev.ended() == 1
+    assert dev.err[-1] == f"Error: the Valkey (pid {pid}) ended with -9"
 
 
 def test_dev_takes_the_next_free_port_and_says_so() -> None:
