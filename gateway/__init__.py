@@ -9,6 +9,7 @@ Reading order, from what is decided to what carries it out:
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
     config             the settings, each defined once
+    invocation, logs   command lines to show; one line an event
     hub                carries out the table's decisions and fans results out
     session            one client, whatever it speaks
     websocket          a session over a WebSocket's transport
@@ -21,7 +22,6 @@ Reading order, from what is decided to what carries it out:
     sockjs_views       HTTP: the paths of SockJS
     events             server-sent events: the session and its path
     views              HTTP: which path leads where, health, demo page
-    invocation, logs   command lines to show; one line an event
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts
     publishing         the script that publishes and retains in one step
@@ -33,7 +33,7 @@ Imports go one way, downwards to the top of that list; tests/test_architecture.p
 
 Registering: `door` reads the handshake, `views` lets it in, a `WebSocketSession` takes the transport ->
 `wire.receive` -> `Register` -> `hub.register` -> `subscriptions.join` -> `broker.subscribe` (one
-SUBSCRIBE and one MGET for all ids of the same turn of the loop). Redis answers -> `hub.subscribed` ->
+SUBSCRIBE and one read for all ids of the same turn of the loop). Redis answers -> `hub.subscribed` ->
 `subscriptions.confirmed` -> `session.acknowledge` -> socket.
 
 Delivering: Redis push -> `hub.received` -> for each member `session.deliver` -> socket. No await on

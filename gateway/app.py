@@ -8,7 +8,6 @@ import gc
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import ceil
 from typing import Any, Final
 
 import structlog
@@ -83,9 +82,11 @@ class Gateway:
         self._public.attach(self._door)
         port = await self._listen(self._door, "port", config.host, config.port)
         name = config.node_name(port)
-        self._broker = Broker(Server(config.redis), self._hub, f"gateway-{name}", self._clock)
+        self._broker = Broker(
+            Server(config.redis), self._hub, f"gateway-{name}", self._clock, config.max_result_size
+        )
         self._hub.attach(self._broker)
-        self._admin = AdminViews(self._node, self._broker, self._door, name)
+        self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
         admin = await self._run(_app(self._admin.routes()))
         admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
@@ -122,14 +123,15 @@ class Gateway:
 
     async def _close_sessions(self, seconds: float) -> None:
         sessions = list(self._node.deadlines)
-        share = max(1, ceil(len(sessions) * DRAIN_STEP / seconds)) if seconds else len(sessions)
-        pause = seconds * share / max(1, len(sessions))  # a little longer than the step, as the share is
+        total, start = len(sessions), self._clock()
         while sessions:
-            for session in sessions[:share]:
+            elapsed = self._clock() - start
+            keep = int(total * (1 - elapsed / seconds)) if elapsed < seconds else 0
+            for session in sessions[keep:]:
                 session.close(CloseCode.SERVICE_RESTART, "service restart")
-            del sessions[:share]
+            del sessions[keep:]
             if sessions:
-                await asyncio.sleep(pause)
+                await asyncio.sleep(DRAIN_STEP)
         end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
         while self.sessions and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
             await asyncio.sleep(DRAIN_STEP)
@@ -169,7 +171,11 @@ class Gateway:
 
     async def _run(self, app: web.Application) -> web.Server:
         runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=KEEP_ALIVE, shutdown_timeout=HTTP_SHUTDOWN
+            app,
+            access_log=None,
+            keepalive_timeout=KEEP_ALIVE,
+            shutdown_timeout=HTTP_SHUTDOWN,
+            lingering_time=0,  # a body that nobody wants is not waited for
         )
         await runner.setup()
         self._runners.append(runner)

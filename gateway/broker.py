@@ -36,10 +36,19 @@ class Broker:
     """
 
     def __init__(
-        self, topology: Topology, events: BrokerEvents, name: str, clock: Callable[[], float]
+        self,
+        topology: Topology,
+        events: BrokerEvents,
+        name: str,
+        clock: Callable[[], float],
+        max_result_size: int = 65_536,
     ) -> None:
-        """`name` is what CLIENT LIST shows; `clock` is monotonic, in seconds."""
+        """`name` is what CLIENT LIST shows; `clock` is monotonic, in seconds.
+
+        `max_result_size` is in bytes; of a longer retained result `events` gets one byte more.
+        """
         self._clock = clock
+        self._max_result_size = max_result_size
         self._topology = topology
         self._events = events
         self._name = name
@@ -52,6 +61,11 @@ class Broker:
         self.blind_seconds = 0.0
         """How long there was no link, after there had been one, all gaps together."""
         self.ever_connected = False
+
+    def blind_so_far(self) -> float:
+        """`blind_seconds`, with the gap that goes on at present."""
+        present = 0.0 if self._lost_at is None else self._clock() - self._lost_at
+        return self.blind_seconds + present
 
     @property
     def connected(self) -> bool:
@@ -77,7 +91,7 @@ class Broker:
         link: Link | None = None
         try:
             while True:
-                link = Link(self._events)
+                link = Link(self._events, self._max_result_size)
                 if await self._open(link):
                     started = self._clock()
                     self._up(link, started)

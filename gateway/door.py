@@ -115,6 +115,9 @@ class Door:
         """Whether `head` was a handshake, and has been answered. Raises HttpProcessingError."""
         parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
         messages, upgrade, rest = parser.feed_data(head)
+        if not messages or len(head.partition(b"\r\n\r\n")[0]) > MAX_HEAD:
+            dismiss(transport, TOO_LARGE if messages else MALFORMED)
+            return True
         if not upgrade or len(messages) != 1:
             return False
         message: RawRequestMessage = messages[0][0]

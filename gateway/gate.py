@@ -32,23 +32,26 @@ class Gate:
 
     def refuse_upgrade(self, request: Handshake, address: str) -> Refusal | None:
         """Why this is no WebSocket; None if it may be one, and then `address` has been admitted."""
-        if self.closing:
-            return self.count(STOPPING)
-        wrong = fault(request)
-        return self.count(wrong) if wrong else self.refuse_origin(request) or self.refuse_session(address)
+        wrong = STOPPING if self.closing else fault(request)
+        return (
+            self.count(wrong, address=address)
+            if wrong
+            else self.refuse_origin(request) or self.refuse_session(address)
+        )
 
     def refuse_session(self, address: str) -> Refusal | None:
         """Why there is no session for `address`; None if there is, and then it has been admitted."""
         if self.closing:
-            return self.count(STOPPING)
+            return self.count(STOPPING, address=address)
         verdict = self._node.admission.admit(address)
         if verdict is Verdict.ADMITTED:
             return None
-        return self.count(NODE_FULL if verdict is Verdict.NODE_FULL else ADDRESS_FULL)
+        return self.count(NODE_FULL if verdict is Verdict.NODE_FULL else ADDRESS_FULL, address=address)
 
-    def count(self, refusal: Refusal) -> Refusal:
-        """Count a refusal, and return it."""
+    def count(self, refusal: Refusal, **about: str) -> Refusal:
+        """Count a refusal and log it with what it is `about`, and return it."""
         self.refused[refusal.code] += 1
+        log.warning("refused", kind=refusal.code, status=refusal.status, **about)
         return refusal
 
     def refuse_origin(self, request: Handshake) -> Refusal | None:
@@ -58,13 +61,13 @@ class Gate:
         if origin is None:
             return None
         trusted = is_trusted(request.peer, config.trusted_proxies)
-        scheme = headers.get("X-Forwarded-Proto") if trusted else None
+        # Of several proxies the first, which stands before the browser, knows its scheme.
+        scheme = headers.get("X-Forwarded-Proto", "").partition(",")[0].strip() if trusted else ""
         # Origins are ASCII (RFC 6454 section 6.2); what is not could not even be echoed.
         host = headers.get("Host", "")
-        if origin.isascii() and origin_allowed(origin, host, scheme, config.allowed_origins):
+        if origin.isascii() and origin_allowed(origin, host, scheme or None, config.allowed_origins):
             return None
-        log.warning("handshake refused", kind=ORIGIN.code, origin=origin)
-        return self.count(ORIGIN)
+        return self.count(ORIGIN, origin=origin, host=host, address=self.address(request))
 
     def address(self, request: Handshake) -> str:
         """The client's address, by which limits are counted."""

@@ -77,8 +77,10 @@ TOO_LARGE = Refusal(431, "headers_too_large", "the request's headers are too lar
 def fault(handshake: Handshake) -> Refusal | None:
     """What makes a GET request no handshake of version 13 (section 4.2.1); None if it is one."""
     headers = handshake.headers
-    if headers.get("Upgrade", "").lower() != "websocket" or not _lists(headers, "Connection", "upgrade"):
+    if not (_lists(headers, "Upgrade", "websocket") and _lists(headers, "Connection", "upgrade")):
         return NO_UPGRADE
+    if "Content-Length" in headers or "Transfer-Encoding" in headers:
+        return MALFORMED  # a body would be taken for frames
     if headers.get("Sec-WebSocket-Version") != "13":
         return VERSION
     if handshake.version < (1, 1) or not headers.get("Host"):
@@ -90,9 +92,12 @@ def fault(handshake: Handshake) -> Refusal | None:
     return None if len(nonce) == 16 else BAD_KEY
 
 
-def _lists(headers: Mapping[str, str], name: str, token: str) -> bool:
+def _lists(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
+    """Whether `token` is in the list that the headers of this name make together (RFC 9110 section 5.3)."""
     value = headers.get(name, "").lower()
-    return value == token or token in [part.strip() for part in value.split(",")]
+    if value == token:  # nearly always
+        return True
+    return token in [part.strip() for part in ",".join(headers.getall(name, ())).lower().split(",")]
 
 
 def subprotocol(headers: CIMultiDictProxy[str], spoken: Sequence[str]) -> str | None:

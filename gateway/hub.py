@@ -8,6 +8,7 @@ from typing import Protocol
 
 import structlog
 
+from .logs import short_id
 from .messages import InvalidResult, Problem, Result, parse_result
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Subscriptions
 
@@ -112,6 +113,9 @@ class Hub:
         self._say(self._table.unsubscribed(name), name)
 
     def received(self, name: bytes, payload: bytes) -> None:
+        if len(payload) > self._max_size:  # before it is held for anybody
+            self._invalid(name, payload, "too big")
+            return
         self._fan_out(name, payload, self._table.listening(name, payload))
 
     def refused(self, name: bytes, reason: str) -> None:
@@ -127,9 +131,18 @@ class Hub:
         try:
             result = parse_result(payload, web_socket_id, self._max_size)
         except InvalidResult as error:
-            self.invalid[error.kind] += 1
-            log.warning("invalid result", kind=error.kind, size=len(payload))
+            self._invalid(name, payload, error.kind)
             return
         for member in members:
             member.deliver(web_socket_id, result)
         self.delivered += len(members)
+
+    def _invalid(self, name: bytes, payload: bytes, kind: str) -> None:
+        self.invalid[kind] += 1
+        log.warning(
+            "invalid result",
+            kind=kind,
+            size=len(payload),
+            id=short_id(self.web_socket_id(name).decode(errors="replace")),
+            expected="a word such as CONFIRMED, or an object with authResult",
+        )

@@ -1,7 +1,7 @@
 """One connection to Redis: subscriptions, retained results and liveness over RESP3. Disposable.
 
-RESP3 lets a subscribed connection answer ordinary commands, so that SUBSCRIBE and the MGET that reads
-the retained results travel in one write, and Redis's own order says what was published before what.
+RESP3 lets a subscribed connection answer ordinary commands, so that SUBSCRIBE and the reading of the
+retained results travel in one write, and Redis's own order says what was published before what.
 
 A link never repairs itself. On any doubt (a reply nobody asked for, a command refused, silence) it
 aborts, `closed` tells why, and the broker builds the next one.
@@ -22,6 +22,27 @@ BATCH = 500
 
 MAX_UNANSWERED = 8
 """Batches on their way: 4,000 replies, far below the 32 MB at which Redis drops a subscriber."""
+
+MAX_READ = 2 << 20
+"""Bytes of retained results in one batch's reply, for the same reason; what is over is asked for again."""
+
+LATER = 0
+"""What `READ` says of a result that had no room in the reply."""
+
+READ = """local left, results = tonumber(ARGV[2]), {}
+for i, key in ipairs(KEYS) do
+  local result = redis.pcall('GET', key)
+  if type(result) ~= 'string' then result = false end
+  if result then
+    result = string.sub(result, 1, ARGV[1] + 1)
+    left = left - #result
+    if left < 0 then result = 0 end
+  end
+  results[i] = result
+end
+return results"""
+"""Reads retained results as MGET would, but never more than can be sent: KEYS are the channels, ARGV[1] is
+the longest result in bytes (of a longer one a byte more comes back, which shows it), ARGV[2] is MAX_READ."""
 
 TICK = 0.5
 PING_AFTER = 1.5
@@ -83,7 +104,7 @@ class _Leave:
 
 
 class _Join(_Leave):
-    """SUBSCRIBE and MGET of the same channels (or MGET alone): a push for each, then one reply."""
+    """SUBSCRIBE and READ of the same channels (or READ alone): a push for each, then one reply."""
 
     __slots__ = ("error", "subscribe")
 
@@ -97,8 +118,10 @@ class _Join(_Leave):
 class Link(asyncio.Protocol):
     """The protocol at our end of the connection. `start` first, then subscribe and the like."""
 
-    def __init__(self, events: BrokerEvents) -> None:
+    def __init__(self, events: BrokerEvents, max_result_size: int) -> None:
+        """`max_result_size` is in bytes; of a longer retained result `events` gets one byte more."""
         self._events = events
+        self._max_result_size = max_result_size
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser = hiredis.Reader(notEnoughData=NOT_ENOUGH)
@@ -110,6 +133,7 @@ class Link(asyncio.Protocol):
         self._to_leave: deque[bytes] = deque()
         self._to_retry: deque[_Join] = deque()  # one by one, after a refused batch
         self._flushing = False
+        self._eval = "EVAL"
         self._heard = 0.0
         self._ticked = 0.0
         self._ticking: asyncio.TimerHandle | None = None
@@ -123,7 +147,10 @@ class Link(asyncio.Protocol):
         command: list[str | int] = ["HELLO", 3]
         if password is not None:
             command += ["AUTH", username, password]
-        await self._ask(*command, "SETNAME", name)
+        server = await self._ask(*command, "SETNAME", name)
+        version = server.get(b"version", b"") if isinstance(server, dict) else b""
+        # Redis 7 and Valkey can be told that the script only reads, so that the right to read is enough.
+        self._eval = "EVAL_RO" if version[:1] >= b"7" or version[1:2].isdigit() else "EVAL"
         if database:
             await self._ask("SELECT", database)
         await self._ask("PING")  # a user who may not would look connected, and lose the link in silence
@@ -176,7 +203,9 @@ class Link(asyncio.Protocol):
                 continue
             if batch.subscribe:
                 chunks.append(_pack("SUBSCRIBE", *batch.names))
-            chunks.append(_pack("MGET", *batch.names))
+            chunks.append(
+                _pack(self._eval, READ, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
+            )
         if chunks:
             self._transport.write(b"".join(chunks))
 
@@ -203,7 +232,8 @@ class Link(asyncio.Protocol):
         return reply
 
     def _send(self, reply: Callable[[Any], object], *command: str | int) -> None:
-        assert self._transport is not None
+        if self._transport is None:
+            raise LinkLost("the connection is gone")
         self._unanswered.append(_Question(reply))
         self._transport.write(_pack(*command))
 
@@ -259,7 +289,7 @@ class Link(asyncio.Protocol):
             or batch.confirmed == len(batch.names)
             or batch.names[batch.confirmed] != name
         ):
-            raise _Desynchronised(f"confirmation of {name!r}")
+            raise _Desynchronised(f"a confirmation of {len(name)} bytes")
         batch.confirmed += 1
         return batch
 
@@ -271,7 +301,7 @@ class Link(asyncio.Protocol):
         elif isinstance(question, _Join):
             self._batch_replied(question, reply)
         else:
-            raise _Desynchronised(repr(reply)[:100])
+            raise _Desynchronised(f"a reply of type {type(reply).__name__}")
 
     def _batch_replied(self, batch: _Join, reply: Any) -> None:
         refusal = str(reply) if isinstance(reply, hiredis.ReplyError) else None
@@ -279,7 +309,7 @@ class Link(asyncio.Protocol):
             # LOADING, MASTERDOWN and the like: not now. Or the node's own user may not run the command,
             # which is no browser's fault.
             self.abort(f"Redis answered: {refusal}")
-        elif batch.confirmed == 0:  # SUBSCRIBE was refused, as a whole; MGET's reply is still to come
+        elif batch.confirmed == 0:  # SUBSCRIBE was refused, as a whole; READ's reply is still to come
             if refusal is None:
                 raise _Desynchronised("a reply to SUBSCRIBE")
             batch.error = refusal
@@ -290,10 +320,13 @@ class Link(asyncio.Protocol):
             self._answered()
             self._settle(batch, reply, batch.error or refusal)
 
-    def _settle(self, batch: _Join, values: list[bytes | None], error: str | None) -> None:
+    def _settle(self, batch: _Join, values: list[Any], error: str | None) -> None:
         if error is None:
             for name, retained in zip(batch.names, values, strict=True):
-                self._events.subscribed(name, retained)
+                if retained == LATER:
+                    self._to_read.append(name)
+                else:
+                    self._events.subscribed(name, retained)
         elif len(batch.names) > 1:  # one forbidden id must not make the others deaf
             self._to_retry.extend(_Join([name], subscribe=batch.subscribe) for name in batch.names)
         else:
@@ -309,6 +342,8 @@ class Link(asyncio.Protocol):
     # Liveness: a message that came through this connection, not one that was written to it
 
     def _tick(self) -> None:
+        if self._transport is None or self._transport.is_closing():
+            return
         now = self._loop.time()
         if now - self._ticked > 2 * TICK:
             # This process was stopped or its loop was blocked; what came meanwhile is not read yet.

@@ -140,8 +140,8 @@ def flush(*, at_once: bool = False) -> None:
 
 
 def short_id(web_socket_id: str) -> str:
-    """The first 8 characters of an id: enough to find it again, too few to register it."""
-    return web_socket_id[:8] + "…"
+    """The first 8 characters of an id, at most half: enough to find it again, too few to register it."""
+    return web_socket_id[: min(8, len(web_socket_id) // 2)] + "…"
 
 
 def _members(node: str) -> Callable[[object, str, Event], Event]:

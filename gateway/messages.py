@@ -138,7 +138,7 @@ def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
         body = orjson.loads(payload)
     except orjson.JSONDecodeError:
         raise InvalidResult("not JSON") from None
-    return _result_of(body, web_socket_id)
+    return _result_of(body, web_socket_id, max_size)
 
 
 @lru_cache(256)  # there are a handful of words; what is not one raises and is not kept
@@ -149,7 +149,7 @@ def _bare_result(payload: bytes) -> Result:
     return Result(word)
 
 
-def _result_of(body: dict[str, object], web_socket_id: bytes) -> Result:
+def _result_of(body: dict[str, object], web_socket_id: bytes, max_size: int) -> Result:
     auth_result = body.get("authResult")
     if not isinstance(auth_result, str) or not AUTH_RESULT.fullmatch(auth_result):
         raise InvalidResult("no authResult")
@@ -158,12 +158,18 @@ def _result_of(body: dict[str, object], web_socket_id: bytes) -> Result:
         raise InvalidResult("bad messageId")
     if "webSocketId" in body and body["webSocketId"] != web_socket_id.decode():
         raise InvalidResult("another webSocketId")
-    return Result(auth_result, message_id, _fragment(body["data"]) if "data" in body else NO_DATA)
+    return Result(auth_result, message_id, _fragment(body["data"], max_size) if "data" in body else NO_DATA)
 
 
-def _fragment(data: object) -> orjson.Fragment:
-    """`data` as the text that it will be sent as. orjson reads deeper nesting than it writes."""
+def _fragment(data: object, max_size: int) -> orjson.Fragment:
+    """`data` as the text that it will be sent as.
+
+    orjson reads deeper nesting than it writes, and 1e15 grows to 1000000000000000.0.
+    """
     try:
-        return orjson.Fragment(orjson.dumps(data))
+        text = orjson.dumps(data)
     except orjson.JSONEncodeError:
         raise InvalidResult("data nested too deeply") from None
+    if len(text) > max_size:
+        raise InvalidResult("too big")
+    return orjson.Fragment(text)

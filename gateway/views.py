@@ -64,8 +64,10 @@ class PublicViews:
 class AdminViews:
     """What operators and load balancers reach."""
 
-    def __init__(self, node: Node, broker: Broker, door: Door, name: str) -> None:
+    def __init__(self, node: Node, broker: Broker, door: Door, refused: Mapping[str, int], name: str) -> None:
+        """`refused` counts requests by why they were."""
         self._node = node
+        self._refused = refused
         self._broker = broker
         self._door = door
         self._name = name
@@ -97,10 +99,14 @@ class AdminViews:
             "sessions": self._node.admission.sessions,
             "handshakes": self._door.handshakes,
             "channels": self._node.hub.channels,
+            "delivered": self._node.hub.delivered,
+            "invalid": dict(self._node.hub.invalid),
+            "refused": dict(self._refused),
+            "ended": {f"{code} {reason}": count for (code, reason), count in self._node.ended.items()},
             "redis": {
                 "connected": self._broker.connected,
                 "gaps": self._broker.gaps,
-                "blind_seconds": round(self._broker.blind_seconds, 3),
+                "blind_seconds": round(self._broker.blind_so_far(), 3),
             },
         }
         return web.json_response(body, status=503 if reasons else 200)

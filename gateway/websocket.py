@@ -39,11 +39,11 @@ class WebSocketSession(Session, asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        self._heard = True
         if self._reader is None:  # it broke the protocol, or has said goodbye: nothing counts any more
             return
         try:
             for opcode, payload in self._reader.feed(data):
+                self._heard = True  # a frame that never ends is no sign of life
                 self._frame_received(opcode, payload)
                 if self._deaf:
                     return

@@ -15,6 +15,7 @@ import hiredis
 from gateway.config import Config
 from gateway.hub import Hub
 from gateway.limits import Admission
+from gateway.link import READ
 from gateway.messages import Problem, Result
 from gateway.session import Node
 
@@ -244,11 +245,13 @@ def push(kind: bytes, *values: object) -> bytes:
 
 
 def parse_commands(data: bytes) -> list[list[bytes]]:
-    """The commands in what a client wrote."""
+    """The commands in what a client wrote; the link's script as [b"READ", *keys]."""
     reader = hiredis.Reader()
     reader.feed(data)
     commands = []
     while (command := reader.gets()) is not False:
+        if command[:2] == [b"EVAL", READ.encode()]:
+            command = [b"READ", *command[3 : 3 + int(command[2])]]
         commands.append(command)
     return commands
 
@@ -256,7 +259,7 @@ def parse_commands(data: bytes) -> list[list[bytes]]:
 class Redis:
     """As much of a Redis server as the gateway talks to, over one connection; no I/O.
 
-    It refuses what its access rules forbid with NOPERM, a whole SUBSCRIBE or MGET at a time, as the
+    It refuses what its access rules forbid with NOPERM, a whole SUBSCRIBE or READ at a time, as the
     real one does.
     """
 
@@ -279,7 +282,7 @@ class Redis:
         if name == b"UNSUBSCRIBE":
             self.subscribed.difference_update(arguments)
             return b"".join(push(b"unsubscribe", channel, 0) for channel in arguments)
-        if name == b"MGET":
+        if name == b"READ":
             if self.forbidden_keys.intersection(arguments):
                 return resp(Exception("NOPERM this user has no permissions to access one of the keys"))
             return resp([self.retained.get(key) for key in arguments])

@@ -120,7 +120,7 @@ async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> Non
         [b"HELLO", b"3", b"SETNAME", b"gateway-x"],
         [b"PING"],
         [b"SUBSCRIBE", b"a", b"b"],
-        [b"MGET", b"a", b"b"],
+        [b"READ", b"a", b"b"],
     ]
     assert scene.events.taken() == [("connected",), ("subscribed", b"a", None), ("subscribed", b"b", None)]
     assert scene.broker.ever_connected
@@ -137,8 +137,8 @@ async def test_passes_on_what_is_asked() -> None:
     await turns()
     assert scene.topology.redis.commands[2:] == [
         [b"SUBSCRIBE", b"a"],
-        [b"MGET", b"a"],
-        [b"MGET", b"b"],
+        [b"READ", b"a"],
+        [b"READ", b"b"],
         [b"UNSUBSCRIBE", b"c"],
     ]
     await scene.stop()

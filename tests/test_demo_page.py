@@ -28,6 +28,7 @@ from .processes import Node, Valkey, wait_until
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
 
 ROOT = Path(__file__).parent.parent
+KEPT = "was waiting for this page"  # how the page marks a result that came with the registration's answer
 PHONE = 360  # px: the narrowest screen that is common
 READABLE = 4.5  # WCAG 2.2, 1.4.3: the least contrast of ordinary text
 
@@ -187,11 +188,13 @@ def test_shows_the_id_its_node_and_each_result_newest_first(
     browser.wait(lambda: node in browser.text("state"), "the state names the node")
     assert browser.text("node") == node
     assert browser.text("headline") == "Waiting for your approval"
+    assert browser.text("story").startswith("This browser waits.")
 
     assert publish(web_socket_id, "CONFIRMED") == 1
     shows(browser, "CONFIRMED")
     assert browser.text("headline") == "CONFIRMED"
     assert "CONFIRMED arrived" in browser.text("announcement")
+    assert browser.text("story").startswith("Arrived at")
     assert browser.driver.title.startswith("CONFIRMED")
 
     data = {"amount": "120.00", "note": "<b>bold</b>"}
@@ -294,6 +297,7 @@ def test_an_id_that_no_node_takes_is_refused_with_the_reason(dev: Dev, browser: 
     browser.open(f"{dev.url}?id={bad}")
     browser.wait(lambda: state(browser) == "refused", "the page refuses the id")
     assert "1 to 200" in browser.text("state")
+    assert browser.text("story") == "This id cannot be registered: take a new one."
     assert not [url for url in browser.requests() if url.startswith("ws")]
     browser.click("new-id")
     settled(browser)
@@ -328,8 +332,39 @@ def test_a_result_kept_while_the_browser_was_away_arrives_when_it_is_back(dev: D
     with redis.Redis.from_url(dev.redis_url) as client:
         wait_until(lambda: client.pubsub_numsub(f"websocket:{web_socket_id}")[0][1] == 0, "nobody is there")
         assert publish_sync(client, web_socket_id, "CONFIRMED", retain=60).receivers == 0
-    browser.click("offline")
-    shows(browser, "CONFIRMED")
+        assert browser.text("story").startswith("Nothing reaches this page now")
+        browser.click("offline")
+        shows(browser, "CONFIRMED")
+        assert KEPT in browser.text("results")
+        assert browser.text("story").startswith("Arrived at")
+        browser.run("const now = performance.now(); performance.now = () => now + 60_000")  # a minute later
+        publish_sync(client, web_socket_id, "DONE")
+        shows(browser, "DONE", "CONFIRMED")
+        assert browser.text("results").count(KEPT) == 1
+
+
+def test_says_what_it_waits_for_while_redis_is_away_and_while_the_node_restarts(browser: Browser) -> None:
+    with dev_node() as dev, Valkey() as valkey:
+        registered(browser, dev.url, new_id())
+        dev.process.terminate()
+        browser.wait(lambda: browser.text("story") == "The node restarts. Trying again.", "the reason: 1012")
+        assert "The node restarts" in browser.text("announcement")
+        dev.process.wait()
+        no_reason = "The node gave no reason, and may be down. Trying again."
+        browser.wait(lambda: browser.text("story") == no_reason, "the attempts fail without a reason")
+        valkey.kill()
+        options = ("--registration-timeout", "3")
+        with Node(valkey.url, *options, port=dev.port, wait_ready=False):
+            browser.run("dispatchEvent(new Event('online'))")
+            waits = "The node is waiting for Redis"
+            browser.wait(lambda: browser.text("story").startswith(waits), "a slow registration is explained")
+            browser.wait(lambda: browser.text("announcement").startswith(waits), "and announced")
+            deaf = "The node cannot hear Redis"
+            browser.wait(lambda: browser.text("story").startswith(deaf), "the reason: 1013")
+            valkey.start()
+            browser.run("dispatchEvent(new Event('online'))")
+            browser.wait(lambda: state(browser) == "registered", "the page registers")
+            assert browser.text("story").startswith("This browser waits.")
 
 
 def test_a_page_in_the_back_forward_cache_holds_nothing_and_comes_back(

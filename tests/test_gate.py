@@ -55,7 +55,9 @@ def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:
     assert at.refuse_upgrade(asked(Sec_WebSocket_Version="8", **evil), "a") is VERSION
     with capture_logs() as lines:
         assert at.refuse_upgrade(asked(**evil), "a") is ORIGIN
-    assert [(line["event"], line["origin"]) for line in lines] == [("handshake refused", evil["Origin"])]
+    assert [(line["event"], line["kind"], line["origin"]) for line in lines] == [
+        ("refused", "origin_not_allowed", evil["Origin"])
+    ]
     assert at._node.admission.sessions == 0
     assert at.refused == {"unsupported_version": 1, "origin_not_allowed": 1}
 

@@ -24,7 +24,7 @@ class Scene:
 
     def __init__(self, *wanted: bytes) -> None:
         self.events = Events(wanted)
-        self.link = Link(self.events)
+        self.link = Link(self.events, 1_000)
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.link
         self.link.connection_made(self.transport)
@@ -134,7 +134,7 @@ async def test_a_loss_ends_the_introduction() -> None:
 @virtual
 async def test_one_turn_of_the_loop_is_one_write() -> None:
     scene = await up(b"a", b"b")
-    assert scene.commands() == [[b"SUBSCRIBE", b"a", b"b"], [b"MGET", b"a", b"b"]]
+    assert scene.commands() == [[b"SUBSCRIBE", b"a", b"b"], [b"READ", b"a", b"b"]]
     assert len(scene.transport.written) == 1
 
 
@@ -150,9 +150,9 @@ async def test_each_turn_takes_what_was_asked_in_it() -> None:
     assert len(scene.transport.written) == 2
     assert scene.commands() == [
         [b"SUBSCRIBE", b"a", b"b"],
-        [b"MGET", b"a", b"b"],
+        [b"READ", b"a", b"b"],
         [b"SUBSCRIBE", b"c"],
-        [b"MGET", b"c"],
+        [b"READ", b"c"],
     ]
 
 
@@ -194,7 +194,7 @@ async def test_reading_and_leaving() -> None:
     scene.link.unsubscribe(b"c")
     scene.link.unsubscribe(b"d")
     await turns()
-    assert scene.commands() == [[b"MGET", b"a", b"b"], [b"UNSUBSCRIBE", b"c", b"d"]]
+    assert scene.commands() == [[b"READ", b"a", b"b"], [b"UNSUBSCRIBE", b"c", b"d"]]
     scene.say(resp([None, b"R"]), push(b"unsubscribe", b"c", 1), push(b"unsubscribe", b"d", 0))
     assert scene.events.taken() == [
         ("subscribed", b"a", None),
@@ -210,7 +210,7 @@ async def test_batches_of_500_and_eight_of_them_unanswered() -> None:
     scene = await up(*everybody)
     commands = scene.commands()
     assert [len(command) - 1 for command in commands] == [BATCH] * 2 * MAX_UNANSWERED
-    assert [command[0] for command in commands] == [b"SUBSCRIBE", b"MGET"] * MAX_UNANSWERED
+    assert [command[0] for command in commands] == [b"SUBSCRIBE", b"READ"] * MAX_UNANSWERED
     for _ in range(2):
         batch = commands.pop(0)[1:]
         commands.pop(0)
@@ -255,7 +255,7 @@ async def test_a_forbidden_channel_is_refused_alone() -> None:
     assert scene.events.taken() == []
     await turns()
     assert scene.commands() == [
-        [kind, name] for name in (b"a", b"b", b"c") for kind in (b"SUBSCRIBE", b"MGET")
+        [kind, name] for name in (b"a", b"b", b"c") for kind in (b"SUBSCRIBE", b"READ")
     ]
     scene.say(push(b"subscribe", b"a", 1), resp([None]), resp(NOPERM), resp([b"R"]))
     scene.say(push(b"subscribe", b"c", 2), resp([b"R"]))
@@ -275,7 +275,7 @@ async def test_a_forbidden_key_is_refused_alone_and_given_up() -> None:
     scene.commands()
     scene.say(push(b"subscribe", b"a", 1), push(b"subscribe", b"b", 2), resp(NOPERM))
     await turns()
-    assert [command[0] for command in scene.commands()] == [b"SUBSCRIBE", b"MGET"] * 2
+    assert [command[0] for command in scene.commands()] == [b"SUBSCRIBE", b"READ"] * 2
     scene.say(push(b"subscribe", b"a", 2), resp(NOPERM), push(b"subscribe", b"b", 2), resp([None]))
     assert scene.events.taken() == [("refused", b"a", "NOPERM"), ("subscribed", b"b", None)]
     await turns()
@@ -537,7 +537,7 @@ async def test_an_end_between_the_introduction_and_the_start_is_an_end() -> None
 
 @virtual
 async def test_an_abort_before_the_connection_is_harmless() -> None:
-    Link(Events()).abort("never mind")
+    Link(Events(), 1_000).abort("never mind")
 
 
 @virtual
@@ -545,7 +545,7 @@ async def test_the_kernel_is_told_to_give_up_on_a_dead_peer_too() -> None:
     scene = Scene()
     assert (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5_000) in scene.transport.options
     local = Transport(family=socket.AF_UNIX)
-    Link(Events()).connection_made(local)
+    Link(Events(), 1_000).connection_made(local)
     assert local.options == []
 
 
@@ -567,7 +567,7 @@ class Whole:
 
     def __init__(self) -> None:
         self.hub = Hub("websocket:", 1_000)
-        self.link = Link(self.hub)
+        self.link = Link(self.hub, 1_000)
         self.hub.attach(self.link)
         self.transport = Transport()
         self.transport.protocol = self.link

@@ -204,4 +204,4 @@ def test_flush_writes_what_is_due(stream: io.StringIO) -> None:
 
 def test_an_id_is_told_in_part() -> None:
     assert logs.short_id("0123456789abcdef") == "01234567…"
-    assert logs.short_id("abc") == "abc…"
+    assert logs.short_id("abcdef") == "abc…"

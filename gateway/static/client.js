@@ -65,7 +65,7 @@ export class ResultClient {
       this.#register();
     };
     socket.onmessage = ({ data }) => this.#receive(data);
-    socket.onclose = ({ reason }) => this.#retry(reason);
+    socket.onclose = ({ code, reason }) => this.#retry(reason, code);
   }
 
   #register() {
@@ -100,11 +100,11 @@ export class ResultClient {
   }
 
   // Full jitter: a thousand browsers that lost the same node must not come back in the same instant.
-  #retry(reason) {
+  #retry(reason, code) {
     this.#drop();
     const delay = Math.random() * Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** this.#failures++);
     this.#timer = setTimeout(() => this.#connect(), delay);
-    this.#enter("waiting", { until: Date.now() + delay, reason });
+    this.#enter("waiting", { until: Date.now() + delay, reason, code });
   }
 
   // The user looks at the page again, perhaps back from the banking app on the same phone: nothing to wait for.

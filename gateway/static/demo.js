@@ -2,6 +2,8 @@
 
 import { ResultClient, isValidId } from "./client.js";
 
+const SLOW = 2000; // ms: a registration takes a few; Redis is away when it takes so long
+const KEPT = 500; // ms: a kept result comes in the same breath as the registration's answer
 const SHOWN_RESULTS = 50;
 const SHOWN_FRAMES = 30;
 const RETAIN_SECONDS = 300;
@@ -9,11 +11,15 @@ const BAD = /FAIL|CANCEL|REJECT|DENIED|EXPIRED|ERROR/;
 
 const $ = (id) => document.getElementById(id);
 const page = document.documentElement;
-const STORY = $("story").textContent;
+const CONNECTING = $("story").textContent;
 let info = {}; // what /demo/info tells; any member may be missing
 let id = "";
 let client = null;
 let countdown = 0;
+let slow = 0;
+let trouble = ""; // why the connection was lost, until it is back
+let arrival = ""; // how the newest result came
+let registeredAt = 0;
 
 // The id: from the address, else the one this tab had before a reload, else a new one.
 
@@ -112,19 +118,52 @@ const STATES = {
   closed: () => "Offline, because you asked for it",
 };
 
+const STORIES = {
+  connecting: () => trouble || CONNECTING,
+  registering: () => trouble || CONNECTING,
+  registered: () =>
+    arrival || "This browser waits. Play the phone with a command below: the result is here at once.",
+  waiting: () => trouble,
+  refused: () => "This id cannot be registered: take a new one.",
+  closed: () => "Nothing reaches this page now; a result sent with the second command is kept for it.",
+};
+
+function whyLost({ code, reason }) {
+  if (!code) return "The node does not answer. Trying again."; // it was the client that gave up
+  if (code === 1012) return "The node restarts. Trying again.";
+  if (code === 1013) return "The node cannot hear Redis; its log says why. Trying again.";
+  if (reason) return `The connection ended: ${reason}. Trying again.`;
+  return "The node gave no reason, and may be down. Trying again.";
+}
+
+function showStory() {
+  $("story").textContent = STORIES[page.dataset.state]();
+}
+
+function showSlowness() {
+  $("story").textContent = "The node is waiting for Redis, and registers this page as soon as it is there.";
+  announce($("story").textContent);
+}
+
 async function showState(state, detail) {
   const isNews = page.dataset.state !== state;
   page.dataset.state = state;
   clearInterval(countdown);
+  clearTimeout(slow);
   const show = () => ($("state").textContent = STATES[state](detail));
   show();
   if (state === "waiting") countdown = setInterval(show, 100);
+  if (state === "registering") slow = setTimeout(showSlowness, SLOW);
+  if (state === "waiting") trouble = whyLost(detail);
+  if (["registered", "refused", "closed"].includes(state)) trouble = "";
   $("offline").textContent = state === "closed" ? "Come back" : "Go offline";
   $("offline").disabled = state === "refused";
   showHeadline();
+  showStory();
   if (!isNews) return;
-  announce(state === "waiting" ? "Connection lost, reconnecting" : $("state").textContent);
+  announce(state === "waiting" ? `Connection lost. ${trouble}` : $("state").textContent);
   if (state === "registered") {
+    registeredAt = performance.now();
     await loadInfo(); // after a reconnect it may be another node that answers
     if (page.dataset.state === state) show();
   }
@@ -168,20 +207,24 @@ function element(tag, className, text) {
 }
 
 function showResult({ authResult, messageId, data }) {
+  const kept = performance.now() - registeredAt < KEPT;
   const now = new Date();
   const time = element("time", "", now.toTimeString().slice(0, 8));
   time.dateTime = now.toISOString();
   const row = element("li", BAD.test(authResult) ? "bad" : "good", "");
   row.append(element("strong", "", authResult), time);
+  if (kept) row.append(element("span", "", "was waiting for this page"));
   if (messageId !== undefined) row.append(element("span", "", `messageId ${messageId}`));
   if (data !== undefined) row.append(element("pre", "", JSON.stringify(data, null, 1).replace(/\n */g, " ")));
   $("results").prepend(row);
   while ($("results").children.length > SHOWN_RESULTS) $("results").lastChild.remove();
   page.dataset.result = authResult;
   page.dataset.outcome = row.className;
+  const way = kept ? ", after waiting for this page" : info.node ? ` through ${info.node}` : "";
+  arrival = `Arrived at ${time.textContent}${way}. Run it again, or take a new id.`;
   showHeadline();
-  $("story").textContent = `Arrived at ${time.textContent}${info.node ? ` through ${info.node}` : ""}. Run it again, or take a new id.`;
-  announce(`${authResult} arrived at ${time.textContent}`);
+  showStory();
+  announce(`${authResult} arrived at ${time.textContent}${kept ? way : ""}`);
   lightUp();
 }
 
@@ -189,7 +232,7 @@ function forgetResults() {
   $("results").replaceChildren();
   delete page.dataset.result;
   delete page.dataset.outcome;
-  $("story").textContent = STORY;
+  arrival = "";
 }
 
 function lightUp() {

@@ -302,6 +302,10 @@ async def test_what_the_admin_port_says(valkey: Valkey, new_id: NewId) -> None:
                     "sessions": 1,
                     "handshakes": 1,
                     "channels": 1,
+                    "delivered": 0,
+                    "invalid": {},
+                    "refused": {},
+                    "ended": {},
                     "redis": {"connected": True, "gaps": 0, "blind_seconds": 0.0},
                 },
             )

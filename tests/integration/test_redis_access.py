@@ -26,7 +26,7 @@ PASSWORD = "p@ss/wo:rd?#"
 QUOTED = "p%40ss%2Fwo%3Ard%3F%23"
 
 # All that a node needs of Redis; where the database is not 0, also +select.
-RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+subscribe", "+unsubscribe", "+mget"]
+RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+subscribe", "+unsubscribe", "+eval_ro", "+get"]
 PATTERNS = ["resetchannels", "&websocket:*", "resetkeys", "%R~websocket:*"]
 
 

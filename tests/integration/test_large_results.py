@@ -1,0 +1,75 @@
+"""Retained results too large, or too many at once, for Redis to send: it cuts off who asks for them."""
+
+from __future__ import annotations
+
+import pytest
+import redis.asyncio
+
+from gateway import link
+
+from ..processes import Valkey
+from .here import gateway_here, port_of
+from .load import until
+from .raw import Raw
+
+# What MGET does: as much as there is, whatever becomes of the connection.
+UNBOUNDED = """local results = {}
+for i, key in ipairs(KEYS) do results[i] = redis.pcall('GET', key) end
+return results"""
+
+
+@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+async def test_a_huge_retained_result_deafens_nobody(
+    valkey: Valkey, backend: redis.asyncio.Redis, cure: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not cure:
+        monkeypatch.setattr(link, "READ", UNBOUNDED)
+    await backend.set("websocket:huge", b"A" * 40_000_000, ex=60)
+    try:
+        async with gateway_here(valkey.url) as gateway, Raw.upgraded(port_of(gateway)) as victim:
+            victim.send(b"")
+            async with Raw.registered(port_of(gateway), "innocent") as browser:
+                if not cure:
+                    gateway._hub.register(b"huge", _Deaf())
+                    await until(lambda: gateway._broker.gaps > 1, "Redis cuts the node off again and again")
+                    return
+                await victim.register("huge")
+                assert await backend.publish("websocket:innocent", "CONFIRMED") == 1
+                assert (await browser.message())["authResult"] == "CONFIRMED"
+                assert gateway._hub.invalid == {"too big": 1}
+                assert gateway._broker.gaps == 0
+    finally:
+        await backend.delete("websocket:huge")
+
+
+async def test_many_large_results_come_in_their_turn(valkey: Valkey, backend: redis.asyncio.Redis) -> None:
+    """600 legal results of 60 KB are more than one reply, or Redis's limit for all of them, may hold."""
+    names = [f"large-{number}" for number in range(600)]
+    payload = b'{"authResult":"DONE","data":"' + b"x" * 60_000 + b'"}'
+    for name in names:
+        await backend.set(f"websocket:{name}", payload, ex=60)
+    try:
+        async with gateway_here(valkey.url) as gateway:
+            members = [_Deaf() for _ in names]
+            for name, member in zip(names, members, strict=True):
+                gateway._hub.register(name.encode(), member)
+            await until(lambda: all(member.delivered for member in members), "each has its result")
+            assert gateway._broker.gaps == 0
+    finally:
+        await backend.delete(*(f"websocket:{name}" for name in names))
+
+
+class _Deaf:
+    """A member of the hub that only counts."""
+
+    def __init__(self) -> None:
+        self.delivered = 0
+
+    def acknowledge(self, web_socket_id: bytes) -> None:
+        """It was registered."""
+
+    def deliver(self, web_socket_id: bytes, result: object) -> None:
+        self.delivered += 1
+
+    def refuse(self, web_socket_id: bytes, problem: object) -> None:
+        raise AssertionError(problem)
