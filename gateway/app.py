@@ -123,12 +123,13 @@ class Gateway:
     async def _close_sessions(self, seconds: float) -> None:
         sessions = list(self._node.deadlines)
         share = max(1, ceil(len(sessions) * DRAIN_STEP / seconds)) if seconds else len(sessions)
+        pause = seconds * share / max(1, len(sessions))  # a little longer than the step, as the share is
         while sessions:
             for session in sessions[:share]:
                 session.close(CloseCode.SERVICE_RESTART, "service restart")
             del sessions[:share]
             if sessions:
-                await asyncio.sleep(DRAIN_STEP)
+                await asyncio.sleep(pause)
         end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
         while self.sessions and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
             await asyncio.sleep(DRAIN_STEP)

@@ -45,7 +45,7 @@ class Refusal(NamedTuple):
         fields = {
             "Content-Type": "application/json; charset=utf-8",
             "Content-Length": str(len(body)),
-            "Connection": "close",
+            "Connection": "Upgrade, close" if "Upgrade" in self.headers else "close",
             **self.headers,
         }
         head = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
@@ -63,7 +63,7 @@ NO_UPGRADE = Refusal(
     426,
     "upgrade_required",
     "this is a WebSocket endpoint: connect with a WebSocket client",
-    {"Upgrade": "websocket", "Connection": "Upgrade"},
+    {"Upgrade": "websocket"},
 )
 VERSION = Refusal(
     426, "unsupported_version", "only WebSocket version 13 is spoken here", {"Sec-WebSocket-Version": "13"}

@@ -126,6 +126,7 @@ class Link(asyncio.Protocol):
         await self._ask(*command, "SETNAME", name)
         if database:
             await self._ask("SELECT", database)
+        await self._ask("PING")  # a user who may not would look connected, and lose the link in silence
 
     def start(self) -> None:
         """Begin to watch over the connection and subscribe whatever `events.connected` names."""
@@ -274,8 +275,10 @@ class Link(asyncio.Protocol):
 
     def _batch_replied(self, batch: _Join, reply: Any) -> None:
         refusal = str(reply) if isinstance(reply, hiredis.ReplyError) else None
-        if refusal is not None and not refusal.startswith("NOPERM"):
-            self.abort(f"Redis answered: {refusal}")  # LOADING, MASTERDOWN and the like: not now
+        if refusal is not None and not _concerns_ids(refusal):
+            # LOADING, MASTERDOWN and the like: not now. Or the node's own user may not run the command,
+            # which is no browser's fault.
+            self.abort(f"Redis answered: {refusal}")
         elif batch.confirmed == 0:  # SUBSCRIBE was refused, as a whole; MGET's reply is still to come
             if refusal is None:
                 raise _Desynchronised("a reply to SUBSCRIBE")
@@ -321,6 +324,11 @@ class Link(asyncio.Protocol):
     def _ponged(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError):
             self.abort(f"Redis answered PING with: {reply}")
+
+
+def _concerns_ids(refusal: str) -> bool:
+    """Whether Redis's access rules forbid a channel or a key, rather than the command as such."""
+    return refusal.startswith("NOPERM") and "to run the" not in refusal
 
 
 class _Desynchronised(Exception):

@@ -169,6 +169,7 @@ class Subscriptions(Generic[M]):
             del self._channels[name]
             return NOTHING
         channel.state = ASKED
+        channel.held = ()  # came through the subscription before; what is read next may be newer
         return SUBSCRIBE
 
     def refused(self, name: bytes) -> tuple[M, ...]:

@@ -149,6 +149,7 @@ async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -
     response.headers.popall("Server", None)
     if response.status >= HTTPStatus.BAD_REQUEST:
         response.force_close()
-        response.headers["Connection"] = "close"  # aiohttp has written its own headers by now
+        # aiohttp has written its own headers by now, and would close without a word.
+        response.headers["Connection"] = "Upgrade, close" if "Upgrade" in response.headers else "close"
         if isinstance(response, web.Response) and not response.body:  # of which aiohttp would name a type
             response.headers.popall("Content-Type", None)

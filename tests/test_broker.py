@@ -118,6 +118,7 @@ async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> Non
     await turns()
     assert scene.topology.redis.commands == [
         [b"HELLO", b"3", b"SETNAME", b"gateway-x"],
+        [b"PING"],
         [b"SUBSCRIBE", b"a", b"b"],
         [b"MGET", b"a", b"b"],
     ]
@@ -134,7 +135,7 @@ async def test_passes_on_what_is_asked() -> None:
     scene.broker.read(b"b")
     scene.broker.unsubscribe(b"c")
     await turns()
-    assert scene.topology.redis.commands[1:] == [
+    assert scene.topology.redis.commands[2:] == [
         [b"SUBSCRIBE", b"a"],
         [b"MGET", b"a"],
         [b"MGET", b"b"],
@@ -156,7 +157,7 @@ async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
     scene.topology.answer = serves
     await asyncio.sleep(LAST_RETRY)
     assert scene.events.taken() == [("connected",)]
-    assert scene.topology.redis.commands == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"]]
+    assert scene.topology.redis.commands == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"]]
     await scene.stop()
 
 

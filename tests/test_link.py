@@ -78,20 +78,31 @@ async def greeting(scene: Scene, *answers: bytes, **options: Any) -> asyncio.Tas
 @virtual
 async def test_introduces_itself() -> None:
     scene = Scene()
-    task = await greeting(scene, b"%1\r\n+proto\r\n:3\r\n")
+    task = await greeting(scene, b"%1\r\n+proto\r\n:3\r\n", resp("PONG"))
     assert task.done()
-    assert scene.commands() == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"]]
+    assert scene.commands() == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"]]
 
 
 @virtual
 async def test_introduces_itself_with_a_password_and_chooses_the_database() -> None:
     scene = Scene()
-    task = await greeting(scene, resp("OK"), resp("OK"), username="me", password="secret", database=7)
+    task = await greeting(
+        scene, resp("OK"), resp("OK"), resp("PONG"), username="me", password="secret", database=7
+    )
     assert task.done()
     assert scene.commands() == [
         [b"HELLO", b"3", b"AUTH", b"me", b"secret", b"SETNAME", b"gateway-x"],
         [b"SELECT", b"7"],
+        [b"PING"],
     ]
+
+
+@virtual
+async def test_a_user_that_may_not_ping_is_found_out_at_once() -> None:
+    why = "NOPERM User weak has no permissions to run the 'ping' command"
+    task = await greeting(Scene(), resp("OK"), resp(Exception(why)))
+    with pytest.raises(LinkLost, match="permissions to run the 'ping' command"):
+        await task
 
 
 @pytest.mark.parametrize(
@@ -302,7 +313,13 @@ async def test_a_channel_left_while_its_refused_read_is_retried_stays_left() -> 
 
 @pytest.mark.parametrize(
     "refusal",
-    ["LOADING Redis is loading", "MASTERDOWN Link with MASTER is down", "ERR unknown command", "NOAUTH"],
+    [
+        "LOADING Redis is loading",
+        "MASTERDOWN Link with MASTER is down",
+        "ERR unknown command",
+        "NOAUTH",
+        "NOPERM User weak has no permissions to run the 'subscribe' command",
+    ],
 )
 def test_any_other_refusal_ends_the_link(refusal: str) -> None:
     @virtual
@@ -580,7 +597,9 @@ class Whole:
 
 
 steps = st.lists(
-    st.tuples(st.sampled_from(["join", "leave", "work", "turn", "publish"]), st.integers(0, 4)), max_size=40
+    st.tuples(st.sampled_from(["join", "leave", "work", "turn", "publish"]), st.integers(0, 4)),
+    min_size=15,
+    max_size=60,
 )
 
 

@@ -44,6 +44,14 @@ class Spoken(Session):
         self.aborted = True
 
 
+class Overflowing(Spoken):
+    """Its first message is too much for its client, and it is closed from within."""
+
+    def _write(self, message: bytes) -> None:
+        super()._write(message)
+        self.close(CloseCode.POLICY, "slow consumer")
+
+
 class Scene:
     """One session on a node of its own."""
 
@@ -268,6 +276,16 @@ def test_delivers_with_what_was_sent_along() -> None:
             "data": [1],
         }
     ]
+
+
+def test_a_session_that_overflows_at_its_answer_gets_no_result_after_it() -> None:
+    scene = Scene()
+    scene.node.admission.admit("192.0.2.1")
+    session = Overflowing(scene.node)
+    session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert len(session.written) == 1
+    assert session.goodbyes == [(CloseCode.POLICY, "slow consumer")]
 
 
 def test_a_message_id_is_sent_once() -> None:

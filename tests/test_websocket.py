@@ -448,7 +448,8 @@ def test_a_goodbye_may_be_too_much() -> None:
             ]
         )
         | st.sampled_from([b"confirm", b"publish", b"lose redis", b"wait"]).map(lambda word: b"\0" + word),
-        max_size=20,
+        min_size=4,
+        max_size=30,
     ),
     st.booleans(),
 )

@@ -20,7 +20,7 @@ from .raw import Raw
 
 SOON = 2.0  # seconds: what takes no time, on a machine that is busy
 DELAY, DRAIN = 2.0, 1.5
-BROWSERS = 89
+BROWSERS = 90
 
 
 @contextmanager
