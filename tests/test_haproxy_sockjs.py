@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
@@ -12,6 +13,9 @@ from typing import NamedTuple
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from pytest_aiohttp import AiohttpServer
 
 from gateway.publishing import SCRIPT
 
@@ -21,6 +25,8 @@ from .processes import Node, Valkey, wait_until
 from .test_haproxy import CONFIGURATION, Balancer, address, node_at, sessions, started
 
 pytestmark = pytest.mark.needs("haproxy")
+
+MIGRATION = (CONFIGURATION.parent.parent / "docs" / "migration.md").read_text()
 
 TRANSPORTS = ["xhr", "xhr_streaming", "eventsource"]
 CLIENTS = 60
@@ -194,13 +200,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 
 @pytest.fixture
 async def stack(shared: Stack) -> Stack:
-    """Three running nodes without sessions, whatever the test before did to them."""
+    """Three running nodes, whatever the test before did to them."""
     for number, node in enumerate(shared.nodes):
         if node.process.poll() is not None:
             shared.restart(number)
-    wait_until(lambda: held_by(shared.nodes) == [0, 0, 0], "the sessions of the test before are gone")
     await ready(3, shared.balancer)
     return shared
+
+
+@pytest.fixture
+async def idle(stack: Stack) -> Stack:
+    """Three running nodes without sessions."""
+    wait_until(lambda: held_by(stack.nodes) == [0, 0, 0], "the sessions of the test before are gone")
+    return stack
 
 
 async def ready(count: int, *balancers: Balancer) -> None:
@@ -210,7 +222,7 @@ async def ready(count: int, *balancers: Balancer) -> None:
     await asyncio.to_thread(wait_until, seen, f"HAProxy gives clients to {count} nodes")
 
 
-async def test_every_transport_survives_a_killed_node(stack: Stack) -> None:
+async def test_every_transport_survives_a_killed_node(idle: Stack) -> None:
     lost: dict[str, str] = {}
     published = asyncio.Event()
 
@@ -226,7 +238,7 @@ async def test_every_transport_survives_a_killed_node(stack: Stack) -> None:
         await page.register(name)
         return await result(page)
 
-    nodes, balancer, valkey = stack
+    nodes, balancer, valkey = idle
     async with pages(balancer.port, CLIENTS) as opened:
         assert await register(opened) == []
         held = held_by(nodes)
@@ -265,8 +277,8 @@ async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, 
             assert sessions(1, nodes[1]) > before, "new ones are shared with it"
 
 
-async def test_the_node_hears_of_clients_that_leave_while_they_listen(stack: Stack) -> None:
-    nodes, balancer, _ = stack
+async def test_the_node_hears_of_clients_that_leave_while_they_listen(idle: Stack) -> None:
+    nodes, balancer, _ = idle
     async with pages(balancer.port, 6) as opened:
         assert await register(opened) == []
         for page in opened.values():
@@ -275,8 +287,8 @@ async def test_the_node_hears_of_clients_that_leave_while_they_listen(stack: Sta
     await asyncio.to_thread(wait_until, lambda: sum(held_by(nodes)) == 0, "the nodes notice", AT_ONCE)
 
 
-async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(stack: Stack) -> None:
-    nodes, balancer, _ = stack
+async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(idle: Stack) -> None:
+    nodes, balancer, _ = idle
     async with aiohttp.ClientSession() as http, AsyncExitStack() as sockets:
         for number in range(12):
             url = f"http://127.0.0.1:{balancer.port}/websocket/000/session-{number}/websocket"
@@ -290,3 +302,81 @@ async def test_without_the_hash_sessions_are_lost_at_once(stack: Stack, tmp_path
     with balanced(stack.nodes, configuration(tmp_path, *HASH, *STICKY)) as control:
         async with pages(control.port, CLIENTS) as opened:
             assert len(await register(opened)) > CLIENTS * 3 // 4
+
+
+# Beside Web Flow, as docs/migration.md has it
+
+
+def documented(part: str) -> str:
+    """The lines for HAProxy behind `<!-- haproxy: part -->`."""
+    found = re.search(rf"<!-- haproxy: {part} -->\n *```haproxy\n(.*?) *```", MIGRATION, re.DOTALL)
+    assert found is not None, part
+    return found[1]
+
+
+@pytest.fixture
+async def web_flow(aiohttp_server: AiohttpServer) -> TestServer:
+    """What stands for Web Flow: it answers with the path that it was asked for."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=f"Web Flow at {request.path}")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    return await aiohttp_server(app)
+
+
+def beside(web_flow: TestServer, folder: Path, rules: str) -> Path:
+    """The shipped configuration with Web Flow's servers, and with `rules` for what goes to them."""
+    before = "    option forwardfor\n"
+    servers = documented("backend").replace("192.0.2.10:8080", f"127.0.0.1:{web_flow.port}")
+    text = CONFIGURATION.read_text().replace(before, before + rules)
+    path = folder / "haproxy.cfg"
+    path.write_text(f"{text}\n{servers.replace('port 8080', f'port {web_flow.port}')}")
+    return path
+
+
+async def ask(balancer: Balancer, below: str, *, post: bool = False, cookie: str = "", ip: int = 1) -> str:
+    url = f"http://127.0.0.1:{balancer.port}/powerauth-webflow{below}"
+    connector = aiohttp.TCPConnector(local_addr=(f"127.0.0.{ip}", 0))
+    async with (
+        aiohttp.ClientSession(connector=connector) as http,
+        http.request("POST" if post else "GET", url, headers={"Cookie": cookie}) as answer,
+    ):
+        return await answer.text()
+
+
+async def test_the_sockets_of_chosen_browsers_go_to_the_gateway(
+    stack: Stack, tmp_path: Path, web_flow: TestServer
+) -> None:
+    path = beside(web_flow, tmp_path, documented("frontend"))
+    chosen = "JSESSIONID=1; webflow_gateway=1"
+    with balanced(stack.nodes, path) as balancer:
+        for below in ("/", "/api/auth", "/websockets"):
+            assert await ask(balancer, below, cookie=chosen) == f"Web Flow at /powerauth-webflow{below}"
+        for below in ("/websocket/info", "/websocket/000/one/xhr"):
+            assert await ask(balancer, below) == f"Web Flow at /powerauth-webflow{below}"
+        assert '"cookie_needed": false' in await ask(balancer, "/websocket/info", cookie=chosen)
+        for number in range(6):
+            session = f"/websocket/000/chosen-{number}"
+            assert await ask(balancer, f"{session}/xhr", post=True, cookie=chosen) == "o\n"
+            assert await ask(balancer, f"{session}/xhr_send", post=True, cookie=chosen) == "Payload expected."
+        async with aiohttp.ClientSession(headers={"Cookie": chosen}) as http:
+            url = f"http://127.0.0.1:{balancer.port}/powerauth-webflow/websocket/000/ws/websocket"
+            async with http.ws_connect(url) as websocket:
+                assert await websocket.receive_str(timeout=SECONDS) == "o"
+
+
+async def test_the_sockets_of_a_percentage_go_to_the_gateway(
+    stack: Stack, tmp_path: Path, web_flow: TestServer
+) -> None:
+    rules = documented("frontend").splitlines(keepends=True)
+    rules = [documented("percentage") if "acl chosen" in rule else rule for rule in rules]
+    path = beside(web_flow, tmp_path, "".join(rules))
+    with balanced(stack.nodes, path) as balancer:
+        addresses = range(1, 201)
+        answers = [await ask(balancer, "/websocket/info", ip=number) for number in addresses]
+        at_gateway = sum("cookie_needed" in answer for answer in answers)
+        assert 4 <= at_gateway <= 40, "of 200, ten per cent"
+        again = [await ask(balancer, "/websocket/info", ip=number) for number in addresses]
+        assert ["Web Flow" in answer for answer in again] == ["Web Flow" in answer for answer in answers]
