@@ -20,6 +20,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import ClassVar, NamedTuple
 
@@ -327,6 +328,7 @@ class Driver:
                 data = browser.socket.recv(4096)
         except BlockingIOError:
             return False  # the end of the connection is a packet of its own, and not here yet
+        browser.inbox = _answer_heartbeats(browser, browser.inbox)
         if browser.inbox not in (CLOSED, CLOSED_NORMALLY):
             raise BenchError(f"expected a Close frame and the end, received {browser.inbox!r}")
         del self._by_descriptor[browser.socket.fileno()]
@@ -343,18 +345,9 @@ class Driver:
 
     def _receive(self, browser: Browser) -> bool:
         """Read; True once all that was expected is there. Raises BenchError when something else is."""
-        inbox = browser.inbox + self._read(browser)
-        if inbox.startswith(HEART_BEAT):  # STOMP's; answered so that the client's own are never overdue
-            browser.socket.send(client_frame(1, b"\n"))
-            inbox = inbox[len(HEART_BEAT) :]
-            if not inbox:
-                return False
-        if inbox[:1] == b"\x89" and len(inbox) > 1:  # a heartbeat's ping, whole: it is too short to be cut
-            end = 2 + inbox[1]
-            browser.socket.send(client_frame(10, inbox[2:end]))
-            inbox = inbox[end:]
-            if not inbox:
-                return False
+        inbox = _answer_heartbeats(browser, browser.inbox + self._read(browser))
+        if not inbox:
+            return False
         if inbox == browser.expected:
             browser.inbox = browser.expected = b""
             return True
@@ -391,6 +384,25 @@ class Driver:
         while (left := end - time.monotonic()) > 0:
             for descriptor, _ in self._epoll.poll(left, EVENTS):
                 step(self._by_descriptor[descriptor])
+
+
+def _answer_heartbeats(browser: Browser, inbox: bytes) -> bytes:
+    """Answer the heart-beats that `inbox` begins with; what is left of it.
+
+    A ping is too short to be cut. A STOMP client that answers the server's heart-beats is not late with its
+    own, which are due as often.
+    """
+    while True:
+        if inbox.startswith(HEART_BEAT):
+            end, answer = len(HEART_BEAT), client_frame(1, b"\n")
+        elif inbox[:1] == b"\x89" and len(inbox) > 1:
+            end = 2 + inbox[1]
+            answer = client_frame(10, inbox[2:end])
+        else:
+            return inbox
+        with suppress(ConnectionError):  # the server may have closed since
+            browser.socket.send(answer)
+        inbox = inbox[end:]
 
 
 def _check_upgrade(response: bytes) -> None:

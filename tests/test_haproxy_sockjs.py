@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import aiohttp
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from pytest_aiohttp import AiohttpServer
 
 from gateway.publishing import SCRIPT
 
@@ -20,6 +25,8 @@ from .processes import Node, Valkey, wait_until
 from .test_haproxy import CONFIGURATION, Balancer, address, node_at, sessions, started
 
 pytestmark = pytest.mark.needs("haproxy")
+
+MIGRATION = (CONFIGURATION.parent.parent / "docs" / "migration.md").read_text()
 
 TRANSPORTS = ["xhr", "xhr_streaming", "eventsource"]
 CLIENTS = 60
@@ -34,67 +41,75 @@ class Page:
     """A page on its own connections: one it keeps for its next request, or a new one for each."""
 
     def __init__(self, port: int, transport: str, http: aiohttp.ClientSession) -> None:
-        self.transport = transport
         self._at = f"http://127.0.0.1:{port}/websocket"
+        self._transport = transport
         self._http = http
-        self._frames: AsyncGenerator[str] = self._listen("")
-        self._said: list[str] = []
-        self.session = ""
-
-    async def connect(self) -> None:
-        """Open a session with an id of its own, as sockjs-client does. Raises Lost."""
-        await self._frames.aclose()
-        self.session = f"{secrets.randbelow(1000):03}/{secrets.token_hex(4)}"
-        self._frames = self._listen(f"{self._at}/{self.session}")
-        self._said = []
-        if await self._frame() != "o":
-            raise Lost("not opened")
+        self._session = ""
+        self._opened = False
+        self._listener: asyncio.Task[None] | None = None
+        self._heard: asyncio.Queue[str | Lost] = asyncio.Queue()
 
     async def register(self, name: str) -> None:
-        """Open a session and register `name`, message by message. Raises Lost."""
-        await self.connect()
+        """Open a session by an id of its own, as sockjs-client does, and register `name`. Raises Lost."""
+        await self.close()
+        self._session = f"{secrets.randbelow(1000):03}/{secrets.token_hex(4)}"
+        self._opened = False
+        self._heard = asyncio.Queue()
+        self._listener = asyncio.create_task(self._listen())
+        if await self.hear() != "o":
+            raise Lost("not opened")
         for message in stomp.conversation(name):
             if await self.send(message) != 204:
                 raise Lost("xhr_send")
-        connected = stomp.parse(await self.hear())
-        assert connected.command == "CONNECTED"
+        assert stomp.parse(await self.hear()).command == "CONNECTED"
         assert stomp.message(await self.hear()) == stomp.registered(name)
 
     async def send(self, message: str) -> int:
         """The status of the request that says `message`."""
-        url = f"{self._at}/{self.session}/xhr_send"
+        url = f"{self._at}/{self._session}/xhr_send"
         async with self._http.post(url, data=json.dumps([message])) as answer:
             return answer.status
 
     async def hear(self) -> str:
-        """The next message. Raises Lost."""
-        while not self._said:
-            frame = await self._frame()
-            if frame != "h":
-                if frame[0] != "a":
-                    raise Lost(frame)
-                self._said = json.loads(frame[1:])
-        return self._said.pop(0)
+        """The next message, or `o` once. Raises Lost."""
+        heard = await self._heard.get()
+        if isinstance(heard, Lost):
+            raise heard
+        return heard
 
-    async def _frame(self) -> str:
+    async def close(self) -> None:
+        """Leave without a word."""
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.wait([self._listener])
+
+    async def _listen(self) -> None:
         try:
-            return await anext(self._frames)
-        except aiohttp.ClientError as error:
-            raise Lost(repr(error)) from error
+            while True:
+                await self._request()
+        except (aiohttp.ClientError, Lost) as reason:
+            self._heard.put_nowait(Lost(str(reason)))
 
-    async def _listen(self, url: str) -> AsyncGenerator[str]:
-        """The frames of one request after another."""
-        method = "GET" if self.transport == "eventsource" else "POST"
-        while True:
-            async with self._http.request(method, f"{url}/{self.transport}") as answer:
-                if answer.status != 200:
-                    raise Lost(f"{self.transport}: {answer.status}")
-                async for line in answer.content:
-                    frame = line.decode().removeprefix("data: ").rstrip()
-                    if frame and frame != "h" * 2048:
-                        yield frame
-            if self.transport != "xhr":
-                raise Lost("the stream has ended")
+    async def _request(self) -> None:
+        method = "GET" if self._transport == "eventsource" else "POST"
+        url = f"{self._at}/{self._session}/{self._transport}"
+        async with self._http.request(method, url) as answer:
+            if answer.status != 200:
+                raise Lost(str(answer.status))
+            async for line in answer.content:
+                self._take(line.decode().removeprefix("data: ").rstrip())
+        if self._transport != "xhr":
+            raise Lost("the stream has ended")
+
+    def _take(self, frame: str) -> None:
+        if frame == "o" and not self._opened:
+            self._opened = True
+            self._heard.put_nowait(frame)
+        elif frame.startswith("a"):
+            for message in json.loads(frame[1:]):
+                self._heard.put_nowait(message)
+        elif frame.strip("h"):  # neither a heartbeat nor the prelude
+            raise Lost(frame)
 
 
 @asynccontextmanager
@@ -110,7 +125,8 @@ async def pages(port: int, count: int, prefix: str = "page") -> AsyncIterator[di
                 timeout=aiohttp.ClientTimeout(sock_connect=SECONDS, sock_read=40),
             )
             await stack.enter_async_context(http)
-            opened[f"{prefix}-{number}"] = Page(port, TRANSPORTS[number % 3], http)
+            opened[f"{prefix}-{number}"] = page = Page(port, TRANSPORTS[number % 3], http)
+            stack.push_async_callback(page.close)
         yield opened
 
 
@@ -121,7 +137,7 @@ def held_by(nodes: Sequence[Node]) -> list[int]:
 def publish(valkey: Valkey, names: Sequence[str], result: str) -> list[int]:
     """Publish `result` and the number in its name to each, with retention; how many nodes held each."""
     with valkey.client() as client:
-        arguments = [(f"websocket:{name}", f"{result}_{name[5:]}") for name in names]
+        arguments = [(f"websocket:{name}", f"{result}_{name.rpartition('-')[2]}") for name in names]
         return [int(str(client.eval(SCRIPT, 1, channel, said, "60"))) for channel, said in arguments]
 
 
@@ -152,71 +168,51 @@ def configuration(folder: Path, *without: str) -> Path:
     return path
 
 
+def balanced(nodes: Sequence[Node], path: Path) -> AbstractContextManager[Balancer]:
+    """One more HAProxy in front of `nodes`, with the configuration at `path`."""
+    addresses = [address(number) for number in range(len(nodes))]
+    return Balancer.start(nodes, addresses, path.parent, path)
+
+
 STICKY = ("stick-table", "stick on")
 HASH = ("balance hash", "hash-type")
 
 
-async def test_every_transport_survives_a_killed_node(tmp_path: Path) -> None:
-    lost: dict[str, str] = {}
-    published = asyncio.Event()
+class Stack(NamedTuple):
+    nodes: list[Node]
+    balancer: Balancer
+    valkey: Valkey
 
-    async def browse(name: str, page: Page) -> str:
-        """The next result; a page whose session is lost connects anew, once everything is published."""
-        try:
-            return await result(page)
-        except Lost as reason:
-            lost[name] = str(reason)
-        # A poll that was on its way has opened a session on another node; otherwise no other knows it.
-        assert await page.send(stomp.DISCONNECT) == (204 if lost[name] == "o" else 404)
-        await published.wait()
-        await page.register(name)
-        return await result(page)
-
-    with started(tmp_path, [], [], []) as (nodes, balancer, valkey):
-        async with pages(balancer.port, CLIENTS) as opened:
-            assert await register(opened) == []
-            held = held_by(nodes)
-            assert sum(held) == CLIENTS
-            assert all(held), "each node has some"
-
-            assert publish(valkey, list(opened), "FIRST") == [1] * CLIENTS
-            results = await asyncio.gather(*map(result, opened.values()))
-            assert results == [f"FIRST_{number}" for number in range(CLIENTS)]
-
-            browsing = [asyncio.create_task(browse(name, page)) for name, page in opened.items()]
-            nodes[0].kill()
-            await asyncio.to_thread(wait_until, lambda: len(lost) == held[0], "its clients notice", AT_ONCE)
-            assert publish(valkey, list(opened), "SECOND").count(0) == held[0]
-            published.set()
-            assert await asyncio.gather(*browsing) == [f"SECOND_{number}" for number in range(CLIENTS)]
-            assert len(lost) == held[0], "nobody else was disturbed"
+    def restart(self, number: int) -> None:
+        """Start the `number`-th node, which has been killed, where it was."""
+        old = self.nodes[number]
+        self.nodes[number] = node_at(number, self.valkey, old.port, old.admin_port)
 
 
-async def test_a_node_that_joins_takes_no_session_from_the_others(tmp_path: Path) -> None:
-    forgetful = configuration(tmp_path, *STICKY)  # the control
-    with (
-        started(tmp_path, [], []) as (nodes, balancer, valkey),
-        Balancer.start(nodes, [address(0), address(1)], tmp_path, forgetful) as control,
-    ):
-        nodes[1].kill()
-        await ready(1, balancer, control)
-        async with pages(balancer.port, CLIENTS) as opened, pages(control.port, CLIENTS, "control") as others:
-            assert await register(opened) == await register(others) == []
-            hearing = [asyncio.create_task(result(page)) for page in [*opened.values(), *others.values()]]
-            joined = await asyncio.to_thread(node_at, 1, valkey, nodes[1].port, nodes[1].admin_port)
-            with joined:
-                await ready(2, balancer, control)
-                assert 404 in [await page.send("\n") for page in others.values()]
-                assert [await page.send("\n") for page in opened.values()] == [204] * CLIENTS
-                assert publish(valkey, list(opened), "RESULT") == [1] * CLIENTS
-                results = await asyncio.gather(*hearing[:CLIENTS])
-                assert results == [f"RESULT_{number}" for number in range(CLIENTS)]
-                for task in hearing[CLIENTS:]:
-                    task.cancel()
-                await asyncio.gather(*hearing, return_exceptions=True)
-                before = sessions(1, joined)
-                assert await register(opened) == []
-                assert sessions(1, joined) > before, "new ones are shared with it"
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with started(tmp_path_factory.mktemp("haproxy"), [], [], []) as (nodes, balancer, valkey):
+        stack = Stack(nodes, balancer, valkey)
+        yield stack
+        for node in stack.nodes:
+            node.stop()
+
+
+@pytest.fixture
+async def stack(shared: Stack) -> Stack:
+    """Three running nodes, whatever the test before did to them."""
+    for number, node in enumerate(shared.nodes):
+        if node.process.poll() is not None:
+            shared.restart(number)
+    await ready(3, shared.balancer)
+    return shared
+
+
+@pytest.fixture
+async def idle(stack: Stack) -> Stack:
+    """Three running nodes without sessions."""
+    wait_until(lambda: held_by(stack.nodes) == [0, 0, 0], "the sessions of the test before are gone")
+    return stack
 
 
 async def ready(count: int, *balancers: Balancer) -> None:
@@ -226,57 +222,161 @@ async def ready(count: int, *balancers: Balancer) -> None:
     await asyncio.to_thread(wait_until, seen, f"HAProxy gives clients to {count} nodes")
 
 
-# What harms no node
+async def test_every_transport_survives_a_killed_node(idle: Stack) -> None:
+    lost: dict[str, str] = {}
+    published = asyncio.Event()
+
+    async def browse(name: str, page: Page) -> str:
+        """The next result; a page whose session is lost connects anew, once everything is published."""
+        try:
+            return await result(page)
+        except Lost as reason:
+            lost[name] = str(reason)
+        # A poll that was on its way has opened a session on another node; otherwise no other node knows it.
+        assert await page.send(stomp.DISCONNECT) == (204 if lost[name] == "o" else 404)
+        await published.wait()
+        await page.register(name)
+        return await result(page)
+
+    nodes, balancer, valkey = idle
+    async with pages(balancer.port, CLIENTS) as opened:
+        assert await register(opened) == []
+        held = held_by(nodes)
+        assert sum(held) == CLIENTS
+        assert all(held), "each node has some"
+
+        assert publish(valkey, list(opened), "FIRST") == [1] * CLIENTS
+        results = await asyncio.gather(*map(result, opened.values()))
+        assert results == [f"FIRST_{number}" for number in range(CLIENTS)]
+
+        browsing = [asyncio.create_task(browse(name, page)) for name, page in opened.items()]
+        nodes[0].kill()
+        await asyncio.to_thread(wait_until, lambda: len(lost) == held[0], "its clients notice", AT_ONCE)
+        assert publish(valkey, list(opened), "SECOND").count(0) == held[0]
+        published.set()
+        assert await asyncio.gather(*browsing) == [f"SECOND_{number}" for number in range(CLIENTS)]
+        assert len(lost) == held[0], "nobody else was disturbed"
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[list[Node], Balancer]]:
-    with started(tmp_path_factory.mktemp("haproxy"), [], [], []) as (nodes, balancer, _):
-        yield nodes, balancer
+async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, tmp_path: Path) -> None:
+    nodes, balancer, valkey = stack
+    with balanced(nodes, configuration(tmp_path, *STICKY)) as control:
+        nodes[1].kill()
+        await ready(2, balancer, control)
+        async with pages(balancer.port, 30, "first") as opened, pages(control.port, 30, "control") as others:
+            assert await register(opened) == await register(others) == []
+            await asyncio.to_thread(stack.restart, 1)
+            await ready(3, balancer, control)
+            assert 404 in [await page.send("\n") for page in others.values()]
+            assert [await page.send("\n") for page in opened.values()] == [204] * 30
+            assert publish(valkey, list(opened), "RESULT") == [1] * 30
+            results = await asyncio.gather(*map(result, opened.values()))
+            assert results == [f"RESULT_{number}" for number in range(30)]
+            before = sessions(1, nodes[1])
+            assert await register(opened) == []
+            assert sessions(1, nodes[1]) > before, "new ones are shared with it"
 
 
-@pytest.fixture
-def nodes(stack: tuple[list[Node], Balancer]) -> list[Node]:
-    """Three nodes without sessions."""
-    wait_until(lambda: held_by(stack[0]) == [0, 0, 0], "the sessions of the test before are gone")
-    return stack[0]
-
-
-@pytest.fixture
-def balancer(stack: tuple[list[Node], Balancer]) -> Balancer:
-    return stack[1]
-
-
-async def test_the_node_hears_of_clients_that_leave_while_they_listen(
-    nodes: list[Node], balancer: Balancer
-) -> None:
+async def test_the_node_hears_of_clients_that_leave_while_they_listen(idle: Stack) -> None:
+    nodes, balancer, _ = idle
     async with pages(balancer.port, 6) as opened:
         assert await register(opened) == []
-        listening = [asyncio.create_task(page.hear()) for page in opened.values()]
         for page in opened.values():
-            await page.send("\n")  # by now the requests before it have been sent
+            await page.send("\n")  # by now they listen again
         assert sum(held_by(nodes)) == 6
-        for task in listening:
-            task.cancel()
-        await asyncio.gather(*listening, return_exceptions=True)
     await asyncio.to_thread(wait_until, lambda: sum(held_by(nodes)) == 0, "the nodes notice", AT_ONCE)
 
 
-async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(
-    nodes: list[Node], balancer: Balancer
-) -> None:
-    async with aiohttp.ClientSession() as http, AsyncExitStack() as stack:
+async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(idle: Stack) -> None:
+    nodes, balancer, _ = idle
+    async with aiohttp.ClientSession() as http, AsyncExitStack() as sockets:
         for number in range(12):
             url = f"http://127.0.0.1:{balancer.port}/websocket/000/session-{number}/websocket"
-            websocket = await stack.enter_async_context(http.ws_connect(url))
+            websocket = await sockets.enter_async_context(http.ws_connect(url))
             assert await websocket.receive_str(timeout=SECONDS) == "o"
         assert held_by(nodes) == [4, 4, 4]
 
 
-async def test_without_the_hash_sessions_are_lost_at_once(nodes: list[Node], tmp_path: Path) -> None:
+async def test_without_the_hash_sessions_are_lost_at_once(stack: Stack, tmp_path: Path) -> None:
     """The control: each request goes to the node that is next."""
-    round_robin = configuration(tmp_path, *HASH, *STICKY)
-    addresses = [address(number) for number in range(3)]
-    with Balancer.start(nodes, addresses, tmp_path, round_robin) as control:
+    with balanced(stack.nodes, configuration(tmp_path, *HASH, *STICKY)) as control:
         async with pages(control.port, CLIENTS) as opened:
             assert len(await register(opened)) > CLIENTS * 3 // 4
+
+
+# Beside Web Flow, as docs/migration.md has it
+
+
+def documented(part: str) -> str:
+    """The lines for HAProxy behind `<!-- haproxy: part -->`."""
+    found = re.search(rf"<!-- haproxy: {part} -->\n *```haproxy\n(.*?) *```", MIGRATION, re.DOTALL)
+    assert found is not None, part
+    return found[1]
+
+
+@pytest.fixture
+async def web_flow(aiohttp_server: AiohttpServer) -> TestServer:
+    """What stands for Web Flow: it answers with the path that it was asked for."""
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(text=f"Web Flow at {request.path}")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    return await aiohttp_server(app)
+
+
+def beside(web_flow: TestServer, folder: Path, rules: str) -> Path:
+    """The shipped configuration with Web Flow's servers, and with `rules` for what goes to them."""
+    before = "    option forwardfor\n"
+    servers = documented("backend").replace("192.0.2.10:8080", f"127.0.0.1:{web_flow.port}")
+    text = CONFIGURATION.read_text().replace(before, before + rules)
+    path = folder / "haproxy.cfg"
+    path.write_text(f"{text}\n{servers.replace('port 8080', f'port {web_flow.port}')}")
+    return path
+
+
+async def ask(balancer: Balancer, below: str, *, post: bool = False, cookie: str = "", ip: int = 1) -> str:
+    url = f"http://127.0.0.1:{balancer.port}/powerauth-webflow{below}"
+    connector = aiohttp.TCPConnector(local_addr=(f"127.0.0.{ip}", 0))
+    async with (
+        aiohttp.ClientSession(connector=connector) as http,
+        http.request("POST" if post else "GET", url, headers={"Cookie": cookie}) as answer,
+    ):
+        return await answer.text()
+
+
+async def test_the_sockets_of_chosen_browsers_go_to_the_gateway(
+    stack: Stack, tmp_path: Path, web_flow: TestServer
+) -> None:
+    path = beside(web_flow, tmp_path, documented("frontend"))
+    chosen = "JSESSIONID=1; webflow_gateway=1"
+    with balanced(stack.nodes, path) as balancer:
+        for below in ("/", "/api/auth", "/websockets"):
+            assert await ask(balancer, below, cookie=chosen) == f"Web Flow at /powerauth-webflow{below}"
+        for below in ("/websocket/info", "/websocket/000/one/xhr"):
+            assert await ask(balancer, below) == f"Web Flow at /powerauth-webflow{below}"
+        assert '"cookie_needed": false' in await ask(balancer, "/websocket/info", cookie=chosen)
+        for number in range(6):
+            session = f"/websocket/000/chosen-{number}"
+            assert await ask(balancer, f"{session}/xhr", post=True, cookie=chosen) == "o\n"
+            assert await ask(balancer, f"{session}/xhr_send", post=True, cookie=chosen) == "Payload expected."
+        async with aiohttp.ClientSession(headers={"Cookie": chosen}) as http:
+            url = f"http://127.0.0.1:{balancer.port}/powerauth-webflow/websocket/000/ws/websocket"
+            async with http.ws_connect(url) as websocket:
+                assert await websocket.receive_str(timeout=SECONDS) == "o"
+
+
+async def test_the_sockets_of_a_percentage_go_to_the_gateway(
+    stack: Stack, tmp_path: Path, web_flow: TestServer
+) -> None:
+    rules = documented("frontend").splitlines(keepends=True)
+    rules = [documented("percentage") if "acl chosen" in rule else rule for rule in rules]
+    path = beside(web_flow, tmp_path, "".join(rules))
+    with balanced(stack.nodes, path) as balancer:
+        addresses = range(1, 201)
+        answers = [await ask(balancer, "/websocket/info", ip=number) for number in addresses]
+        at_gateway = sum("cookie_needed" in answer for answer in answers)
+        assert 4 <= at_gateway <= 40, "of 200, ten per cent"
+        again = [await ask(balancer, "/websocket/info", ip=number) for number in addresses]
+        assert ["Web Flow" in answer for answer in again] == ["Web Flow" in answer for answer in answers]
