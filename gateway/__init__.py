@@ -17,6 +17,7 @@ Reading order, from what is decided to what carries it out:
     sockjs             sessions over SockJS: by WebSocket, by polls, by streams
     topology           where Redis is
     link, broker       one connection to Redis; the keeper that builds the next one
+    descriptors        how many connections there is room for
     door               the public port, while a connection waits for a request
     gate               who is let in, and where WebSockets open
     sockjs_views       HTTP: the paths of SockJS

@@ -16,6 +16,7 @@ from aiohttp import web
 from . import __version__, invocation, logs
 from .broker import Broker
 from .config import Config, redact
+from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .hub import Hub
@@ -60,7 +61,8 @@ class Gateway:
         self._demo = demo
         self._clock = asyncio.get_running_loop().time
         self._hub = Hub(config.channel_prefix, config.max_result_size)
-        admission = Admission(config.max_sessions, config.max_sessions_per_ip)
+        self._room = room(raise_limit(), config.max_sessions, config.max_handshakes)
+        admission = Admission(self._room.sessions, config.max_sessions_per_ip)
         self._node = Node(config, self._hub, admission, self._clock)
         self._public = PublicViews(self._node)
         self._listeners: list[asyncio.Server] = []
@@ -77,7 +79,7 @@ class Gateway:
         config = self.config
         server = await self._run(self._public_app())
         self._door = Door(
-            self._public.endpoint, server, config.max_handshakes, config.handshake_timeout, self._clock
+            self._public.endpoint, server, self._room.handshakes, config.handshake_timeout, self._clock
         )
         self._public.attach(self._door)
         port = await self._listen(self._door, "port", config.host, config.port)
@@ -142,14 +144,16 @@ class Gateway:
             listener.close()
         for session in list(self._node.deadlines):
             session.abort()
-        for visitor in list(self._door.deadlines):
-            visitor.deadline_passed()
+        if self.listening is not None:
+            for visitor in list(self._door.deadlines):
+                visitor.deadline_passed()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._runners:
             await runner.cleanup()
-        log.info("stopped")
+        if self.listening is not None:
+            log.info("stopped")
 
     def _public_app(self) -> web.Application:
         routes = self._public.routes()
@@ -240,7 +244,12 @@ async def serve(
         loop.add_signal_handler(number, signals.put_nowait, number)
     gateway = Gateway(config, demo=demo)
     try:
-        listening = await gateway.start()
+        try:
+            listening = await gateway.start()
+        except ConfigError as error:
+            log.error("cannot start", why=str(error))  # noqa: TRY400 - the sentence says it all
+            raise
+        logs.configure(config.log_level, config.log_format, config.node_name(listening.port))
         if announce is not None:
             announce(listening)
         _spare_the_collector()

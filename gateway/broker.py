@@ -25,6 +25,9 @@ STABLE_AFTER: Final = 5.0
 REMIND_EVERY: Final = 30.0
 """Seconds between log lines while Redis stays away for one and the same reason."""
 
+ALARM_AFTER: Final = 10.0
+"""Seconds without Redis that are worth waking somebody for: by then registrations time out."""
+
 log = structlog.get_logger()
 
 
@@ -54,6 +57,7 @@ class Broker:
         self._name = name
         self._link: Link | None = None
         self._lost_at: float | None = None
+        self._started = clock()
         self._attempts = 0
         self._reminded: tuple[str, float] = ("", 0.0)
         self.gaps = 0
@@ -127,14 +131,15 @@ class Broker:
         self.ever_connected = True
         self._reminded = ("", 0.0)
         self._link = link
-        log.info("redis connected", blind_seconds=round(blind, 3), gaps=self.gaps)
+        about = {"after_seconds": round(blind, 3), "gaps": self.gaps} if self.gaps else {}
+        log.info("redis connected", redis=self._topology.shown, **about)
         link.start()
 
     def _down(self, why: str, now: float) -> None:
         self._link = None
         self._lost_at = now
         self.gaps += 1
-        log.warning("redis lost", why=why, gaps=self.gaps)
+        log.warning("redis lost", redis=self._topology.shown, why=why, gaps=self.gaps)
         self._events.disconnected()
 
     def _pause(self) -> float:
@@ -147,4 +152,6 @@ class Broker:
         said, when = self._reminded
         if why != said or now - when >= REMIND_EVERY:
             self._reminded = (why, now)
-            log.warning("redis unreachable", why=why)
+            missing = now - (self._started if self._lost_at is None else self._lost_at)
+            say = log.error if missing >= ALARM_AFTER else log.warning
+            say("redis unreachable", redis=self._topology.shown, why=why, for_seconds=round(missing, 1))

@@ -137,7 +137,8 @@ class Config(BaseModel):
         100_000,
         "Limits",
         "COUNT",
-        "Sessions on this node; one more is refused with 503. Each needs a file descriptor and up to 3 KB.",
+        "Sessions on this node; one more is refused with 503. Each needs a file descriptor and some 2 KB, "
+        "and 16 KB more while its client is amid a long message.",
         ge=1,
     )
     max_sessions_per_ip: int = _setting(
@@ -175,16 +176,17 @@ class Config(BaseModel):
         20.0,
         "Limits",
         "NUMBER",
-        "Messages a second from one session, over any length of time; a browser sends one or two in all.",
-        gt=0,
+        "Messages a second from one session, over any length of time, answers to pings included; a browser "
+        "sends one or two in all.",
+        ge=1,
         le=10_000,
         allow_inf_nan=False,
     )
     write_buffer: int = _setting(
-        65_536,
+        131_072,
         "Limits",
         "BYTES",
-        "What one session may leave unread before it is closed with 1008. Not below the largest result.",
+        "What one session may leave unread before it is closed with 1008. Above the largest result.",
         ge=1_024,
         le=16_777_216,
     )

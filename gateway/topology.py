@@ -12,12 +12,16 @@ from typing import Protocol, TypeVar
 
 import redis.asyncio
 
+from .config import redact
+
 P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class Topology(Protocol):
     """Finds the server that the node's subscriptions belong on."""
 
+    shown: str
+    """Where that is, for logs; without the password."""
     username: str
     password: str | None
     database: int
@@ -30,6 +34,7 @@ class Server:
     """One server at a fixed address: redis://, rediss:// or unix://, in redis-py's notation."""
 
     def __init__(self, url: str) -> None:
+        self.shown = redact(url)
         pool = redis.asyncio.ConnectionPool.from_url(url)
         options = pool.connection_kwargs
         self.username: str = options.get("username") or "default"

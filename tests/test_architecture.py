@@ -35,6 +35,7 @@ ORDER = [
     "topology",
     "link",
     "broker",
+    "descriptors",
     "door",
     "gate",
     "sockjs_views",

@@ -50,6 +50,7 @@ async def knows_no_resp3(topology: Topology, transport: Transport) -> None:
 class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
+    shown = "redis://somewhere"
     username = "default"
     password: str | None = None
     database = 0
@@ -322,7 +323,7 @@ async def test_up_and_down_are_told() -> None:
     assert [line["event"] for line in logs] == ["redis connected", "redis lost", "redis connected"]
     assert logs[1]["why"] == "reset by peer"
     assert logs[2]["gaps"] == 1
-    assert 0 < logs[2]["blind_seconds"] <= FIRST_RETRY + 0.001
+    assert 0 < logs[2]["after_seconds"] <= FIRST_RETRY + 0.001
 
 
 @pytest.mark.parametrize("answer", [serves, is_down, is_frozen, hangs])

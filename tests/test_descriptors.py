@@ -1,0 +1,50 @@
+"""File descriptors: no more is let in than fits."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from gateway.descriptors import RESERVED, Room, raise_limit, room
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+
+
+def test_what_fits_stays_as_it_is() -> None:
+    with capture_logs() as lines:
+        assert room(10_000, 5_000, 4_000) == Room(5_000, 4_000)
+        assert room(resource.RLIM_INFINITY, 100_000, 5_000) == Room(100_000, 5_000)
+    assert lines == []
+
+
+@given(st.integers(RESERVED + 2, 200_000), st.integers(1, 200_000), st.integers(1, 10_000))
+def test_what_does_not_fit_is_cut_and_said(limit: int, sessions: int, handshakes: int) -> None:
+    with capture_logs() as lines:
+        fits = room(limit, sessions, handshakes)
+    assert 1 <= fits.sessions <= sessions
+    assert 1 <= fits.handshakes <= handshakes
+    assert sum(fits) + RESERVED <= limit
+    assert len(lines) == (fits != (sessions, handshakes))
+
+
+def test_the_limit_is_raised_as_far_as_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = [(1_024, 4_096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, new: limits.append(new))
+    assert raise_limit() == 4_096
+    assert limits[-1] == (4_096, 4_096)
+    assert raise_limit() == 4_096
+    assert len(limits) == 2
+
+
+def test_a_limit_that_is_not_granted_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_which: int, _new: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_limit() == 256
