@@ -44,7 +44,7 @@ def room(limit: int, sessions: int, handshakes: int) -> Room:
     free = max(2, limit - RESERVED)
     fits_handshakes = min(handshakes, max(1, free // 5))
     fits = Room(min(sessions, free - fits_handshakes), fits_handshakes)
-    log.warning(
+    log.info(  # the default of max_sessions is more than most systems allow at first
         "fewer file descriptors than the settings ask for; raise the limit of open files (ulimit -n)",
         limit=limit,
         max_sessions=fits.sessions,
