@@ -40,7 +40,7 @@ REGISTRATION, AUTHORIZATION = "/user/topic/registration", "/user/topic/authoriza
 
 # What the console may say: that a node was killed, and is not there yet.
 LOST = re.compile(
-    r"net::ERR_(CONNECTION_REFUSED|CONNECTION_RESET|EMPTY_RESPONSE|INCOMPLETE_CHUNKED_ENCODING)"
+    r"net::ERR_(CONNECTION_\w+|SOCKET_NOT_CONNECTED|EMPTY_RESPONSE|INCOMPLETE_CHUNKED_ENCODING)$"
 )
 LOST_WEBSOCKET = re.compile(r"WebSocket connection to '[^']*' failed: $")
 # What sockjs-client says last can cross the end of its session.
