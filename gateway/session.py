@@ -178,11 +178,10 @@ class Session:
         """Hold the client to its rate. Raises WireError when it sends faster, over a second's worth.
 
         The generic cell rate algorithm: one number says until when the client has used up its share.
-        Below one message a second a share is longer than a second, and the first must pass all the same.
         """
         now, share = self._node.clock(), 1 / self._node.config.messages_per_second
         self._rate = max(self._rate, now) + share
-        if self._rate > now + max(1, share) and self.state is not CLOSING:
+        if self._rate > now + 1 and self.state is not CLOSING:
             raise WireError(CloseCode.POLICY, "too many messages")
 
     # What the hub says
