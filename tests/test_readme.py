@@ -131,6 +131,11 @@ def test_settings_table_is_the_one_that_the_code_makes() -> None:
     assert between("settings").strip() == made.strip(), "put in what `gateway config --markdown` prints"
 
 
+def test_the_figures_are_there() -> None:
+    for figure in ("registration", "delivery", "disconnect", "memory"):
+        assert figure in between("figures")
+
+
 def test_links_lead_somewhere() -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert target.startswith("https://") or (ROOT / target).exists(), target
