@@ -45,6 +45,7 @@ ORDER = [
     "publishing",
     "watching",
     "embedded",
+    "drill",
     "cli",
     "__main__",
 ]
