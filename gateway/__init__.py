@@ -16,6 +16,7 @@ Reading order, from what is decided to what carries it out:
     websocket          a session over a WebSocket's transport
     stream             HTTP responses that last, without aiohttp
     sockjs             sessions over SockJS: by WebSocket, by polls, by streams
+    sentinels          which server is the master
     topology           where Redis is
     link, broker       one connection to Redis; the keeper that builds the next one
     descriptors        how many connections there is room for

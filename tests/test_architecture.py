@@ -33,6 +33,7 @@ ORDER = [
     "websocket",
     "stream",
     "sockjs",
+    "sentinels",
     "topology",
     "link",
     "broker",
