@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -10,23 +11,34 @@ import redis
 
 from ... import embedded
 from .process import wait_until
-from .valkey import Valkey, replicated, write_configuration
+from .valkey import Valkey, replicated
 
 NAME = "mymaster"
 SENTINELS = 3
 QUORUM = 2
 
 # As in an installation that wants to be quick; the defaults are 30 s and 3 min.
-DOWN_AFTER = 1_000  # ms
-FAILOVER_TIMEOUT = 3_000  # ms
+TIMES = (f"down-after-milliseconds {NAME} 1000", f"failover-timeout {NAME} 3000")
 
 
 class Sentinel(Valkey):
-    """One that watches the master on `master_port`."""
+    """One that watches the servers at `master` as `mymaster`, with these `lines` more in its file.
 
-    def __init__(self, master_port: int) -> None:
-        self._master_port = master_port
+    It waits half a second before it takes a server for down, and needs nobody's consent, unless told
+    otherwise by `lines` and `quorum`. `start` after `kill` goes on with the file as it has written it since.
+    """
+
+    def __init__(self, master: int, *lines: str, quorum: int = 1) -> None:
+        watched = [
+            f"monitor {NAME} 127.0.0.1 {master} {quorum}",
+            f"down-after-milliseconds {NAME} 500",
+            *lines,
+        ]
+        self._settings = "".join(f"sentinel {line}\n" for line in watched)
         super().__init__()
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, decode_responses=True)
 
     def master_port(self) -> int | None:
         """Where it says that the master is; None when it does not answer."""
@@ -49,22 +61,11 @@ class Sentinel(Valkey):
         )
 
     def _command(self) -> list[str]:
-        folder = self._folder.name
-        settings = [
-            f"port {self.port}",
-            "bind 127.0.0.1",
-            f"dir {folder}",
-            f"sentinel monitor {NAME} 127.0.0.1 {self._master_port} {QUORUM}",
-            f"sentinel down-after-milliseconds {NAME} {DOWN_AFTER}",
-            f"sentinel failover-timeout {NAME} {FAILOVER_TIMEOUT}",
-            f"sentinel parallel-syncs {NAME} 1",
-        ]
-        # After a kill it goes on with the file as it was left, which knows of failovers since.
-        if self._configuration is None:
-            self._configuration = write_configuration(folder, "\n".join(settings) + "\n")
-        return [str(embedded.binary()), self._configuration, "--sentinel"]
-
-    _configuration: str | None = None
+        file = Path(self._folder.name) / "sentinel.conf"
+        if not file.exists():
+            file.write_text(self._settings)
+        where = f"--port {self.port} --bind 127.0.0.1 --dir {self._folder.name}".split()
+        return [str(embedded.binary()), str(file), "--sentinel", *where]
 
 
 class SentinelSet:
@@ -144,5 +145,7 @@ class SentinelSet:
             self.servers.append(running.enter_context(replica))
         # Sentinel reads a master's replicas every 10 s, so they are there before it looks first.
         wait_until(lambda: all(map(replicated, self.servers[1:])), "the replicas follow the master")
-        self.sentinels = [running.enter_context(Sentinel(master.port)) for _ in range(SENTINELS)]
+        self.sentinels = [
+            running.enter_context(Sentinel(master.port, *TIMES, quorum=QUORUM)) for _ in range(SENTINELS)
+        ]
         self.await_health()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -65,10 +64,3 @@ class Valkey(Process):
 def replicated(server: Valkey) -> bool:
     """Whether a replica has all that its master has, and follows it."""
     return server.info("replication").get("master_link_status") == "up"
-
-
-def write_configuration(folder: str, text: str) -> str:
-    """Put a configuration into the server's folder, which it may rewrite; its path."""
-    path = Path(folder) / "valkey.conf"
-    path.write_text(text)
-    return str(path)
