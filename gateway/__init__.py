@@ -33,6 +33,7 @@ Reading order, from what is decided to what carries it out:
     embedded           the Valkey that `dev` starts
     publishing         the script that publishes and retains in one step
     watching           the client behind `watch`
+    drill/             faults under load, against nodes and Redis servers of its own
     cli                the commands
 
 The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.

@@ -54,6 +54,7 @@ ORDER = [
     "publishing",
     "watching",
     "embedded",
+    "drill",
     "cli",
     "__main__",
 ]
