@@ -47,9 +47,7 @@ async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
             (left,) = await client.pubsub_channels()
             assert left.startswith(b"websocket::probe:"), "the node's own"
             assert await client.pubsub_numpat() == 0
-            await until(
-                lambda: open_files(node) == before, "a probe's connection that is being renewed is back"
-            )
+            await until(lambda: open_files(node) == before, "a renewed probe is back")
         await asyncio.to_thread(node.stop)
 
 
