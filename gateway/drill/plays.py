@@ -150,9 +150,9 @@ async def node_kill(stage: Stage[Valkey]) -> None:
     await asyncio.sleep(CALM)
     node = stage.nodes[0]
     await stage.do(node.kill)
-    stage.say("node 1 is killed: its clients come back elsewhere")
+    ended = stage.say("node 1 is killed: its clients come back elsewhere")
     await asyncio.sleep(OUTAGE)
-    await stage.do(node.start)
+    await stage.start_again(node, ended)
     stage.say("node 1 is back")
 
 
@@ -162,9 +162,8 @@ async def rolling_restart(stage: Stage[Valkey]) -> None:
         node.signal(signal.SIGTERM)
         stage.say(f"node {number} is told to stop (SIGTERM)")
         code = await stage.do(node.process.wait, GIVE_UP)
-        stage.say(f"node {number} has ended with {code}")
-        await stage.do(node.start)
-        await stage.until_balanced(GIVE_UP)
+        ended = stage.say(f"node {number} has ended with {code}")
+        await stage.start_again(node, ended)
         stage.say(f"node {number} is back")
 
 

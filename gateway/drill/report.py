@@ -39,11 +39,17 @@ class Measure(NamedTuple):
 
 
 class Blindness(NamedTuple):
-    """How long a node was without Redis, by its own account, all of its lives together."""
+    """How long a node was without Redis, by its own account, and how long it was not there."""
 
     node: str
-    seconds: float
-    gaps: int
+    blind: float = 0.0
+    """Seconds without Redis, or, of a Cluster, without a part of it; in all of its lives together."""
+    gaps: int = 0
+    """How often."""
+    mended: int = 0
+    """Subscriptions that its audits found to be wrong: must not happen, whatever breaks."""
+    down: float = 0.0
+    """Seconds from its end until it was there again."""
 
 
 class Absence(NamedTuple):
@@ -187,12 +193,10 @@ def _measured(measures: Sequence[Measure]) -> list[str]:
 
 
 def _blind(report: Report) -> list[str]:
-    lines = ["blind (without Redis or without a node)"]
-    lines += [
-        f"  {node.node:8} {seconds(node.seconds)} in {count(node.gaps, 'gap')}" for node in report.nodes
-    ]
+    lines = ["blind"]
+    lines += [f"  {node.node:8} {_blindness(node)}" for node in report.nodes]
     clients = report.clients
-    lines.append(f"  clients  {seconds(clients.longest)} at most")
+    lines.append(f"  clients  {seconds(clients.longest)} without a node at most")
     if clients.returns:
         codes = ", ".join(f"{amount:,} with {code}" for code, amount in sorted(clients.closes.items()))
         lines.append(f"           connections ended: {codes}")
@@ -201,6 +205,15 @@ def _blind(report: Report) -> list[str]:
         )
     lines.append(f"           a new one waited {seconds(clients.slowest_welcome)} for its answer at most")
     return lines
+
+
+def _blindness(node: Blindness) -> str:
+    words = [f"{seconds(node.blind)} without Redis" + (f" in {count(node.gaps, 'gap')}" if node.gaps else "")]
+    if node.down:
+        words.append(f"{seconds(node.down)} down")
+    if node.mended:
+        words.append(f"{count(node.mended, 'subscription')} MENDED")
+    return ", ".join(words)
 
 
 def _conclusion(report: Report) -> str:

@@ -12,7 +12,11 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import orjson
 
 from ..descriptors import RESERVED, raise_limit
 from ..errors import DrillError
@@ -90,6 +94,7 @@ class Stage(Generic[Redis]):
         self._measures: list[tuple[Measure, Callable[[], float | None]]] = []
         self._watched: dict[tuple[int, int], Blindness] = {}
         self._states: list[str] = []
+        self._down = [0.0] * options.nodes
         self._version = ""
         self._publishing: set[asyncio.Task[None]] = set()
 
@@ -106,6 +111,15 @@ class Stage(Generic[Redis]):
     async def do(self, function: Callable[..., T], *arguments: object) -> T:
         """Call what blocks."""
         return await in_thread(function, *arguments)
+
+    async def start_again(self, node: Node, ended: float) -> None:
+        """Start a node that ended at that moment, and wait until clients are sent to it."""
+        await in_thread(node.start)
+        if self.balancer is not None:
+            balancer = self.balancer
+            every = partial(balancer.gives_to, len(self.nodes))
+            await in_thread(wait_until, every, "HAProxy finds the node")
+        self._down[self.nodes.index(node)] += time.monotonic() - ended
 
     def measure(
         self, what: str, value: Callable[[], float | None], limit: float | None = None, unit: str = "s"
@@ -137,14 +151,6 @@ class Stage(Generic[Redis]):
         parts = range(len(self.crowd.places))
         times = self.ledger.heard_again(since, parts, about)
         return None if None in times else max(time for time in times if time is not None)
-
-    async def until_balanced(self, seconds: float) -> None:
-        """Wait until the load balancer, if there is one, gives clients to every node again."""
-        if self.balancer is not None:
-            balancer = self.balancer
-            await in_thread(
-                wait_until, lambda: balancer.gives_to(len(self.nodes)), "HAProxy finds the nodes", seconds
-            )
 
     def newcomers(self, number: int) -> list[Client]:
         """Further clients, with narrow connections; they get what the play publishes to them, no other."""
@@ -237,6 +243,7 @@ class Stage(Generic[Redis]):
         with ThreadPoolExecutor(self.options.nodes) as pool:
             starting = [pool.submit(start, number) for number in range(self.options.nodes)]
             self.nodes = [self._running.enter_context(future.result()) for future in starting]
+        wait_until(lambda: all(map(_connected, _ask(self.nodes))), "every node has all of Redis")
         if balanced:
             files = 4 * self.options.clients + 1_000
             self.balancer = self._running.enter_context(Balancer(self.nodes, configuration(), files=files))
@@ -252,6 +259,7 @@ class Stage(Generic[Redis]):
     async def load(self) -> AsyncIterator[None]:
         """Publish, let clients come and go, watch the nodes and show it all, until the block ends."""
         self._began = time.monotonic()
+        self.say(f"{count(self.options.clients, 'client')} are registered; results begin")
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._publish()),
@@ -312,7 +320,9 @@ class Stage(Generic[Redis]):
         for number, (pid, body) in enumerate(bodies):
             if body is not None:
                 redis = body["redis"]
-                self._watched[number, pid] = Blindness("", redis["blind_seconds"], redis["gaps"])
+                self._watched[number, pid] = Blindness(
+                    "", redis["blind_seconds"], redis["gaps"], redis["mended"]
+                )
         self._states = [_state(body) for _, body in bodies]
 
     async def _show(self) -> None:
@@ -372,10 +382,21 @@ class Stage(Generic[Redis]):
             ),
         )
 
+    def write_logs(self, folder: Path, drill: str) -> None:
+        """Leave what each node has logged in a file, an object a line."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, node in enumerate(self.nodes, 1):
+            lines = [orjson.dumps(line) + b"\n" for line in node.logs]
+            (folder / f"{drill}-node-{number}.jsonl").write_bytes(b"".join(lines))
+
     def _blindness(self, number: int) -> Blindness:
         lives = [seen for (node, _), seen in self._watched.items() if node == number]
         return Blindness(
-            f"node {number + 1}", sum(life.seconds for life in lives), sum(life.gaps for life in lives)
+            f"node {number + 1}",
+            blind=sum(life.blind for life in lives),
+            gaps=sum(life.gaps for life in lives),
+            mended=sum(life.mended for life in lives),
+            down=self._down[number],
         )
 
 
@@ -391,6 +412,10 @@ def _version(redis: Valkey | SentinelSet | Cluster) -> str:
         server = redis.nodes[0]
     assert isinstance(server, Valkey)
     return f"Valkey {server.info('server').get('valkey_version', '?')}"
+
+
+def _connected(body: dict[str, Any] | None) -> bool:
+    return body is not None and bool(body["redis"]["connected"])
 
 
 def _state(body: dict[str, Any] | None) -> str:
