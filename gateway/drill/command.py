@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
 import orjson
 
@@ -50,9 +49,9 @@ async def play_all(
         size = options._replace(seconds=seconds or drill.seconds)
         found = await play(drill, size, display, logs)
         reports.append(found)
-        _print(sys.stdout, orjson.dumps(report.as_json(found)).decode() if as_json else report.text(found))
+        _print(orjson.dumps(report.as_json(found)).decode() if as_json else report.text(found))
     if len(reports) > 1 and not as_json:
-        _print(sys.stdout, f"\n{report.table(reports)}")
+        _print(f"\n{report.table(reports)}")
     return reports
 
 
@@ -63,6 +62,6 @@ def _cancel_on_signals() -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
-def _print(out: TextIO, text: str) -> None:
-    out.write(f"{text}\n")
-    out.flush()
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()  # a pipe would keep it until the last drill is over

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
 from .ledger import Late
-from .report import Happening, seconds
+from .report import Happening
 
 FRAME_SECONDS = 0.25  # between two pictures on a terminal
 LINE_SECONDS = 1.0  # between two lines elsewhere
@@ -26,8 +26,8 @@ class Snapshot(NamedTuple):
     delivered: int
     under_way: int
     duplicates: int
-    late: Late
-    """Of what has come since the last picture."""
+    late: Late | None
+    """Of what has come within the last second; None if nothing has."""
     nodes: Sequence[str]
     """How each of them is, in a few words."""
 
@@ -51,6 +51,13 @@ class Display:
         self._out.write(f"{text}\n")
         self._out.flush()
 
+    def prepare(self, text: str) -> None:
+        """What is waited for before the drill begins; on a terminal it does not stay."""
+        if self._live:
+            self._draw([text])
+        else:
+            self.say(text)
+
     def happened(self, event: Happening) -> None:
         """Something was done or seen."""
         line = f"{event.at:6.1f} s  {event.text}"
@@ -62,17 +69,19 @@ class Display:
             self._out.write(f"{line(now)}\n")
             self._out.flush()
             return
-        rows = picture(now)
-        width = shutil.get_terminal_size().columns - 1  # a wrapped line would count as two
-        self._wipe()
-        self._out.write("".join(f"{DIM}{row[:width]}{PLAIN}\n" for row in rows))
-        self._out.flush()
-        self._drawn = len(rows)
+        self._draw(picture(now))
 
     def end(self) -> None:
         """Take the live part away."""
         self._wipe()
         self._out.flush()
+
+    def _draw(self, rows: Sequence[str]) -> None:
+        width = shutil.get_terminal_size().columns - 1  # a wrapped line would count as two
+        self._wipe()
+        self._out.write("".join(f"{DIM}{row[:width]}{PLAIN}\n" for row in rows))
+        self._out.flush()
+        self._drawn = len(rows)
 
     def _wipe(self) -> None:
         if self._drawn:
@@ -85,7 +94,7 @@ def line(now: Snapshot) -> str:
     return (
         f"{now.elapsed:6.1f} s  clients {now.registered:,}/{now.clients:,}  published {now.published:,}  "
         f"delivered {now.delivered:,}  under way {now.under_way:,}  duplicate {now.duplicates:,}  "
-        f"late p99 {seconds(now.late.p99)} max {seconds(now.late.max)}"
+        f"late {now.late or '-'}"
     )
 
 
@@ -99,7 +108,7 @@ def picture(now: Snapshot) -> list[str]:
         "",
         f"{now.elapsed:6.1f} s  clients  {now.registered:,} of {now.clients:,} registered",
         f"          results  {results}",
-        f"          late     {now.late}",
+        f"          late     {now.late or 'nothing has come for a second'}",
     ]
     rows += [f"          node {number}   {state}" for number, state in enumerate(now.nodes, 1)]
     return rows

@@ -5,6 +5,7 @@ Times are seconds on one monotonic clock; they are arguments.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -54,7 +55,7 @@ class Ledger:
         self.delivered = 0
         self.duplicates = 0
         self._settled = 0
-        self._recent: list[float] = []
+        self._recent: deque[Result] = deque()
 
     def attempt(self, web_socket_id: str, now: float) -> Result:
         """A new result for this client."""
@@ -81,7 +82,7 @@ class Ledger:
         result.delivered, result.part = now, part
         self.delivered += 1
         self._settled += result.settled
-        self._recent.append(now - result.attempted)
+        self._recent.append(result)
         return result
 
     @property
@@ -111,10 +112,13 @@ class Ledger:
             and result.web_socket_id not in without
         )
 
-    def recently_late(self) -> Late:
-        """The same for those that have come since the last call."""
-        recent, self._recent = self._recent, []
-        return late(recent)
+    def recently_late(self, since: float) -> Late | None:
+        """How late those were that have come since that moment, which never goes back; None if none has."""
+        while self._recent and _delivered(self._recent[0]) < since:
+            self._recent.popleft()
+        return (
+            late(_delivered(result) - result.attempted for result in self._recent) if self._recent else None
+        )
 
     def heard_again(
         self, since: float, parts: Sequence[int], about: Callable[[str], bool] = lambda _: True
@@ -149,6 +153,11 @@ class Ledger:
             for result in self.results.values()
             if result.acknowledged is not None and start <= result.acknowledged < end
         )
+
+
+def _delivered(result: Result) -> float:
+    assert result.delivered is not None
+    return result.delivered
 
 
 def late(seconds: Iterable[float]) -> Late:

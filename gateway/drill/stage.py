@@ -40,6 +40,7 @@ from .report import Absence, Blindness, Happening, Measure, Options, Report, cou
 
 GATHER_SECONDS = 60.0  # 2,000 clients need one
 SETTLE_SECONDS = 20.0  # after the load, for what is under way
+RECENT_SECONDS = 1.0
 WATCH_SECONDS = 0.5  # between two looks at the nodes
 NOTICE_SECONDS = 0.05  # the same while something is waited for
 FILLING = 8  # large results under way at a time
@@ -194,8 +195,10 @@ class Stage(Generic[Redis]):
         """Everything runs and all clients are registered; whatever happens, all is gone behind it."""
         self._check_room()
         try:
+            self._display.prepare("Redis starts ...")
             self.redis = await in_thread(self._start_redis)
             self._version = await in_thread(_version, self.redis)
+            self._display.prepare(f"{count(self.options.nodes, 'node')} start ...")
             await in_thread(self._start_nodes)
             places = (
                 [Place("127.0.0.1", self.balancer.port)]
@@ -205,6 +208,7 @@ class Stage(Generic[Redis]):
             self.crowd = Crowd(places, self.ledger, "drill")
             async with Backend(self.redis.url) as self.backend:
                 try:
+                    self._display.prepare(f"{count(self.options.clients, 'client')} connect ...")
                     await self.crowd.gather(self.options.clients, GATHER_SECONDS)
                     yield
                 finally:
@@ -259,7 +263,8 @@ class Stage(Generic[Redis]):
     async def load(self) -> AsyncIterator[None]:
         """Publish, let clients come and go, watch the nodes and show it all, until the block ends."""
         self._began = time.monotonic()
-        self.say(f"{count(self.options.clients, 'client')} are registered; results begin")
+        through = "through HAProxy" if self.balancer else "at the nodes themselves"
+        self.say(f"{count(self.options.clients, 'client')} have registered {through}; results begin")
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._publish()),
@@ -331,16 +336,16 @@ class Stage(Generic[Redis]):
             self._display.show(self._snapshot())
 
     def _snapshot(self) -> Snapshot:
-        ledger, crowd = self.ledger, self.crowd
+        ledger, crowd, now = self.ledger, self.crowd, time.monotonic()
         return Snapshot(
-            elapsed=time.monotonic() - self._began,
+            elapsed=now - self._began,
             clients=len(crowd.clients),
             registered=crowd.registered,
             published=ledger.published,
             delivered=ledger.delivered,
             under_way=ledger.unsettled,
             duplicates=ledger.duplicates,
-            late=ledger.recently_late(),
+            late=ledger.recently_late(now - RECENT_SECONDS),
             nodes=self._states,
         )
 
