@@ -28,6 +28,10 @@ REMIND_EVERY: Final = 30.0
 ALARM_AFTER: Final = 10.0
 """Seconds without Redis that are worth waking somebody for: by then registrations time out."""
 
+STATUS_AFTER: Final = 3.0
+"""Seconds without Redis after which clients are told: a restart passes within them, and pages that watch for
+it begin to poll, all of them."""
+
 log = structlog.get_logger()
 
 
@@ -60,6 +64,8 @@ class Broker:
         self._started = clock()
         self._attempts = 0
         self._reminded: tuple[str, float] = ("", 0.0)
+        self._degraded = False
+        self._telling: asyncio.Task[None] | None = None
         self.gaps = 0
         """Times that a link was lost: whatever was published meanwhile without retention is gone."""
         self.blind_seconds = 0.0
@@ -90,9 +96,14 @@ class Broker:
         if self._link is not None:
             self._link.unsubscribe(name)
 
+    def degraded(self, name: bytes) -> bool:
+        """Whether `name` cannot be heard, for so long that `events.degraded` has been called."""
+        return self._degraded
+
     async def run(self) -> None:
         """Keep a link up until cancelled."""
         link: Link | None = None
+        self._telling = asyncio.create_task(self._tell(), name="tell that push is degraded")
         try:
             while True:
                 link = Link(self._events, self._max_result_size)
@@ -105,6 +116,7 @@ class Broker:
                         self._attempts = 0
                 await asyncio.sleep(self._pause())
         finally:
+            self._telling.cancel()
             if link is not None:
                 link.abort("the node stops")
             self._link = None
@@ -124,6 +136,13 @@ class Broker:
         link.abort("not connected")
         return False
 
+    async def _tell(self) -> None:
+        """Unless a link is there in time: tell whoever waits, in shares that leave the loop to others."""
+        await asyncio.sleep(STATUS_AFTER)
+        self._degraded = True
+        for _ in self._events.degraded(lambda _name: True):
+            await asyncio.sleep(0)
+
     def _up(self, link: Link, now: float) -> None:
         blind = 0.0 if self._lost_at is None else now - self._lost_at
         self.blind_seconds += blind
@@ -131,6 +150,9 @@ class Broker:
         self.ever_connected = True
         self._reminded = ("", 0.0)
         self._link = link
+        self._degraded = False
+        if self._telling is not None:
+            self._telling.cancel()
         about = {"after_seconds": round(blind, 3), "gaps": self.gaps} if self.gaps else {}
         log.info("redis connected", redis=self._topology.shown, **about)
         link.start()
@@ -138,6 +160,7 @@ class Broker:
     def _down(self, why: str, now: float) -> None:
         self._link = None
         self._lost_at = now
+        self._telling = asyncio.create_task(self._tell(), name="tell that push is degraded")
         self.gaps += 1
         log.warning("redis lost", redis=self._topology.shown, why=why, gaps=self.gaps)
         self._events.disconnected()

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -75,6 +75,13 @@ class BrokerEvents(Protocol):
 
     def received(self, name: bytes, payload: bytes) -> None:
         """Somebody published."""
+
+    def degraded(self, concerns: Callable[[bytes], bool]) -> Iterator[None]:
+        """There has been no connection for so long that whoever waits should know.
+
+        That is for the channels which `concerns`, as far as they are not subscribed at the moment. It goes
+        on each time that it is asked for the next share of them, and may be left off amid its work.
+        """
 
     def refused(self, name: bytes, reason: str) -> None:
         """Redis's access rules do not let this node have the channel or its retained result."""

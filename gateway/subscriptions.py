@@ -99,6 +99,17 @@ class Subscriptions(Generic[M]):
         """Channels with members, or that Redis still believes to be subscribed."""
         return len(self._channels)
 
+    def names(self) -> list[bytes]:
+        """The channels of the table at this moment."""
+        return list(self._channels)
+
+    def unconfirmed(self, name: bytes) -> tuple[M, ...]:
+        """The members of `name` for whom nothing can be heard at this moment."""
+        channel = self._channels.get(name)
+        if channel is None or channel.state is CONFIRMED:
+            return ()
+        return channel.waiting + channel.listening
+
     def join(self, name: bytes, member: M) -> Ask:
         """`member` wants `name`. It waits until `confirmed`, whatever has to happen before."""
         channel = self._channels.get(name)

@@ -562,12 +562,19 @@ async def settle(scene: Scene, redis: Redis) -> None:
 IDS = [b"one", b"two", b"three", b"unsubscribable", b"unreadable"]
 
 
+class Line(Link):
+    """A link in a broker's place."""
+
+    def degraded(self, name: bytes) -> bool:
+        return False
+
+
 class Whole:
     """Hub, link and Redis, with members that come and go while commands and answers are on their way."""
 
     def __init__(self) -> None:
         self.hub = Hub("websocket:", 1_000)
-        self.link = Link(self.hub, 1_000)
+        self.link = Line(self.hub, 1_000)
         self.hub.attach(self.link)
         self.transport = Transport()
         self.transport.protocol = self.link
