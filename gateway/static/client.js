@@ -3,14 +3,14 @@
 //   const client = new ResultClient("wss://gateway.example/ws", webSocketId, {
 //     result: ({ authResult, messageId, data }) => { /* ask the REST API what to do next */ },
 //     state: (name, detail) => { /* connecting, registering, registered, waiting, refused, closed */ },
-//     push: (name) => { clearInterval(poll); if (name === "degraded") poll = setInterval(ask, 3000); },
+//     push: (name) => { /* "degraded": ask the REST API every few seconds; "restored": no longer */ },
 //   });
 //   client.open();
 //
-// `push` is told "degraded" once results cannot be heard (the node has been without Redis for some seconds) and
-// "restored" when they are heard again, what was retained included: in between a page should ask the REST API
-// now and then, and it need not at any other time. All pages are told at once; setInterval's first pause, or
-// better one of random length, keeps their questions from coming at once too.
+// `push` is told "degraded" when the node has been without Redis for some seconds, so that no results can be heard,
+// and "restored" when they are heard again, behind those that were retained. Published with retention, none is
+// missed by a page that asks in between and at no other time. All pages are told at once: begin at a random moment
+// of your interval, or they all ask at once too.
 
 const REGISTRATION = "/user/topic/registration";
 const AUTHORIZATION = "/user/topic/authorization";

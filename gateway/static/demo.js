@@ -114,7 +114,8 @@ const STATES = {
   connecting: () => "Connecting",
   registering: () => "Connected, registering",
   registered: () =>
-    (info.node ? `Registered on node ${info.node}` : "Registered") + (isBlind() ? ", which has lost Redis" : ""),
+    (info.node ? `Registered on node ${info.node}` : "Registered") +
+    (isBlind() ? ", but the node has lost Redis" : ""),
   waiting: ({ until, reason }) => {
     const seconds = Math.max(0, (until - Date.now()) / 1000).toFixed(1);
     return `Reconnecting in ${seconds} s${reason ? ` (${reason})` : ""}`;
