@@ -8,6 +8,7 @@ Reading order, from what is decided to what carries it out:
     handshake          what is wrong with a WebSocket handshake, and the answers
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
+    redis_url          where Redis is, as its URL says
     config             the settings, each defined once
     invocation, logs   command lines to show; one line an event
     hub                carries out the table's decisions and fans results out
@@ -15,6 +16,7 @@ Reading order, from what is decided to what carries it out:
     websocket          a session over a WebSocket's transport
     stream             HTTP responses that last, without aiohttp
     sockjs             sessions over SockJS: by WebSocket, by polls, by streams
+    sentinels          which server is the master
     topology           where Redis is
     link, broker       one connection to Redis; the keeper that builds the next one
     descriptors        how many connections there is room for
@@ -29,7 +31,7 @@ Reading order, from what is decided to what carries it out:
     watching           the client behind `watch`
     cli                the commands
 
-The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.
+The modules down to `redis_url` do no I/O and know neither asyncio nor the clock: time is an argument.
 Imports go one way, downwards to the top of that list; tests/test_architecture.py holds both rules.
 
 Registering: `door` reads the handshake, `views` lets it in, a `WebSocketSession` takes the transport ->

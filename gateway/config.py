@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from redis.asyncio import ConnectionPool
 
+from . import redis_url
 from .errors import ConfigError
 
 PREFIX = "GATEWAY_"
@@ -96,9 +97,9 @@ class Config(BaseModel):
         "redis://127.0.0.1:6379/0",
         "Redis",
         "URL",
-        "The Redis or Valkey server: redis://[[user]:password@]host[:port][/db], rediss:// (TLS) or unix://, "
-        "or the word embedded for a server of the node's own (development only). Sentinel and Cluster are "
-        "not supported yet.",
+        "The Redis or Valkey server: redis://[[user]:password@]host[:port][/db], rediss:// (TLS) or unix://; "
+        "Sentinels: redis+sentinel://host1,host2,host3/mymaster; a Cluster: redis+cluster://host1,host2; or "
+        "the word embedded for a server of the node's own (development only).",
     )
     channel_prefix: str = _setting(
         "websocket:",
@@ -421,16 +422,19 @@ def _network(text: str) -> Network:
 
 
 def _check_redis_url(url: str) -> None:
-    """Raises ValueError unless redis-py can make a connection of it."""
+    """Raises ValueError unless redis-py can make connections of it."""
     if url == EMBEDDED:
         return
-    scheme, _, rest = url.partition("://")
-    if scheme in ("redis+sentinel", "redis+cluster", "rediss+sentinel", "rediss+cluster"):
-        raise ValueError(
-            "Sentinel and Cluster are not supported yet; name one server by redis:// or rediss://"
-        )
-    if scheme not in ("redis", "rediss", "unix") or not rest:
-        raise ValueError("write redis://host:port/db, rediss://…, unix:///path, or embedded")
+    found = redis_url.parse(url)
+    if found.kind is redis_url.Kind.SERVER:
+        _check_server_url(url)
+        return
+    for address in found.addresses:
+        _check_server_url(found.server(address))
+        _check_server_url(found.sentinel(address))
+
+
+def _check_server_url(url: str) -> None:
     try:
         parts = urlsplit(url)
         pool = ConnectionPool.from_url(url)
@@ -441,11 +445,11 @@ def _check_redis_url(url: str) -> None:
             "it cannot be read; look at the port and the options after ?, "
             "and write @ : / ? # in a password as %40 %3A %2F %3F %23"
         ) from None
-    if scheme == "unix" and (parts.hostname or not parts.path.startswith("/")):
+    if parts.scheme == "unix" and (parts.hostname or not parts.path.startswith("/")):
         raise ValueError("unix:// needs an absolute path: unix:///run/redis.sock")
-    if scheme != "unix" and not parts.hostname:
+    if parts.scheme != "unix" and not parts.hostname:
         raise ValueError("the URL names no host")
-    if scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
+    if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
         raise ValueError("the path of the URL is the number of a database, such as /0")
 
 

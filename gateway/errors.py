@@ -3,6 +3,7 @@
 GatewayError
 ├── ConfigError      the settings cannot be used; says which one and why
 ├── PublishError     a result that no node would forward
+├── NoMaster         no Sentinel names a master; Redis is out of reach
 ├── EmbeddedError    the embedded Valkey did not start
 └── WireError        the client broke its protocol; carries the close code it gets
 """
@@ -22,6 +23,12 @@ class ConfigError(GatewayError):
 
 class PublishError(GatewayError, ValueError):
     """The id, the result or its data has no form that a node would forward."""
+
+
+class NoMaster(GatewayError, ConnectionError):
+    """No Sentinel answered in time, or none knows a master; the message has what each of them said.
+
+    It is an OSError as any other way in which Redis is out of reach."""
 
 
 class EmbeddedError(GatewayError):

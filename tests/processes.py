@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -100,7 +101,7 @@ class Valkey(_Process):
         command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "no", "--dir", self._folder.name, *self._options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        wait_until(self._answers, "Valkey answers PING")
+        wait_until(partial(answers, self.port), "Valkey answers PING")
 
     def client(self) -> redis.Redis:
         """A plain redis-py client, as a backend service would use; the caller closes it."""
@@ -110,12 +111,38 @@ class Valkey(_Process):
         super().stop()
         self._folder.cleanup()
 
-    def _answers(self) -> bool:
-        try:
-            with self.client() as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
+
+class Sentinel(_Process):
+    """A real Sentinel that watches the servers at `master` as `mymaster`, with these lines more in its file.
+
+    It waits half a second before it takes a server for down, and needs nobody's consent."""
+
+    def __init__(self, master: int, *lines: str) -> None:
+        self.port = free_port()
+        self._folder = tempfile.TemporaryDirectory(prefix="sentinel-")
+        file = Path(self._folder.name) / "sentinel.conf"  # which it writes to itself
+        watched = [f"monitor mymaster 127.0.0.1 {master} 1", "down-after-milliseconds mymaster 500", *lines]
+        file.write_text("".join(f"sentinel {line}\n" for line in watched))
+        command = [str(get_binary_path()), str(file), "--sentinel", "--port", str(self.port)]
+        command += ["--bind", "127.0.0.1", "--dir", self._folder.name]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_until(partial(answers, self.port), "the Sentinel answers PING")
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port, decode_responses=True)
+
+    def stop(self) -> None:
+        super().stop()
+        self._folder.cleanup()
+
+
+def answers(port: int) -> bool:
+    """Whether a server on this port answers PING."""
+    try:
+        with redis.Redis(port=port) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
 
 
 class Node(_Process):

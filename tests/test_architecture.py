@@ -24,6 +24,7 @@ ORDER = [
     "handshake",
     "subscriptions",
     "limits",
+    "redis_url",
     "invocation",
     "logs",
     "config",
@@ -32,6 +33,7 @@ ORDER = [
     "websocket",
     "stream",
     "sockjs",
+    "sentinels",
     "topology",
     "link",
     "broker",
@@ -49,7 +51,7 @@ ORDER = [
     "__main__",
 ]
 
-PURE = ["messages", "errors", "wire", "frames", "handshake", "subscriptions", "limits"]
+PURE = ["messages", "errors", "wire", "frames", "handshake", "subscriptions", "limits", "redis_url"]
 IMPURE_LIBRARIES = {"asyncio", "aiohttp", "redis", "hiredis", "time", "socket", "structlog", "random", "os"}
 
 # They work together, and know each other only as a protocol of a few methods that the one defines.

@@ -116,6 +116,8 @@ def test_zero_is_allowed_where_it_means_something(zero: str) -> None:
         "rediss://redis?ssl_cert_reqs=none",
         "redis://[::1]:6379",
         "unix:///run/redis.sock?db=1",
+        "redis+sentinel://user:p%40ss@a,b:26380,[::1]/mymaster/2?sentinel_password=s",
+        "rediss+cluster://a,b:6380?ssl_cert_reqs=none",
         "embedded",
     ],
 )
@@ -126,8 +128,13 @@ def test_redis_urls(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "right"),
     [
-        ("redis+sentinel://a,b/mymaster", "not supported yet"),
-        ("redis+cluster://a,b", "not supported yet"),
+        ("redis+sentinel://a,b", "name the master"),
+        ("redis+sentinel://a,b/mymaster/zero", "number of a database"),
+        ("redis+sentinel://a,,b/mymaster", "name the hosts"),
+        ("redis+sentinel://a:0/mymaster", "port 0 does not exist"),
+        ("redis+sentinel://a/mymaster?no_such_option=1", "cannot be read"),
+        ("redis+cluster://a,b/1", "database 0 and nothing else"),
+        ("unix+cluster:///run/redis.sock", "write redis://host:port/db"),
         ("localhost:6379", "write redis://host:port/db"),
         ("http://redis", "write redis://host:port/db"),
         ("redis://", "write redis://host:port/db"),
@@ -157,6 +164,8 @@ def test_wrong_redis_urls(url: str, right: str) -> None:
         "http://user:secret@redis",
         "redis://user:secret@redis:port",
         "redis+sentinel://:secret@a,b/mymaster",
+        "redis+sentinel://a,b/mymaster?sentinel_password=secret",
+        "redis+cluster://user:secret@a,b",
     ],
 )
 def test_a_password_is_shown_nowhere(url: str) -> None:
