@@ -39,7 +39,10 @@ export class ResultClient {
   #push = "restored";
   #listening = null;
 
-  /** `on` may hold the callbacks `state(name, detail)`, `result(message)`, `push(name)`, `error(error)`, `frame(mark, text)`. */
+  /**
+   * `on` may hold the callbacks `state(name, detail)`, `result(message)`, `push(name)`, `error(error)` and
+   * `frame(mark, text)`.
+   */
   constructor(url, webSocketId, on) {
     this.#url = url;
     this.#id = webSocketId;

@@ -124,13 +124,13 @@ const STATES = {
   closed: () => "Offline, because you asked for it",
 };
 
+const WAITS = "This browser waits. Play the phone with a command below: the result is here at once.";
 const BLIND = "Nothing can arrive before the node has Redis back. A page of your own would ask its server meanwhile.";
 
 const STORIES = {
   connecting: () => trouble || CONNECTING,
   registering: () => trouble || CONNECTING,
-  registered: () =>
-    isBlind() ? BLIND : arrival || "This browser waits. Play the phone with a command below: the result is here at once.",
+  registered: () => (isBlind() ? BLIND : arrival || WAITS),
   waiting: () => trouble,
   refused: () => "This id cannot be registered: take a new one.",
   closed: () => "Nothing reaches this page now; a result sent with the second command is kept for it.",
