@@ -206,6 +206,10 @@ class Subscriber:
         self.asked: list[tuple[str, bytes]] = []
         self.lines_down: set[bytes] = set()
         """Channels that cannot be heard, and have not been for long."""
+        self.connected = True
+
+    def reaches(self, _name: bytes) -> bool:
+        return self.connected
 
     def subscribe(self, name: bytes) -> None:
         self.asked.append(("subscribe", name))
@@ -219,6 +223,16 @@ class Subscriber:
     def degraded(self, name: bytes) -> bool:
         return name in self.lines_down
 
+    def lose(self, hub: Hub) -> None:
+        """The connection is gone."""
+        self.connected = False
+        hub.disconnected()
+
+    def regain(self, hub: Hub) -> list[bytes]:
+        """There is a new one."""
+        self.connected = True
+        return list(hub.connected())
+
     def taken(self) -> list[tuple[str, bytes]]:
         """What was asked since the last time."""
         asked, self.asked = self.asked, []
@@ -230,7 +244,6 @@ def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **set
     config = Config(**settings)
     hub = Hub(config.channel_prefix, config.max_result_size)
     hub.attach(subscriber or Subscriber())
-    hub.connected()
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
     return Node(config, hub, admission, clock or Clock())
 
@@ -335,6 +348,15 @@ class Events:
     def disconnected(self) -> None:
         self.heard.append(("disconnected",))
 
+    def confirmed(self) -> list[bytes]:
+        return self.wanted
+
+    def is_confirmed(self, name: bytes) -> bool:
+        return name in self.wanted
+
+    def lost(self, name: bytes, *, answer: bool = False) -> None:
+        self.heard.append(("lost", name, answer))
+
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         self.heard.append(("subscribed", name, retained))
 
@@ -344,9 +366,9 @@ class Events:
     def received(self, name: bytes, payload: bytes) -> None:
         self.heard.append(("received", name, payload))
 
-    def degraded(self, concerns: Callable[[bytes], bool]) -> Iterator[None]:
+    def degraded(self) -> Iterator[None]:
         for name in self.wanted:
-            self.heard.append(("degraded", name, concerns(name)))
+            self.heard.append(("degraded", name))
             yield
 
     def refused(self, name: bytes, reason: str) -> None:

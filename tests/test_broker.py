@@ -11,15 +11,9 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.broker import (
-    CONNECT_TIMEOUT,
-    FIRST_RETRY,
-    LAST_RETRY,
-    REMIND_EVERY,
-    STABLE_AFTER,
-    STATUS_AFTER,
-    Broker,
-)
+from gateway.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
+from gateway.link import Link
+from gateway.notice import STATUS_AFTER
 
 from .fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
 
@@ -59,6 +53,7 @@ class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
     shown = "redis://somewhere"
+    only_masters = False
     username = "default"
     password: str | None = None
     database = 0
@@ -68,6 +63,9 @@ class Topology:
         self.redis = Redis()
         self.attempts: list[float] = []
         self.transports: list[Transport] = []
+
+    async def find(self) -> Any:
+        return self
 
     async def open(self, protocol: P) -> P:
         self.attempts.append(now())
@@ -94,7 +92,14 @@ class Scene:
     def __init__(self, answer: Answer = serves, *wanted: bytes) -> None:
         self.topology = Topology(answer)
         self.events = Events(wanted)
-        self.broker = Broker(self.topology, self.events, "gateway-x", asyncio.get_running_loop().time)
+        self.broker = Broker(
+            self.topology,
+            self.events,
+            "gateway-x",
+            asyncio.get_running_loop().time,
+            lambda: Link(self.events, 1_000),
+            lambda: None,
+        )
         self.task = asyncio.create_task(self.broker.run())
 
     async def up(self) -> Scene:
@@ -351,7 +356,7 @@ def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Ans
         assert warned(scene) == []
         await asyncio.sleep(0.02)
         assert scene.broker.degraded(b"a")
-        assert warned(scene) == [("degraded", b"a", True), ("degraded", b"b", True)]
+        assert warned(scene) == [("degraded", b"a"), ("degraded", b"b")]
         await asyncio.sleep(60)
         assert len(warned(scene)) == 2, "once for each gap"
         scene.topology.answer = serves
@@ -389,15 +394,15 @@ async def test_a_redis_that_never_was_there_is_missed_as_one_that_is_gone() -> N
 async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
     """Whoever has not been told by then need not be."""
     scene = await Scene(serves, *(b"%d" % i for i in range(1_000))).up()
-    loop, tell = asyncio.get_running_loop(), scene.events.degraded
+    loop, tell = asyncio.get_running_loop(), scene.broker._notice._give
     assert isinstance(loop, VirtualLoop)
 
-    def slowly(concerns: Callable[[bytes], bool]) -> Iterator[None]:
-        for _ in tell(concerns):
+    def slowly() -> Iterator[None]:
+        for _ in tell():
             loop.stall(0.01)
             yield
 
-    scene.events.degraded = slowly  # type: ignore[method-assign]
+    scene.broker._notice._give = slowly
     scene.topology.answer = is_down
     scene.lose()
     await until(lambda: scene.broker.degraded(b"0"))

@@ -14,7 +14,7 @@ import pytest
 import redis.asyncio
 
 from gateway import publishing
-from gateway.broker import STATUS_AFTER
+from gateway.notice import STATUS_AFTER
 
 from ..processes import Valkey
 from . import stomp
