@@ -14,11 +14,14 @@ import pytest
 import redis.asyncio
 
 from gateway import publishing
+from gateway.drill.fleet.cluster import Cluster
 from gateway.notice import STATUS_AFTER
+from gateway.slots import slot
 
-from ..processes import Valkey
+from ..processes import Valkey, free_port
 from . import stomp
 from .conftest import Measured, Place, nodes_on
+from .here import port_of, unconnected_here
 from .load import SECONDS, Backend
 from .test_events import listen
 
@@ -36,6 +39,10 @@ def registered(name: str) -> Message:
 
 def result(name: str, word: str, **members: object) -> Message:
     return "authorization", {"webSocketId": name, "authResult": word, **members}
+
+
+def slot_of(name: str) -> int:
+    return slot(f"websocket:{name}".encode())
 
 
 @dataclass
@@ -199,6 +206,48 @@ async def test_what_was_retained_meanwhile_comes_before_the_end_of_it() -> None:
             await ask("ACL", "SETUSER", "default", "on")
         for client in watching:
             await client.hears(result("a", "CONFIRMED", messageId="m-1"), RESTORED)
+
+
+async def test_of_a_cluster_those_are_told_whose_part_is_gone() -> None:
+    with await asyncio.to_thread(Cluster, "--cluster-require-full-coverage", "no", replicas=0) as cluster:
+        victim = cluster.masters[0]
+        there, elsewhere = (
+            next(f"a{i}" for i in range(1_000) if (cluster.owner(slot_of(f"a{i}")) is victim) is wanted)
+            for wanted in (True, False)
+        )
+        with nodes_on(cluster.url, 1) as (node,):
+            async with Clients.at(node.port) as clients:
+                told, untold = await clients.watching(there), await clients.watching(elsewhere)
+                for client in (*told, *untold):
+                    await client.hears(registered(client.name))
+                await asyncio.to_thread(victim.kill)
+                for client in told:
+                    await client.hears(DEGRADED)
+                late = await clients.json(there, status=True)
+                await late.hears(DEGRADED)
+                untold.append(await clients.json(elsewhere, status=True))
+                await untold[-1].hears(registered(elsewhere))
+                await asyncio.to_thread(victim.start)
+                for client in told:
+                    await client.hears(RESTORED)
+                await late.hears(registered(there), RESTORED)
+                for name in (there, elsewhere):
+                    owner = cluster.owner(slot_of(name))
+                    assert (
+                        await asyncio.to_thread(owner.ask, "SPUBLISH", f"websocket:{name}", "CONFIRMED") == 1
+                    )
+                for client in (*told, late, *untold):
+                    await client.hears(result(client.name, "CONFIRMED"))
+
+
+@pytest.mark.parametrize("kind", ["redis", "redis+cluster"])
+async def test_a_redis_that_never_was_there_is_missed_as_well(kind: str) -> None:
+    async with (
+        unconnected_here(f"{kind}://127.0.0.1:{free_port()}") as gateway,
+        Clients.at(port_of(gateway)) as clients,
+    ):
+        for client in await clients.watching("a"):
+            await client.hears(DEGRADED)
 
 
 # Who comes back
