@@ -142,6 +142,7 @@ class Broker:
             if link is not None:
                 link.abort("the node stops")
             self._link = None
+            await self._topology.close()
 
     async def _open(self, link: Link) -> Server | None:
         """Connect `link`; returns the server it leads to, or None."""

@@ -67,6 +67,9 @@ class Topology:
     async def find(self) -> Any:
         return self
 
+    async def close(self) -> None:
+        """Nothing is open."""
+
     async def open(self, protocol: P) -> P:
         self.attempts.append(now())
         transport = Transport(prompt=True)
