@@ -197,7 +197,7 @@ class Cluster:
         self._blind_since: float | None = None
         self._blind_seconds = 0.0
         self._said = ""
-        self._unserved = Notice(lambda: hub.degraded(self.view.slots(None)))
+        self._unserved = Notice(lambda: hub.degraded(self.map.slots(None)))
         self._mended = 0  # on lines that are no more
         self.ever_connected = False
         self.gaps = 0
@@ -404,7 +404,7 @@ class Cluster:
             self._blind_since = self._clock()
         if not self._whole:
             self._look.set()
-        if None in self.view.owners:
+        if None in self.map.owners:
             self._unserved.begin()
         else:
             self._unserved.end()
