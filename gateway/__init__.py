@@ -19,6 +19,9 @@ Reading order, from what is decided to what carries it out:
     sentinels          which server is the master
     topology           where Redis is
     link, broker       one connection to Redis; the keeper that builds the next one
+    publishing         the script that publishes and retains in one step; `publish`
+    line, routes       a connection for commands; which server a channel belongs on
+    publisher          publishes in bounded time, whatever kind of Redis it is
     descriptors        how many connections there is room for
     door               the public port, while a connection waits for a request
     gate               who is let in, and where WebSockets open
@@ -27,7 +30,6 @@ Reading order, from what is decided to what carries it out:
     views              HTTP: which path leads where, health, demo page
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts
-    publishing         the script that publishes and retains in one step
     watching           the client behind `watch`
     cli                the commands
 
@@ -43,4 +45,20 @@ Delivering: Redis push -> `hub.received` -> for each member `session.deliver` ->
 either path.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import PublishError
+    from .publishing import Published, publish
+
 __version__ = "0.1.0"
+__all__ = ["publish", "Published", "PublishError"]
+
+
+def __getattr__(name: str) -> Any:
+    """The package's public names, with redis-py imported only for who publishes (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import errors, publishing
+
+    return getattr(errors if name == "PublishError" else publishing, name)

@@ -13,7 +13,7 @@ import redis.asyncio
 
 from gateway.errors import GatewayError, PublishError
 from gateway.messages import parse_result
-from gateway.publishing import SCRIPT, publish, publish_sync
+from gateway.publishing import SCRIPT, publish
 
 from .processes import Valkey
 
@@ -48,20 +48,20 @@ async def test_the_prefix_is_the_nodes() -> None:
 
 def test_each_result_gets_a_message_id_of_its_own() -> None:
     with fakeredis.FakeRedis() as client:
-        first, second = (publish_sync(client, "a", "DONE") for _ in range(2))
+        first, second = (publish(client, "a", "DONE") for _ in range(2))
     assert len(first.message_id) == 32
     assert first.message_id != second.message_id
 
 
 def test_null_is_data_and_no_data_is_none() -> None:
     with fakeredis.FakeRedis() as client:
-        publish_sync(client, "a", "DONE", data=None, message_id="m")
+        publish(client, "a", "DONE", data=None, message_id="m")
         assert client.get("websocket:a") == b'{"authResult":"DONE","messageId":"m","data":null}'
 
 
 def test_a_node_reads_what_is_published() -> None:
     with fakeredis.FakeRedis() as client:
-        publish_sync(client, "a", "DONE", data=[1], message_id="m")
+        publish(client, "a", "DONE", data=[1], message_id="m")
         payload = client.get("websocket:a")
     assert isinstance(payload, bytes)
     result = parse_result(payload, b"a", 65_536)
@@ -91,7 +91,7 @@ async def test_what_no_node_would_forward_is_refused(
 ) -> None:
     with fakeredis.FakeRedis() as client:
         with pytest.raises(PublishError) as caught:
-            publish_sync(client, web_socket_id, auth_result, **options)  # type: ignore[arg-type]
+            publish(client, web_socket_id, auth_result, **options)  # type: ignore[call-overload]
         assert client.keys() == []
     assert isinstance(caught.value, GatewayError)
     assert isinstance(caught.value, ValueError)
@@ -103,7 +103,7 @@ async def test_on_real_valkey_that_does_not_know_the_script_yet(valkey: Valkey) 
         with client.pubsub() as pubsub:
             pubsub.subscribe(CHANNEL)
             pubsub.get_message(timeout=5)
-            assert publish_sync(client, "12345678", "FAILED", retain=60).receivers == 1
+            assert publish(client, "12345678", "FAILED", retain=60).receivers == 1
             async with redis.asyncio.Redis.from_url(valkey.url) as other:
                 assert (await publish(other, "12345678", "CONFIRMED", retain=60)).receivers == 1
                 client.script_flush()

@@ -1,0 +1,194 @@
+"""Publishes what the command line and the HTTP API are given, on any kind of Redis, in bounded time.
+
+A publication has one of two ends: Redis has confirmed it, or it is unknown whether it went out. Until the
+deadline it is tried again, on another server if there is one by then. That does no harm: a node sends a
+messageId once on a connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final, Self, Unpack
+
+from .config import redact
+from .errors import Unconfirmed
+from .line import Command
+from .publishing import SCRIPT, Options, Outgoing, Published, outgoing
+from .redis_url import Address
+from .routes import route
+
+TIMEOUT: Final = 3.0
+"""Seconds for everything, and then it is an error."""
+
+ATTEMPT: Final = 1.0
+"""Seconds to find the server, and as many for it to answer: one that hangs leaves time for another."""
+
+FIRST_PAUSE: Final = 0.05
+LAST_PAUSE: Final = 0.8
+"""Seconds between attempts, doubling."""
+
+_ELSEWHERE: Final = re.compile(r"(MOVED|ASK) [0-9]+ (\S+):([0-9]+)")
+
+_NOT_NOW: Final = re.compile(
+    # Redis 6.2 puts its own words before an error within a script.
+    r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|MOVED|ASK)\b"
+)
+
+
+class Publisher:
+    """Publishes on the Redis of a URL, whichever kind it is; keeps its connections.
+
+    It may be used by many tasks at once. Use it as an asynchronous context, or `close` it.
+    """
+
+    def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
+        """Connects on first use. Raises ValueError if `url` is none of those in redis_url."""
+        self._route = route(url)
+        self._timeout = timeout
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Drop the connections."""
+        await self._route.close()
+
+    async def publish(self, web_socket_id: str, auth_result: str, **options: Unpack[Options]) -> Published:
+        """Publish one result; `options` are those of `gateway.publish`.
+
+        Raises PublishError for what no node would forward, and Unconfirmed when Redis has not confirmed it
+        in time.
+        """
+        (end,) = await self.send([outgoing(web_socket_id, auth_result, **options)])
+        if isinstance(end, Unconfirmed):
+            raise end
+        return end
+
+    async def send(self, results: Sequence[Outgoing]) -> list[Published | Unconfirmed]:
+        """Publish all of them, in one batch for each server; what became of each, in their order.
+
+        It takes no longer than the timeout.
+        """
+        sendings = [_Sending(result) for result in results]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._send(sendings)
+        return [sending.end or sending.give_up() for sending in sendings]
+
+    async def _send(self, sendings: list[_Sending]) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            await self._attempt([sending for sending in sendings if sending.end is None])
+            if all(sending.end for sending in sendings):
+                return
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LAST_PAUSE)
+
+    async def _attempt(self, sendings: list[_Sending]) -> None:
+        groups: dict[str, list[_Sending]] = {}
+        try:
+            async with asyncio.timeout(ATTEMPT):
+                urls = await self._route.urls([sending.result.channel for sending in sendings])
+        except OSError as error:
+            _note(sendings, error)
+            return
+        for sending, url in zip(sendings, urls, strict=True):
+            groups.setdefault(url, []).append(sending)
+        await asyncio.gather(*(self._attempt_at(url, group) for url, group in groups.items()))
+
+    async def _attempt_at(self, url: str, sendings: list[_Sending]) -> None:
+        """Send them to the server that they belong on. What has no end after that is to be tried again."""
+        replies = await self._ask(url, sendings, [self._eval(sending) for sending in sendings])
+        for sending, reply in zip(sendings, replies, strict=False):  # there are none if it was in vain
+            if isinstance(reply, int):
+                sending.end = sending.result.published(reply)
+            else:
+                await self._refused(url, sending, str(reply))
+
+    async def _ask(self, url: str, sendings: list[_Sending], commands: list[Command]) -> list[Any]:
+        """The replies to commands for the sake of `sendings`; none when the server is out of reach."""
+        try:
+            async with asyncio.timeout(ATTEMPT):
+                line = await self._route.lines.to(url)
+                return await line.ask(commands)
+        except OSError as error:
+            self._drop(url)
+            _note(sendings, error, url)
+            return []
+        except asyncio.CancelledError:  # the deadline: this server did not keep it
+            self._drop(url)
+            raise
+
+    async def _refused(self, url: str, sending: _Sending, why: str) -> None:
+        sending.why = why
+        if elsewhere := _ELSEWHERE.match(why):
+            kind, host, port = elsewhere.groups()
+            await self._elsewhere(url, sending, kind, self._route.elsewhere(Address(host, int(port))))
+        elif _NOT_NOW.search(why):
+            self._drop(url)
+        else:
+            sending.give_up()
+
+    async def _elsewhere(self, url: str, sending: _Sending, kind: str, there: str | None) -> None:
+        """Follow a Cluster's redirection.
+
+        After ASK the slot is on its way: its keys are at the new node, or go there, and its subscribers stay
+        at the old one until it has moved. So the result is retained there and published here as well.
+        """
+        if there is None:
+            sending.why += " (a node of a Cluster: write redis+cluster://)"
+            sending.give_up()
+            return
+        commands = [self._eval(sending)]
+        if kind == "MOVED":
+            self._route.doubt()
+        else:
+            commands.insert(0, ("ASKING",))
+        replies = await self._ask(there, [sending], commands)
+        if kind == "ASK" and replies:
+            replies += await self._ask(
+                url, [sending], [("SPUBLISH", sending.result.channel, sending.result.payload)]
+            )
+        counts = [reply for reply in replies if isinstance(reply, int)]
+        if len(counts) == (1 if kind == "MOVED" else 2):
+            sending.end = sending.result.published(sum(counts))
+
+    def _eval(self, sending: _Sending) -> Command:
+        return ("EVAL", SCRIPT, 1, *sending.result.arguments(self._route.command))
+
+    def _drop(self, url: str) -> None:
+        """Make no more of this connection, nor of what is known of who is where."""
+        self._route.lines.drop(url)
+        self._route.doubt()
+
+
+class _Sending:
+    """A result on its way, its end when it has one, and what was wrong the last time."""
+
+    __slots__ = ("end", "result", "why")
+
+    def __init__(self, result: Outgoing) -> None:
+        self.result = result
+        self.end: Published | Unconfirmed | None = None
+        self.why = "no answer in time"
+
+    def give_up(self) -> Unconfirmed:
+        self.end = Unconfirmed(self.why, self.result.message_id)
+        return self.end
+
+
+def _note(sendings: list[_Sending], error: OSError, url: str = "") -> None:
+    """Remember why they could not be sent; with a wrong password, say, to try again is of no use."""
+    for sending in sendings:
+        sending.why = str(error) or f"{redact(url)} gave no answer"
+        if isinstance(error, PermissionError):
+            sending.give_up()
