@@ -31,6 +31,7 @@ Reading order, from what is decided to what carries it out:
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts
     watching           the client behind `watch`
+    drill/             faults under load, against nodes and Redis servers of its own
     cli                the commands
 
 The modules down to `redis_url` do no I/O and know neither asyncio nor the clock: time is an argument.

@@ -50,6 +50,7 @@ ORDER = [
     "app",
     "watching",
     "embedded",
+    "drill",
     "cli",
     "__main__",
 ]

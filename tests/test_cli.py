@@ -24,7 +24,7 @@ from gateway.app import Listening
 from gateway.cli import commands
 from gateway.config import SETTINGS, Config
 
-from .processes import Node, Valkey, _Process, free_port, wait_until
+from .processes import Node, Process, Valkey, free_port, wait_until
 
 ROOT = Path(__file__).parent.parent
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
@@ -43,7 +43,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
 
 
-class Printing(_Process):
+class Printing(Process):
     """A command as a process of its own; `out` and `err` are its lines so far."""
 
     def __init__(self, *arguments: str) -> None:
@@ -388,14 +388,14 @@ def test_serve_warns_of_what_is_seldom_meant(valkey: Valkey) -> None:
 def test_serve_with_an_embedded_valkey_takes_it_along() -> None:
     with Node("embedded") as node:
         port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
-        assert not embedded._is_free(port)
+        assert not embedded.is_free(port)
         node.signal(signal.SIGTERM)
         assert node.process.wait(20) == 0
-    wait_until(lambda: embedded._is_free(port), "Valkey is gone")
+    wait_until(lambda: embedded.is_free(port), "Valkey is gone")
     with Node("embedded") as node:
         port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
         node.kill()
-    wait_until(lambda: embedded._is_free(port), "Valkey is gone")
+    wait_until(lambda: embedded.is_free(port), "Valkey is gone")
 
 
 def test_serve_without_the_embedded_valkey_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -437,7 +437,7 @@ def test_dev_prints_commands_that_work_and_stops_on_ctrl_c() -> None:
         assert dev.interrupt() == 0
     assert not any("Traceback" in line for line in dev.err)
     assert not any("\x1b" in line for line in dev.out)
-    assert embedded._is_free(port)
+    assert embedded.is_free(port)
 
 
 @pytest.mark.needs("redis-cli")

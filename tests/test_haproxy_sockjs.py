@@ -17,12 +17,13 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pytest_aiohttp import AiohttpServer
 
+from gateway.drill.fleet.balancer import Balancer
 from gateway.publishing import SCRIPT
 
 from .clients import SECONDS
 from .integration import stomp
 from .processes import Node, Valkey, wait_until
-from .test_haproxy import CONFIGURATION, Balancer, address, node_at, sessions, started
+from .test_haproxy import CONFIGURATION, node_at, sessions, started
 
 pytestmark = pytest.mark.needs("haproxy")
 
@@ -170,8 +171,7 @@ def configuration(folder: Path, *without: str) -> Path:
 
 def balanced(nodes: Sequence[Node], path: Path) -> AbstractContextManager[Balancer]:
     """One more HAProxy in front of `nodes`, with the configuration at `path`."""
-    addresses = [address(number) for number in range(len(nodes))]
-    return Balancer.start(nodes, addresses, path.parent, path)
+    return Balancer(nodes, path)
 
 
 STICKY = ("stick-table", "stick on")
@@ -190,8 +190,8 @@ class Stack(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with started(tmp_path_factory.mktemp("haproxy"), [], [], []) as (nodes, balancer, valkey):
+def shared() -> Iterator[Stack]:
+    with started([], [], []) as (nodes, balancer, valkey):
         stack = Stack(nodes, balancer, valkey)
         yield stack
         for node in stack.nodes:
