@@ -27,6 +27,7 @@ Reading order, from what is decided to what carries it out:
     gate               who is let in, and where WebSockets open
     sockjs_views       HTTP: the paths of SockJS
     events             server-sent events: the session and its path
+    publish_views      HTTP: results from backends
     views              HTTP: which path leads where, health, demo page
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts

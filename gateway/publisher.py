@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
 from .config import redact
-from .errors import Unconfirmed
+from .errors import PublishError, Unconfirmed
 from .line import Command
-from .publishing import SCRIPT, Options, Outgoing, Published, outgoing
+from .publishing import SCRIPT, Options, Outgoing, Published, from_json, outgoing
 from .redis_url import Address
 from .routes import route
 
@@ -31,12 +31,18 @@ FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 0.8
 """Seconds between attempts, doubling."""
 
+LONGEST_ID: Final = 200
+"""Characters; what is longer was no id and is not repeated in an answer."""
+
 _ELSEWHERE: Final = re.compile(r"(MOVED|ASK) [0-9]+ (\S+):([0-9]+)")
 
 _NOT_NOW: Final = re.compile(
     # Redis 6.2 puts its own words before an error within a script.
     r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|MOVED|ASK)\b"
 )
+
+End = Published | Unconfirmed | PublishError
+"""What becomes of a result that came as JSON."""
 
 
 class Publisher:
@@ -78,11 +84,22 @@ class Publisher:
 
         It takes no longer than the timeout.
         """
+        if not results:
+            return []
         sendings = [_Sending(result) for result in results]
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await self._send(sendings)
-        return [sending.end or sending.give_up() for sending in sendings]
+        for sending in sendings:
+            if sending.end is None:
+                sending.give_up(sending.why or f"no answer in {self._timeout:g} s")
+        return [sending.end for sending in sendings if sending.end is not None]
+
+    async def send_json(self, items: Sequence[object], channel_prefix: str, max_size: int) -> list[End]:
+        """`send` what JSON objects describe, as `from_json` reads them; those that are wrong are left out."""
+        read = [_read(item, channel_prefix, max_size) for item in items]
+        sent = iter(await self.send([one for one in read if isinstance(one, Outgoing)]))
+        return [next(sent) if isinstance(one, Outgoing) else one for one in read]
 
     async def _send(self, sendings: list[_Sending]) -> None:
         pause = FIRST_PAUSE
@@ -136,7 +153,7 @@ class Publisher:
         elif _NOT_NOW.search(why):
             self._drop(url)
         else:
-            sending.give_up()
+            sending.give_up(why)
 
     async def _elsewhere(self, url: str, sending: _Sending, kind: str, there: str | None) -> None:
         """Follow a Cluster's redirection.
@@ -145,8 +162,7 @@ class Publisher:
         at the old one until it has moved. So the result is retained there and published here as well.
         """
         if there is None:
-            sending.why += " (a node of a Cluster: write redis+cluster://)"
-            sending.give_up()
+            sending.give_up(f"{sending.why} (a node of a Cluster: write redis+cluster://)")
             return
         commands = [self._eval(sending)]
         if kind == "MOVED":
@@ -171,6 +187,29 @@ class Publisher:
         self._route.doubt()
 
 
+def answer(item: object, end: End) -> dict[str, object]:
+    """What is told, as JSON, of what became of the result that came as `item`."""
+    web_socket_id = item.get("webSocketId") if isinstance(item, dict) else None
+    if not isinstance(web_socket_id, str) or len(web_socket_id) > LONGEST_ID:
+        web_socket_id = None
+    about: dict[str, object] = {"webSocketId": web_socket_id}
+    match end:
+        case Published(receivers, retained, message_id):
+            return about | {"messageId": message_id, "receivers": receivers, "retained": retained}
+        case Unconfirmed():
+            error = {"code": "unconfirmed", "message": str(end)}
+            return about | {"messageId": end.message_id, "error": error}
+        case PublishError():
+            return about | {"error": {"code": "invalid", "message": str(end)}}
+
+
+def _read(item: object, channel_prefix: str, max_size: int) -> Outgoing | PublishError:
+    try:
+        return from_json(item, channel_prefix, max_size)
+    except PublishError as error:
+        return error
+
+
 class _Sending:
     """A result on its way, its end when it has one, and what was wrong the last time."""
 
@@ -179,11 +218,10 @@ class _Sending:
     def __init__(self, result: Outgoing) -> None:
         self.result = result
         self.end: Published | Unconfirmed | None = None
-        self.why = "no answer in time"
+        self.why = ""
 
-    def give_up(self) -> Unconfirmed:
-        self.end = Unconfirmed(self.why, self.result.message_id)
-        return self.end
+    def give_up(self, why: str) -> None:
+        self.end = Unconfirmed(why, self.result.message_id)
 
 
 def _note(sendings: list[_Sending], error: OSError, url: str = "") -> None:
@@ -191,4 +229,4 @@ def _note(sendings: list[_Sending], error: OSError, url: str = "") -> None:
     for sending in sendings:
         sending.why = str(error) or f"{redact(url)} gave no answer"
         if isinstance(error, PermissionError):
-            sending.give_up()
+            sending.give_up(sending.why)

@@ -178,14 +178,16 @@ def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
 def _check(web_socket_id: object, auth_result: object, message_id: object, retain: object) -> None:
     """Raises PublishError; takes any object, since not every caller's types are checked."""
     if not (isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id)):
-        raise PublishError(f"the webSocketId has 1 to 200 of A-Z a-z 0-9 . _ ~ - and not {web_socket_id!r}")
+        raise PublishError(
+            f"the webSocketId has 1 to 200 of A-Z a-z 0-9 . _ ~ - and not {web_socket_id!r:.80}"
+        )
     if not (isinstance(auth_result, str) and AUTH_RESULT.fullmatch(auth_result)):
         raise PublishError(
-            f"the authResult is a word such as CONFIRMED, of up to 64 of A-Z 0-9 _, and not {auth_result!r}"
+            f"the authResult is a word such as CONFIRMED, 1 to 64 of A-Z 0-9 _, and not {auth_result!r:.80}"
         )
     if not (isinstance(message_id, str) and MESSAGE_ID.fullmatch(message_id)):
-        raise PublishError(f"the messageId has 1 to 200 visible ASCII characters and not {message_id!r}")
+        raise PublishError(f"the messageId has 1 to 200 visible ASCII characters and not {message_id!r:.80}")
     if type(retain) is not int or not 0 <= retain <= MAX_RETAIN_SECONDS:
         raise PublishError(
-            f"a result is retained for 0 to {MAX_RETAIN_SECONDS} whole seconds and not {retain!r}"
+            f"a result is retained for 0 to {MAX_RETAIN_SECONDS} whole seconds and not {retain!r:.80}"
         )

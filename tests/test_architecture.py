@@ -41,6 +41,7 @@ ORDER = [
     "line",
     "routes",
     "publisher",
+    "publish_views",
     "descriptors",
     "door",
     "gate",
