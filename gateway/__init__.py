@@ -6,9 +6,9 @@ Reading order, from what is decided to what carries it out:
     wire/              how each protocol says it: bytes in, requests out; answers in, bytes out
     frames             RFC 6455 frames: bytes in, messages out
     handshake          what is wrong with a WebSocket handshake, and the answers
+    redis_url, slots   where Redis is, as its URL says; what a Cluster says of who serves what
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
-    redis_url          where Redis is, as its URL says
     config             the settings, each defined once
     invocation, logs   command lines to show; one line an event
     hub                carries out the table's decisions and fans results out
@@ -16,9 +16,13 @@ Reading order, from what is decided to what carries it out:
     websocket          a session over a WebSocket's transport
     stream             HTTP responses that last, without aiohttp
     sockjs             sessions over SockJS: by WebSocket, by polls, by streams
-    sentinels          which server is the master
+    quorum, sentinels  one question to several servers; which server is the master
     topology           where Redis is
-    link, broker       one connection to Redis; the keeper that builds the next one
+    connection, link   one connection to Redis; what it has subscribed
+    probe, audit       the proof that a link hears; the table held against Redis
+    broker             the keeper of a link, that builds the next one
+    shard_link         a link to a node of a Cluster
+    cluster            a keeper for each master of a Cluster, and the map of who serves what
     publishing         the script that publishes and retains in one step; `publish`
     line, routes       a connection for commands; which server a channel belongs on
     publisher          publishes in bounded time, whatever kind of Redis it is
@@ -35,7 +39,7 @@ Reading order, from what is decided to what carries it out:
     drill/             faults under load, against nodes and Redis servers of its own
     cli                the commands
 
-The modules down to `redis_url` do no I/O and know neither asyncio nor the clock: time is an argument.
+The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.
 Imports go one way, downwards to the top of that list; tests/test_architecture.py holds both rules.
 
 Registering: `door` reads the handshake, `views` lets it in, a `WebSocketSession` takes the transport ->

@@ -10,7 +10,7 @@ import structlog
 
 from .logs import short_id
 from .messages import InvalidResult, Problem, Result, parse_result
-from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Subscriptions
+from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
 
 log = structlog.get_logger()
 
@@ -31,6 +31,7 @@ class Member(Protocol):
 class Subscriber(Protocol):
     """What the hub asks of the broker."""
 
+    def reaches(self, name: bytes) -> bool: ...
     def subscribe(self, name: bytes) -> None: ...
     def read(self, name: bytes) -> None: ...
     def unsubscribe(self, name: bytes) -> None: ...
@@ -39,12 +40,15 @@ class Subscriber(Protocol):
 class Hub:
     """Which members wait for which id, and what happens to a result. Implements `BrokerEvents`."""
 
-    def __init__(self, channel_prefix: str, max_result_size: int) -> None:
-        """`max_result_size` is in bytes. `attach` a broker before the first registration."""
+    def __init__(self, channel_prefix: str, max_result_size: int, *, by_slot: bool = False) -> None:
+        """`max_result_size` is in bytes. `attach` a broker before the first registration.
+
+        With `by_slot`, where the broker has connections for some slots of a Cluster each.
+        """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
         self._max_size = max_result_size
-        self._table: Subscriptions[Member] = Subscriptions()
+        self._table: Subscriptions[Member] = Subscriptions(by_slot=by_slot)
         self._broker: Subscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
@@ -77,7 +81,7 @@ class Hub:
         long Redis is out of reach.
         """
         name = self._prefix + web_socket_id
-        self._say(self._table.join(name, member), name)
+        self._say(self._table.join(name, member, connected=self._broker.reaches(name)), name)
         return name
 
     def leave(self, name: bytes, member: Member) -> None:
@@ -90,11 +94,17 @@ class Hub:
 
     # What the broker says
 
-    def connected(self) -> Sequence[bytes]:
-        return self._table.connected()
+    def connected(self, slots: Slots | None = None) -> Sequence[bytes]:
+        return self._table.connected(slots)
 
-    def disconnected(self) -> None:
-        self._table.disconnected()
+    def disconnected(self, slots: Slots | None = None) -> None:
+        self._table.disconnected(slots)
+
+    def confirmed(self, slots: Slots | None = None) -> Sequence[bytes]:
+        return self._table.confirmed_channels(slots)
+
+    def is_confirmed(self, name: bytes) -> bool:
+        return self._table.is_confirmed(name)
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         confirmed = self._table.confirmed(name, retained)
@@ -111,6 +121,9 @@ class Hub:
 
     def unsubscribed(self, name: bytes) -> None:
         self._say(self._table.unsubscribed(name), name)
+
+    def lost(self, name: bytes, *, answer: bool = False) -> None:
+        self._say(self._table.lost(name, answer=answer), name)
 
     def received(self, name: bytes, payload: bytes) -> None:
         if len(payload) > self._max_size:  # before it is held for anybody

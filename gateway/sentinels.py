@@ -11,13 +11,13 @@ asks for its ROLE.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import redis.asyncio
 from redis.exceptions import ConnectionError as Disconnected
 
 from .errors import NoMaster
+from .quorum import ask_all
 from .redis_url import Address, RedisURL
 
 TIMEOUT: Final = 0.5
@@ -51,18 +51,14 @@ class Sentinels:
         Callers take turns.
         """
         async with self._turn:
-            asking = [asyncio.create_task(sentinel.view(self._service)) for sentinel in self._sentinels]
-            try:
-                await _heard(asking)
-                views = [task.result() for task in asking if _succeeded(task)]
-                if views:
-                    return max(views, key=lambda view: view.epoch).master
-                answers = map(_failure, self._sentinels, asking)
-                raise NoMaster(f"no Sentinel names the master of {self._service}: {'; '.join(answers)}")
-            finally:
-                for task in asking:
-                    task.cancel()
-                await asyncio.gather(*asking, return_exceptions=True)
+            answers = await ask_all(
+                [sentinel.view(self._service) for sentinel in self._sentinels], TIMEOUT, GRACE
+            )
+        views = [answer for answer in answers if isinstance(answer, View)]
+        if views:
+            return max(views, key=lambda view: view.epoch).master
+        said = "; ".join(map(_failure, self._sentinels, answers))
+        raise NoMaster(f"no Sentinel names the master of {self._service}: {said}")
 
     async def close(self) -> None:
         """Drop the connections."""
@@ -117,22 +113,5 @@ class _Sentinel:
         await self._connection.disconnect(nowait=True)
 
 
-async def _heard(asking: Collection[asyncio.Task[View]]) -> None:
-    """Return when all tasks are done, TIMEOUT is over, or GRACE after most of them have succeeded."""
-    clock = asyncio.get_running_loop().time
-    end = clock() + TIMEOUT
-    waiting = set(asking)
-    while waiting and (left := end - clock()) > 0:
-        _, waiting = await asyncio.wait(waiting, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if 2 * sum(map(_succeeded, asking)) > len(asking):
-            end = min(end, clock() + GRACE)
-
-
-def _succeeded(task: asyncio.Task[Any]) -> bool:
-    return task.done() and task.exception() is None
-
-
-def _failure(sentinel: _Sentinel, task: asyncio.Task[Any]) -> str:
-    error = task.exception() if task.done() else None
-    why = "no answer" if error is None else str(error).rstrip(".") or type(error).__name__
-    return f"{sentinel.address}: {why}"
+def _failure(sentinel: _Sentinel, answer: object) -> str:
+    return f"{sentinel.address}: {str(answer).rstrip('.') or type(answer).__name__}"

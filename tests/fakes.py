@@ -194,6 +194,10 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []
+        self.connected = True
+
+    def reaches(self, _name: bytes) -> bool:
+        return self.connected
 
     def subscribe(self, name: bytes) -> None:
         self.asked.append(("subscribe", name))
@@ -203,6 +207,16 @@ class Subscriber:
 
     def unsubscribe(self, name: bytes) -> None:
         self.asked.append(("unsubscribe", name))
+
+    def lose(self, hub: Hub) -> None:
+        """The connection is gone."""
+        self.connected = False
+        hub.disconnected()
+
+    def regain(self, hub: Hub) -> list[bytes]:
+        """There is a new one."""
+        self.connected = True
+        return list(hub.connected())
 
     def taken(self) -> list[tuple[str, bytes]]:
         """What was asked since the last time."""
@@ -215,7 +229,6 @@ def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **set
     config = Config(**settings)
     hub = Hub(config.channel_prefix, config.max_result_size)
     hub.attach(subscriber or Subscriber())
-    hub.connected()
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
     return Node(config, hub, admission, clock or Clock())
 
@@ -319,6 +332,15 @@ class Events:
 
     def disconnected(self) -> None:
         self.heard.append(("disconnected",))
+
+    def confirmed(self) -> list[bytes]:
+        return self.wanted
+
+    def is_confirmed(self, name: bytes) -> bool:
+        return name in self.wanted
+
+    def lost(self, name: bytes, *, answer: bool = False) -> None:
+        self.heard.append(("lost", name, answer))
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         self.heard.append(("subscribed", name, retained))

@@ -12,6 +12,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
+from gateway.link import Link
 
 from .fakes import Events, Redis, Transport, resp, turns, virtual
 
@@ -51,6 +52,7 @@ class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
     shown = "redis://somewhere"
+    only_masters = False
     username = "default"
     password: str | None = None
     database = 0
@@ -60,6 +62,12 @@ class Topology:
         self.redis = Redis()
         self.attempts: list[float] = []
         self.transports: list[Transport] = []
+
+    async def find(self) -> Any:
+        return self
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
     async def open(self, protocol: P) -> P:
         self.attempts.append(now())
@@ -86,7 +94,14 @@ class Scene:
     def __init__(self, answer: Answer = serves, *wanted: bytes) -> None:
         self.topology = Topology(answer)
         self.events = Events(wanted)
-        self.broker = Broker(self.topology, self.events, "gateway-x", asyncio.get_running_loop().time)
+        self.broker = Broker(
+            self.topology,
+            self.events,
+            "gateway-x",
+            asyncio.get_running_loop().time,
+            lambda: Link(self.events, 1_000),
+            lambda: None,
+        )
         self.task = asyncio.create_task(self.broker.run())
 
     async def up(self) -> Scene:

@@ -22,7 +22,6 @@ class Scene:
         self.hub = Hub("websocket:", max_result_size)
         self.broker = Subscriber()
         self.hub.attach(self.broker)
-        self.hub.connected()
 
     def registered(self, name: str = "member") -> Member:
         member = Member(name)
@@ -122,11 +121,11 @@ def test_who_comes_while_the_channel_is_given_up_is_subscribed_after_it() -> Non
 def test_a_gap_asks_again_and_brings_what_is_retained_to_those_who_listen() -> None:
     scene = Scene()
     member = scene.registered()
-    scene.hub.disconnected()
+    scene.broker.lose(scene.hub)
     waiting = Member("waiting")
     scene.hub.register(b"id", waiting)
     assert scene.broker.asked == []
-    assert scene.hub.connected() == [CHANNEL]
+    assert scene.broker.regain(scene.hub) == [CHANNEL]
     scene.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert member.heard == [("deliver", "CONFIRMED")]
     assert waiting.heard == [("acknowledge", b"id"), ("deliver", "CONFIRMED")]

@@ -294,8 +294,8 @@ def test_a_message_id_is_sent_once() -> None:
     first, second = (b'{"authResult":"DONE","messageId":"%d"}' % i for i in (1, 2))
     for payload in (first, first, second, first):
         scene.node.hub.received(CHANNEL, payload)
-    scene.node.hub.disconnected()
-    scene.node.hub.connected()
+    scene.broker.lose(scene.node.hub)
+    scene.broker.regain(scene.node.hub)
     scene.node.hub.subscribed(CHANNEL, second)
     assert [message["messageId"] for message in scene.said()] == ["1", "2"]
 
@@ -344,7 +344,7 @@ def test_words_that_register_nothing_buy_no_time() -> None:
 def test_who_waits_for_redis_is_asked_to_come_back() -> None:
     """Never registrationSucceeded:false, which would send the page to its error screen."""
     scene = Scene(registration_timeout=10)
-    scene.node.hub.disconnected()
+    scene.broker.lose(scene.node.hub)
     scene.session.message_received(REGISTER)
     scene.wait(9.5)
     assert scene.session.goodbyes == []
@@ -357,10 +357,10 @@ def test_who_waits_for_redis_is_asked_to_come_back() -> None:
 
 def test_redis_may_come_back_in_time() -> None:
     scene = Scene(registration_timeout=10)
-    scene.node.hub.disconnected()
+    scene.broker.lose(scene.node.hub)
     scene.session.message_received(REGISTER)
     scene.wait(9)
-    scene.node.hub.connected()
+    scene.broker.regain(scene.node.hub)
     scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert [message.get("authResult", "answer") for message in scene.said()] == ["answer", "CONFIRMED"]
     scene.wait(5)
@@ -390,7 +390,7 @@ def test_heartbeats_go_on_for_as_long_as_they_are_answered() -> None:
 def test_registered_sessions_stay_while_redis_is_away() -> None:
     scene = Scene(heartbeat=25, registration_timeout=10)
     scene.register()
-    scene.node.hub.disconnected()
+    scene.broker.lose(scene.node.hub)
     scene.wait(600)
     assert scene.session.goodbyes == []
     assert scene.state() is State.REGISTERED

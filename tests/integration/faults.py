@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator
 
 from gateway.app import Gateway
+from gateway.subscriptions import Slots
 
 
 class Proxy:
@@ -82,8 +83,8 @@ def never_resubscribe(gateway: Gateway) -> None:
     """After a loss of Redis nothing is subscribed again."""
     connected = gateway._hub.connected
 
-    def forget() -> list[bytes]:
-        connected()
+    def forget(slots: Slots | None = None) -> list[bytes]:
+        connected(slots)
         return []
 
     gateway._hub.connected = forget  # type: ignore[method-assign]

@@ -105,7 +105,11 @@ def read_before_subscribing(gateway: Gateway, client: redis.asyncio.Redis) -> No
     def confirmed(name: bytes, retained: bytes | None) -> None:
         subscribed(name, early.pop(name, None))
 
-    hub.attach(SimpleNamespace(subscribe=subscribe, read=broker.read, unsubscribe=broker.unsubscribe))
+    hub.attach(
+        SimpleNamespace(
+            reaches=broker.reaches, subscribe=subscribe, read=broker.read, unsubscribe=broker.unsubscribe
+        )
+    )
     hub.subscribed = confirmed  # type: ignore[method-assign]
 
 

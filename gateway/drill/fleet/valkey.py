@@ -6,6 +6,8 @@ import tempfile
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from ... import embedded
 from .process import Process, free_port, spawn
@@ -40,7 +42,8 @@ class Valkey(Process):
 
     def ask(self, *command: str | int) -> Any:
         """One command on a connection of its own. Raises redis.RedisError."""
-        with redis.Redis(port=self.port, decode_responses=True, socket_timeout=2) as client:
+        never = Retry(NoBackoff(), 0)
+        with redis.Redis(port=self.port, decode_responses=True, socket_timeout=2, retry=never) as client:
             return client.execute_command(*command)
 
     def info(self, section: str) -> dict[str, str]:
