@@ -24,7 +24,7 @@ Reading order, from what is decided to what carries it out:
     shard_link         a link to a node of a Cluster
     cluster            a keeper for each master of a Cluster, and the map of who serves what
     publishing         the script that publishes and retains in one step; `publish`
-    line, routes       a connection for commands; which server a channel belongs on
+    line, routes       connections for publishing; which server a result is published on
     publisher          publishes in bounded time, whatever kind of Redis it is
     descriptors        how many connections there is room for
     door               the public port, while a connection waits for a request

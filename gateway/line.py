@@ -1,50 +1,46 @@
-"""A connection to Redis that carries commands, each with one reply: for publishing. Disposable.
+"""The connections that results are published over: one to each server, for whoever publishes. Disposable.
 
 What several callers ask at the same time goes out one behind the other and is answered in that order; a
-batch is one write. redis-py's client would take a connection from a pool for each of them, tries again by
-its own rules, and when one caller gives up others find their connection closed under them.
+batch is one write. redis-py's client would take a connection from a pool for each of them, try again by its
+own rules, and close the connections of others when one caller gives up.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final, cast
+from collections.abc import Sequence
+from typing import Any, Final
 
-import hiredis
-
+from .connection import Connection, LinkLost, Question, Refusal, pack, resolve
 from .topology import Server
 
-NOT_ENOUGH: Final = object()
+NAME: Final = "webflow-publisher"
+"""What CLIENT LIST shows."""
 
 Command = tuple[str | bytes | int, ...]
 
 
-class Line(asyncio.Protocol):
-    """The protocol at our end of the connection; `open` makes one."""
-
-    def __init__(self) -> None:
-        self._transport: asyncio.Transport | None = None
-        self._parser = hiredis.Reader(notEnoughData=NOT_ENOUGH)
-        self._batches: deque[_Batch] = deque()
+class Line(Connection):
+    """A connection that takes batches; `open` makes one."""
 
     @classmethod
-    async def open(cls, url: str) -> Line:
-        """Connect to the server of a redis:// URL and log in.
+    async def open(cls, server: Server) -> Line:
+        """Connect to `server` and log in.
 
         Raises OSError, of which PermissionError means that trying again is of no use.
         """
-        server = Server(url)
         line = cls()
         try:
             await server.open(line)
-            if server.password is not None:
-                await line._must("AUTH", server.username, server.password)
-            if server.database:
-                await line._must("SELECT", server.database)
+            await line.hello(server.username, server.password, server.database, NAME)
+        except Refusal as refusal:
+            line.abort("not welcome")
+            kind = ConnectionError if refusal.reply.startswith("LOADING") else PermissionError
+            raise kind(str(refusal)) from None
+        except LinkLost as lost:
+            raise ConnectionError(str(lost)) from None
         except BaseException:
-            line.abort()
+            line.abort("not connected")
             raise
         return line
 
@@ -52,104 +48,58 @@ class Line(asyncio.Protocol):
     def lost(self) -> bool:
         return self._transport is None or self._transport.is_closing()
 
-    async def ask(self, commands: Sequence[Command]) -> list[Any]:
+    async def ask_all(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to these commands, in their order; a refusal is a hiredis.ReplyError among them.
 
-        Raises ConnectionError when the connection is lost before; what was done then is unknown.
+        Raises ConnectionError when the connection ends before; what was done by then is unknown.
         """
         if self._transport is None:
             raise ConnectionError("the connection is gone")
-        batch = _Batch(len(commands))
-        self._batches.append(batch)
-        self._transport.write(b"".join(map(_pack, commands)))
-        await batch.answered
-        return batch.replies
+        replies: list[Any] = []
+        answered: asyncio.Future[None] = self._loop.create_future()
 
-    async def _must(self, *command: str | int) -> None:
-        (reply,) = await self.ask([command])
-        if isinstance(reply, hiredis.ReplyError):
-            kind = ConnectionError if str(reply).startswith("LOADING") else PermissionError
-            raise kind(f"it answered {command[0]} with: {reply}")
+        def replied(reply: Any) -> None:
+            replies.append(reply)
+            if len(replies) == len(commands):
+                resolve(answered, None)
 
-    def abort(self) -> None:
-        """End it now, and with it everything that waits for an answer."""
-        if self._transport is not None:
-            self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self._parser.feed(data)
-            while (reply := self._parser.gets()) is not NOT_ENOUGH:
-                batch = self._batches[0]
-                if batch.complete(reply):
-                    self._batches.popleft()
-        except (hiredis.ProtocolError, IndexError):  # no Redis, or a reply that nobody asked for
-            self.abort()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._transport = None
-        for batch in self._batches:
-            batch.fail(ConnectionError(str(exc) if exc else "the connection was closed"))
-        self._batches.clear()
-
-
-class _Batch:
-    """Commands on their way that one caller waits for."""
-
-    __slots__ = ("_size", "answered", "replies")
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self.replies: list[Any] = []
-        self.answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def complete(self, reply: object) -> bool:
-        """Take a reply; whether it is the last. Replies come also for a caller that has given up."""
-        self.replies.append(reply)
-        done = len(self.replies) == self._size
-        if done and not self.answered.done():
-            self.answered.set_result(None)
-        return done
-
-    def fail(self, error: Exception) -> None:
-        if not self.answered.done():
-            self.answered.set_exception(error)
+        self._unanswered.extend(Question(replied) for _ in commands)
+        self._transport.write(b"".join(pack(*command) for command in commands))
+        await asyncio.wait((answered, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ConnectionError(str(self.closed.result()))
+        return replies
 
 
 class Lines:
     """The lines that are kept, one to each server."""
 
-    def __init__(self, greet: Callable[[Line], Awaitable[None]]) -> None:
-        """`greet` looks a new line over, and raises OSError if it will not do."""
-        self._greet = greet
-        self._kept: dict[str, _Kept] = {}
+    def __init__(self, *, only_masters: bool = False) -> None:
+        """With `only_masters` a server that says it is a replica is the wrong one."""
+        self._only_masters = only_masters
+        self._kept: dict[Server, _Kept] = {}
 
-    async def to(self, url: str) -> Line:
-        """A line to that server: the one that is kept, or a new one. Raises OSError."""
-        kept = self._kept.setdefault(url, _Kept())
+    async def to(self, server: Server) -> Line:
+        """A line to `server`: the one that is kept, or a new one. Raises OSError."""
+        kept = self._kept.setdefault(server, _Kept())
         async with kept.turn:
             if kept.line is None or kept.line.lost:
                 kept.line = None
-                line = await Line.open(url)
-                try:
-                    await self._greet(line)
-                except BaseException:
-                    line.abort()
-                    raise
+                line = await Line.open(server)
+                if self._only_masters and not line.is_master:
+                    line.abort("no master")
+                    raise ConnectionError(f"{server.shown} is no master, or does not know it yet")
                 kept.line = line
             return kept.line
 
-    def drop(self, url: str) -> None:
-        """End the line to that server, if there is one; the next caller gets a new one."""
-        if url in self._kept and (line := self._kept[url].line) is not None:
-            line.abort()
+    def drop(self, server: Server) -> None:
+        """End the line to `server`, if there is one; the next caller gets a new one."""
+        if server in self._kept and (line := self._kept[server].line) is not None:
+            line.abort("no longer trusted")
 
     def close(self) -> None:
-        for url in self._kept:
-            self.drop(url)
+        for server in self._kept:
+            self.drop(server)
 
 
 class _Kept:
@@ -158,8 +108,3 @@ class _Kept:
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
         self.line: Line | None = None
-
-
-def _pack(command: Command) -> bytes:
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
-    return packed

@@ -14,12 +14,12 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from .config import redact
 from .errors import PublishError, Unconfirmed
 from .line import Command
 from .publishing import SCRIPT, Options, Outgoing, Published, from_json, outgoing
 from .redis_url import Address
 from .routes import route
+from .topology import Server
 
 TIMEOUT: Final = 3.0
 """Seconds for everything, and then it is an error."""
@@ -111,51 +111,55 @@ class Publisher:
             pause = min(2 * pause, LAST_PAUSE)
 
     async def _attempt(self, sendings: list[_Sending]) -> None:
-        groups: dict[str, list[_Sending]] = {}
+        groups: dict[Server, list[_Sending]] = {}
         try:
             async with asyncio.timeout(ATTEMPT):
-                urls = await self._route.urls([sending.result.channel for sending in sendings])
+                servers = await self._route.servers([s.result.channel.encode() for s in sendings])
         except OSError as error:
             _note(sendings, error)
             return
-        for sending, url in zip(sendings, urls, strict=True):
-            groups.setdefault(url, []).append(sending)
-        await asyncio.gather(*(self._attempt_at(url, group) for url, group in groups.items()))
+        for sending, server in zip(sendings, servers, strict=True):
+            if server is None:
+                sending.why = "no node of the Cluster serves its slot"
+                self._route.doubt()
+            else:
+                groups.setdefault(server, []).append(sending)
+        await asyncio.gather(*(self._attempt_at(server, group) for server, group in groups.items()))
 
-    async def _attempt_at(self, url: str, sendings: list[_Sending]) -> None:
+    async def _attempt_at(self, server: Server, sendings: list[_Sending]) -> None:
         """Send them to the server that they belong on. What has no end after that is to be tried again."""
-        replies = await self._ask(url, sendings, [self._eval(sending) for sending in sendings])
+        replies = await self._ask(server, sendings, [self._eval(sending) for sending in sendings])
         for sending, reply in zip(sendings, replies, strict=False):  # there are none if it was in vain
             if isinstance(reply, int):
                 sending.end = sending.result.published(reply)
             else:
-                await self._refused(url, sending, str(reply))
+                await self._refused(server, sending, str(reply))
 
-    async def _ask(self, url: str, sendings: list[_Sending], commands: list[Command]) -> list[Any]:
+    async def _ask(self, server: Server, sendings: list[_Sending], commands: list[Command]) -> list[Any]:
         """The replies to commands for the sake of `sendings`; none when the server is out of reach."""
         try:
             async with asyncio.timeout(ATTEMPT):
-                line = await self._route.lines.to(url)
-                return await line.ask(commands)
+                line = await self._route.lines.to(server)
+                return await line.ask_all(commands)
         except OSError as error:
-            self._drop(url)
-            _note(sendings, error, url)
+            self._drop(server)
+            _note(sendings, error, server.shown)
             return []
         except asyncio.CancelledError:  # the deadline: this server did not keep it
-            self._drop(url)
+            self._drop(server)
             raise
 
-    async def _refused(self, url: str, sending: _Sending, why: str) -> None:
+    async def _refused(self, server: Server, sending: _Sending, why: str) -> None:
         sending.why = why
         if elsewhere := _ELSEWHERE.match(why):
             kind, host, port = elsewhere.groups()
-            await self._elsewhere(url, sending, kind, self._route.elsewhere(Address(host, int(port))))
+            await self._elsewhere(server, sending, kind, self._route.elsewhere(Address(host, int(port))))
         elif _NOT_NOW.search(why):
-            self._drop(url)
+            self._drop(server)
         else:
             sending.give_up(why)
 
-    async def _elsewhere(self, url: str, sending: _Sending, kind: str, there: str | None) -> None:
+    async def _elsewhere(self, server: Server, sending: _Sending, kind: str, there: Server | None) -> None:
         """Follow a Cluster's redirection.
 
         After ASK the slot is on its way: its keys are at the new node, or go there, and its subscribers stay
@@ -172,7 +176,7 @@ class Publisher:
         replies = await self._ask(there, [sending], commands)
         if kind == "ASK" and replies:
             replies += await self._ask(
-                url, [sending], [("SPUBLISH", sending.result.channel, sending.result.payload)]
+                server, [sending], [("SPUBLISH", sending.result.channel, sending.result.payload)]
             )
         counts = [reply for reply in replies if isinstance(reply, int)]
         if len(counts) == (1 if kind == "MOVED" else 2):
@@ -181,9 +185,9 @@ class Publisher:
     def _eval(self, sending: _Sending) -> Command:
         return ("EVAL", SCRIPT, 1, *sending.result.arguments(self._route.command))
 
-    def _drop(self, url: str) -> None:
+    def _drop(self, server: Server) -> None:
         """Make no more of this connection, nor of what is known of who is where."""
-        self._route.lines.drop(url)
+        self._route.lines.drop(server)
         self._route.doubt()
 
 
@@ -224,9 +228,9 @@ class _Sending:
         self.end = Unconfirmed(why, self.result.message_id)
 
 
-def _note(sendings: list[_Sending], error: OSError, url: str = "") -> None:
+def _note(sendings: list[_Sending], error: OSError, shown: str = "Redis") -> None:
     """Remember why they could not be sent; with a wrong password, say, to try again is of no use."""
     for sending in sendings:
-        sending.why = str(error) or f"{redact(url)} gave no answer"
+        sending.why = str(error) or f"{shown} gave no answer"
         if isinstance(error, PermissionError):
             sending.give_up(sending.why)

@@ -1,4 +1,4 @@
-"""Which server a result is published on: the only one, the Sentinels' master, the Cluster's for its slot.
+"""Which server a result is published on: the one that the topology finds, or the Cluster's for its slot.
 
 A route is asked before every publication, and remembers what it knows until it is told to `doubt` it.
 """
@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import hiredis
-from redis.crc import key_slot
 
-from .errors import NoMaster
-from .line import Line, Lines
+from . import slots
+from .line import Lines
+from .quorum import ask_all
 from .redis_url import Address, Kind, RedisURL, parse
-from .sentinels import Sentinels
-
-SLOTS: Final = 16_384
+from .slots import SlotMap, View, slot_map
+from .topology import Server, topology
 
 ASK_AGAIN: Final = 1.0
 """Seconds after which the Sentinels are asked again: a master that is cut off from them, but not from us,
 would take results that its successor never hears of."""
+
+TIMEOUT: Final = 0.5
+"""Seconds for the nodes of a Cluster to say who serves what."""
+
+GRACE: Final = 0.1
+"""Seconds that the others have to say it once most have."""
 
 
 class Route(Protocol):
@@ -31,14 +36,14 @@ class Route(Protocol):
     command: str
     """PUBLISH or SPUBLISH."""
 
-    async def urls(self, channels: Sequence[str]) -> Sequence[str]:
-        """The redis:// URL of the server for each of the channels. Raises OSError if that is unknown."""
+    async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
+        """The server for each of the channels; None if nobody serves it. Raises OSError."""
 
     def doubt(self) -> None:
         """Look anew before the next answer."""
 
-    def elsewhere(self, address: Address) -> str | None:
-        """The URL of a server that another has pointed to; None where only a Cluster's would."""
+    def elsewhere(self, address: Address) -> Server | None:
+        """The server that another has pointed to; None where only a node of a Cluster would."""
 
     async def close(self) -> None:
         """Drop all connections."""
@@ -47,157 +52,101 @@ class Route(Protocol):
 def route(url: str) -> Route:
     """The route that a Redis URL asks for. Raises ValueError if it is none."""
     found = parse(url)
-    if found.kind is Kind.SENTINEL:
-        return SentinelRoute(found)
-    return ClusterRoute(found) if found.kind is Kind.CLUSTER else ServerRoute(found)
+    return ClusterRoute(found) if found.kind is Kind.CLUSTER else OneServer(found)
 
 
-class ServerRoute:
-    """One server at a fixed address."""
+class OneServer:
+    """The server at a fixed address, or the one that the Sentinels call the master."""
 
     command = "PUBLISH"
 
     def __init__(self, url: RedisURL) -> None:
-        self._url = url.text
-        self.lines = Lines(_any_server_will_do)
-
-    async def urls(self, channels: Sequence[str]) -> Sequence[str]:
-        return [self._url] * len(channels)
-
-    def doubt(self) -> None:
-        """There is no other."""
-
-    def elsewhere(self, address: Address) -> str | None:
-        return None
-
-    async def close(self) -> None:
-        self.lines.close()
-
-
-class SentinelRoute:
-    """The server that the Sentinels call the master."""
-
-    command = "PUBLISH"
-
-    def __init__(self, url: RedisURL) -> None:
-        self._url = url
-        self._sentinels = Sentinels(url)
-        self._master: str | None = None
+        self._topology = topology(url)
+        self._found: Server | None = None
         self._asked = 0.0
-        self.lines = Lines(_must_be_master)
+        self.lines = Lines(only_masters=self._topology.only_masters)
 
-    async def urls(self, channels: Sequence[str]) -> Sequence[str]:
+    async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
         now = asyncio.get_running_loop().time()
-        if self._master is None:
-            self._master = self._url.server(await self._sentinels.master())
+        if self._found is None:
+            self._found = await self._topology.find()
             self._asked = now
         elif now - self._asked >= ASK_AGAIN:
             self._asked = now
-            await self._follow(self._master)
-        return [self._master] * len(channels)
+            self._found = await self._look_again(self._found)
+        return [self._found] * len(channels)
 
-    async def _follow(self, present: str) -> None:
-        """Go over to another master if there is one; without Sentinels the present one has to do."""
+    async def _look_again(self, present: Server) -> Server:
         try:
-            master = self._url.server(await self._sentinels.master())
-        except NoMaster:
-            return
-        if master != present:
+            found = await self._topology.find()
+        except OSError:  # without Sentinels the present one has to do
+            return present
+        if found is not present:
             self.lines.drop(present)
-            self._master = master
+        return found
 
     def doubt(self) -> None:
-        if self._master is not None:
-            self.lines.drop(self._master)
-        self._master = None
+        self._found = None
 
-    def elsewhere(self, address: Address) -> str | None:
+    def elsewhere(self, address: Address) -> Server | None:
         return None
 
     async def close(self) -> None:
         self.lines.close()
-        await self._sentinels.close()
+        await self._topology.close()
 
 
 class ClusterRoute:
-    """The node that has the channel's slot, on which its sharded subscribers are too."""
+    """The node that serves the channel's slot, on which its sharded subscribers are too."""
 
     command = "SPUBLISH"
 
     def __init__(self, url: RedisURL) -> None:
         self._url = url
-        self._nodes: dict[Address, None] = dict.fromkeys(url.addresses)
-        self._slots: list[Address] = []
-        self._reading = asyncio.Lock()
-        self.lines = Lines(_any_server_will_do)
+        self._map: SlotMap | None = None
+        self._masters: list[Address] = []
+        self._servers: dict[Address, Server] = {}
+        self._turn = asyncio.Lock()
+        self.lines = Lines()
 
-    async def urls(self, channels: Sequence[str]) -> Sequence[str]:
-        async with self._reading:
-            if not self._slots:
-                self._slots = await self._read_slots()
-        return [self._url.server(self._slots[key_slot(channel.encode())]) for channel in channels]
+    async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
+        async with self._turn:
+            if self._map is None:
+                self._map = await self._draw()
+            owners = self._map.owners
+        found = [owners[slots.slot(channel)] for channel in channels]
+        return [None if address is None else self._server(address) for address in found]
 
     def doubt(self) -> None:
-        self._slots = []
+        self._map = None
 
-    def elsewhere(self, address: Address) -> str | None:
-        return self._url.server(address)
+    def elsewhere(self, address: Address) -> Server | None:
+        return self._server(address)
+
+    def _server(self, address: Address) -> Server:
+        if address not in self._servers:
+            self._servers[address] = Server(self._url.server(address))
+        return self._servers[address]
 
     async def close(self) -> None:
         self.lines.close()
 
-    async def _read_slots(self) -> list[Address]:
-        """Who has which slot, from the node that answers first: a dead or frozen one holds nothing up.
+    async def _draw(self) -> SlotMap:
+        """The map, by the node that has heard of the latest change among those that answer in time."""
+        known = list(dict.fromkeys([*self._masters, *self._url.addresses]))
+        answers = await ask_all([self._view(address) for address in known], TIMEOUT, GRACE)
+        views = [answer for answer in answers if isinstance(answer, View)]
+        if not views:
+            said = "; ".join(f"{address}: {answer}" for address, answer in zip(known, answers, strict=True))
+            raise ConnectionError(f"no node of the Cluster says who serves what: {said}")
+        drawn = slot_map(max(views, key=lambda view: view.epoch).ranges)
+        self._masters = drawn.masters
+        return drawn
 
-        An outdated answer is put right by the MOVED that follows from it.
-        """
-        asking = [asyncio.create_task(self._ask(address)) for address in self._nodes]
-        why: Exception | None = None
-        try:
-            for first in asyncio.as_completed(asking):
-                try:
-                    slots = await first
-                except (OSError, ValueError) as error:
-                    why = error
-                else:
-                    self._nodes = dict.fromkeys([*self._url.addresses, *slots])
-                    return slots
-            raise ConnectionError(f"no node of the Cluster tells who has which slot: {why}")
-        finally:
-            for task in asking:
-                task.cancel()
-            await asyncio.gather(*asking, return_exceptions=True)
-
-    async def _ask(self, address: Address) -> list[Address]:
-        line = await self.lines.to(self._url.server(address))
-        (reply,) = await line.ask([("CLUSTER", "SLOTS")])
-        if isinstance(reply, hiredis.ReplyError):
-            raise ConnectionError(f"{address} answered CLUSTER SLOTS with: {reply}")
-        return read_slots(reply, address)
-
-
-def read_slots(reply: Sequence[Any], asked: Address) -> list[Address]:
-    """The master of each slot, from the answer to CLUSTER SLOTS. Raises ValueError if slots have none.
-
-    A node that does not know its own host, or does not give it away, is at the host that was `asked`.
-    """
-    masters: dict[int, Address] = {}
-    for first, last, (host, port, *_), *_ in reply:
-        address = Address(host.decode() if host else asked.host, port)
-        masters.update(dict.fromkeys(range(first, last + 1), address))
-    if len(masters) < SLOTS:
-        raise ValueError(f"{asked} knows of no node for {SLOTS - len(masters)} of the {SLOTS} slots")
-    return [masters[slot] for slot in range(SLOTS)]
-
-
-async def _any_server_will_do(_line: Line) -> None:
-    pass
-
-
-async def _must_be_master(line: Line) -> None:
-    """A master that was deposed, or a replica, answers ROLE with another word."""
-    (reply,) = await line.ask([("ROLE",)])
-    if isinstance(reply, hiredis.ReplyError):
-        raise PermissionError(f"it answered ROLE with: {reply}")
-    if reply[0] != b"master":
-        raise ConnectionError("the Sentinels' master does not know that it is one, or not any more")
+    async def _view(self, address: Address) -> View:
+        line = await self.lines.to(self._server(address))
+        information, ranges = await line.ask_all([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
+        for reply in (information, ranges):
+            if isinstance(reply, hiredis.ReplyError):
+                raise ConnectionError(str(reply))
+        return slots.view(information, ranges, address)

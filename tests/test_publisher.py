@@ -9,16 +9,18 @@ from collections.abc import AsyncIterator, Iterator
 
 import orjson
 import pytest
-from redis.crc import key_slot
 
 from gateway.errors import PublishError, Unconfirmed
 from gateway.publisher import ATTEMPT, TIMEOUT, Publisher
 from gateway.publishing import Outgoing, Published, outgoing
+from gateway.slots import slot
 
 from .processes import Cluster, Sentinel, SentinelSet, Valkey, free_port
-from .test_line import server
+from .test_line import HELLO, saying
 from .test_sentinels import black_hole
 
+# All that a publisher needs of Redis besides its keys and channels.
+RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+eval", "+set", "+publish"]
 SLACK = 0.5  # seconds for a busy machine; nothing here is measured by it
 
 
@@ -138,7 +140,7 @@ async def test_a_black_hole_is_an_error_and_does_not_hold_up_who_comes_later() -
 
 async def test_what_redis_refuses_for_good_is_not_tried_again() -> None:
     with Valkey() as server:
-        server.ask("ACL", "SETUSER", "backend", "on", ">x", "-@all", "+eval", "+set", "~*", "&*")
+        server.ask("ACL", "SETUSER", "backend", "on", ">x", *RIGHTS, "-publish", "~*", "&*")
         async with Publisher(server.url.replace("//", "//backend:x@")) as publisher, bounded(0):
             with pytest.raises(Unconfirmed, match="no permissions to run"):
                 await publisher.publish("a", "DONE")
@@ -157,7 +159,7 @@ async def test_what_redis_refuses_for_good_is_not_tried_again() -> None:
     ],
 )
 async def test_what_will_pass_is_tried_again(says: bytes) -> None:
-    async with server(says) as url, Publisher(url, timeout=0.2) as publisher:
+    async with saying(HELLO, b"+PONG\r\n", says, says) as url, Publisher(url, timeout=0.2) as publisher:
         started = time.monotonic()
         with pytest.raises(Unconfirmed):
             await publisher.publish("a", "DONE")
@@ -229,7 +231,7 @@ async def test_each_result_goes_to_the_node_of_its_slot(cluster: Cluster) -> Non
 
 async def test_a_node_of_a_cluster_named_as_one_server_is_said_to_be_that(cluster: Cluster) -> None:
     (result,) = results(1, "alone")
-    owner = cluster.owner(key_slot(result.channel.encode()))
+    owner = cluster.owner(slot(result.channel.encode()))
     other = next(node for node in cluster.masters if node is not owner)
     async with Publisher(other.url) as publisher, bounded(0):
         (end,) = await publisher.send([result])
@@ -239,12 +241,12 @@ async def test_a_node_of_a_cluster_named_as_one_server_is_said_to_be_that(cluste
 
 async def test_a_slot_that_has_moved(cluster: Cluster) -> None:
     (result,) = results(1, "moved")
-    slot = key_slot(result.channel.encode())
-    source = cluster.owner(slot)
+    number = slot(result.channel.encode())
+    source = cluster.owner(number)
     target = next(node for node in cluster.masters if node is not source)
     async with Publisher(cluster.url) as publisher:
         await publisher.send([result])
-        await asyncio.to_thread(cluster.move_slots, source, target, [slot])
+        await asyncio.to_thread(cluster.move_slots, source, target, [number])
         (end,) = await publisher.send([result])
         assert isinstance(end, Published)
         assert kept(cluster, result)
@@ -254,11 +256,11 @@ async def test_a_slot_that_has_moved(cluster: Cluster) -> None:
 
 async def test_a_slot_on_its_way_keeps_the_result_there_and_the_subscribers_here(cluster: Cluster) -> None:
     (result,) = results(1, "moving")
-    slot = key_slot(result.channel.encode())
-    source = cluster.owner(slot)
+    number = slot(result.channel.encode())
+    source = cluster.owner(number)
     target = next(node for node in cluster.masters if node is not source)
-    target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
-    source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+    target.ask("CLUSTER", "SETSLOT", number, "IMPORTING", source.id)
+    source.ask("CLUSTER", "SETSLOT", number, "MIGRATING", target.id)
     with source.client() as client:
         node = client.pubsub()
         node.ssubscribe(result.channel)
@@ -270,20 +272,20 @@ async def test_a_slot_on_its_way_keeps_the_result_there_and_the_subscribers_here
     assert end == Published(1, True, result.message_id)
     assert message is not None
     assert message["data"] == result.payload
-    await asyncio.to_thread(cluster.move_slots, source, target, [slot])
+    await asyncio.to_thread(cluster.move_slots, source, target, [number])
     assert kept(cluster, result)
-    assert cluster.owner(slot) is target
+    assert cluster.owner(number) is target
 
 
 async def test_a_frozen_node_holds_up_nobody_elses_results() -> None:
     batch = results(60, "others")
     with Cluster(replicas=0) as cluster:
         there = {slot for part in cluster.slots(cluster.nodes[0]) for slot in part}
-        async with Publisher(cluster.url, timeout=ATTEMPT / 2) as publisher, bounded(ATTEMPT / 2):
+        async with Publisher(cluster.url, timeout=ATTEMPT) as publisher, bounded(ATTEMPT):
             with cluster.nodes[0].frozen():
                 ends = await publisher.send(batch)
     for result, end in zip(batch, ends, strict=True):
-        frozen = key_slot(result.channel.encode()) in there
+        frozen = slot(result.channel.encode()) in there
         assert isinstance(end, Unconfirmed if frozen else Published)
     assert len({type(end) for end in ends}) == 2
 
@@ -291,12 +293,12 @@ async def test_a_frozen_node_holds_up_nobody_elses_results() -> None:
 async def test_a_master_of_a_cluster_that_crashes_is_followed_by_its_replica() -> None:
     with Cluster() as cluster:
         (result,) = results(1, "after")
-        slot = key_slot(result.channel.encode())
+        number = slot(result.channel.encode())
         async with Publisher(cluster.url, timeout=20) as publisher:
             await publisher.send(results(100, "before"))
-            failed = cluster.owner(slot)
+            failed = cluster.owner(number)
             failed.kill()
             (end,) = await publisher.send([result])
             assert isinstance(end, Published)
-            assert cluster.owner(slot) is not failed
+            assert cluster.owner(number) is not failed
             assert kept(cluster, result)
