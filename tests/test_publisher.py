@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Iterator
 import orjson
 import pytest
 
+from gateway import publish
+from gateway import publisher as publisher_module
 from gateway.errors import PublishError, Unconfirmed
 from gateway.publisher import ATTEMPT, TIMEOUT, Publisher
 from gateway.publishing import Outgoing, Published, outgoing
@@ -94,7 +96,7 @@ async def test_nobody_there_is_an_error_in_bounded_time() -> None:
             await publisher.publish("a", "DONE", message_id="m")
 
 
-async def test_a_connection_that_redis_has_closed_is_not_noticed() -> None:
+async def test_a_connection_that_redis_has_closed_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Valkey() as server:
         async with Publisher(server.url) as publisher:
             await publisher.publish("a", "DONE")
@@ -103,6 +105,12 @@ async def test_a_connection_that_redis_has_closed_is_not_noticed() -> None:
             server.kill()
             server.start()
             assert (await publisher.publish("a", "DONE")).retained
+        monkeypatch.setattr(publisher_module, "FIRST_PAUSE", TIMEOUT)
+        async with Publisher(server.url, timeout=0.2) as once:
+            await once.publish("a", "DONE")
+            server.ask("CLIENT", "KILL", "TYPE", "normal")
+            with pytest.raises(Unconfirmed):  # the control, which does not try again
+                await once.publish("a", "DONE")
 
 
 async def test_a_redis_that_is_back_before_the_deadline_has_lost_nothing() -> None:
@@ -261,10 +269,12 @@ async def test_a_slot_on_its_way_keeps_the_result_there_and_the_subscribers_here
     target = next(node for node in cluster.masters if node is not source)
     target.ask("CLUSTER", "SETSLOT", number, "IMPORTING", source.id)
     source.ask("CLUSTER", "SETSLOT", number, "MIGRATING", target.id)
-    with source.client() as client:
-        node = client.pubsub()
+    with source.client() as client, cluster.client() as follower:
+        node = client.pubsub(ignore_subscribe_messages=True)
         node.ssubscribe(result.channel)
         node.get_message(timeout=5)
+        control = publish(follower, "moving-0", "DONE")
+        assert control.receivers == 0, "a client that does no more than follow ASK reaches nobody"
         async with Publisher(cluster.url) as publisher:
             (end,) = await publisher.send([result])
         message = node.get_message(timeout=5)
