@@ -21,7 +21,7 @@ import pytest
 import redis
 from selenium.webdriver.common.keys import Keys
 
-from gateway.publishing import publish_sync
+import gateway
 
 from .browser import Browser, chromium
 from .processes import Node, Valkey, wait_until
@@ -214,14 +214,14 @@ def test_shows_the_id_its_node_and_each_result_newest_first(
 def test_shows_once_what_comes_again_with_every_registration(dev: Dev, browser: Browser) -> None:
     web_socket_id = registered(browser, dev.url, new_id())
     with redis.Redis.from_url(dev.redis_url) as client:
-        publish_sync(client, web_socket_id, "CONTINUE", retain=60)
+        gateway.publish(client, web_socket_id, "CONTINUE", retain=60)
         shows(browser, "CONTINUE")
         browser.click("offline")
         browser.wait(lambda: state(browser) == "closed", "the page is offline")
         browser.click("offline")
         settled(browser)
         # The retained result comes right after the registration's answer, so it is through before this one.
-        publish_sync(client, web_socket_id, "DONE", retain=60)
+        gateway.publish(client, web_socket_id, "DONE", retain=60)
     shows(browser, "DONE", "CONTINUE")
     sent, received = (browser.run(FRAMES, kind) for kind in ("sent", "received"))
     assert ["lastMessageId" in frame for frame in sent] == [False, True]
@@ -232,7 +232,7 @@ def test_a_client_with_no_memory_is_sent_what_is_retained_again(dev: Dev, browse
     """The control: a reload forgets what came, so the node has to send it."""
     web_socket_id = registered(browser, dev.url, new_id())
     with redis.Redis.from_url(dev.redis_url) as client:
-        publish_sync(client, web_socket_id, "CONTINUE", retain=60)
+        gateway.publish(client, web_socket_id, "CONTINUE", retain=60)
     shows(browser, "CONTINUE")
     browser.driver.refresh()
     shows(browser, "CONTINUE")
@@ -351,14 +351,14 @@ def test_a_result_kept_while_the_browser_was_away_arrives_when_it_is_back(dev: D
     browser.wait(lambda: state(browser) == "closed", "the page is offline")
     with redis.Redis.from_url(dev.redis_url) as client:
         wait_until(lambda: client.pubsub_numsub(f"websocket:{web_socket_id}")[0][1] == 0, "nobody is there")
-        assert publish_sync(client, web_socket_id, "CONFIRMED", retain=60).receivers == 0
+        assert gateway.publish(client, web_socket_id, "CONFIRMED", retain=60).receivers == 0
         assert browser.text("story").startswith("Nothing reaches this page now")
         browser.click("offline")
         shows(browser, "CONFIRMED")
         assert KEPT in browser.text("results")
         assert browser.text("story").startswith("Arrived at")
         browser.run("const now = performance.now(); performance.now = () => now + 60_000")  # a minute later
-        publish_sync(client, web_socket_id, "DONE")
+        gateway.publish(client, web_socket_id, "DONE")
         shows(browser, "DONE", "CONFIRMED")
         assert browser.text("results").count(KEPT) == 1
 
@@ -483,7 +483,7 @@ def test_reconnects_to_another_node_and_gets_what_was_kept(browser: Browser) -> 
         browser.wait(lambda: re.search(r"in [3-9]\.\d s", browser.text("state")), "the waits grow longer")
         dev.process.wait()
         with valkey.client() as client:
-            publish_sync(client, web_socket_id, "CONFIRMED", retain=60)
+            gateway.publish(client, web_socket_id, "CONFIRMED", retain=60)
         with Node(valkey.url, port=dev.port):
             # The network coming back ends the wait, whatever is left of it.
             now = "dispatchEvent(new Event('online')); return document.documentElement.dataset.state"

@@ -48,7 +48,8 @@ async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
             left: list[Any] = await client.pubsub_channels()
             assert [name.rpartition(b":")[0] for name in left] == [b"websocket::probe"], "the node's own"
             assert await client.pubsub_numpat() == 0
-            await until(lambda: open_files(node) == before, "a renewed probe is back")
+            # That of the question above may have been open still, or the probe's is just being renewed.
+            await until(lambda: open_files(node) <= before, "nothing more is open than before")
         await asyncio.to_thread(node.stop)
 
 
