@@ -51,7 +51,7 @@ def take_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
 class Connection(asyncio.Protocol):
     """One connection: it upgrades at once, and says `opening` right behind without waiting for the answer.
 
-    Subclasses hear `told` of each message, `refused` of an upgrade that was not granted, `ended` at the end.
+    Subclasses hear `heard` of each message, `refused` of an upgrade that was not granted, `ended` at the end.
     """
 
     def __init__(self, opening: object) -> None:
@@ -62,7 +62,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
-    def told(self, message: dict[str, Any]) -> None:
+    def heard(self, message: dict[str, Any]) -> None:
         """A message has come."""
 
     def refused(self, head: bytes) -> None:
@@ -125,7 +125,7 @@ class Connection(asyncio.Protocol):
 
     def _received(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
-            self.told(orjson.loads(payload))
+            self.heard(orjson.loads(payload))
         elif self._transport is None or self._transport.is_closing():
             return
         elif opcode == PING:

@@ -48,8 +48,8 @@ class _Attempt(Connection):
         self.part = part
         self._client = client
 
-    def told(self, message: dict[str, Any]) -> None:
-        self._client.told(self, message)
+    def heard(self, message: dict[str, Any]) -> None:
+        self._client.heard(self, message)
 
     def refused(self, head: bytes) -> None:
         self._client.refused(head)
@@ -132,7 +132,7 @@ class Client:
 
     # What its connections say
 
-    def told(self, attempt: _Attempt, message: dict[str, Any]) -> None:
+    def heard(self, attempt: _Attempt, message: dict[str, Any]) -> None:
         topic = message.get("topic")
         if topic == REGISTRATION:
             self._answered(message)
