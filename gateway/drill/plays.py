@@ -44,6 +44,7 @@ DRAIN_DELAY, DRAIN_SECONDS = 2, 3  # HAProxy takes up to 1.5 s to notice that a 
 
 SLEEPERS: Final = 0.1  # of the clients
 LARGE: Final = 60_000  # bytes
+FILL_SECONDS: Final = 10.0  # to have them all closed; it takes two
 
 
 class Drill(NamedTuple):
@@ -177,7 +178,7 @@ async def slow_clients(stage: Stage[Valkey]) -> None:
     asleep = stage.say("they stop reading")
     for client in sleepers:
         client.pause()
-    closed = await stage.fill(sleepers, LARGE, GIVE_UP)
+    closed = await stage.fill(sleepers, LARGE, FILL_SECONDS)
     stage.publish_to(sleepers)
     stage.say(f"{closed:,} of them are closed with 1008; each has a last result, retained")
     await asyncio.sleep(OUTAGE)

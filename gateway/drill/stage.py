@@ -43,7 +43,8 @@ SETTLE_SECONDS = 20.0  # after the load, for what is under way
 RECENT_SECONDS = 1.0
 WATCH_SECONDS = 0.5  # between two looks at the nodes
 NOTICE_SECONDS = 0.05  # the same while something is waited for
-FILLING = 8  # large results under way at a time
+FILLING = 8  # large results at a time
+FILL_PAUSE = 0.02  # seconds between those: what is tried is slowness, not how much the machine can move
 SLOW_CONSUMER = "1008 slow consumer"  # as /readyz names what ended sessions
 SWAPPED = 0.01  # of the clients, a second: new operations begin as others end
 
@@ -175,6 +176,7 @@ class Stage(Generic[Redis]):
         while held and time.monotonic() < end:
             receivers: list[int] = []
             for start in range(0, len(held), FILLING):
+                await asyncio.sleep(FILL_PAUSE)
                 some = held[start : start + FILLING]
                 receivers += await self.backend.publish_once(some, f"{FILLER}{next(numbers)}", data)
             held = [name for name, nodes in zip(held, receivers, strict=True) if nodes]
