@@ -40,6 +40,7 @@ from .report import Absence, Blindness, Happening, Measure, Options, Report, cou
 
 GATHER_SECONDS = 60.0  # 2,000 clients need one
 SETTLE_SECONDS = 20.0  # after the load, for what is under way
+UNRETAINED_SECONDS = 2.0
 RECENT_SECONDS = 1.0
 WATCH_SECONDS = 0.5  # between two looks at the nodes
 NOTICE_SECONDS = 0.05  # the same while something is waited for
@@ -352,8 +353,11 @@ class Stage(Generic[Redis]):
         )
 
     async def _settle(self) -> None:
-        """Wait for what is under way, but not for ever: what has not come by then is lost."""
-        end = time.monotonic() + SETTLE_SECONDS
+        """Wait for what is under way, but not for ever: what has not come by then is lost.
+
+        What nobody retains has come at once, or never will.
+        """
+        end = time.monotonic() + (SETTLE_SECONDS if self.options.retain else UNRETAINED_SECONDS)
         while self.ledger.unsettled and time.monotonic() < end:  # noqa: ASYNC110 - or an event a result
             await asyncio.sleep(0.05)
         await self._look()
