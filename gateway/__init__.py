@@ -20,6 +20,7 @@ Reading order, from what is decided to what carries it out:
     topology           where Redis is
     connection, link   one connection to Redis; what it has subscribed
     probe, audit       the proof that a link hears; the table held against Redis
+    notice             the word to whoever waits that results cannot be heard
     broker             the keeper of a link, that builds the next one
     shard_link         a link to a node of a Cluster
     cluster            a keeper for each master of a Cluster, and the map of who serves what

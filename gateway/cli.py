@@ -530,6 +530,10 @@ def _sentence(event: dict[str, Any]) -> str:
         case {"event": "result", "authResult": result}:
             rest = {key: event[key] for key in ("messageId", "data") if key in event}
             return f"result {result}" + (f" {orjson.dumps(rest).decode()}" if rest else "")
+        case {"event": "status", "push": "degraded"}:
+            return "results cannot be heard: the node has lost Redis"
+        case {"event": "status", "push": "restored"}:
+            return "results are heard again"
         case {"event": "closed", "code": code, "reason": reason}:
             return f"closed with {code}" + (f": {reason}" if reason else "")
         case {"event": "unreachable", "reason": reason}:

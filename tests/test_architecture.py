@@ -41,6 +41,7 @@ ORDER = [
     "link",
     "probe",
     "audit",
+    "notice",
     "broker",
     "shard_link",
     "cluster",

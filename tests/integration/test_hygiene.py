@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import redis.asyncio
 
@@ -44,10 +45,11 @@ async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
                         browser.abort()
             body = await until_status(node.admin_port, "all are gone", sessions=0, channels=0, handshakes=0)
             assert body["redis"]["gaps"] == 0
-            (left,) = await client.pubsub_channels()
-            assert left.startswith(b"websocket::probe:"), "the node's own"
+            left: list[Any] = await client.pubsub_channels()
+            assert [name.rpartition(b":")[0] for name in left] == [b"websocket::probe"], "the node's own"
             assert await client.pubsub_numpat() == 0
-            await until(lambda: open_files(node) == before, "a renewed probe is back")
+            # That of the question above may have been open still, or the probe's is just being renewed.
+            await until(lambda: open_files(node) <= before, "nothing more is open than before")
         await asyncio.to_thread(node.stop)
 
 
