@@ -401,7 +401,7 @@ def drill_(
     try:
         reports = _run(command.play_all(drills, Options(**size), seconds, logs, as_json=as_json))
     except (DrillError, EmbeddedError, TimeoutError) as error:
-        raise Failure(f"the drill could not be played: {error}") from None
+        raise Failure(f"the drill could not be played: {str(error) or 'it took too long'}") from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("\nInterrupted; everything that was started is stopped.", err=True)
         sys.exit(INTERRUPTED)

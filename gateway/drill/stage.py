@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -99,6 +99,7 @@ class Stage(Generic[Redis]):
         self._states: list[str] = []
         self._down = [0.0] * options.nodes
         self._version = ""
+        self._tasks: asyncio.TaskGroup
         self._publishing: set[asyncio.Task[None]] = set()
 
     # What a play does
@@ -238,7 +239,7 @@ class Stage(Generic[Redis]):
         options = ("--max-sessions-per-ip", "0", "--trusted-proxies", "127.0.0.0/8", *self._plan.node_options)
 
         def start(number: int) -> Node:
-            return Node(
+            node = Node(
                 self.redis.url,
                 *("--node", f"node-{number + 1}", *options),
                 host=address(number) if balanced else "127.0.0.1",
@@ -246,10 +247,10 @@ class Stage(Generic[Redis]):
                 admin_port=admin_port,
                 preface=self._plan.preface,
             )
+            return self._running.enter_context(node)  # at once: another may fail to start
 
         with ThreadPoolExecutor(self.options.nodes) as pool:
-            starting = [pool.submit(start, number) for number in range(self.options.nodes)]
-            self.nodes = [self._running.enter_context(future.result()) for future in starting]
+            self.nodes = list(pool.map(start, range(self.options.nodes)))
         wait_until(lambda: all(map(_connected, _ask(self.nodes))), "every node has all of Redis")
         if balanced:
             files = 4 * self.options.clients + 1_000
@@ -268,24 +269,24 @@ class Stage(Generic[Redis]):
         self._began = time.monotonic()
         through = "through HAProxy" if self.balancer else "at the nodes themselves"
         self.say(f"{count(self.options.clients, 'client')} have registered {through}; results begin")
-        async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._publish()),
-                group.create_task(self._swap()),
-                group.create_task(self._watch()),
-                group.create_task(self._show()),
-            ]
+        async with asyncio.TaskGroup() as self._tasks:
+            load = [self._run(self._publish()), self._run(self._swap())]
+            watch = [self._run(self._watch()), self._run(self._show())]
             try:
                 yield
                 await asyncio.sleep(self._began + self.options.seconds - time.monotonic())
-                for task in tasks[:2]:
+                for task in load:
                     task.cancel()
                 self.say("the load ends")
                 await self._settle()
             finally:
-                for task in [*tasks, *self._publishing]:
+                for task in [*load, *watch, *self._publishing]:
                     task.cancel()
                 self._display.end()
+
+    def _run(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Do `work` as a part of the load: when it fails, the drill does."""
+        return self._tasks.create_task(work)
 
     async def _publish(self) -> None:
         """A result each 1/rate seconds, to the client that has waited longest; late ones are caught up."""
@@ -302,7 +303,7 @@ class Stage(Generic[Redis]):
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
     def _start_publishing(self, client: Client) -> None:
-        task = asyncio.get_running_loop().create_task(self._publish_to(client))
+        task = self._run(self._publish_to(client))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)
 
