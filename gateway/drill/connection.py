@@ -27,8 +27,9 @@ def frame(opcode: int, payload: bytes, *, first: int = 0x80, key: bytes = bytes(
         length = b"\xfe" + len(payload).to_bytes(2, "big")
     else:
         length = b"\xff" + len(payload).to_bytes(8, "big")
-    masked = bytes(byte ^ key[index % 4] for index, byte in enumerate(payload)) if any(key) else payload
-    return bytes((first | opcode,)) + length + key + masked
+    keys = (key * (len(payload) // 4 + 1))[: len(payload)]
+    masked = int.from_bytes(payload, "big") ^ int.from_bytes(keys, "big")
+    return bytes((first | opcode,)) + length + key + masked.to_bytes(len(payload), "big")
 
 
 def text(body: object) -> bytes:
