@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from gateway.drill.stage import Stage
 
 from .processes import wait_until
 
+DOCUMENTED = set(DRILLS)
 SMALL = ("--clients", "20", "--rate", "50", "--nodes", "1")
 
 
@@ -48,6 +50,11 @@ def quick_drills(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(*arguments: str) -> Result:
     return CliRunner().invoke(commands, ["drill", *arguments], prog_name="webflow-gateway")
+
+
+def test_the_documentation_has_every_drill() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "drills.md").read_text()
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == DOCUMENTED
 
 
 def test_it_lists_the_drills() -> None:

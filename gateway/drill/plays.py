@@ -38,7 +38,7 @@ GIVE_UP: Final = 30.0  # seconds, for what takes a few
 
 SLOT: Final = 0  # the Cluster drills are about the server that holds this one
 ONE_BY_ONE: Final = 100  # slots
-AT_ONCE: Final = 1_000
+AT_ONCE: Final = 3_000
 
 DRAIN_DELAY, DRAIN_SECONDS = 2, 3  # HAProxy takes up to 1.5 s to notice that a node is unready
 
@@ -222,7 +222,7 @@ DRILLS: Final = {
         ),
         Drill(
             "sentinel-failover",
-            "the machine with the master and a Sentinel dies; it comes back as if nothing had been",
+            "the machine with the master and a Sentinel dies, and comes back as if nothing had been",
             Plan(SentinelSet),
             sentinel_failover,
         ),
