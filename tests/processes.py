@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -121,11 +121,19 @@ class Valkey(_Process):
 class Node(_Process):
     """A gateway node in a process of its own, on free ports, ready once the constructor returns.
 
-    `options` are further command-line flags of `serve`. `logs` holds the log lines so far, parsed.
+    `options` are further command-line flags of `serve`; `under` is a command that runs the node, if any does.
+    `logs` holds the log lines so far, parsed.
     """
 
-    def __init__(self, redis_url: str, *options: str, port: int = 0, wait_ready: bool = True) -> None:
-        command = [sys.executable, "-m", "gateway", "serve", "--redis", redis_url]
+    def __init__(
+        self,
+        redis_url: str,
+        *options: str,
+        port: int = 0,
+        wait_ready: bool = True,
+        under: Sequence[str] = (),
+    ) -> None:
+        command = [*under, sys.executable, "-m", "gateway", "serve", "--redis", redis_url]
         command += ["--host", "127.0.0.1", "--port", str(port), "--admin-port", "0"]
         command += ["--log-format", "json", "--drain-delay", "0", "--drain-seconds", "0", *options]
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GATEWAY_")}
