@@ -87,17 +87,21 @@ class _Process:
 
 
 class Valkey(_Process):
-    """A real Valkey server that keeps nothing on disk; `start` after `kill` comes back on the same port."""
+    """A real Valkey server that keeps nothing on disk; `start` after `kill` comes back on the same port.
 
-    def __init__(self, *options: str, port: int = 0) -> None:
+    `binary` is another server that takes its options, such as Redis.
+    """
+
+    def __init__(self, *options: str, port: int = 0, binary: str = "") -> None:
         self.port = port or free_port()
         self.url = f"redis://127.0.0.1:{self.port}"
         self._options = options
+        self._binary = binary or str(get_binary_path())
         self._folder = tempfile.TemporaryDirectory(prefix="valkey-")
         self.start()
 
     def start(self) -> None:
-        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        command = [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "no", "--dir", self._folder.name, *self._options]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(self._answers, "Valkey answers PING")

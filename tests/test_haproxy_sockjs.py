@@ -17,9 +17,9 @@ from pytest_aiohttp import AiohttpServer
 from . import balanced
 from .clients import SECONDS
 from .fleet import Fleet, fleet, sessions
+from .haproxy import CONFIGURATION, HAProxy
 from .processes import wait_until
 from .sockjs_pages import pages, publish, register, result
-from .test_haproxy import CONFIGURATION, HAProxy
 
 pytestmark = pytest.mark.needs("haproxy")
 

@@ -29,7 +29,7 @@ FOLDER = Path(__file__).parent.parent / "deploy" / "systemd"
 UNIT = (FOLDER / "webflow-gateway@.service").read_text()
 PROGRAM = "/opt/webflow-gateway/bin/webflow-gateway"
 EXPOSURE = 15
-"""In tenths of what `systemd-analyze security` says, 1.0 with systemd 252: what is left is mostly the network."""
+"""In tenths of what `systemd-analyze security` says (1.0 with systemd 252); what is left is the network."""
 
 
 def directives() -> dict[str, list[str]]:
