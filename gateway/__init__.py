@@ -6,6 +6,7 @@ Reading order, from what is decided to what carries it out:
     wire/              how each protocol says it: bytes in, requests out; answers in, bytes out
     frames             RFC 6455 frames: bytes in, messages out
     handshake          what is wrong with a WebSocket handshake, and the answers
+    redis_url, slots   where Redis is, as its URL says; what a Cluster says of who serves what
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
     config             the settings, each defined once
@@ -15,18 +16,28 @@ Reading order, from what is decided to what carries it out:
     websocket          a session over a WebSocket's transport
     stream             HTTP responses that last, without aiohttp
     sockjs             sessions over SockJS: by WebSocket, by polls, by streams
+    quorum, sentinels  one question to several servers; which server is the master
     topology           where Redis is
-    link, broker       one connection to Redis; the keeper that builds the next one
+    connection, link   one connection to Redis; what it has subscribed
+    probe, audit       the proof that a link hears; the table held against Redis
+    notice             the word to whoever waits that results cannot be heard
+    broker             the keeper of a link, that builds the next one
+    shard_link         a link to a node of a Cluster
+    cluster            a keeper for each master of a Cluster, and the map of who serves what
+    publishing         the script that publishes and retains in one step; `publish`
+    line, routes       connections for publishing; which server a result is published on
+    publisher          publishes in bounded time, whatever kind of Redis it is
     descriptors        how many connections there is room for
     door               the public port, while a connection waits for a request
     gate               who is let in, and where WebSockets open
     sockjs_views       HTTP: the paths of SockJS
     events             server-sent events: the session and its path
+    publish_views      HTTP: results from backends
     views              HTTP: which path leads where, health, demo page
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts
-    publishing         the script that publishes and retains in one step
     watching           the client behind `watch`
+    drill/             faults under load, against nodes and Redis servers of its own
     cli                the commands
 
 The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.
@@ -41,4 +52,20 @@ Delivering: Redis push -> `hub.received` -> for each member `session.deliver` ->
 either path.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import PublishError
+    from .publishing import Published, publish
+
 __version__ = "0.1.0"
+__all__ = ["publish", "Published", "PublishError"]
+
+
+def __getattr__(name: str) -> Any:
+    """The package's public names, with redis-py imported only for who publishes (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import errors, publishing
+
+    return getattr(errors if name == "PublishError" else publishing, name)

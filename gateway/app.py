@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import gc
+import secrets
 import signal
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,17 +14,22 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
-from . import __version__, invocation, logs
+from . import __version__, invocation, logs, redis_url
 from .broker import Broker
+from .cluster import Cluster
 from .config import Config, redact
 from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .hub import Hub
 from .limits import Admission, Deadlines
+from .link import Link
 from .messages import CloseCode
+from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
+from .publish_views import PublishViews
+from .publisher import Publisher
 from .session import Node
-from .topology import Server
+from .topology import topology
 from .views import AdminViews, DemoViews, PublicViews, on_response
 
 DRAIN_STEP: Final = 0.05
@@ -33,7 +39,7 @@ SWEEP_SHARE: Final = 200
 """Deadlines handled before others get the loop: 200 pings are some 2 ms."""
 
 MAX_BODY: Final = 65_536
-"""Bytes of a request's body; what a SockJS client sends at once is a few hundred."""
+"""Bytes of a request's body on the public port; what a SockJS client sends at once is a few hundred."""
 
 HTTP_SHUTDOWN: Final = 1.0
 """Seconds for HTTP requests under way to end when the node stops."""
@@ -60,7 +66,9 @@ class Gateway:
         self.listening: Listening | None = None
         self._demo = demo
         self._clock = asyncio.get_running_loop().time
-        self._hub = Hub(config.channel_prefix, config.max_result_size)
+        self._redis = redis_url.parse(config.redis)
+        by_slot = self._redis.kind is redis_url.Kind.CLUSTER
+        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot)
         self._room = room(raise_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
         self._node = Node(config, self._hub, admission, self._clock)
@@ -68,6 +76,7 @@ class Gateway:
         self._listeners: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._publisher: Publisher | None = None
 
     @property
     def sessions(self) -> int:
@@ -84,12 +93,15 @@ class Gateway:
         self._public.attach(self._door)
         port = await self._listen(self._door, "port", config.host, config.port)
         name = config.node_name(port)
-        self._broker = Broker(
-            Server(config.redis), self._hub, f"gateway-{name}", self._clock, config.max_result_size
-        )
+        self._broker = self._new_broker(f"gateway-{name}")
         self._hub.attach(self._broker)
         self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
-        admin = await self._run(_app(self._admin.routes()))
+        self._publisher = Publisher(config.redis)
+        publishing = PublishViews(
+            self._publisher, config.token(), config.channel_prefix, config.max_result_size
+        )
+        routes = [*self._admin.routes(), *publishing.routes()]
+        admin = await self._run(_app(routes, max_body=MAX_PUBLISH_BODY))
         admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
         log.info(
@@ -152,8 +164,21 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._runners:
             await runner.cleanup()
+        if self._publisher is not None:
+            await self._publisher.close()
         if self.listening is not None:
             log.info("stopped")
+
+    def _new_broker(self, name: str) -> Broker | Cluster:
+        """`name` is what CLIENT LIST shows."""
+        hub, clock, max_result_size = self._hub, self._clock, self.config.max_result_size
+        # No webSocketId has a colon, so no browser can register it.
+        probe = f"{self.config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
+        if self._redis.kind is redis_url.Kind.CLUSTER:
+            return Cluster(self._redis, hub, name, clock, max_result_size, probe + b":")
+        return Broker(
+            topology(self._redis), hub, name, clock, lambda: Link(hub, max_result_size), lambda: probe
+        )
 
     def _public_app(self) -> web.Application:
         routes = self._public.routes()
@@ -200,8 +225,8 @@ class Gateway:
         return actual
 
 
-def _app(routes: list[web.RouteDef]) -> web.Application:
-    app = web.Application(client_max_size=MAX_BODY)
+def _app(routes: list[web.RouteDef], max_body: int = MAX_BODY) -> web.Application:
+    app = web.Application(client_max_size=max_body)
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
     return app

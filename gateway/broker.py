@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Final
 
 import structlog
 
-from .link import BrokerEvents, Link, LinkLost
-from .topology import Topology
+from .audit import Audit
+from .connection import LinkLost
+from .link import BrokerEvents, Link
+from .notice import Notice
+from .probe import Probe
+from .topology import Server, Topology
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for TCP, TLS and HELLO together; a frozen Redis accepts connections and says nothing."""
@@ -44,22 +48,27 @@ class Broker:
         events: BrokerEvents,
         name: str,
         clock: Callable[[], float],
-        max_result_size: int = 65_536,
+        new_link: Callable[[], Link],
+        probe_channel: Callable[[], bytes | None],
     ) -> None:
         """`name` is what CLIENT LIST shows; `clock` is monotonic, in seconds.
 
-        `max_result_size` is in bytes; of a longer retained result `events` gets one byte more.
+        `new_link` makes the links, whose events go to `events` too. `probe_channel` chooses where a link's
+        probes go; None for no probe.
         """
         self._clock = clock
-        self._max_result_size = max_result_size
         self._topology = topology
         self._events = events
         self._name = name
+        self._new_link = new_link
         self._link: Link | None = None
         self._lost_at: float | None = None
         self._started = clock()
         self._attempts = 0
         self._reminded: tuple[str, float] = ("", 0.0)
+        self.probe = Probe(topology, name, probe_channel)
+        self.audit = Audit(events)
+        self._notice = Notice(events.degraded)
         self.gaps = 0
         """Times that a link was lost: whatever was published meanwhile without retention is gone."""
         self.blind_seconds = 0.0
@@ -73,6 +82,24 @@ class Broker:
 
     @property
     def connected(self) -> bool:
+        return self._link is not None
+
+    @property
+    def link(self) -> Link | None:
+        """The present link, if there is one."""
+        return self._link
+
+    @property
+    def mended(self) -> int:
+        """Channels that audits have found to differ; it should stay 0."""
+        return self.audit.mended
+
+    @property
+    def probes(self) -> list[Probe]:
+        return [self.probe]
+
+    def reaches(self, _name: bytes) -> bool:
+        """Whether there is a link to ask about a channel."""
         return self._link is not None
 
     def subscribe(self, name: bytes) -> None:
@@ -90,56 +117,85 @@ class Broker:
         if self._link is not None:
             self._link.unsubscribe(name)
 
+    def degraded(self, _name: bytes) -> bool:
+        """Whether a channel cannot be heard, for so long that `events.degraded` has been called."""
+        return self._notice.given
+
     async def run(self) -> None:
         """Keep a link up until cancelled."""
         link: Link | None = None
+        self._notice.begin()
         try:
             while True:
-                link = Link(self._events, self._max_result_size)
-                if await self._open(link):
+                link = self._new_link()
+                server = await self._open(link)
+                if server is not None:
                     started = self._clock()
-                    self._up(link, started)
-                    lost = await link.closed
-                    self._down(str(lost), self._clock())
+                    self._up(link, server, started)
+                    lost = await self._watch_over(link, server)
+                    self._down(server, str(lost), self._clock())
                     if self._clock() - started >= STABLE_AFTER:
                         self._attempts = 0
                 await asyncio.sleep(self._pause())
         finally:
+            self._notice.end()
             if link is not None:
                 link.abort("the node stops")
             self._link = None
+            await self._topology.close()
 
-    async def _open(self, link: Link) -> bool:
-        server = self._topology
+    async def _open(self, link: Link) -> Server | None:
+        """Connect `link`; returns the server it leads to, or None."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
+                server = await self._topology.find()
                 await server.open(link)
-                await link.hello(server.username, server.password, server.database, self._name)
+                await self._introduce(link, server)
         except TimeoutError:
             self._remind(f"no answer within {CONNECT_TIMEOUT:g} s", self._clock())
         except (OSError, LinkLost) as error:
             self._remind(str(error) or type(error).__name__, self._clock())
         else:
-            return True
+            return server
         link.abort("not connected")
-        return False
+        return None
 
-    def _up(self, link: Link, now: float) -> None:
+    async def _introduce(self, link: Link, server: Server) -> None:
+        await link.hello(server.username, server.password, server.database, self._name)
+        if self._topology.only_masters and not link.is_master:
+            raise LinkLost(f"{server.shown} is a replica")
+
+    async def _watch_over(self, link: Link, server: Server) -> LinkLost:
+        """Why `link`, which leads to `server`, was lost, once it is. Meanwhile it is probed and audited."""
+        guards = [
+            asyncio.create_task(_guard(self.probe.run(link, server))),
+            asyncio.create_task(_guard(self.audit.run(link))),
+        ]
+        try:
+            return await link.closed
+        finally:
+            for guard in guards:
+                guard.cancel()
+            await asyncio.gather(*guards, return_exceptions=True)
+
+    def _up(self, link: Link, server: Server, now: float) -> None:
         blind = 0.0 if self._lost_at is None else now - self._lost_at
         self.blind_seconds += blind
         self._lost_at = None
         self.ever_connected = True
         self._reminded = ("", 0.0)
         self._link = link
+        self._notice.end()
         about = {"after_seconds": round(blind, 3), "gaps": self.gaps} if self.gaps else {}
-        log.info("redis connected", redis=self._topology.shown, **about)
+        log.info("redis connected", redis=server.shown, **about)
         link.start()
 
-    def _down(self, why: str, now: float) -> None:
+    def _down(self, server: Server, why: str, now: float) -> None:
         self._link = None
         self._lost_at = now
+        self._notice.begin()
         self.gaps += 1
-        log.warning("redis lost", redis=self._topology.shown, why=why, gaps=self.gaps)
+        log.warning("redis lost", redis=server.shown, why=why, gaps=self.gaps)
         self._events.disconnected()
 
     def _pause(self) -> float:
@@ -155,3 +211,11 @@ class Broker:
             missing = now - (self._started if self._lost_at is None else self._lost_at)
             say = log.error if missing >= ALARM_AFTER else log.warning
             say("redis unreachable", redis=self._topology.shown, why=why, for_seconds=round(missing, 1))
+
+
+async def _guard(watching: Coroutine[None, None, None]) -> None:
+    """Run a guard of a link. One that fails is told of and missed, and nothing else ends with it."""
+    try:
+        await watching
+    except Exception:
+        log.exception("a guard of the link failed")

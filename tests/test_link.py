@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.connection import LinkLost
 from gateway.hub import Hub
-from gateway.link import BATCH, DEAD_AFTER, MAX_UNANSWERED, PING_AFTER, TICK, Link, LinkLost
+from gateway.link import BATCH, DEAD_AFTER, MAX_UNANSWERED, PING_AFTER, TICK, Link
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
@@ -562,13 +563,26 @@ async def settle(scene: Scene, redis: Redis) -> None:
 IDS = [b"one", b"two", b"three", b"unsubscribable", b"unreadable"]
 
 
+class Broker:
+    """A broker whose link is always up."""
+
+    def __init__(self, link: Link) -> None:
+        self.subscribe, self.read, self.unsubscribe = link.subscribe, link.read, link.unsubscribe
+
+    def reaches(self, _name: bytes) -> bool:
+        return True
+
+    def degraded(self, _name: bytes) -> bool:
+        return False
+
+
 class Whole:
     """Hub, link and Redis, with members that come and go while commands and answers are on their way."""
 
     def __init__(self) -> None:
         self.hub = Hub("websocket:", 1_000)
         self.link = Link(self.hub, 1_000)
-        self.hub.attach(self.link)
+        self.hub.attach(Broker(self.link))
         self.transport = Transport()
         self.transport.protocol = self.link
         self.link.connection_made(self.transport)

@@ -17,9 +17,10 @@ import aiohttp
 import pytest
 
 from . import balanced
+from . import nodes as behind
 from .clients import SECONDS, Clients, clients_at
-from .fleet import Fleet, fleet, sessions
 from .nginx import CONFIGURATION, NODES, Nginx, before, replaced
+from .nodes import Nodes, sessions
 from .processes import wait_until
 from .sockjs_pages import pages, publish, register, result
 
@@ -27,25 +28,25 @@ pytestmark = pytest.mark.needs("nginx")
 
 
 @contextlib.contextmanager
-def started(folder: Path, *options_by_node: Sequence[str]) -> Iterator[tuple[Fleet, Nginx]]:
+def started(folder: Path, *options_by_node: Sequence[str]) -> Iterator[tuple[Nodes, Nginx]]:
     """A node for each of the lists of options, behind nginx."""
-    with fleet(*options_by_node) as nodes, before(nodes, folder) as nginx:
+    with behind.started(*options_by_node) as nodes, before(nodes, folder) as nginx:
         yield nodes, nginx
 
 
 class Stack(NamedTuple):
-    fleet: Fleet
+    nodes: Nodes
     nginx: Nginx
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Fleet]:
-    with fleet([], [], []) as nodes:
+def shared() -> Iterator[Nodes]:
+    with behind.started([], [], []) as nodes:
         yield nodes
 
 
 @pytest.fixture
-async def nodes(shared: Fleet) -> Fleet:
+async def nodes(shared: Nodes) -> Nodes:
     """Three running nodes without sessions, whatever the test before did to them."""
     shared.restart_dead()
     shared.until_idle()
@@ -53,7 +54,7 @@ async def nodes(shared: Fleet) -> Fleet:
 
 
 @pytest.fixture
-async def stack(nodes: Fleet, tmp_path: Path) -> AsyncIterator[Stack]:
+async def stack(nodes: Nodes, tmp_path: Path) -> AsyncIterator[Stack]:
     """They are behind an nginx that has not seen any fail."""
     with before(nodes, tmp_path) as nginx:
         yield Stack(nodes, nginx)
@@ -104,7 +105,7 @@ async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(stack: S
     await balanced.sockjs_websockets_go_to_the_node_with_the_fewest(*stack)
 
 
-async def test_without_the_hash_sessions_are_lost_at_once(nodes: Fleet, tmp_path: Path) -> None:
+async def test_without_the_hash_sessions_are_lost_at_once(nodes: Nodes, tmp_path: Path) -> None:
     """The control: each request goes to the node that is next."""
     configuration = replaced(CONFIGURATION, "hash $sockjs_session consistent;", "")
     with before(nodes, tmp_path, configuration) as control:
@@ -125,13 +126,13 @@ async def test_a_node_that_stops_gets_new_clients_until_it_no_longer_listens_and
         await asyncio.to_thread(wait_until, lambda: stopping.logged("draining"), "it drains")
         second = [await clients.register(nginx.ws_url, f"second-{number}") for number in range(8)]
         closes = [asyncio.create_task(websocket.receive(SECONDS)) for websocket in [*first, *second]]
-        assert sessions(1, nodes.nodes[1]) == 8, "half of the new ones went to the node that stops"
+        assert sessions(nodes.nodes[1]) == 8, "half of the new ones went to the node that stops"
 
         await asyncio.to_thread(wait_until, lambda: refuses(nodes), "it no longer listens")
         assert stopping.process.poll() is None, "and closes its clients evenly meanwhile"
         for number in range(12):  # of which nginx tries some on it
             await clients.register(nginx.ws_url, f"third-{number}")
-        assert sessions(1, nodes.nodes[1]) == 20
+        assert sessions(nodes.nodes[1]) == 20
 
         await asyncio.to_thread(stopping.process.wait, SECONDS)
         await asyncio.to_thread(
@@ -144,14 +145,14 @@ async def test_a_node_that_stops_gets_new_clients_until_it_no_longer_listens_and
     assert codes == [aiohttp.WSCloseCode.SERVICE_RESTART] * 8
 
 
-def refuses(nodes: Fleet) -> bool:
+def refuses(nodes: Nodes) -> bool:
     """Whether the first node refuses connections."""
     with socket.socket() as probe:
         return bool(probe.connect_ex((nodes.addresses[0], nodes.port)))
 
 
 async def test_without_a_second_try_clients_of_a_dead_node_are_refused(
-    nodes: Fleet, clients: Clients, tmp_path: Path
+    nodes: Nodes, clients: Clients, tmp_path: Path
 ) -> None:
     """The control."""
     configuration = replaced(
@@ -171,7 +172,7 @@ async def test_a_node_that_comes_back_takes_its_share_of_the_sockjs_sessions(sta
     nodes.nodes[1].kill()
     async with pages(nginx.port, 60) as opened:
         assert await register(opened) == []
-        await asyncio.to_thread(nodes.restart, 1)
+        await asyncio.to_thread(nodes.nodes[1].start)
         # Once it is no longer passed over.
         statuses = [await page.send("\n") for page in opened.values()]
         async with asyncio.timeout(SECONDS):
@@ -183,7 +184,7 @@ async def test_a_node_that_comes_back_takes_its_share_of_the_sockjs_sessions(sta
 
 
 async def test_a_reload_takes_other_nodes_and_leaves_sockets_open(
-    nodes: Fleet, clients: Clients, tmp_path: Path
+    nodes: Nodes, clients: Clients, tmp_path: Path
 ) -> None:
     nginx = Nginx(tmp_path)
     nginx.name(nodes.addresses[:1], nodes.port)
@@ -226,7 +227,7 @@ async def test_streams_are_not_kept_back(stack: Stack, http: aiohttp.ClientSessi
 
 
 async def test_with_what_nginx_does_by_default_streams_would_be_kept_back(
-    nodes: Fleet, http: aiohttp.ClientSession, tmp_path: Path
+    nodes: Nodes, http: aiohttp.ClientSession, tmp_path: Path
 ) -> None:
     """The control. Without chunks, that is; and the gateway's own header asks for no buffer as well."""
     default = replaced(CONFIGURATION, "proxy_buffering off;", "proxy_ignore_headers X-Accel-Buffering;")
@@ -239,7 +240,7 @@ async def test_with_what_nginx_does_by_default_streams_would_be_kept_back(
 async def test_what_stands_in_front_is_believed_once_it_is_named(tmp_path: Path, clients: Clients) -> None:
     named = replaced(CONFIGURATION, "#set_real_ip_from 192.0.2.0/24;", "set_real_ip_from 127.0.0.1;")
     named = replaced(replaced(named, "#real_ip_header", "real_ip_header"), "#real_ip_rec", "real_ip_rec")
-    with fleet(["--max-sessions-per-ip", "1"]) as nodes, before(nodes, tmp_path, named) as nginx:
+    with behind.started(["--max-sessions-per-ip", "1"]) as nodes, before(nodes, tmp_path, named) as nginx:
         for number in range(3):  # the last hop is the one that the front has seen
             await clients.connect(nginx.ws_url, X_Forwarded_For=f"198.51.100.7, 203.0.113.{number}")
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -248,7 +249,7 @@ async def test_what_stands_in_front_is_believed_once_it_is_named(tmp_path: Path,
 
 
 async def test_no_web_socket_id_is_logged(tmp_path: Path, http: aiohttp.ClientSession) -> None:
-    with fleet([]) as nodes, before(nodes, tmp_path) as nginx:
+    with behind.started([]) as nodes, before(nodes, tmp_path) as nginx:
         stream = await events(http, nginx, "secret-1")
         stream.close()
         nodes.nodes[0].kill()

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from gateway.slots import slot
 from gateway.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
 
 from . import strategies  # noqa: F401 - sets hypothesis up
@@ -17,17 +18,14 @@ from . import strategies  # noqa: F401 - sets hypothesis up
 A, B, C = "anna", "bert", "cleo"
 
 
-def table(*, connected: bool = True) -> Subscriptions[str]:
-    subscriptions: Subscriptions[str] = Subscriptions()
-    if connected:
-        assert subscriptions.connected() == []
-    return subscriptions
+def table() -> Subscriptions[str]:
+    return Subscriptions()
 
 
 def confirmed(subscriptions: Subscriptions[str], *members: str) -> None:
     """Bring `members` of channel x as far as listening."""
     for member in members:
-        subscriptions.join(b"x", member)
+        subscriptions.join(b"x", member, connected=True)
         assert member in subscriptions.confirmed(b"x", None).newcomers
 
 
@@ -36,7 +34,7 @@ def confirmed(subscriptions: Subscriptions[str], *members: str) -> None:
 
 def test_the_first_to_join_subscribes_and_the_last_to_leave_unsubscribes() -> None:
     subs = table()
-    assert subs.join(b"x", A) is Ask.SUBSCRIBE
+    assert subs.join(b"x", A, connected=True) is Ask.SUBSCRIBE
     assert subs.confirmed(b"x", None) == Confirmed(Ask.NOTHING, newcomers=(A,))
     assert subs.listening(b"x", b"1") == (A,)
     assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
@@ -46,23 +44,23 @@ def test_the_first_to_join_subscribes_and_the_last_to_leave_unsubscribes() -> No
 
 def test_who_joins_while_the_question_is_open_waits_for_the_same_answer() -> None:
     subs = table()
-    assert subs.join(b"x", A) is Ask.SUBSCRIBE
-    assert subs.join(b"x", B) is Ask.NOTHING
+    assert subs.join(b"x", A, connected=True) is Ask.SUBSCRIBE
+    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
     assert subs.confirmed(b"x", None).newcomers == (A, B)
 
 
 def test_who_joins_a_confirmed_channel_reads_only() -> None:
     subs = table()
     confirmed(subs, A)
-    assert subs.join(b"x", B) is Ask.READ
-    assert subs.join(b"x", C) is Ask.NOTHING
+    assert subs.join(b"x", B, connected=True) is Ask.READ
+    assert subs.join(b"x", C, connected=True) is Ask.NOTHING
     assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (B, C), (b"r",), (), b"r")
 
 
 def test_what_comes_live_is_held_for_those_who_wait() -> None:
     subs = table()
     confirmed(subs, A)
-    subs.join(b"x", B)
+    subs.join(b"x", B, connected=True)
     assert subs.listening(b"x", b"1") == (A,)
     assert subs.listening(b"x", b"2") == (A,)
     assert subs.confirmed(b"x", b"0").payloads == (b"0", b"1", b"2")
@@ -71,7 +69,7 @@ def test_what_comes_live_is_held_for_those_who_wait() -> None:
 
 def test_a_retained_result_that_also_came_live_is_not_repeated() -> None:
     subs = table()
-    subs.join(b"x", A)
+    subs.join(b"x", A, connected=True)
     subs.listening(b"x", b"1")
     subs.listening(b"x", b"2")
     assert subs.confirmed(b"x", b"1").payloads == (b"1", b"2")
@@ -79,7 +77,7 @@ def test_a_retained_result_that_also_came_live_is_not_repeated() -> None:
 
 def test_only_the_newest_are_held() -> None:
     subs = table()
-    subs.join(b"x", A)
+    subs.join(b"x", A, connected=True)
     for i in range(HELD + 10):
         subs.listening(b"x", b"%d" % i)
     assert subs.confirmed(b"x", None).payloads == tuple(b"%d" % i for i in range(10, HELD + 10))
@@ -89,13 +87,13 @@ def test_nothing_is_held_while_nobody_waits() -> None:
     subs = table()
     confirmed(subs, A)
     subs.listening(b"x", b"1")
-    subs.join(b"x", B)
+    subs.join(b"x", B, connected=True)
     assert subs.confirmed(b"x", None).payloads == ()
 
 
 def test_who_leaves_before_the_confirmation_is_unsubscribed_after_it() -> None:
     subs = table()
-    subs.join(b"x", A)
+    subs.join(b"x", A, connected=True)
     assert subs.leave(b"x", A) is Ask.NOTHING
     assert subs.confirmed(b"x", b"r") == Confirmed(Ask.UNSUBSCRIBE)
     assert subs.unsubscribed(b"x") is Ask.NOTHING
@@ -104,9 +102,9 @@ def test_who_leaves_before_the_confirmation_is_unsubscribed_after_it() -> None:
 
 def test_who_comes_back_before_the_confirmation_needs_no_second_question() -> None:
     subs = table()
-    subs.join(b"x", A)
+    subs.join(b"x", A, connected=True)
     subs.leave(b"x", A)
-    assert subs.join(b"x", B) is Ask.NOTHING
+    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
     assert subs.confirmed(b"x", None).newcomers == (B,)
 
 
@@ -114,7 +112,7 @@ def test_who_comes_while_the_channel_is_given_up_waits_for_that() -> None:
     subs = table()
     confirmed(subs, A)
     assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
-    assert subs.join(b"x", B) is Ask.NOTHING
+    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
     assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
     assert subs.confirmed(b"x", None).newcomers == (B,)
 
@@ -123,7 +121,7 @@ def test_what_came_before_the_channel_was_given_up_does_not_follow_what_is_newer
     subs = table()
     confirmed(subs, A)
     subs.leave(b"x", A)
-    subs.join(b"x", B)
+    subs.join(b"x", B, connected=True)
     assert subs.listening(b"x", b"older") == ()
     subs.unsubscribed(b"x")
     assert subs.confirmed(b"x", b"newer").payloads == (b"newer",)
@@ -133,7 +131,7 @@ def test_who_comes_and_goes_while_the_channel_is_given_up_leaves_nothing() -> No
     subs = table()
     confirmed(subs, A)
     subs.leave(b"x", A)
-    subs.join(b"x", B)
+    subs.join(b"x", B, connected=True)
     assert subs.leave(b"x", B) is Ask.NOTHING
     assert subs.unsubscribed(b"x") is Ask.NOTHING
     assert len(subs) == 0
@@ -142,19 +140,19 @@ def test_who_comes_and_goes_while_the_channel_is_given_up_leaves_nothing() -> No
 def test_a_read_that_the_last_leave_overtook_confirms_nothing() -> None:
     subs = table()
     confirmed(subs, A)
-    assert subs.join(b"x", B) is Ask.READ
+    assert subs.join(b"x", B, connected=True) is Ask.READ
     subs.leave(b"x", B)
     assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
-    subs.join(b"x", C)
+    subs.join(b"x", C, connected=True)
     assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING)  # B's read
     assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
     assert subs.confirmed(b"x", b"r").newcomers == (C,)
 
 
 def test_nothing_is_asked_while_there_is_no_connection() -> None:
-    subs = table(connected=False)
-    assert subs.join(b"x", A) is Ask.NOTHING
-    assert subs.join(b"y", B) is Ask.NOTHING
+    subs = table()
+    assert subs.join(b"x", A, connected=False) is Ask.NOTHING
+    assert subs.join(b"y", B, connected=False) is Ask.NOTHING
     assert subs.leave(b"y", B) is Ask.NOTHING
     assert len(subs) == 1
     assert subs.connected() == [b"x"]
@@ -165,12 +163,12 @@ def test_after_a_gap_veterans_get_what_is_retained_and_newcomers_their_answer() 
     subs = table()
     confirmed(subs, A)
     subs.disconnected()
-    subs.join(b"x", B)
+    subs.join(b"x", B, connected=False)
     assert subs.connected() == [b"x"]
     subs.listening(b"x", b"live")
     answer = subs.confirmed(b"x", b"r")
     assert answer == Confirmed(Ask.NOTHING, (B,), (b"r", b"live"), (A,), b"r")
-    subs.join(b"x", C)
+    subs.join(b"x", C, connected=True)
     assert subs.confirmed(b"x", b"r").veterans == ()  # no gap since
 
 
@@ -178,7 +176,7 @@ def test_a_loss_forgets_what_was_held_and_who_left() -> None:
     subs = table()
     confirmed(subs, A)
     subs.leave(b"x", A)
-    subs.join(b"y", B)
+    subs.join(b"y", B, connected=True)
     subs.listening(b"y", b"old")
     subs.disconnected()
     assert len(subs) == 1
@@ -186,13 +184,87 @@ def test_a_loss_forgets_what_was_held_and_who_left() -> None:
     assert subs.confirmed(b"y", None).payloads == ()
 
 
+def test_who_cannot_be_heard_for_is_whoever_waits_for_redis() -> None:
+    subs = table()
+    subs.join(b"x", A, connected=True)
+    assert subs.unconfirmed(b"x") == (A,), "asked and not answered"
+    subs.confirmed(b"x", None)
+    subs.join(b"x", B, connected=True)
+    assert subs.unconfirmed(b"x") == (), "B waits for a read only, and what comes live is held for it"
+    subs.disconnected()
+    assert set(subs.unconfirmed(b"x")) == {A, B}
+    subs.connected()
+    assert set(subs.unconfirmed(b"x")) == {A, B}
+    subs.confirmed(b"x", None)
+    assert subs.unconfirmed(b"x") == ()
+    for member in (A, B):
+        subs.leave(b"x", member)
+    assert subs.unconfirmed(b"x") == ()
+    subs.join(b"x", C, connected=True)
+    assert subs.unconfirmed(b"x") == (C,), "it is being given up, and will be asked for again"
+    assert subs.unconfirmed(b"other") == ()
+
+
+def test_names_are_those_of_a_moment() -> None:
+    subs = table()
+    for name in (b"x", b"y"):
+        subs.join(name, A, connected=True)
+    names = subs.names()
+    subs.join(b"z", A, connected=True)
+    assert names == [b"x", b"y"]
+
+
 def test_a_refusal_puts_everybody_out() -> None:
     subs = table()
     confirmed(subs, A)
-    subs.join(b"x", B)
+    subs.join(b"x", B, connected=True)
     assert set(subs.refused(b"x")) == {A, B}
     assert len(subs) == 0
     assert subs.refused(b"x") == ()
+
+
+def test_what_redis_takes_away_is_asked_for_again_and_read() -> None:
+    subs = table()
+    confirmed(subs, A)
+    assert subs.lost(b"x") is Ask.SUBSCRIBE
+    assert subs.lost(b"x") is Ask.NOTHING, "it is being asked already"
+    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (B,), (b"r",), (A,), b"r")
+
+
+def test_a_subscribe_that_comes_to_nothing_is_repeated() -> None:
+    subs = table()
+    subs.join(b"x", A, connected=True)
+    subs.listening(b"x", b"older")
+    assert subs.lost(b"x") is Ask.NOTHING
+    assert subs.lost(b"x", answer=True) is Ask.SUBSCRIBE
+    assert subs.confirmed(b"x", b"newer").payloads == (b"newer",)
+
+
+def test_what_is_taken_away_while_it_is_given_up_is_not_asked_for() -> None:
+    subs = table()
+    confirmed(subs, A)
+    subs.leave(b"x", A)
+    assert subs.lost(b"x") is Ask.NOTHING
+    subs.join(b"x", B, connected=True)
+    assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
+    assert subs.lost(b"y") is Ask.NOTHING
+
+
+def test_connections_for_some_slots_of_a_cluster() -> None:
+    subs: Subscriptions[str] = Subscriptions(by_slot=True)
+    for name in (b"x", b"y", b"z"):
+        subs.join(name, A, connected=True)
+        subs.confirmed(name, None)
+    subs.join(b"w", B, connected=False)
+    assert len(subs) == 4
+    subs.disconnected({slot(b"x"), slot(b"w")})
+    assert subs.confirmed_channels() == [b"y", b"z"]
+    assert subs.confirmed_channels({slot(b"z"), slot(b"x")}) == [b"z"]
+    assert sorted(subs.connected({slot(b"x"), slot(b"w"), slot(b"nobody's")})) == [b"w", b"x"]
+    assert subs.confirmed(b"x", b"r").veterans == (A,)
+    assert subs.refused(b"y") == (A,)
+    assert len(subs) == 3
 
 
 def test_what_is_not_in_the_table_changes_nothing() -> None:
@@ -211,7 +283,7 @@ def test_what_is_not_in_the_table_changes_nothing() -> None:
 CHANNELS = [b"one", b"two", b"not subscribable", b"not readable"]
 channels = st.sampled_from([CHANNELS[0]] * 6 + CHANNELS)  # much happens on one of them
 often = ["join"] * 5 + ["leave"] * 3 + ["publish"] * 6 + ["work", "hear"] * 3
-seldom = ["expire", "disconnect", "settle"]
+seldom = ["expire", "disconnect", "settle", "take away"]
 
 
 @dataclass(eq=False)
@@ -235,10 +307,11 @@ class Conversation(RuleBasedStateMachine):
     publishing, or in which Redis never works, shows little.
     """
 
+    by_slot = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.table: Subscriptions[Client] = Subscriptions()
-        self.table.connected()
+        self.table: Subscriptions[Client] = Subscriptions(by_slot=self.by_slot)
         self.connected = True
         self.clients: list[Client] = []
         self.published = 0
@@ -285,10 +358,16 @@ class Conversation(RuleBasedStateMachine):
             self.repeat(self.work, self.asked, number)
         elif what == "hear":
             self.repeat(self.hear, self.said, number)
-        elif what == "expire":
+        else:
+            self.happen(what, channel)
+
+    def happen(self, what: str, channel: bytes) -> None:
+        if what == "expire":
             self.retained.pop(channel, None)
         elif what == "disconnect" and self.connected:
             self.disconnect()
+        elif what == "take away" and channel in self.subscribed:
+            self.take_away(channel)
         elif what == "settle":
             self.settle()
 
@@ -315,7 +394,7 @@ class Conversation(RuleBasedStateMachine):
     def join(self, channel: bytes) -> None:
         client = Client(channel)
         self.clients.append(client)
-        self.ask(self.table.join(channel, client), channel)
+        self.ask(self.table.join(channel, client, connected=self.connected), channel)
 
     def leave(self, client: Client) -> None:
         self.clients.remove(client)
@@ -327,6 +406,8 @@ class Conversation(RuleBasedStateMachine):
             self.confirm(name, value)
         elif kind == "unsubscribed":
             self.ask(self.table.unsubscribed(name), name)
+        elif kind == "lost":
+            self.ask(self.table.lost(name), name)
         elif kind == "message":
             assert value is not None
             for client in self.table.listening(name, value):
@@ -376,10 +457,21 @@ class Conversation(RuleBasedStateMachine):
         elif kind == "UNSUBSCRIBE":
             self.subscribed.discard(name)
             self.said.append(("unsubscribed", name, None))
+        elif kind == "READ" and name not in self.subscribed:
+            self.said.append(("lost", name, None))
         elif name == b"not readable":
             self.said.append(("unreadable", name, None))
         else:
             self.said.append(("subscribed" if kind == "GET" else "read", name, self.retained.get(name)))
+
+    def take_away(self, name: bytes) -> None:
+        """Redis gives a channel up by itself, as when its slot moves."""
+        if not self.open_questions(name, "SUBSCRIBE", "READ", "UNSUBSCRIBE"):
+            self.subscribed.discard(name)
+            self.said.append(("lost", name, None))
+            for client in self.clients:
+                if client.channel == name:  # what is on its way is heard; what comes now may be lost
+                    client.owed.intersection_update(client.heard)
 
     def publish(self, channel: bytes, *, retain: bool) -> None:
         self.published += 1
@@ -412,12 +504,13 @@ class Conversation(RuleBasedStateMachine):
 
     @invariant()
     def who_waits_has_a_question_open(self) -> None:
-        for name, channel in self.table._channels.items():
+        for name in self.table._channels:
+            channel = self.table._channels[name]
             assert len(channel.held) <= HELD
             assert (channel.state is State.WANTED) == (not self.connected)
             if channel.waiting and self.connected:
                 assert self.open_questions(name, "SUBSCRIBE", "READ", "UNSUBSCRIBE") or (
-                    ("unreadable", name, None) in self.said
+                    ("unreadable", name, None) in self.said or ("lost", name, None) in self.said
                 )
 
     def teardown(self) -> None:
@@ -429,5 +522,13 @@ class Conversation(RuleBasedStateMachine):
         assert not self.subscribed
 
 
+class ConversationBySlot(Conversation):
+    """The same with the table that a Cluster has."""
+
+    by_slot = True
+
+
 TestConversation = Conversation.TestCase
 TestConversation.settings = settings(max_examples=100, stateful_step_count=50)
+TestConversationBySlot = ConversationBySlot.TestCase
+TestConversationBySlot.settings = settings(max_examples=50, stateful_step_count=50)

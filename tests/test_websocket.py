@@ -211,7 +211,7 @@ def test_no_registration_in_time() -> None:
 
 def test_no_redis_in_time() -> None:
     scene = Scene()
-    scene.node.hub.disconnected()
+    scene.broker.lose(scene.node.hub)
     scene.say(REGISTER)
     scene.wait(10.5)
     assert scene.closed_with() == (1013, "results cannot be heard at the moment")

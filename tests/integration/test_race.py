@@ -41,6 +41,11 @@ class Waiting:
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         self.told.append(problem.code)
 
+    def degraded(self) -> None:
+        """It watches no status."""
+
+    restored = degraded
+
 
 class Publisher(asyncio.Protocol):
     """A connection to Redis that waits for no reply, so that a result costs no more than a write."""
@@ -105,7 +110,11 @@ def read_before_subscribing(gateway: Gateway, client: redis.asyncio.Redis) -> No
     def confirmed(name: bytes, retained: bytes | None) -> None:
         subscribed(name, early.pop(name, None))
 
-    hub.attach(SimpleNamespace(subscribe=subscribe, read=broker.read, unsubscribe=broker.unsubscribe))
+    hub.attach(
+        SimpleNamespace(
+            reaches=broker.reaches, subscribe=subscribe, read=broker.read, unsubscribe=broker.unsubscribe
+        )
+    )
     hub.subscribed = confirmed  # type: ignore[method-assign]
 
 

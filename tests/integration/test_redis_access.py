@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import redis.asyncio
 
 from gateway import publishing
 
+from ..certificates import self_signed
 from ..processes import Valkey
 from .conftest import Line
 from .faults import Proxy
@@ -115,26 +115,6 @@ async def test_tls(
                 )
                 assert not gateway._broker.ever_connected
                 logged.clear()
-
-
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """A certificate for localhost that vouches for itself, and its key."""
-    certificate, key = folder / "certificate.pem", folder / "key.pem"
-    command = [
-        "openssl",
-        "req",
-        "-x509",
-        "-newkey",
-        "rsa:2048",
-        "-noenc",
-        "-days",
-        "2",
-        "-subj",
-        "/CN=localhost",
-    ]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", str(key), "-out", str(certificate)]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate, key
 
 
 @pytest.mark.parametrize("credentials", ["node:wrong", "nobody:anything"], ids=["password", "user"])

@@ -1,0 +1,110 @@
+"""Now and then: is what Redis has subscribed for a link what the table believes?
+
+It should be, always; each confirmation is checked as it comes. But a login hangs on each of these channels,
+and Redis can be asked. Two answers are held against the table, at a moment when no question is open: how many
+channels the connection has (CLIENT INFO), and for a share of the ids whether anybody has subscribed them at
+all (PUBSUB NUMSUB). An id that is missing is subscribed again, and its retained result read. With more
+channels than there should be, it is unknown which, so the link is given up and the next one begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from .connection import LinkLost, Refusal
+from .link import BATCH, BrokerEvents, Link
+
+EVERY: Final = 60.0
+"""Seconds between two audits of a link."""
+
+SHARE: Final = 20
+"""Batches of ids in one audit: 10,000, some 5 ms of Redis's time in all. The next audit has the next ones."""
+
+PATIENCE: Final = 0.05
+"""Seconds after which it looks again whether a question is open."""
+
+PERSISTENT: Final = 3
+"""Numbers that must differ one after another before they are believed to."""
+
+log = structlog.get_logger()
+
+
+class Audit:
+    """Of one link after another."""
+
+    def __init__(self, events: BrokerEvents) -> None:
+        self._events = events
+        self._position = 0
+        self.done = 0
+        """Audits so far."""
+        self.mended = 0
+        """Channels that differed, so far. It should stay 0."""
+
+    async def run(self, link: Link) -> None:
+        """Audit `link` every now and then until it is lost, or until Redis forbids to ask."""
+        while not link.closed.done():
+            await asyncio.sleep(EVERY)
+            try:
+                await self.audit(link)
+            except Refusal as refusal:
+                log.warning("audit not possible", why=str(refusal))
+                return
+            except LinkLost:
+                return
+
+    async def audit(self, link: Link) -> None:
+        """Once. Raises LinkLost, and Refusal when the node's user may not ask."""
+        surplus = 0
+        for _ in range(PERSISTENT):
+            surplus = await self._surplus(link)
+            if surplus == 0:
+                break
+        missing = await self._missing(link, everybody=surplus != 0)
+        for name in missing:
+            self._events.lost(name)
+        self.mended += len(missing)
+        self.done += 1
+        if missing:
+            log.error("audit: ids that were not subscribed are again", ids=len(missing))
+        if surplus + len(missing) > 0:
+            self.mended += surplus + len(missing)
+            log.error("audit: more is subscribed than should be", channels=surplus + len(missing))
+            link.abort("more is subscribed on it than should be")
+
+    async def _surplus(self, link: Link) -> int:
+        """How many channels more the connection has than the table believes."""
+        while True:
+            while not link.quiet:  # noqa: ASYNC110 - somebody registers; the link has nobody to tell
+                await asyncio.sleep(PATIENCE)
+            surplus: int | None = await link.ask("CLIENT", "INFO", judge=partial(self._compare, link))
+            if surplus is not None:
+                return surplus
+
+    def _compare(self, link: Link, information: bytes) -> int | None:
+        """The same at the moment of the answer; None if a question is open again, so that it says nothing."""
+        found = re.search(re.escape(link.words.info) + rb"([0-9]+)", information)
+        if found is None or not link.quiet:
+            return None if found else 0
+        return int(found[1]) - len(self._events.confirmed()) - bool(link.watched)
+
+    async def _missing(self, link: Link, *, everybody: bool) -> list[bytes]:
+        """Of the ids whose turn it is, or of everybody's, those that Redis has no subscriber for."""
+        names = self._events.confirmed()
+        first = 0 if everybody or self._position >= len(names) else self._position
+        last = len(names) if everybody else min(len(names), first + SHARE * BATCH)
+        self._position = last
+        missing: list[bytes] = []
+        for start in range(first, last, BATCH):
+            batch = names[start : min(last, start + BATCH)]
+            missing += await link.ask("PUBSUB", link.words.numbers, *batch, judge=self._unheard)
+        return missing
+
+    def _unheard(self, answer: dict[bytes, int] | list[Any]) -> list[bytes]:
+        """The channels without subscribers that should have us, at the moment of the answer."""
+        numbers = answer.items() if isinstance(answer, dict) else zip(answer[::2], answer[1::2], strict=True)
+        return [name for name, number in numbers if not number and self._events.is_confirmed(name)]

@@ -1,0 +1,427 @@
+"""The gateway's lines to a Redis Cluster: a broker for each master, and the map of who serves which slot.
+
+    hub --subscribe--> Cluster --by slot--> Broker of a master --> ShardLink
+    hub <------------- Shard (only while the channel is its own) <-----'
+
+The map is what the nodes say, and it is asked for every few seconds, and at once when something does not fit
+it. When a slot has moved, its channels are asked for at the new master, with their retained results. What the
+old one still says of them is not listened to, but for results.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import partial
+from math import inf
+from typing import Any, Final, Protocol
+
+import structlog
+
+from . import slots
+from .broker import Broker
+from .config import redact
+from .connection import Connection, LinkLost
+from .notice import Notice
+from .probe import Probe
+from .quorum import ask_all
+from .redis_url import Address, RedisURL
+from .shard_link import ShardLink
+from .slots import Ranges, SlotMap, View, slot
+from .subscriptions import Slots
+from .topology import Fixed, Server
+
+REFRESH_EVERY: Final = 1.0
+"""Seconds between two looks at the map while nothing seems wrong: a frozen master is replaced before its
+silence is noticed."""
+
+REFRESH_SOON: Final = 0.25
+"""Seconds between two looks while a slot has no line, or a node has spoken against the map."""
+
+ASK_TIMEOUT: Final = 1.0
+"""Seconds for a node to say what it knows."""
+
+GRACE: Final = 0.1
+"""Seconds that the others have to say it once most have."""
+
+ASKED_AT_ONCE: Final = 3
+"""Nodes asked in one look; the latest epoch among their answers counts, so one that slept decides nothing."""
+
+REROUTE_AFTER: Final = 0.01
+"""Seconds until what was asked at the wrong node is asked at the right one: while the nodes themselves do not
+agree yet, each may name the other."""
+
+MIGRATING_RETRY: Final = 0.2
+"""Seconds until a retained result is asked for again that was looked for where its slot is on its way to."""
+
+GUEST_SECONDS: Final = 30.0
+"""How long a node without slots keeps its line: a slot is on its way there."""
+
+log = structlog.get_logger()
+
+
+class HubEvents(Protocol):
+    """The hub, as far as the lines need it: `link.BrokerEvents`, for some of the slots."""
+
+    def connected(self, slots: Slots) -> Sequence[bytes]: ...
+    def disconnected(self, slots: Slots) -> None: ...
+    def confirmed(self, slots: Slots) -> Sequence[bytes]: ...
+    def is_confirmed(self, name: bytes) -> bool: ...
+    def subscribed(self, name: bytes, retained: bytes | None) -> None: ...
+    def unsubscribed(self, name: bytes) -> None: ...
+    def received(self, name: bytes, payload: bytes) -> None: ...
+    def refused(self, name: bytes, reason: str) -> None: ...
+    def lost(self, name: bytes, *, answer: bool = False) -> None: ...
+    def degraded(self, slots: Slots) -> Iterator[None]: ...
+
+
+class Shard:
+    """What one master's line hears, passed on as far as it is this master's to say. A `ShardEvents`."""
+
+    def __init__(self, cluster: Cluster, hub: HubEvents, address: Address) -> None:
+        self._cluster = cluster
+        self._hub = hub
+        self.address = address
+        self.received = hub.received  # whoever says it, a result is one
+        self._migrating: set[bytes] = set()
+        self._probed: bytes | None = None
+
+    def owns(self, name: bytes) -> bool:
+        """Whether this is the master for the channel."""
+        return self._cluster.map.owners[slot(name)] == self.address
+
+    def _slots(self) -> Slots:
+        return self._cluster.map.slots(self.address)
+
+    def probe_channel(self, stem: bytes) -> bytes | None:
+        """A channel in one of this master's slots, the same as long as it is; None if it has no slots."""
+        if self._probed is None or not self.owns(self._probed):
+            self._probed = slots.name_in(stem, self._cluster.map, self.address)
+        return self._probed
+
+    def connected(self) -> Sequence[bytes]:
+        self._cluster.line_changed()
+        return self._hub.connected(self._slots())
+
+    def disconnected(self) -> None:
+        self._migrating.clear()
+        self._hub.disconnected(self._slots())
+        self._cluster.line_changed()
+
+    def degraded(self) -> Iterator[None]:
+        return self._hub.degraded(self._slots())
+
+    def confirmed(self) -> Sequence[bytes]:
+        return self._hub.confirmed(self._slots())
+
+    def is_confirmed(self, name: bytes) -> bool:
+        return self.owns(name) and self._hub.is_confirmed(name)
+
+    def subscribed(self, name: bytes, retained: bytes | None) -> None:
+        if self.owns(name):
+            self._hub.subscribed(name, retained)
+
+    def unsubscribed(self, name: bytes) -> None:
+        if self.owns(name):
+            self._hub.unsubscribed(name)
+
+    def refused(self, name: bytes, reason: str) -> None:
+        if self.owns(name):
+            self._hub.refused(name, reason)
+
+    def lost(self, name: bytes, *, answer: bool = False) -> None:
+        if self.owns(name):
+            # What was to be read elsewhere was a part of the question.
+            answer = answer or name in self._migrating
+            self._migrating.discard(name)
+            self._hub.lost(name, answer=answer)
+
+    def moved(self, name: bytes, host: str, port: int) -> None:
+        if self.owns(name):
+            self._cluster.claimed(slot(name), Address(host or self.address.host, port))
+
+    # A slot on its way to another node: its channels are still here, and some of its keys are there
+
+    def migrating(self, name: bytes, host: str, port: int) -> None:
+        if self.owns(name):
+            self._migrating.add(name)
+            target = Address(host or self.address.host, port)
+            self._cluster.read_migrating(name, target, partial(self._read_there, name))
+            # In case nothing comes of it, or the key has stayed here after all.
+            asyncio.get_running_loop().call_later(MIGRATING_RETRY, self._read_again, name)
+
+    def _read_there(self, name: bytes, reply: Any) -> None:
+        if name in self._migrating and isinstance(reply, bytes):
+            self._migrating.discard(name)
+            self.subscribed(name, reply or None)
+
+    def _read_again(self, name: bytes) -> None:
+        if name in self._migrating:
+            self._migrating.discard(name)
+            if self.owns(name):
+                self._cluster.read(name)
+
+
+class Cluster:
+    """Subscribes and reads on behalf of `hub` at the masters of a Cluster: many brokers that are one."""
+
+    def __init__(
+        self,
+        url: RedisURL,
+        hub: HubEvents,
+        name: str,
+        clock: Callable[[], float],
+        max_result_size: int,
+        probe_stem: bytes,
+    ) -> None:
+        """As for a Broker; the channels of probes begin with `probe_stem`."""
+        self._url = url
+        self._hub = hub
+        self._name = name
+        self._clock = clock
+        self._max_result_size = max_result_size
+        self._probe_stem = probe_stem
+        self.map = slots.NOBODY
+        self._ranges: Ranges | None = (
+            None  # of which the map was made; None once a node has spoken against them
+        )
+        self._lines: dict[Address, Broker] = {}
+        self._tasks: dict[Address, asyncio.Task[None]] = {}
+        self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
+        self._claims: dict[int, Address] = {}
+        self._look = asyncio.Event()
+        self._looked_at = -inf
+        self._whole = False
+        self._blind_since: float | None = None
+        self._blind_seconds = 0.0
+        self._said = ""
+        self._unserved = Notice(lambda: hub.degraded(self.map.slots(None)))
+        self._mended = 0  # on lines that are no more
+        self.ever_connected = False
+        self.gaps = 0
+        """Times that some slot ceased to have a line: what was published there meanwhile is gone."""
+        self.moves = 0
+        """Slots that another node serves than before, all together."""
+
+    # As a Broker
+
+    @property
+    def connected(self) -> bool:
+        """Whether every slot has its line."""
+        return self._whole
+
+    def blind_so_far(self) -> float:
+        """Seconds during which some slot had no line, after all had had theirs."""
+        present = 0.0 if self._blind_since is None else self._clock() - self._blind_since
+        return self._blind_seconds + present
+
+    @property
+    def mended(self) -> int:
+        """Channels that audits have found to differ; it should stay 0."""
+        return self._mended + sum(line.mended for line in self._lines.values())
+
+    @property
+    def probes(self) -> list[Probe]:
+        return [line.probe for line in self._lines.values()]
+
+    def _line(self, name: bytes) -> Broker | None:
+        owner = self.map.owners[slot(name)]
+        return None if owner is None else self._lines.get(owner)
+
+    def reaches(self, name: bytes) -> bool:
+        """Whether there is a link to ask about a channel."""
+        line = self._line(name)
+        return line is not None and line.connected
+
+    def degraded(self, name: bytes) -> bool:
+        """As Broker.degraded; a slot that nobody serves counts as one whose line is down."""
+        line = self._line(name)
+        return self._unserved.given if line is None else line.degraded(name)
+
+    def subscribe(self, name: bytes) -> None:
+        """As Broker.subscribe, where the channel's slot is served."""
+        if (line := self._line(name)) is not None:
+            line.subscribe(name)
+
+    def read(self, name: bytes) -> None:
+        """As Broker.read."""
+        if (line := self._line(name)) is not None:
+            line.read(name)
+
+    def unsubscribe(self, name: bytes) -> None:
+        """As Broker.unsubscribe."""
+        if (line := self._line(name)) is not None:
+            line.unsubscribe(name)
+
+    async def run(self) -> None:
+        """Keep the lines up, and the map true, until cancelled."""
+        self._unserved.begin()
+        try:
+            while True:
+                await self._refresh()
+                await self._pause()
+        finally:
+            self._unserved.end()
+            for address in list(self._lines):
+                self._retire(address)
+
+    # The map
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(REFRESH_EVERY):
+                if self._whole:
+                    await self._look.wait()
+        except TimeoutError:
+            pass
+        self._look.clear()
+        await asyncio.sleep(max(0.0, self._looked_at + REFRESH_SOON - self._clock()))
+        for task in self._tasks.values():
+            if task.done():  # none ends by itself; this raises what ended it
+                task.result()
+
+    async def _refresh(self) -> None:
+        """Ask some nodes who serves what, and act on the latest of their answers."""
+        self._looked_at = self._clock()
+        answers = await ask_all([self._ask(address) for address in self._to_ask()], ASK_TIMEOUT, GRACE)
+        views = [answer for answer in answers if isinstance(answer, View)]
+        self._retire_idle()
+        if views:
+            self._said = ""
+            latest = max(view.epoch for view in views)
+            # Nodes that have heard of the same epoch may still differ. While one agrees with us, wait.
+            drawn = [view.ranges for view in views if view.epoch == latest]
+            if self._ranges not in drawn:
+                self._ranges = drawn[0]
+                self._adopt(slots.slot_map(drawn[0]))
+        else:
+            why = "; ".join(sorted({str(answer) for answer in answers}))
+            if why != self._said:
+                self._said = why
+                log.warning("redis cluster unreachable", redis=redact(self._url.text), why=why)
+
+    def _to_ask(self) -> list[Address]:
+        """Some masters; those that the settings name, when no master has answered last time."""
+        known = [] if self._said else self.map.masters
+        return random.sample(known, min(len(known), ASKED_AT_ONCE)) or list(self._url.addresses)
+
+    async def _ask(self, address: Address) -> View:
+        """What the node at `address` says. Raises OSError."""
+        line = self._lines.get(address)
+        try:
+            if line is not None and line.link is not None:
+                return await _view(line.link, address)
+            return await self._ask_stranger(address)
+        except (OSError, LinkLost) as error:
+            raise OSError(f"{address}: {error}") from error
+
+    async def _ask_stranger(self, address: Address) -> View:
+        server = Server(self._url.server(address))
+        connection = Connection()
+        try:
+            await server.open(connection)
+            await connection.hello(server.username, server.password, 0, self._name)
+            return await _view(connection, address)
+        finally:
+            connection.abort("no longer needed")
+
+    def claimed(self, number: int, owner: Address) -> None:
+        """A node says that `owner` serves the slot, which is news: act on it, with what else is said soon."""
+        if not self._claims:
+            asyncio.get_running_loop().call_later(REROUTE_AFTER, self._believe)
+        self._claims[number] = owner
+
+    def _believe(self) -> None:
+        claims, self._claims = self._claims, {}
+        self._ranges = None
+        self._adopt(self.map.with_owners(claims))
+        self._look.set()
+
+    def _adopt(self, after: SlotMap) -> None:
+        """Have a line to each master; move the channels whose slots have moved."""
+        before, self.map = self.map, after
+        moved = slots.changed(before, after)
+        if before is not slots.NOBODY:
+            self.moves += len(moved)
+        masters = after.masters
+        for address in masters:
+            self._have_line(address)
+        if moved:
+            log.info("redis cluster", masters=len(masters), moved_slots=len(moved))
+            self._hub.disconnected(moved)
+            reached = [number for number in moved if self._reaches_slot(number)]
+            for name in self._hub.connected(reached):
+                self.subscribe(name)
+        self._retire_idle()
+        self.line_changed()
+
+    def _reaches_slot(self, number: int) -> bool:
+        owner = self.map.owners[number]
+        return owner is not None and owner in self._lines and self._lines[owner].connected
+
+    # The lines
+
+    def _have_line(self, address: Address) -> Broker:
+        line = self._lines.get(address)
+        if line is None:
+            shard = Shard(self, self._hub, address)
+            line = self._lines[address] = Broker(
+                Fixed(self._url.server(address), only_masters=True),
+                shard,
+                self._name,
+                self._clock,
+                partial(ShardLink, shard, self._max_result_size),
+                partial(shard.probe_channel, self._probe_stem),
+            )
+            self._tasks[address] = asyncio.create_task(line.run(), name=f"line to {address}")
+        return line
+
+    def _retire_idle(self) -> None:
+        now = self._clock()
+        masters = set(self.map.masters)
+        for address in list(self._lines):
+            if address not in masters and self._guests.get(address, 0.0) <= now:
+                self._retire(address)
+
+    def _retire(self, address: Address) -> None:
+        self._mended += self._lines.pop(address).mended
+        self._guests.pop(address, None)
+        self._tasks.pop(address).cancel()
+
+    def line_changed(self) -> None:
+        """A line has come up or gone, or the map is another."""
+        self._whole = None not in self.map.owners and all(
+            address in self._lines and self._lines[address].connected for address in self.map.masters
+        )
+        if self._whole:
+            self.ever_connected = True
+            self._blind_seconds = self.blind_so_far()
+            self._blind_since = None
+        elif self.ever_connected and self._blind_since is None:
+            self.gaps += 1
+            self._blind_since = self._clock()
+        if not self._whole:
+            self._look.set()
+        if None in self.map.owners:
+            self._unserved.begin()
+        else:
+            self._unserved.end()
+
+    def read_migrating(self, name: bytes, target: Address, read: Callable[[Any], object]) -> None:
+        """Read the retained result of `name` at `target`, where its slot is on its way to.
+
+        `read` gets Redis's answer, if there is a line and nothing happens to it.
+        """
+        self._guests[target] = self._clock() + GUEST_SECONDS
+        link = self._have_line(target).link
+        if isinstance(link, ShardLink):
+            with suppress(LinkLost):
+                link.read_migrating(name, read)
+
+
+async def _view(connection: Connection, address: Address) -> View:
+    information = await connection.ask("CLUSTER", "INFO")
+    ranges = await connection.ask("CLUSTER", "SLOTS")
+    return slots.view(information, ranges, address)

@@ -1,0 +1,1 @@
+"""The gateway's promise as an exercise: faults under load, against a throw-away set-up on this machine."""

@@ -1,0 +1,219 @@
+"""A Valkey Cluster: three masters with a replica each, made with the plain CLUSTER commands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import redis
+from redis.cluster import ClusterNode as RedisClusterNode
+from redis.cluster import RedisCluster
+
+from .process import free_port, wait_until
+from .valkey import Valkey, replicated
+
+SLOTS = 16_384
+MASTERS = 3
+NODE_TIMEOUT = 1_000  # ms; the default is 15 s
+KEYS_AT_A_TIME = 100
+MIGRATE_TIMEOUT = 5_000  # ms
+
+
+class Seen(NamedTuple):
+    """What a server says of another or of itself: its flags, and the ranges of slots that it holds."""
+
+    flags: frozenset[str]
+    slots: tuple[range, ...]
+
+    def holds(self, first: int, last: int) -> bool:
+        """Whether it is a master that holds all of these slots."""
+        return "master" in self.flags and any(first in part and last in part for part in self.slots)
+
+
+class ClusterNode(Valkey):
+    """A server that can be in a Cluster."""
+
+    def __init__(self, *options: str) -> None:
+        self.bus_port = free_port()
+        super().__init__(
+            *("--cluster-enabled", "yes", "--cluster-port", str(self.bus_port)),
+            *("--cluster-node-timeout", str(NODE_TIMEOUT), "--repl-diskless-sync-delay", "0"),
+            # A failed master is not to be followed by one that would have to fetch its data first.
+            *("--cluster-allow-replica-migration", "no", *options),
+        )
+        self.id: str = self.ask("CLUSTER", "MYID")
+
+    def cluster_info(self) -> dict[str, str]:
+        """CLUSTER INFO; nothing if the server does not answer."""
+        try:
+            said = str(self.ask("CLUSTER", "INFO"))
+        except redis.RedisError:
+            return {}
+        pairs = (line.split(":", 1) for line in said.splitlines() if ":" in line)
+        return {name: value for name, value in pairs}  # noqa: C416 - mypy sees that these are pairs
+
+    def view(self) -> dict[str, Seen]:
+        """CLUSTER NODES as this server sees it, by node id; nothing if it does not answer."""
+        try:
+            said = str(self.ask("CLUSTER", "NODES"))
+        except redis.RedisError:
+            return {}
+        rows = (line.split(" ") for line in said.splitlines())
+        return {row[0]: Seen(frozenset(row[2].split(",")), _ranges(row[8:])) for row in rows}
+
+
+class Cluster:
+    """`masters` masters with `replicas` replicas each, in agreement once the block is entered.
+
+    `options` are further ones of the servers. A server that was killed can be started again.
+    """
+
+    def __init__(self, *options: str, masters: int = MASTERS, replicas: int = 1) -> None:
+        self._options = options
+        self._masters = masters
+        self._replicas = replicas
+        self._running = ExitStack()
+        self.nodes: list[ClusterNode] = []
+
+    @property
+    def url(self) -> str:
+        """With two of its nodes, from which a client learns the others."""
+        return "redis+cluster://" + ",".join(node.address for node in self.nodes[:2])
+
+    def client(self) -> RedisCluster:
+        """A redis-py client that knows where each key belongs; the caller closes it."""
+        known = [RedisClusterNode("127.0.0.1", node.port) for node in self.running]  # type: ignore[no-untyped-call]
+        return RedisCluster(startup_nodes=known)
+
+    @property
+    def masters(self) -> list[ClusterNode]:
+        """Those that hold slots, by the view of a server that runs."""
+        view = self._view()
+        return [node for node in self.nodes if "master" in view[node.id].flags and view[node.id].slots]
+
+    def owner(self, slot: int) -> ClusterNode:
+        """The server that the Cluster sends clients to for this slot. Raises LookupError if there is none."""
+        view = self._view()
+        for node in self.nodes:
+            if node.id in view and view[node.id].holds(slot, slot):
+                return node
+        raise LookupError(f"nobody holds slot {slot}")
+
+    def slots(self, node: ClusterNode) -> tuple[range, ...]:
+        """The slots that a server holds."""
+        return self._view()[node.id].slots
+
+    def await_failover(self, failed: ClusterNode, slot: int, seconds: float = 30.0) -> ClusterNode:
+        """The server that has taken over `slot` from `failed`, once it says so. Raises TimeoutError."""
+        found: list[ClusterNode] = []
+
+        def taken_over() -> bool:
+            found.extend(node for node in self.running if node is not failed and _holds(node, slot, slot))
+            return bool(found)
+
+        wait_until(taken_over, "a replica takes over", seconds)
+        return found[0]
+
+    def add_node(self) -> ClusterNode:
+        """A further master, without slots, that all others know. Its block ends with the Cluster's."""
+        node = self._running.enter_context(ClusterNode(*self._options))
+        self.nodes.append(node)
+        node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
+        self.await_health()
+        return node
+
+    def move_slots(self, source: ClusterNode, target: ClusterNode, slots: Iterable[int]) -> None:
+        """Move slots one by one with their keys, as redis-cli and every Redis since 3.0 does."""
+        others = [node for node in self.masters if node not in (source, target)]
+        for slot in slots:
+            target.ask("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
+            source.ask("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
+            while keys := source.ask("CLUSTER", "GETKEYSINSLOT", slot, KEYS_AT_A_TIME):
+                source.ask("MIGRATE", "127.0.0.1", target.port, "", 0, MIGRATE_TIMEOUT, "KEYS", *keys)
+            for node in (target, source, *others):
+                node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+    def migrate_slots(self, source: ClusterNode, target: ClusterNode, first: int, last: int) -> None:
+        """Move a range of slots in one step, as Valkey 9 can; returns once it is done."""
+        source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", target.id)
+        wait_until(
+            lambda: all(
+                target.id in (view := node.view()) and view[target.id].holds(first, last)
+                for node in self.running
+            ),
+            f"the slots {first} to {last} have moved",
+            30,
+        )
+
+    def await_health(self) -> None:
+        """Wait until every server that runs calls the Cluster well, and the replicas follow."""
+        count = len(self.nodes)
+
+        def healthy() -> bool:
+            for node in self.running:
+                info = node.cluster_info()
+                if info.get("cluster_state") != "ok" or info.get("cluster_known_nodes") != str(count):
+                    return False
+                if node.info("replication").get("role") == "slave" and not replicated(node):
+                    return False
+            return True
+
+        wait_until(healthy, "the Cluster is well", 30)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            self._start(starting)
+            self._running = starting.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.close()
+
+    def _start(self, running: ExitStack) -> None:
+        count = self._masters * (1 + self._replicas)
+        self.nodes = [running.enter_context(ClusterNode(*self._options)) for _ in range(count)]
+        masters, replicas = self.nodes[: self._masters], self.nodes[self._masters :]
+        for number, master in enumerate(masters):
+            first, last = SLOTS * number // self._masters, SLOTS * (number + 1) // self._masters - 1
+            master.ask("CLUSTER", "ADDSLOTSRANGE", first, last)
+        for epoch, node in enumerate(self.nodes, 1):  # unlike ones, so that they need not be agreed on first
+            node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
+        for node in self.nodes[1:]:
+            node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
+        self._await(lambda node: len(node.view()) == count, "the servers know each other")
+        for number, replica in enumerate(replicas):
+            replica.ask("CLUSTER", "REPLICATE", masters[number % self._masters].id)
+        self._await(
+            lambda node: sum("slave" in seen.flags for seen in node.view().values()) == len(replicas),
+            "the replicas are known everywhere",
+        )
+        self.await_health()
+
+    def _await(self, condition: Callable[[ClusterNode], object], what: str) -> None:
+        wait_until(lambda: all(condition(node) for node in self.nodes), what, 30)
+
+    @property
+    def running(self) -> list[ClusterNode]:
+        """The servers whose processes run."""
+        return [node for node in self.nodes if node.running]
+
+    def _view(self) -> dict[str, Seen]:
+        for node in self.running:
+            if view := node.view():
+                return view
+        raise LookupError("no server of the Cluster answers")
+
+
+def _holds(node: ClusterNode, first: int, last: int) -> bool:
+    view = node.view()
+    return node.id in view and view[node.id].holds(first, last)
+
+
+def _ranges(words: Iterable[str]) -> tuple[range, ...]:
+    """`0-5460`, `7`, or in brackets a slot that is on its way: who holds that one says so elsewhere."""
+    pairs = (word.split("-") for word in words if not word.startswith("["))
+    return tuple(range(int(pair[0]), int(pair[-1]) + 1) for pair in pairs)

@@ -1,0 +1,159 @@
+"""A child process: ended, killed, frozen and thawed at will, and gone when its block ends."""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from ... import embedded
+from ...errors import EmbeddedError
+
+START_SECONDS = 20.0  # far over what a start takes, so that only a hang fails
+STOP_SECONDS = 5.0
+
+# Below the ports that Linux (from 32768) and macOS (from 49152) take for outgoing connections: the port of a
+# server that was killed must still be free when it starts again, and a client that tries to reach it
+# meanwhile must not be given that very port and connect to itself.
+PORTS = range(20_000, 32_768)
+
+# The kernel ends the children with the thread that started them, so they all get one that lives as long as
+# the process does.
+_starter = ThreadPoolExecutor(1, "starts-processes")
+_given: set[int] = set()
+_giving = threading.Lock()
+
+
+def free_port() -> int:
+    """A port that nobody listens on at this moment, and that no other call in this process has given."""
+    with _giving:
+        while True:
+            port = random.choice(PORTS)  # noqa: S311 - it only has to be free
+            if port not in _given and _is_free(port):
+                _given.add(port)
+                return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("", port))  # on every address: a node may get one of its own
+        except OSError:
+            return False
+        return True
+
+
+def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
+    """Poll `condition` until it is true; raises TimeoutError, naming `what`, after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds:g} s")
+        time.sleep(0.01)
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    stdout: IO[bytes] | int = subprocess.DEVNULL,
+    stderr: IO[bytes] | int = subprocess.DEVNULL,
+    environment: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start a program, named by its path.
+
+    It has a process group of its own, so that Ctrl-C leaves it to us to end it. On Linux it also dies with
+    this process, even by SIGKILL.
+    """
+
+    def start() -> subprocess.Popen[bytes]:
+        return subprocess.Popen(  # noqa: S603 - programs of ours, and no shell
+            [*embedded.launcher(), *command],
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            cwd=folder,
+            process_group=0,
+        )
+
+    return _starter.submit(start).result()
+
+
+class Process:
+    """A child process that is gone, whatever happens, when its `with` block ends."""
+
+    process: subprocess.Popen[bytes]
+
+    @property
+    def running(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL: the process gets no chance to say goodbye."""
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        """SIGSTOP: sockets stay open and nothing answers."""
+        self.signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.signal(signal.SIGCONT)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.freeze()
+        try:
+            yield
+        finally:
+            self.thaw()
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if it has not ended after STOP_SECONDS."""
+        if self.running:
+            self.thaw()
+            self.process.terminate()
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _await_start(self, ready: Callable[[], object], name: str, said: Callable[[], str]) -> None:
+        """Wait until it is `ready`. If it ends or hangs it is gone; EmbeddedError has what it `said`."""
+        try:
+            wait_until(lambda: ready() or not self.running, name)
+        except TimeoutError as error:
+            how = str(error)
+        except BaseException:
+            self.stop()
+            raise
+        else:
+            if self.running:
+                return
+            how = f"it ended with {self.process.returncode}"
+        self.kill()  # so that it has said everything
+        last_words = said()
+        self.stop()
+        raise EmbeddedError(f"{name} did not start: {how}; it said:\n{last_words}")

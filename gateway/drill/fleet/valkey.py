@@ -1,0 +1,69 @@
+"""A real Valkey server of the extra `embedded`, on a port of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from ... import embedded
+from .process import Process, free_port, spawn
+
+
+class Valkey(Process):
+    """A server that keeps nothing on disk unless `options` say so, ready once the constructor returns.
+
+    `options` are further ones of its command line. `start` after `kill` comes back on the same port, with
+    what it has on disk.
+    """
+
+    def __init__(self, *options: str, port: int = 0) -> None:
+        self.port = port or free_port()
+        self.url = f"redis://127.0.0.1:{self.port}"
+        self.address = f"127.0.0.1:{self.port}"
+        self._options = options
+        self._folder = tempfile.TemporaryDirectory(prefix="webflow-valkey-")
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and return when it answers. Raises EmbeddedError if it does not."""
+        self.process = spawn(self._command(), stdout=self._log, stderr=self._log)
+        self._await_start(
+            lambda: embedded.answers(self.port), "Valkey", lambda: embedded.last_lines(self._log)
+        )
+
+    def client(self) -> redis.Redis:
+        """A plain redis-py client, as a backend service would use; the caller closes it."""
+        return redis.Redis(port=self.port)
+
+    def ask(self, *command: str | int) -> Any:
+        """One command on a connection of its own. Raises redis.RedisError."""
+        never = Retry(NoBackoff(), 0)
+        with redis.Redis(port=self.port, decode_responses=True, socket_timeout=2, retry=never) as client:
+            return client.execute_command(*command)
+
+    def info(self, section: str) -> dict[str, str]:
+        """What INFO says in a section; nothing if the server does not answer."""
+        try:
+            answer = self.ask("INFO", section)
+        except redis.RedisError:
+            return {}
+        return {name: str(value) for name, value in answer.items()}
+
+    def stop(self) -> None:
+        super().stop()
+        self._log.close()
+        self._folder.cleanup()
+
+    def _command(self) -> list[str]:
+        options = f"--port {self.port} --bind 127.0.0.1 --appendonly no".split()
+        return [str(embedded.binary()), *options, "--save", "", "--dir", self._folder.name, *self._options]
+
+
+def replicated(server: Valkey) -> bool:
+    """Whether a replica has all that its master has, and follows it."""
+    return server.info("replication").get("master_link_status") == "up"

@@ -1,0 +1,166 @@
+"""The proof that a link hears: what is published where publishers publish has to come through it.
+
+A server that answers PING proves only itself. One that was a master until a moment ago answers as well, and
+so does one behind a name that leads publishers elsewhere by now. So each node publishes a word of its own to
+a channel of its own, over a connection that it has found and opened as a publisher would.
+
+A link is deaf only when it has had its chance: the PUBLISH was answered, a PING that was sent over the link
+after that has come back, and GRACE later the word is still not there. A link is no less well when nothing can
+be published at all: then silence proves nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from .connection import Connection, LinkLost, Refusal
+from .link import Link
+from .topology import Server, Topology
+
+EVERY: Final = 1.0
+"""Seconds between two probes: a failover is noticed within two of them."""
+
+TIMEOUT: Final = 1.0
+"""Seconds to find the server, to connect, and to have one PUBLISH answered, each."""
+
+GRACE: Final = 1.0
+"""Seconds for the word to come after its PING: a replica's lag, where the link leads to one."""
+
+LONGEST_GRACE: Final = 64.0
+"""Links that turn out deaf one after another mean that the way of the probe is broken, not each of them: the
+grace doubles up to this, so that clients are not resubscribed for ever for the sake of a proof."""
+
+RENEW_AFTER: Final = 10
+"""Probes over one connection; then a new one shows whether the way still leads to the same server."""
+
+log = structlog.get_logger()
+
+
+class Deaf(Exception):
+    """Why a link cannot be relied on, though it answers."""
+
+
+class Probe:
+    """Proves one link after another, all of them to the server that `topology` finds."""
+
+    def __init__(self, topology: Topology, name: str, channel: Callable[[], bytes | None]) -> None:
+        """`name` is what CLIENT LIST shows. `channel` chooses the channel for a link; None for no probe."""
+        self._topology = topology
+        self._name = name
+        self._channel = channel
+        self._clock = asyncio.get_running_loop().time
+        self._publisher: Connection | None = None
+        self._used = 0
+        self._word = b""
+        self._heard = asyncio.Event()
+        self._grace = GRACE
+        self._said = ""
+        self.round_trip: float | None = None
+        """Seconds from before the latest PUBLISH until the word was heard; None before the first."""
+        self.heard = 0
+        """Probes that came through."""
+        self.failed = 0
+        """Probes that could not be published, which says nothing about the link."""
+        self.deaf = 0
+        """Links that turned out to hear nothing."""
+
+    async def run(self, link: Link, server: Server) -> None:
+        """Probe `link`, which leads to `server`, until it is lost; abort it when it is deaf."""
+        try:
+            while True:
+                try:
+                    await self._probe(link, server)
+                except Deaf as why:
+                    self.deaf += 1
+                    link.abort(str(why))
+                    return
+                except (OSError, LinkLost) as error:
+                    if link.closed.done():
+                        return
+                    self._failed(error)
+                await asyncio.sleep(EVERY * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+        finally:
+            self._drop()
+
+    async def _probe(self, link: Link, server: Server) -> None:
+        """Once. Raises Deaf, and OSError or LinkLost for what proves nothing."""
+        async with asyncio.timeout(TIMEOUT):
+            found = await self._topology.find()
+        if found is not server:
+            raise Deaf(f"the master is {found.shown} now")
+        channel = await self._watched(link)
+        if channel is None:
+            return
+        start = self._clock()
+        await self._publish(link, found, channel)
+        await self._listen(link)
+        self.round_trip = self._clock() - start
+        self.heard += 1
+        self._grace = GRACE
+        self._said = ""
+
+    async def _watched(self, link: Link) -> bytes | None:
+        channel = self._channel()
+        if channel is not None and link.watched != channel:
+            await link.watch(channel, self._hear)
+        return channel
+
+    def _hear(self, word: bytes) -> None:
+        if word == self._word:
+            self._heard.set()
+
+    async def _publish(self, link: Link, server: Server, channel: bytes) -> None:
+        self._word = b"%016x" % random.getrandbits(64)
+        self._heard.clear()
+        if self._used >= RENEW_AFTER:
+            self._drop()
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                if self._publisher is None:
+                    self._publisher = await self._open(server)
+                self._used += 1
+                await self._publisher.ask(link.words.publish, channel, self._word)
+        except Refusal:  # it is the word that is refused, such as MOVED or NOPERM
+            raise
+        except (OSError, LinkLost):
+            self._drop()
+            raise
+
+    async def _open(self, server: Server) -> Connection:
+        connection = Connection()
+        try:
+            await server.open(connection)
+            await connection.hello(server.username, server.password, server.database, self._name)
+        except BaseException:
+            connection.abort("not connected")
+            raise
+        return connection
+
+    async def _listen(self, link: Link) -> None:
+        if self._heard.is_set():
+            return
+        await link.ask("PING")  # however long it takes: the link itself notices when it is dead
+        try:
+            async with asyncio.timeout(self._grace):
+                await self._heard.wait()
+        except TimeoutError:
+            self._grace = min(2 * self._grace, LONGEST_GRACE)
+            raise Deaf("what is published is not heard on it") from None
+
+    def _drop(self) -> None:
+        if self._publisher is not None:
+            self._publisher.abort("no longer needed")
+            self._publisher = None
+        self._used = 0
+
+    def _failed(self, error: Exception) -> None:
+        self.failed += 1
+        why = str(error) or f"no answer within {TIMEOUT:g} s"
+        if why != self._said:
+            self._said = why
+            log.warning("probe not published", why=why)

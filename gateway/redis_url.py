@@ -1,0 +1,135 @@
+"""Where Redis is, as its URL says: one server, Sentinels that know it, or the nodes of a Cluster. Pure.
+
+    redis://[[user]:password@]host[:6379][/db][?options]
+    unix:///path/to/socket[?options]
+    redis+sentinel://[[user]:password@]host[:26379],…/service[/db][?options]
+    redis+cluster://[[user]:password@]host[:6379],…[?options]
+
+With rediss instead of redis they speak TLS. User, password and options are those of the servers that hold
+the results, in redis-py's notation (`ssl_ca_certs` and the like). Sentinels have credentials of their own,
+in the options `sentinel_username` and `sentinel_password`; without these they are asked without any.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from typing import Final, NamedTuple
+from urllib.parse import parse_qsl, quote, unquote, urlencode
+
+SENTINEL_PORT: Final = 26_379
+SERVER_PORT: Final = 6_379
+
+_URL: Final = re.compile(
+    r"(?P<scheme>rediss?|unix)(?:\+(?P<kind>sentinel|cluster))?://(?=.)"
+    r"(?:(?P<credentials>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<options>[^#]*))?"
+)
+_HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
+
+
+class Kind(Enum):
+    """How the servers that hold the results are found."""
+
+    SERVER = auto()
+    SENTINEL = auto()
+    CLUSTER = auto()
+
+
+class Address(NamedTuple):
+    """Where a server listens; an IPv6 address stands without brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class RedisURL(NamedTuple):
+    """What a URL says. `parse` makes one."""
+
+    text: str
+    kind: Kind
+    addresses: tuple[Address, ...]
+    """Of the Sentinels, or of some nodes of the Cluster. Empty for one server: `text` says it all."""
+    service: str
+    """Under which name the Sentinels know the master; empty where there are none."""
+    scheme: str
+    credentials: str
+    database: str
+    options: tuple[tuple[str, str], ...]
+
+    def server(self, address: Address) -> str:
+        """The redis:// URL of one server at `address` that holds results."""
+        options = [option for option in self.options if option[0] not in _SENTINEL_OPTIONS]
+        return self._url(f"{self.credentials}@" if self.credentials else "", address, self.database, options)
+
+    def sentinel(self, address: Address) -> str:
+        """The redis:// URL of the Sentinel at `address`: with the same TLS, and its own credentials."""
+        found = dict(self.options)
+        name, password = (quote(found.get(option, ""), safe="") for option in _SENTINEL_OPTIONS)
+        # A database, client name or protocol is none of a Sentinel's business.
+        options = [option for option in self.options if option[0].startswith(("ssl_", "socket_"))]
+        return self._url(f"{name}:{password}@" if name or password else "", address, "", options)
+
+    def _url(self, credentials: str, address: Address, database: str, options: list[tuple[str, str]]) -> str:
+        path = f"/{database}" if database else ""
+        query = f"?{urlencode(options)}" if options else ""
+        return f"{self.scheme}://{credentials}{address}{path}{query}"
+
+
+def parse(url: str) -> RedisURL:
+    """What `url` says. Raises ValueError, with what would be right and no part of a password.
+
+    Of the URL of one server only the scheme is looked at here; redis-py reads the rest.
+    """
+    found = _URL.fullmatch(url)
+    if found is None or (found["scheme"] == "unix" and found["kind"]):
+        raise ValueError(
+            "write redis://host:port/db, rediss://…, unix:///path, redis+sentinel://host1,host2/service, "
+            "redis+cluster://host1,host2, or embedded; write @ : / ? # in a password as %40 %3A %2F %3F %23"
+        )
+    if not found["kind"]:
+        return RedisURL(url, Kind.SERVER, (), "", found["scheme"], "", "", ())
+    kind = Kind[found["kind"].upper()]
+    service, database = _path(kind, found["path"] or "")
+    return RedisURL(
+        text=url,
+        kind=kind,
+        addresses=_addresses(found["hosts"], SENTINEL_PORT if kind is Kind.SENTINEL else SERVER_PORT),
+        service=service,
+        scheme=found["scheme"],
+        credentials=found["credentials"] or "",
+        database=database,
+        options=tuple(parse_qsl(found["options"] or "", keep_blank_values=True)),
+    )
+
+
+def _addresses(hosts: str, default_port: int) -> tuple[Address, ...]:
+    found = []
+    for host in hosts.split(","):
+        match = _HOST.fullmatch(host.strip())
+        if match is None:
+            raise ValueError("name the hosts as host1:port,host2:port; the port may be left out")
+        port = int(match[2]) if match[2] else default_port
+        if not 0 < port <= 65_535:
+            raise ValueError(f"port {port} does not exist")
+        found.append(Address(match[1].strip("[]"), port))
+    return tuple(dict.fromkeys(found))
+
+
+def _path(kind: Kind, path: str) -> tuple[str, str]:
+    """Service and database."""
+    first, _, second = path[1:].partition("/")
+    if kind is Kind.CLUSTER:
+        if second or first not in ("", "0"):
+            raise ValueError("a Cluster has database 0 and nothing else: leave the path out")
+        return "", ""
+    if not first:
+        raise ValueError(
+            "name the master as the Sentinels know it: redis+sentinel://host1,host2,host3/mymaster"
+        )
+    if not re.fullmatch("[0-9]*", second):
+        raise ValueError("what follows the master's name is the number of a database, such as /mymaster/0")
+    return unquote(first), second

@@ -1,0 +1,132 @@
+"""One link to a node of a Cluster: sharded subscriptions, a channel a command.
+
+The channels of one command must be in one slot, and hardly two of them are. So each channel has its own
+SSUBSCRIBE and its own read of the retained result, many of them in one write.
+
+The node may take a channel away when its slot moves: it says `sunsubscribe`, which also answers
+SUNSUBSCRIBE. What ends a question is therefore always the reply to the second of its two commands.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import hiredis
+
+from .connection import Desynchronised, pack
+from .link import BrokerEvents, Join, Leave, Link, Words, concerns_ids
+
+MAX_IN_FLIGHT: Final = 1_000
+"""Channels on their way: some 100 KB of replies, unless there are retained results among them."""
+
+MAX_RETAINED: Final = 16 << 20
+"""Bytes that the retained results on their way can have together: half of the 32 MB at which Redis drops a
+subscriber."""
+
+RETRY_AFTER: Final = 0.1
+"""Seconds until a question is asked again whose slot nobody serves at the moment."""
+
+_REDIRECTION: Final = re.compile(r"(MOVED|ASK) ([0-9]+) (.*):([0-9]+)")
+
+
+class ShardEvents(BrokerEvents, Protocol):
+    """What else the owner of sharded subscriptions hears. An empty host stands for the node that says so."""
+
+    def moved(self, name: bytes, host: str, port: int) -> None:
+        """What was asked of `name` has to be asked there."""
+
+    def migrating(self, name: bytes, host: str, port: int) -> None:
+        """`name` is subscribed, but its retained result, if there is one, is there by now."""
+
+
+class ShardLink(Link):
+    """As `Link`; `events` hears `lost`, too, when a slot moves away."""
+
+    words = Words("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH", "SHARDNUMSUB", b" ssub=")
+    _message = b"smessage"
+    _subscribed, _unsubscribed = b"ssubscribe", b"sunsubscribe"
+
+    def __init__(self, events: ShardEvents, max_result_size: int) -> None:
+        super().__init__(events, max_result_size)
+        self._shard_events = events
+        self._window = max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size))
+
+    def read_migrating(self, name: bytes, read: Callable[[Any], object]) -> None:
+        """Read the retained result of `name`, whose slot is on its way here; `read` gets Redis's answer.
+
+        Raises LinkLost.
+        """
+        self.send(lambda _reply: None, "ASKING")
+        self.send(read, *self._get(name))
+
+    def _take(self, names: Any) -> list[bytes]:
+        return [names.popleft()]
+
+    def _get(self, name: bytes) -> tuple[str, bytes, int, int]:
+        return ("GETRANGE", name, 0, self._max_result_size)
+
+    def _commands(self, batch: Leave) -> list[bytes]:
+        (name,) = batch.names
+        if not isinstance(batch, Join):
+            return [pack("SUNSUBSCRIBE", name), pack("PING")]
+        read = pack(*self._get(name))
+        return [pack("SSUBSCRIBE", name), read] if batch.subscribe else [read]
+
+    def _left(self, name: bytes) -> None:
+        batch = self._unanswered[0] if self._unanswered else None
+        if isinstance(batch, Leave) and batch.names == [name]:
+            # Whether it answers our question or the slot has just moved: the channel is gone.
+            batch.confirmed = -1 if isinstance(batch, Join) else 1
+        else:
+            self._events.lost(name)
+
+    def _batch_replied(self, batch: Leave, reply: Any) -> None:
+        if isinstance(batch, Join):
+            self._join_replied(batch, reply)
+        elif isinstance(reply, hiredis.ReplyError) and not batch.confirmed:
+            batch.confirmed = 1  # MOVED: the node has taken the channel away by itself
+        elif not batch.confirmed:
+            raise Desynchronised("a reply amid confirmations")
+        else:
+            self._answered()
+            self._events.unsubscribed(batch.names[0])
+
+    def _join_replied(self, batch: Join, reply: Any) -> None:
+        if batch.confirmed == 0:  # SSUBSCRIBE was refused; the read's reply is still to come
+            if not isinstance(reply, hiredis.ReplyError):
+                raise Desynchronised("a reply to SSUBSCRIBE")
+            batch.error = str(reply)
+            batch.confirmed = 1
+        else:
+            self._answered()
+            self._settle_one(batch, reply)
+
+    def _settle_one(self, batch: Join, reply: Any) -> None:
+        (name,) = batch.names
+        error = batch.error or (str(reply) if isinstance(reply, hiredis.ReplyError) else "")
+        if batch.confirmed < 0:
+            self._events.lost(name, answer=batch.subscribe)
+        elif not error or error.startswith("WRONGTYPE"):  # what is no string is no result
+            self._events.subscribed(name, reply if reply and not error else None)
+        elif (redirection := _REDIRECTION.match(error)) is not None:
+            self._redirected(batch, redirection)
+        elif error.startswith(("CLUSTERDOWN", "TRYAGAIN")):
+            self._loop.call_later(RETRY_AFTER, self.subscribe if batch.subscribe else self.read, name)
+        elif concerns_ids(error):
+            if batch.error is None:  # it is subscribed, and only its retained result is forbidden
+                self._to_leave.append(name)
+            self._events.refused(name, error)
+        else:
+            self.abort(f"Redis answered: {error}")
+
+    def _redirected(self, batch: Join, redirection: re.Match[str]) -> None:
+        (name,) = batch.names
+        kind, _slot, host, port = redirection.groups()
+        if kind == "ASK":
+            self._shard_events.migrating(name, host, int(port))
+        elif batch.subscribe:
+            self._shard_events.moved(name, host, int(port))
+        else:  # the node no longer serves what it has told us, so the subscription is gone as well
+            self._events.lost(name)
