@@ -158,7 +158,8 @@ async def test_a_node_makes_no_system_call_that_is_forbidden(valkey: Valkey, tmp
                 assert answer.status == 200
         node.signal(signal.SIGTERM)
         node.process.wait(20)
-        wait_until(lambda: f"{node.process.pid} +++ exited with 0" in trace.read_text(), "all is written")
+        ended = re.compile(rf"^{node.process.pid} +\+\+\+ exited with 0", re.MULTILINE)
+        wait_until(lambda: ended.search(trace.read_text()), "all is written")
     lines = trace.read_text().splitlines()
     calls = {found[1] for line in lines if (found := re.match(r"\d+ +(\w+)\(", line))}
     assert {"epoll_pwait", "accept4", "execve"} <= calls, "all of it was traced"
