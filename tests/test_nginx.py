@@ -118,7 +118,7 @@ async def test_without_the_hash_sessions_are_lost_at_once(nodes: Nodes, tmp_path
 async def test_a_node_that_stops_gets_new_clients_until_it_no_longer_listens_and_none_is_refused(
     tmp_path: Path, clients: Clients
 ) -> None:
-    drain = ["--drain-delay", "2", "--drain-seconds", "4"]
+    drain = ["--drain-delay", "3", "--drain-seconds", "4"]
     with started(tmp_path, drain, drain) as (nodes, nginx):
         stopping = nodes.nodes[0]
         first = [await clients.register(nginx.ws_url, f"first-{number}") for number in range(8)]
