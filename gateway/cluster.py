@@ -52,9 +52,6 @@ REROUTE_AFTER: Final = 0.01
 """Seconds until what was asked at the wrong node is asked at the right one: while the nodes themselves do not
 agree yet, each may name the other."""
 
-MIGRATING_RETRY: Final = 0.2
-"""Seconds until a retained result is asked for again that was looked for where its slot is on its way to."""
-
 GUEST_SECONDS: Final = 30.0
 """How long a node without slots keeps its line: a slot is on its way there."""
 
@@ -83,7 +80,6 @@ class Shard:
         self._hub = hub
         self.address = address
         self.received = hub.received  # whoever says it, a result is one
-        self._migrating: set[bytes] = set()
         self._probed: bytes | None = None
 
     def owns(self, name: bytes) -> bool:
@@ -104,7 +100,6 @@ class Shard:
         return self._hub.connected(self._slots())
 
     def disconnected(self) -> None:
-        self._migrating.clear()
         self._hub.disconnected(self._slots())
         self._cluster.line_changed()
 
@@ -128,35 +123,15 @@ class Shard:
 
     def lost(self, name: bytes, *, answer: bool = False) -> None:
         if self.owns(name):
-            # What was to be read elsewhere was a part of the question.
-            answer = answer or name in self._migrating
-            self._migrating.discard(name)
             self._hub.lost(name, answer=answer)
 
     def moved(self, name: bytes, host: str, port: int) -> None:
         if self.owns(name):
             self._cluster.claimed(slot(name), Address(host or self.address.host, port))
 
-    # A slot on its way to another node: its channels are still here, and some of its keys are there
-
-    def migrating(self, name: bytes, host: str, port: int) -> None:
+    def migrating(self, name: bytes, host: str, port: int, read: Callable[[Any], object]) -> None:
         if self.owns(name):
-            self._migrating.add(name)
-            target = Address(host or self.address.host, port)
-            self._cluster.read_migrating(name, target, partial(self._read_there, name))
-            # In case nothing comes of it, or the key has stayed here after all.
-            asyncio.get_running_loop().call_later(MIGRATING_RETRY, self._read_again, name)
-
-    def _read_there(self, name: bytes, reply: Any) -> None:
-        if name in self._migrating and isinstance(reply, bytes):
-            self._migrating.discard(name)
-            self.subscribed(name, reply or None)
-
-    def _read_again(self, name: bytes) -> None:
-        if name in self._migrating:
-            self._migrating.discard(name)
-            if self.owns(name):
-                self._cluster.read(name)
+            self._cluster.read_migrating(name, Address(host or self.address.host, port), read)
 
 
 class Cluster:
