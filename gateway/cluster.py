@@ -161,6 +161,8 @@ class Cluster:
         self._tasks: dict[Address, asyncio.Task[None]] = {}
         self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
         self._claims: dict[int, Address] = {}
+        self._believing: asyncio.TimerHandle | None = None
+        self._believed: dict[int, Address] = {}  # of them, since the nodes have been asked
         self._look = asyncio.Event()
         self._looked_at = -inf
         self._whole = False
@@ -226,8 +228,12 @@ class Cluster:
                 await self._refresh()
                 await self._pause()
         finally:
+            if self._believing is not None:
+                self._believing.cancel()
+            tasks = list(self._tasks.values())
             for address in list(self._lines):
                 self._retire(address)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # The map
 
@@ -247,6 +253,7 @@ class Cluster:
     async def _refresh(self) -> None:
         """Ask some nodes who serves what, and act on the latest of their answers."""
         self._looked_at = self._clock()
+        self._believed = {}
         answers = await ask_all([self._ask(address) for address in self._to_ask()], ASK_TIMEOUT, GRACE)
         views = [answer for answer in answers if isinstance(answer, View)]
         self._retire_idle()
@@ -256,8 +263,8 @@ class Cluster:
             # Nodes that have heard of the same epoch may still differ. While one agrees with us, wait.
             drawn = [view.ranges for view in views if view.epoch == latest]
             if self._ranges not in drawn:
-                self._ranges = drawn[0]
-                self._adopt(slots.slot_map(drawn[0]))
+                self._ranges = None if self._believed else drawn[0]
+                self._adopt(slots.slot_map(drawn[0]).with_owners(self._believed))
         else:
             why = "; ".join(sorted({str(answer) for answer in answers}))
             if why != self._said:
@@ -265,9 +272,13 @@ class Cluster:
                 log.warning("redis cluster unreachable", redis=redact(self._url.text), why=why)
 
     def _to_ask(self) -> list[Address]:
-        """Some masters; those that the settings name, when no master has answered last time."""
-        known = [] if self._said else self.map.masters
-        return random.sample(known, min(len(known), ASKED_AT_ONCE)) or list(self._url.addresses)
+        """Some masters, and those nodes that the settings name when no master has answered last time.
+
+        They may be gone by now, so the masters are asked besides.
+        """
+        known = self.map.masters
+        some = random.sample(known, min(len(known), ASKED_AT_ONCE))
+        return list(dict.fromkeys([*some, *self._url.addresses])) if self._said or not some else some
 
     async def _ask(self, address: Address) -> View:
         """What the node at `address` says. Raises OSError."""
@@ -292,11 +303,12 @@ class Cluster:
     def claimed(self, number: int, owner: Address) -> None:
         """A node says that `owner` serves the slot, which is news: act on it, with what else is said soon."""
         if not self._claims:
-            asyncio.get_running_loop().call_later(REROUTE_AFTER, self._believe)
+            self._believing = asyncio.get_running_loop().call_later(REROUTE_AFTER, self._believe)
         self._claims[number] = owner
 
     def _believe(self) -> None:
         claims, self._claims = self._claims, {}
+        self._believed |= claims
         self._ranges = None
         self._adopt(self.map.with_owners(claims))
         self._look.set()
