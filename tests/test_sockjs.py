@@ -406,17 +406,14 @@ def test_heart_beats_are_messages_in_the_envelope() -> None:
     assert scene.said(request) == ["\n"]
 
 
-def test_a_client_that_is_silent_against_its_word_is_closed() -> None:
-    scene = Scene(StompWire(1_000, (5_000, 5_000)), registration_timeout=120)
+def test_a_client_that_is_silent_against_its_word_is_one_as_long_as_it_listens() -> None:
+    scene = Scene(StompWire(1_000, (5_000, 5_000)), registration_timeout=600)
     request = scene.stream()
     scene.session.receive([b"CONNECT\naccept-version:1.2\nheart-beat:5000,0\n\n\0"])
-    scene.wait(20)
-    scene.session.receive([b"\n"])
     request.frames()
-    scene.wait(24)
+    scene.wait(300)
     assert request.frames() == []
-    scene.wait(2)
-    assert request.frames() == ['c[1008,"heart-beats missing"]']
+    assert scene.state() is State.OPEN
 
 
 # WebSocket

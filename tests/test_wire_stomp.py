@@ -143,33 +143,31 @@ def test_no_version_in_common(accepted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "outgoing", "incoming"),
+    ("ours", "theirs", "outgoing"),
     [
-        ((25_000, 25_000), "heart-beat:10000,10000", 25.0, 25.0),
-        ((25_000, 25_000), "heart-beat:30000,40000", 40.0, 30.0),
-        ((25_000, 10_000), "heart-beat:0,10000", 25.0, 0.0),
-        ((25_000, 10_000), "heart-beat:20000,0", 0.0, 20.0),
-        ((0, 0), "heart-beat:10000,10000", 0.0, 0.0),
-        ((25_000, 0), "heart-beat: 10000 , 10000 ", 25.0, 0.0),
-        ((25_000, 25_000), "heart-beat:0,0", 0.0, 0.0),
-        ((25_000, 25_000), "x:no heart-beat header", 0.0, 0.0),
+        ((25_000, 25_000), "heart-beat:10000,10000", 25.0),
+        ((25_000, 25_000), "heart-beat:30000,40000", 40.0),
+        ((25_000, 10_000), "heart-beat:0,10000", 25.0),
+        ((25_000, 10_000), "heart-beat:20000,0", 0.0),
+        ((0, 0), "heart-beat:10000,10000", 0.0),
+        ((25_000, 0), "heart-beat: 10000 , 10000 ", 25.0),
+        ((25_000, 25_000), "heart-beat:0,0", 0.0),
+        ((25_000, 25_000), "x:no heart-beat header", 0.0),
     ],
 )
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
-def test_agrees_on_heart_beats(
-    version: str, ours: tuple[int, int], theirs: str, outgoing: float, incoming: float
-) -> None:
+def test_agrees_on_heart_beats(version: str, ours: tuple[int, int], theirs: str, outgoing: float) -> None:
     wire = StompWire(MAX_BODY, ours)
     (answer,) = said(receive(wire, frame("CONNECT", f"accept-version:{version}", theirs)))
     assert answer.headers["heart-beat"] == f"{ours[0]},{ours[1]}"
-    assert (wire.outgoing, wire.incoming) == (outgoing, incoming)
+    assert wire.outgoing == outgoing
 
 
 def test_version_1_0_has_no_heart_beats_but_the_header() -> None:
     wire = StompWire(MAX_BODY)
     (answer,) = said(receive(wire, frame("CONNECT", "heart-beat:10000,10000")))
     assert answer.headers["heart-beat"] == "0,0"
-    assert (wire.outgoing, wire.incoming) == (0.0, 0.0)
+    assert wire.outgoing == 0.0
 
 
 @pytest.mark.parametrize("beats", ["", "1", "1,2,3", "a,b", "-1,1", "1.5,1", "1,9999999999"])

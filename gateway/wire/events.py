@@ -20,7 +20,7 @@ class EventsWire:
 
     __slots__ = ()
 
-    outgoing = incoming = 0.0
+    outgoing = 0.0
     heartbeat = b":\n\n"
     """A comment."""
 

@@ -137,7 +137,6 @@ class StompWire:
         "_subscriptions",
         "_version",
         "acknowledged",
-        "incoming",
         "outgoing",
         "refused",
     )
@@ -160,8 +159,6 @@ class StompWire:
         self._kept: tuple[bytes, ...] = ()  # results before their SUBSCRIBE
         self.outgoing = 0.0
         """Seconds after which a silent gateway owes the client a HEARTBEAT; 0 for never."""
-        self.incoming = 0.0
-        """Seconds after which a silent client has broken its promise; 0 for never. Allow for delay."""
         self.acknowledged = 0
         """The last message-id that the client has sent in an ACK; 0 before the first."""
         self.refused = 0
@@ -296,7 +293,6 @@ class StompWire:
         self._version = _VERSIONS[version]
         can_send, wants = self._beats if self._version > _V10 else (0, 0)  # 1.0 has none
         self.outgoing = _interval(can_send, int(wanted[2]))
-        self.incoming = _interval(int(wanted[1]), wants)
         return (Reply(_CONNECTED % (version, can_send, wants)),)
 
     def _send(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
