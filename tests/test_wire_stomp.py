@@ -22,8 +22,10 @@ from gateway.wire.stomp import (
     MAX_KEPT,
     MAX_KEPT_BYTES,
     MAX_LINE,
+    MAX_SHARED,
     MAX_SUBSCRIPTIONS,
     StompWire,
+    _shared_head,
 )
 
 MAX_BODY = 1_000
@@ -880,3 +882,29 @@ def test_a_real_client(client: str) -> None:
     ]
     assert answers == PLAY_BOOKS[client].answers
     assert wire.acknowledged == 2
+
+
+# Heads that clients share
+
+
+def test_a_head_means_what_its_own_clients_version_says() -> None:
+    """Heads are remembered, so a client's must not be read by what another's version allows."""
+    escaped = subscribe("/user/topic/registration", r"a\r")
+    spaced = frame("SUBSCRIBE", "id: s ", "destination: /user/topic/registration ")
+    for _ in range(2):
+        assert receive(connected("1.2"), escaped) == []
+        assert refused(connected("1.1"), escaped)[0] is CloseCode.PROTOCOL_ERROR
+        answers = {version: connected(version) for version in ("1.0", "1.2")}
+        for wire in answers.values():
+            receive(wire, spaced)
+        assert said([Reply(answers["1.0"].acknowledge(ID))])[0].headers["subscription"] == "s"
+        assert answers["1.2"].acknowledge(ID) == b""
+
+
+def test_nothing_of_a_connect_is_remembered() -> None:
+    """It brings a token."""
+    before = _shared_head.cache_info()
+    connected()
+    assert _shared_head.cache_info() == before
+    receive(connected(), frame("SUBSCRIBE", "id:1", "destination:x", f"x-long:{'x' * MAX_SHARED}"))
+    assert _shared_head.cache_info() == before
