@@ -60,8 +60,6 @@ The others: jsonp-polling and the two of htmlfile are left out, xdr-streaming an
 Explorer's. The iframe's are for browsers without CORS, and have to be asked for in any other.
 """
 
-POSTED = ("/xhr_streaming", "/eventsource", "/xhr")
-
 SUBPROTOCOLS = {"1.2": "v12.stomp", "1.1": "v11.stomp", "1.0": "v10.stomp"}
 
 
@@ -209,11 +207,10 @@ def held(node: Node, what: str) -> int:
         return count
 
 
-def left(node: Node, case: Case | None = None) -> None:
+def left(node: Node) -> None:
     """Wait until the node has nobody any more."""
     wait_until(lambda: held(node, "channels") == 0, "the client has left", LEAVING_SECONDS)
-    if case is None or case.path not in POSTED:  # to who asks again, these say for 5 s that they are closed
-        wait_until(lambda: held(node, "sessions") == 0, "the session has ended", LEAVING_SECONDS)
+    wait_until(lambda: held(node, "sessions") == 0, "the session has ended", LEAVING_SECONDS)
 
 
 def untroubled(node: Node) -> None:
@@ -288,7 +285,7 @@ def test_a_page_registers_gets_results_survives_its_node_and_leaves(
     assert [each for each in complained if not (LOST.search(each) or LOST_WEBSOCKET.search(each))] == []
 
     browser.run("leave()")
-    left(stage.node, case)
+    left(stage.node)
     assert [each for each in browser.errors() if not TOO_LATE.search(each)] == []
     untroubled(stage.node)
 

@@ -118,8 +118,18 @@ _UNKNOWN: Final = Unknown(
 
 Headers = Mapping[bytes, bytes]
 
-Frame = tuple[bytes, Headers, bytes, int]
-"""Command, headers, body, and where it ends in what has come."""
+
+class _Head(NamedTuple):
+    """A frame without its body."""
+
+    command: bytes
+    headers: Headers
+    length: int
+    """What content-length announces; -1 where the body goes to the next NUL."""
+
+
+_Frame = tuple[_Head, bytes, int]
+"""Head, body, and where it ends in what has come."""
 
 
 class _Subscription(NamedTuple):
@@ -183,30 +193,34 @@ class StompWire:
 
         Raises WireError, with an ERROR frame as its last words, at the first frame that is wrong.
         """
+        # Nearly always a message is a frame, and has no other NUL than the one at its end.
+        lines, _, rest = message.partition(b"\n\n")
+        size = len(rest) - 1
+        if rest.find(b"\0") == size >= 0 and not self._buffer and len(lines) <= MAX_HEAD:
+            shared = self._version and len(lines) <= MAX_SHARED  # a CONNECT's token is one client's own
+            head = (_shared_head if shared else _plain_head)(lines, self._version)
+            if head is not None and head.length in (-1, size) and size <= self._max_body:
+                return self._obey(head, rest[:size])
+        return self._several(message)
+
+    def _several(self, message: bytes) -> Iterator[Request]:
+        """As `receive`, whatever the message is."""
         data = self._buffer + message if self._buffer else message
         self._buffer = b""
-        frame = self._frame(data, 0)
-        if frame is not None and frame[3] == len(data):  # clients send each frame as a message of its own
-            return self._requests(*frame)
-        return self._several(data, frame)
-
-    def _several(self, data: bytes, frame: Frame | None) -> Iterator[Request]:
-        """What the frames in `data` ask for, `frame` being the first; none in a part of one."""
         position = 0
         room = MAX_FRAMES
-        while frame is not None:
+        while (frame := self._frame(data, position)) is not None:
+            head, body, position = frame
             room -= 1
             if room < 0:
-                raise _error(CloseCode.POLICY, f"more than {MAX_FRAMES} frames in one message", frame[1])
-            yield from self._requests(*frame)
-            if frame[0] == b"DISCONNECT":
+                raise _error(CloseCode.POLICY, f"more than {MAX_FRAMES} frames in one message", head.headers)
+            yield from self._obey(head, body)
+            if head.command == b"DISCONNECT":
                 return
-            position = frame[3]
-            frame = self._frame(data, position)
         # It begins where a frame ends, so leading line ends are heart-beats; without them it is empty.
         self._buffer = data[position:].lstrip(b"\r\n")
 
-    def _frame(self, data: bytes, start: int) -> Frame | None:
+    def _frame(self, data: bytes, start: int) -> _Frame | None:
         """The frame at `start`. None while it is incomplete.
 
         What is incomplete has no more than MAX_HEAD and `max_body` bytes, or it would not have passed.
@@ -216,50 +230,45 @@ class StompWire:
             if first is None:
                 return None
             start = first.start()
-        head_end = data.find(b"\n\n", start)
-        begin = head_end + 2
-        if head_end < 0 or data.find(b"\r", start, head_end) >= 0:  # CR LF, or the rest is yet to come
-            blank = _BLANK_LINE.search(data, start)
-            head_end, begin = (len(data), 0) if blank is None else blank.span()
+        blank = _BLANK_LINE.search(data, start)
+        head_end = len(data) if blank is None else blank.start()
         if head_end - start > MAX_HEAD:
             raise _error(CloseCode.TOO_BIG, f"headers may have {MAX_HEAD} bytes")
         if data.find(b"\0", start, head_end) >= 0:
             raise _error(CloseCode.PROTOCOL_ERROR, "NUL in the headers, or no blank line after them")
-        if not begin:
+        if blank is None:
             return None
-        shared = self._version and head_end - start <= MAX_SHARED  # a CONNECT's token is one client's own
-        command, headers = (_shared_head if shared else _head)(data[start:head_end], self._version)
-        end = self._body_end(data, begin, headers)
-        return None if end < 0 else (command, headers, data[begin:end], end + 1)
+        head = _head(data[start:head_end], self._version)
+        begin = blank.end()
+        end = self._body_end(data, begin, head)
+        return None if end < 0 else (head, data[begin:end], end + 1)
 
-    def _body_end(self, data: bytes, begin: int, headers: Headers) -> int:
+    def _body_end(self, data: bytes, begin: int, head: _Head) -> int:
         """Where the NUL behind the body is; -1 while it has not come.
 
         Only SEND may have a body (1.2, Body), but one in another frame is no reason to end a login.
         """
-        announced = headers.get(b"content-length")
-        if announced is None:
+        if head.length < 0:
             end = data.find(b"\0", begin, begin + self._max_body + 1)
             if end < 0 and len(data) - begin > self._max_body:
-                raise self._too_big(headers)
+                raise self._too_big(head)
             return end
-        if not announced.isdigit():
-            raise _error(CloseCode.PROTOCOL_ERROR, "content-length must be a number", headers)
-        if len(announced) > 9 or int(announced) > self._max_body:
-            raise self._too_big(headers)
-        end = begin + int(announced)
+        if head.length > self._max_body:
+            raise self._too_big(head)
+        end = begin + head.length
         if len(data) <= end:
             return -1
         if data[end]:
-            raise _error(CloseCode.PROTOCOL_ERROR, "no NUL where content-length says", headers)
+            raise _error(CloseCode.PROTOCOL_ERROR, "no NUL where content-length says", head.headers)
         return end
 
-    def _too_big(self, headers: Headers) -> WireError:
-        return _error(CloseCode.TOO_BIG, f"a body may have {self._max_body} bytes", headers)
+    def _too_big(self, head: _Head) -> WireError:
+        return _error(CloseCode.TOO_BIG, f"a body may have {self._max_body} bytes", head.headers)
 
     # Commands
 
-    def _requests(self, command: bytes, headers: Headers, body: bytes, _end: int) -> tuple[Request, ...]:
+    def _obey(self, head: _Head, body: bytes) -> tuple[Request, ...]:
+        command, headers, _length = head
         obey = _COMMANDS.get(command)
         if obey is None:
             raise _error(CloseCode.PROTOCOL_ERROR, "unknown command", headers)
@@ -283,7 +292,7 @@ class StompWire:
         can_send, wants = self._beats if self._version > _V10 else (0, 0)  # 1.0 has none
         # 1.2, Heart-beating: none unless one can and the other wants; else the slower of the two.
         self.outgoing = max(can_send, interval) / 1000 if can_send and interval else 0.0
-        return (Reply(_CONNECTED % (version, can_send, wants)),)
+        return _greeting(version, can_send, wants)
 
     def _send(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         _check_no_transaction(headers)
@@ -439,8 +448,13 @@ def _wanted_interval(heart_beat: bytes) -> int | None:
     return int(numbers[2]) if numbers else None
 
 
-def _head(head: bytes, version: int) -> tuple[bytes, Headers]:
-    """Command and headers. Raises WireError for what `version` does not allow there."""
+@lru_cache(8)
+def _greeting(version: bytes, can_send: int, wants: int) -> tuple[Reply]:
+    return (Reply(_CONNECTED % (version, can_send, wants)),)
+
+
+def _head(head: bytes, version: int) -> _Head:
+    """What the lines before a blank one say. Raises WireError for what `version` does not allow there."""
     if b"\r" in head:  # 1.2, STOMP Frames: a line may end in CR LF; taken in the older versions too
         head = (head + b"\n").replace(b"\r\n", b"\n")[:-1]
     _check_octets(head, version)
@@ -459,10 +473,24 @@ def _head(head: bytes, version: int) -> tuple[bytes, Headers]:
         headers[name] = value
     if version == _V10:  # whose specification writes `login: <username>`
         headers = {name.strip(): value.strip() for name, value in headers.items()}
-    return command, headers
+    return _Head(command, headers, _announced(headers))
 
 
-_shared_head = lru_cache(128)(_head)
+def _announced(headers: Headers) -> int:
+    announced = headers.get(b"content-length")
+    if announced is None:
+        return -1
+    if not announced.isdigit():
+        raise _error(CloseCode.PROTOCOL_ERROR, "content-length must be a number", headers)
+    return int(announced) if len(announced) <= 9 else 10**9  # which no body may have
+
+
+def _plain_head(head: bytes, version: int) -> _Head | None:
+    """As `_head`; None for what has to be looked at more closely before."""
+    return None if head[:1] <= b"\r" or b"\r" in head or b"\0" in head else _head(head, version)
+
+
+_shared_head = lru_cache(128)(_plain_head)
 
 
 def _check_octets(head: bytes, version: int) -> None:
