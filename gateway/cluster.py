@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -24,16 +24,18 @@ from . import slots
 from .broker import Broker
 from .config import redact
 from .connection import Connection, LinkLost
+from .notice import Notice
 from .probe import Probe
 from .quorum import ask_all
 from .redis_url import Address, RedisURL
 from .shard_link import ShardLink
-from .slots import View, slot
+from .slots import Ranges, SlotMap, View, slot
 from .subscriptions import Slots
 from .topology import Fixed, Server
 
-REFRESH_EVERY: Final = 5.0
-"""Seconds between two looks at the map while nothing seems wrong."""
+REFRESH_EVERY: Final = 1.0
+"""Seconds between two looks at the map while nothing seems wrong: a frozen master is replaced before its
+silence is noticed."""
 
 REFRESH_SOON: Final = 0.25
 """Seconds between two looks while a slot has no line, or a node has spoken against the map."""
@@ -44,7 +46,7 @@ ASK_TIMEOUT: Final = 1.0
 GRACE: Final = 0.1
 """Seconds that the others have to say it once most have."""
 
-ASKED_AT_ONCE: Final = 5
+ASKED_AT_ONCE: Final = 3
 """Nodes asked in one look; the latest epoch among their answers counts, so one that slept decides nothing."""
 
 REROUTE_AFTER: Final = 0.01
@@ -72,6 +74,7 @@ class HubEvents(Protocol):
     def received(self, name: bytes, payload: bytes) -> None: ...
     def refused(self, name: bytes, reason: str) -> None: ...
     def lost(self, name: bytes, *, answer: bool = False) -> None: ...
+    def degraded(self, slots: Slots) -> Iterator[None]: ...
 
 
 class Shard:
@@ -83,21 +86,20 @@ class Shard:
         self.address = address
         self.received = hub.received  # whoever says it, a result is one
         self._migrating: set[bytes] = set()
-        self._probed: tuple[View, bytes | None] = (slots.NOBODY, None)
+        self._probed: bytes | None = None
 
     def owns(self, name: bytes) -> bool:
         """Whether this is the master for the channel."""
-        return self._cluster.view.owners[slot(name)] == self.address
+        return self._cluster.map.owners[slot(name)] == self.address
 
     def _slots(self) -> Slots:
-        return self._cluster.view.slots(self.address)
+        return self._cluster.map.slots(self.address)
 
     def probe_channel(self, stem: bytes) -> bytes | None:
-        """A channel in one of this master's slots; None if it has none."""
-        view = self._cluster.view
-        if self._probed[0] is not view:
-            self._probed = view, slots.name_in(stem, view, self.address)
-        return self._probed[1]
+        """A channel in one of this master's slots, the same as long as it is; None if it has no slots."""
+        if self._probed is None or not self.owns(self._probed):
+            self._probed = slots.name_in(stem, self._cluster.map, self.address)
+        return self._probed
 
     def connected(self) -> Sequence[bytes]:
         self._cluster.line_changed()
@@ -107,6 +109,9 @@ class Shard:
         self._migrating.clear()
         self._hub.disconnected(self._slots())
         self._cluster.line_changed()
+
+    def degraded(self) -> Iterator[None]:
+        return self._hub.degraded(self._slots())
 
     def confirmed(self) -> Sequence[bytes]:
         return self._hub.confirmed(self._slots())
@@ -178,7 +183,10 @@ class Cluster:
         self._clock = clock
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
-        self.view = slots.NOBODY
+        self.map = slots.NOBODY
+        self._ranges: Ranges | None = (
+            None  # of which the map was made; None once a node has spoken against them
+        )
         self._lines: dict[Address, Broker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
         self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
@@ -189,6 +197,7 @@ class Cluster:
         self._blind_since: float | None = None
         self._blind_seconds = 0.0
         self._said = ""
+        self._unserved = Notice(lambda: hub.degraded(self.map.slots(None)))
         self._mended = 0  # on lines that are no more
         self.ever_connected = False
         self.gaps = 0
@@ -218,13 +227,18 @@ class Cluster:
         return [line.probe for line in self._lines.values()]
 
     def _line(self, name: bytes) -> Broker | None:
-        owner = self.view.owners[slot(name)]
+        owner = self.map.owners[slot(name)]
         return None if owner is None else self._lines.get(owner)
 
     def reaches(self, name: bytes) -> bool:
         """Whether there is a link to ask about a channel."""
         line = self._line(name)
         return line is not None and line.connected
+
+    def degraded(self, name: bytes) -> bool:
+        """As Broker.degraded; a slot that nobody serves counts as one whose line is down."""
+        line = self._line(name)
+        return self._unserved.given if line is None else line.degraded(name)
 
     def subscribe(self, name: bytes) -> None:
         """As Broker.subscribe, where the channel's slot is served."""
@@ -243,11 +257,13 @@ class Cluster:
 
     async def run(self) -> None:
         """Keep the lines up, and the map true, until cancelled."""
+        self._unserved.begin()
         try:
             while True:
                 await self._refresh()
                 await self._pause()
         finally:
+            self._unserved.end()
             for address in list(self._lines):
                 self._retire(address)
 
@@ -275,8 +291,11 @@ class Cluster:
         if views:
             self._said = ""
             latest = max(view.epoch for view in views)
-            if not any(view == self.view._replace(epoch=latest) for view in views):
-                self._adopt(max(views, key=lambda view: view.epoch))
+            # Nodes that have heard of the same epoch may still differ. While one agrees with us, wait.
+            drawn = [view.ranges for view in views if view.epoch == latest]
+            if self._ranges not in drawn:
+                self._ranges = drawn[0]
+                self._adopt(slots.slot_map(drawn[0]))
         else:
             why = "; ".join(sorted({str(answer) for answer in answers}))
             if why != self._said:
@@ -284,10 +303,9 @@ class Cluster:
                 log.warning("redis cluster unreachable", redis=redact(self._url.text), why=why)
 
     def _to_ask(self) -> list[Address]:
-        """Some masters, and those that the settings name: perhaps no known one is a master any more."""
-        known = self.view.masters
-        chosen = random.sample(known, min(len(known), ASKED_AT_ONCE))
-        return list(dict.fromkeys(chosen + list(self._url.addresses[:ASKED_AT_ONCE])))
+        """Some masters; those that the settings name, when no master has answered last time."""
+        known = [] if self._said else self.map.masters
+        return random.sample(known, min(len(known), ASKED_AT_ONCE)) or list(self._url.addresses)
 
     async def _ask(self, address: Address) -> View:
         """What the node at `address` says. Raises OSError."""
@@ -317,19 +335,21 @@ class Cluster:
 
     def _believe(self) -> None:
         claims, self._claims = self._claims, {}
-        self._adopt(self.view.with_owners(claims))
+        self._ranges = None
+        self._adopt(self.map.with_owners(claims))
         self._look.set()
 
-    def _adopt(self, view: View) -> None:
+    def _adopt(self, after: SlotMap) -> None:
         """Have a line to each master; move the channels whose slots have moved."""
-        before, self.view = self.view, view
-        moved = slots.changed(before, view)
+        before, self.map = self.map, after
+        moved = slots.changed(before, after)
         if before is not slots.NOBODY:
             self.moves += len(moved)
-        for address in view.masters:
+        masters = after.masters
+        for address in masters:
             self._have_line(address)
         if moved:
-            log.info("redis cluster", masters=len(view.masters), moved_slots=len(moved))
+            log.info("redis cluster", masters=len(masters), moved_slots=len(moved))
             self._hub.disconnected(moved)
             reached = [number for number in moved if self._reaches_slot(number)]
             for name in self._hub.connected(reached):
@@ -338,7 +358,7 @@ class Cluster:
         self.line_changed()
 
     def _reaches_slot(self, number: int) -> bool:
-        owner = self.view.owners[number]
+        owner = self.map.owners[number]
         return owner is not None and owner in self._lines and self._lines[owner].connected
 
     # The lines
@@ -360,7 +380,7 @@ class Cluster:
 
     def _retire_idle(self) -> None:
         now = self._clock()
-        masters = set(self.view.masters)
+        masters = set(self.map.masters)
         for address in list(self._lines):
             if address not in masters and self._guests.get(address, 0.0) <= now:
                 self._retire(address)
@@ -372,8 +392,8 @@ class Cluster:
 
     def line_changed(self) -> None:
         """A line has come up or gone, or the map is another."""
-        self._whole = None not in self.view.owners and all(
-            address in self._lines and self._lines[address].connected for address in self.view.masters
+        self._whole = None not in self.map.owners and all(
+            address in self._lines and self._lines[address].connected for address in self.map.masters
         )
         if self._whole:
             self.ever_connected = True
@@ -384,6 +404,10 @@ class Cluster:
             self._blind_since = self._clock()
         if not self._whole:
             self._look.set()
+        if None in self.map.owners:
+            self._unserved.begin()
+        else:
+            self._unserved.end()
 
     def read_migrating(self, name: bytes, target: Address, read: Callable[[Any], object]) -> None:
         """Read the retained result of `name` at `target`, where its slot is on its way to.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import hiredis
@@ -75,6 +75,12 @@ class BrokerEvents(Protocol):
     def received(self, name: bytes, payload: bytes) -> None:
         """Somebody published."""
 
+    def degraded(self) -> Iterator[None]:
+        """There has been no connection for so long that whoever waits should know.
+
+        It goes on each time that it is asked for the next share of them, and may be left off amid its work.
+        """
+
     def refused(self, name: bytes, reason: str) -> None:
         """Redis's access rules do not let this node have the channel or its retained result."""
 
@@ -110,10 +116,13 @@ class Join(Leave):
 class Watch(Leave):
     """SUBSCRIBE of a channel that holds no results: a push, or else an error as reply."""
 
-    __slots__ = ("answer",)
+    __slots__ = ("answer", "heard")
 
-    def __init__(self, name: bytes, answer: asyncio.Future[Refusal | None]) -> None:
+    def __init__(
+        self, name: bytes, heard: Callable[[bytes], object], answer: asyncio.Future[Refusal | None]
+    ) -> None:
         super().__init__([name])
+        self.heard = heard
         self.answer = answer
 
 
@@ -187,15 +196,13 @@ class Link(Connection):
         """
         if self._transport is None:
             raise LinkLost("the connection is gone")
-        self._watched, self._on_watched = name, heard
         answer: asyncio.Future[Refusal | None] = self._loop.create_future()
-        self._unanswered.append(Watch(name, answer))
+        self._unanswered.append(Watch(name, heard, answer))
         self._transport.write(pack(self.words.subscribe, name))
         await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise self.closed.result()
         if (refusal := answer.result()) is not None:
-            self._watched = b""
             raise refusal
 
     @property
@@ -259,7 +266,7 @@ class Link(Connection):
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
         gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
-        message, watched = self._message, self._watched
+        message = self._message
         try:
             self._parser.feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
@@ -267,7 +274,7 @@ class Link(Connection):
                     self._replied(reply)
                 elif reply[0] != message:
                     self._pushed(reply)
-                elif reply[1] != watched:
+                elif reply[1] != self._watched:
                     received(reply[1], reply[2])
                 else:
                     self._on_watched(reply[2])
@@ -286,6 +293,7 @@ class Link(Connection):
         batch = self._unanswered[0] if self._unanswered else None
         if kind == self._subscribed and type(batch) is Watch and batch.names[0] == push[1]:
             self._unanswered.popleft()
+            self._watched, self._on_watched = push[1], batch.heard
             resolve(batch.answer, None)
         elif kind == self._subscribed:
             self._confirmed(Join, push[1])

@@ -107,8 +107,7 @@ class Probe:
     async def _watched(self, link: Link) -> bytes | None:
         channel = self._channel()
         if channel is not None and link.watched != channel:
-            async with asyncio.timeout(TIMEOUT):
-                await link.watch(channel, self._hear)
+            await link.watch(channel, self._hear)
         return channel
 
     def _hear(self, word: bytes) -> None:

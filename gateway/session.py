@@ -26,7 +26,19 @@ from .config import Config
 from .errors import WireError
 from .hub import Hub
 from .limits import Admission, Deadlines
-from .messages import CloseCode, Leave, Problem, Register, Rejected, Reply, Request, Result
+from .messages import (
+    DEGRADED,
+    RESTORED,
+    CloseCode,
+    Leave,
+    Problem,
+    Register,
+    Rejected,
+    Reply,
+    Request,
+    Result,
+    WatchStatus,
+)
 from .wire import Wire
 
 MAX_STRIKES = 5
@@ -71,11 +83,13 @@ class Session:
         "_answers",
         "_beat",
         "_channel",
+        "_degraded",
         "_had",
         "_limit",
         "_node",
         "_rate",
         "_strikes",
+        "_watches",
         "_why",
         "_wire",
         "due",
@@ -92,6 +106,8 @@ class Session:
         self._strikes = 0
         self._rate = 0.0
         self._had: tuple[str, ...] = ()
+        self._degraded = False  # results cannot be heard; a client that watches the status knows
+        self._watches = False
         self._beat = inf  # when the wire owes the client a heart-beat
         self._why: tuple[int, str] = (CloseCode.ABNORMAL, "connection lost")
         self.state = OPEN
@@ -128,7 +144,9 @@ class Session:
 
     def _handle(self, request: Request) -> None:
         if isinstance(request, Register):
-            self._register(request.web_socket_id)
+            self._register(request)
+        elif isinstance(request, WatchStatus):
+            self._watch()
         elif isinstance(request, Rejected):
             self._say(self._wire.reject(request.web_socket_id, request.problem))
         elif isinstance(request, Reply):
@@ -148,19 +166,37 @@ class Session:
         if message:
             self._write(message)
 
-    def _register(self, web_socket_id: str) -> None:
-        name = web_socket_id.encode()
-        if self._channel is None:
-            self.state = WAITING
-            self._answers = 1
-            self._channel = self._node.hub.register(name, self)
-        elif self._node.hub.web_socket_id(self._channel) != name:
+    def _register(self, request: Register) -> None:
+        name = request.web_socket_id.encode()
+        if self._channel is not None and self._node.hub.web_socket_id(self._channel) != name:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
-            self._say(self._wire.reject(web_socket_id, problem))
-        elif self.state is WAITING:
-            self._answers += 1
+            self._say(self._wire.reject(request.web_socket_id, problem))
+            return
+        self._remember(request.last_message_id)
+        if self._channel is None:
+            self._join(name)
+        elif self.state is WAITING or not self._node.hub.is_confirmed(self._channel):
+            self._answers += 1  # to say so amid a gap would promise what nobody can hear
         else:
             self._say(self._wire.acknowledge(name))
+
+    def _join(self, name: bytes) -> None:
+        self.state = WAITING
+        self._answers = 1
+        self._channel = self._node.hub.register(name, self)
+        if self._node.hub.is_degraded(self._channel):
+            self.degraded()
+
+    def _remember(self, message_id: str | None) -> None:
+        """The client has had this messageId."""
+        if message_id is not None and message_id not in self._had:
+            self._had = (*self._had[1 - REMEMBERED :], message_id)
+
+    def _watch(self) -> None:
+        """The client wants to know how push is: at once if it is degraded."""
+        self._watches = True
+        if self._degraded:
+            self._say(self._wire.status(DEGRADED))
 
     def count_message(self) -> None:
         """Hold the client to its rate. Raises WireError when it sends faster, over a second's worth.
@@ -178,7 +214,11 @@ class Session:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
         self._set_heartbeat()
-        for _ in range(self._answers):
+        self._answer(web_socket_id)
+
+    def _answer(self, web_socket_id: bytes) -> None:
+        answers, self._answers = self._answers, 0
+        for _ in range(answers):
             self._say(self._wire.acknowledge(web_socket_id))
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
@@ -193,6 +233,22 @@ class Session:
         message = self._wire.result(web_socket_id, result)
         if message:  # as in _say, of which this is the hot twin
             self._write(message)
+
+    def degraded(self) -> None:
+        """Results cannot be heard at present; a client that watches is told once."""
+        if not self._degraded:
+            self._degraded = True
+            if self._watches:
+                self._say(self._wire.status(DEGRADED))
+
+    def restored(self) -> None:
+        """Results are heard, and what was retained has been delivered."""
+        if self._answers and self._channel is not None:
+            self._answer(self._node.hub.web_socket_id(self._channel))
+        if self._degraded:
+            self._degraded = False
+            if self._watches and self._channel is not None:  # else a result was too much for it, as above
+                self._say(self._wire.status(RESTORED))
 
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         """Redis does not allow the registration; the client may try another id until its deadline."""

@@ -25,32 +25,16 @@ def slot(name: bytes) -> int:
     return crc_hqx(name, 0) % COUNT
 
 
+Ranges = tuple[tuple[int, int, Address], ...]
+"""First slot, last slot, master; in order."""
+
+
 class View(NamedTuple):
-    """Who serves each slot, in the words of one node; None for nobody."""
+    """Who serves what, in the words of one node."""
 
     epoch: int
-    """The later, the higher: every failover and every slot that moves raises it."""
-    owners: tuple[Address | None, ...]
-
-    @property
-    def masters(self) -> list[Address]:
-        """Who serves any slot."""
-        return [address for address in dict.fromkeys(self.owners) if address is not None]
-
-    def slots(self, owner: Address) -> list[int]:
-        """Which `owner` serves."""
-        return [number for number, address in enumerate(self.owners) if address == owner]
-
-    def with_owners(self, claims: Mapping[int, Address]) -> View:
-        """This view with other owners for some slots."""
-        owners = list(self.owners)
-        for number, owner in claims.items():
-            owners[number] = owner
-        return self._replace(owners=tuple(owners))
-
-
-NOBODY: Final = View(-1, (None,) * COUNT)
-"""What is known before anybody has been asked."""
+    """The later, the higher: every failover and nearly every move of slots raises it."""
+    ranges: Ranges
 
 
 def view(information: bytes, ranges: Sequence[Any], asked: Address) -> View:
@@ -59,27 +43,60 @@ def view(information: bytes, ranges: Sequence[Any], asked: Address) -> View:
     A node that does not know by which name it is reached leaves the host out.
     """
     fields = dict(line.partition(b":")[::2] for line in information.split(b"\r\n"))
-    owners: list[Address | None] = [None] * COUNT
+    found = []
     for first, last, (host, port, *_), *_replicas in ranges:
-        owner = Address(host.decode() if host and host != b"?" else asked.host, port)
+        found.append((first, last, Address(host.decode() if host and host != b"?" else asked.host, port)))
+    return View(int(fields[b"cluster_current_epoch"]), tuple(sorted(found)))
+
+
+class SlotMap(NamedTuple):
+    """Who serves each slot; None for nobody."""
+
+    owners: tuple[Address | None, ...]
+
+    @property
+    def masters(self) -> list[Address]:
+        """Who serves any slot."""
+        return [address for address in dict.fromkeys(self.owners) if address is not None]
+
+    def slots(self, owner: Address | None) -> list[int]:
+        """Which `owner` serves; None for those that nobody does."""
+        return [number for number, address in enumerate(self.owners) if address == owner]
+
+    def with_owners(self, claims: Mapping[int, Address]) -> SlotMap:
+        """This map with other owners for some slots."""
+        owners = list(self.owners)
+        for number, owner in claims.items():
+            owners[number] = owner
+        return SlotMap(tuple(owners))
+
+
+NOBODY: Final = SlotMap((None,) * COUNT)
+"""What is known before anybody has been asked."""
+
+
+def slot_map(ranges: Ranges) -> SlotMap:
+    """The map that a node's view makes."""
+    owners: list[Address | None] = [None] * COUNT
+    for first, last, owner in ranges:
         owners[first : last + 1] = [owner] * (last + 1 - first)
-    return View(int(fields[b"cluster_current_epoch"]), tuple(owners))
+    return SlotMap(tuple(owners))
 
 
-def changed(before: View, after: View) -> frozenset[int]:
+def changed(before: SlotMap, after: SlotMap) -> frozenset[int]:
     """The slots that somebody else serves."""
     pairs = zip(before.owners, after.owners, strict=True)
     return frozenset(number for number, (old, new) in enumerate(pairs) if old != new)
 
 
-def name_in(stem: bytes, view: View, owner: Address) -> bytes | None:
+def name_in(stem: bytes, known: SlotMap, owner: Address) -> bytes | None:
     """A name that begins with `stem` and is in a slot of `owner`; None if it serves none.
 
     With a share of a thousandth of the slots it takes a thousand tries, half a microsecond each.
     """
-    if owner not in view.owners:
+    if owner not in known.owners:
         return None
     number = 0
-    while view.owners[slot(name := b"%b%d" % (stem, number))] != owner:
+    while known.owners[slot(name := b"%b%d" % (stem, number))] != owner:
         number += 1
     return name

@@ -60,6 +60,9 @@ class Topology(Protocol):
     async def find(self) -> Server:
         """The server at present: the same object as long as it is the same server. Raises OSError."""
 
+    async def close(self) -> None:
+        """Let go of what `find` has kept open."""
+
 
 class Fixed:
     """One server, wherever its name leads."""
@@ -71,6 +74,9 @@ class Fixed:
 
     async def find(self) -> Server:
         return self._server
+
+    async def close(self) -> None:
+        """Nothing is open."""
 
 
 class Sentinel:
@@ -89,6 +95,9 @@ class Sentinel:
         if self._found is None or self._found[0] != address:
             self._found = address, Server(self._url.server(address))
         return self._found[1]
+
+    async def close(self) -> None:
+        await self._sentinels.close()
 
 
 def topology(url: RedisURL) -> Topology:

@@ -22,7 +22,7 @@ import stomp
 import stompman
 from stompman.connection_ws import WebSocketConnection
 
-from gateway.publishing import publish_sync
+from gateway.publishing import publish
 
 from . import clientlib
 from .browser import Browser, chromium
@@ -274,7 +274,7 @@ def test_a_page_registers_gets_results_survives_its_node_and_leaves(
     stage.node.kill()
     untroubled(stage.node)
     wait_until(lambda: backend.publish(channel, "FAILED") == 0, "Redis notices")
-    publish_sync(backend, name, "CONFIRMED", retain=60)
+    publish(backend, name, "CONFIRMED", retain=60)
     stage.replace()
     stage.await_seen("results", results(name, "CONTINUE", "FAILED", "CONFIRMED"))
     assert stage.seen()["losses"]
@@ -352,7 +352,7 @@ def test_stomp_py(valkey: Valkey, backend: redis.Redis) -> None:
         assert listener.heard[1] == (AUTHORIZATION, results(name, "CONTINUE")[0])
         node.kill()
         wait_until(lambda: listener.lost, "stomp.py notices")
-    publish_sync(backend, name, "CONFIRMED", message_id="m", retain=60)
+    publish(backend, name, "CONFIRMED", message_id="m", retain=60)
     with Node(valkey.url, port=node.port) as other:
         connection, listener = stomp_py(other, name)
         wait_until(lambda: len(listener.heard) == 2, "the retained result arrives")
@@ -392,7 +392,7 @@ async def test_stompman(valkey: Valkey, backend: redis.Redis) -> None:
             assert backend.publish(f"websocket:{name}", "CONTINUE") == 1
             assert await heard.get() == results(name, "CONTINUE")[0]
             node.kill()
-            publish_sync(backend, name, "CONFIRMED", message_id="m", retain=60)
+            publish(backend, name, "CONFIRMED", message_id="m", retain=60)
             with Node(valkey.url, port=node.port) as other:
                 await until_status(other.admin_port, "stompman reconnects", sessions=1)
                 await client.send(said, REGISTER_AT)

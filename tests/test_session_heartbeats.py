@@ -53,6 +53,9 @@ class BeatingWire:
     def result(self, web_socket_id: bytes, result: Result) -> bytes:
         return self.says
 
+    def status(self, push: str) -> bytes:
+        return push.encode()
+
 
 class Spoken(Session):
     """A session whose carrier keeps what it is given, and when. Its client answers while it `lives`."""

@@ -10,7 +10,20 @@ import orjson
 import pytest
 
 from gateway.errors import WireError
-from gateway.messages import CloseCode, Leave, Problem, Register, Rejected, Reply, Request, Result, Unknown
+from gateway.messages import (
+    DEGRADED,
+    RESTORED,
+    CloseCode,
+    Leave,
+    Problem,
+    Register,
+    Rejected,
+    Reply,
+    Request,
+    Result,
+    Unknown,
+    WatchStatus,
+)
 from gateway.messages import registration as asked_for
 from gateway.wire import Wire
 from gateway.wire.stomp import (
@@ -32,6 +45,7 @@ MAX_BODY = 1_000
 VERSIONS = ("1.0", "1.1", "1.2")
 
 REGISTRATION, AUTHORIZATION = "/user/topic/registration", "/user/topic/authorization"
+STATUS = "/user/topic/status"
 ID = b"12345678"
 REGISTER = b'SEND\ndestination:/app/registration\n\n{"webSocketId":"12345678"}\0'
 REGISTERED = b'{"webSocketId":"12345678","registrationSucceeded":true}'
@@ -212,6 +226,23 @@ def test_registers(version: str, destination: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("last", "known"),
+    [(b'"m-1"', "m-1"), (b"null", None), (b'""', None), (b'"a b"', None), (b"7", None), (b"{}", None)],
+)
+def test_registers_with_what_the_client_has_had_last(last: bytes, known: str | None) -> None:
+    body = b'{"webSocketId":"12345678","lastMessageId":%b}' % last
+    (request,) = receive(connected(), frame("SEND", "destination:/app/registration", body=body))
+    assert request == Register("12345678", known)
+
+
+def test_a_body_does_not_ask_for_the_status() -> None:
+    """SUBSCRIBE does; what nobody has subscribed to could not be sent."""
+    body = b'{"webSocketId":"12345678","status":true}'
+    (request,) = receive(connected(), frame("SEND", "destination:/app/registration", body=body))
+    assert request == Register("12345678")
+
+
+@pytest.mark.parametrize(
     ("body", "code"),
     [
         (b"{}", "missing_id"),
@@ -364,6 +395,33 @@ def test_each_subscription_gets_a_message_with_an_id_of_its_own() -> None:
     messages = (first, second, third, fourth)
     assert [message.headers["subscription"] for message in messages] == ["sub-0", "sub-2"] * 2
     assert [message.headers["message-id"] for message in messages] == ["1", "2", "3", "4"]
+
+
+# The status of push
+
+
+@every_version
+def test_who_subscribes_to_the_status_watches_it(version: str) -> None:
+    wire = connected(version, REGISTRATION, AUTHORIZATION)
+    assert wire.status(DEGRADED) == b""
+    assert receive(wire, subscribe(STATUS, "sub-2")) == [WatchStatus()]
+    told = [message for push in (DEGRADED, RESTORED) for message in read(wire.status(push))]
+    assert [message.headers["destination"] for message in told] == [STATUS, STATUS]
+    assert [message.headers["subscription"] for message in told] == ["sub-2", "sub-2"]
+    assert [message.body for message in told] == [b'{"push":"degraded"}', b'{"push":"restored"}']
+
+
+def test_who_watches_it_no_longer_is_told_nothing_and_nothing_waits() -> None:
+    wire = connected("1.2", STATUS)
+    receive(wire, frame("UNSUBSCRIBE", "id:sub-0"))
+    assert wire.status(DEGRADED) == b""
+    assert receive(wire, subscribe(STATUS)) == [WatchStatus()]
+
+
+def test_a_receipt_for_watching() -> None:
+    receipt, watching = receive(connected(), subscribe(STATUS, "sub-0", "receipt:r"))
+    assert receipt == Reply(b"RECEIPT\nreceipt-id:r\n\n\0")
+    assert watching == WatchStatus()
 
 
 # Subscriptions

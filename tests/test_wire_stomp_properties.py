@@ -119,6 +119,7 @@ words = st.sampled_from(
         b"\nheart-beat:1,1",
         b"\ndestination:/app/registration",
         b"\ndestination:/user/topic/authorization",
+        b"\ndestination:/user/topic/status",
         b"\nid:1",
         b"\nmessage-id:1",
         b"\nsubscription:1",

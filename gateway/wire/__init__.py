@@ -40,3 +40,6 @@ class Wire(Protocol):
 
     def result(self, web_socket_id: bytes, result: Result) -> bytes:
         """The message that carries a result."""
+
+    def status(self, push: str) -> bytes:
+        """The message that says how push is: DEGRADED or RESTORED. A `WatchStatus` has asked for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..messages import AUTHORIZATION, REGISTRATION, CloseCode, Problem, Request, Result
+from ..messages import AUTHORIZATION, REGISTRATION, STATUS, CloseCode, Problem, Request, Result
 from .json import JSON_WIRE
 
 RETRY: Final = b"retry: 1000\n\n"
@@ -13,6 +13,7 @@ RETRY: Final = b"retry: 1000\n\n"
 # An event's data is what JSON over WebSocket says, without the topic: the event's name says it.
 _REGISTRATION: Final = len(f'{{"topic":"{REGISTRATION}",')
 _AUTHORIZATION: Final = len(f'{{"topic":"{AUTHORIZATION}",')
+_STATUS: Final = len(f'{{"topic":"{STATUS}",')
 
 
 class EventsWire:
@@ -41,6 +42,9 @@ class EventsWire:
     def result(self, web_socket_id: bytes, result: Result) -> bytes:
         event = _event(b"authorization", JSON_WIRE.result(web_socket_id, result)[_AUTHORIZATION:])
         return event if result.message_id is None else b"id: %b\n%b" % (result.message_id.encode(), event)
+
+    def status(self, push: str) -> bytes:
+        return _event(b"status", JSON_WIRE.status(push)[_STATUS:])
 
 
 def _event(name: bytes, members: bytes) -> bytes:

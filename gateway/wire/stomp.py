@@ -31,6 +31,7 @@ from ..messages import (
     AUTHORIZATION,
     ERROR,
     REGISTRATION,
+    STATUS,
     CloseCode,
     Leave,
     Problem,
@@ -38,6 +39,7 @@ from ..messages import (
     Request,
     Result,
     Unknown,
+    WatchStatus,
     registration,
 )
 from .json import JSON_WIRE
@@ -92,14 +94,15 @@ _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _HEART_BEAT: Final = re.compile(rb"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*")
 
 _REGISTRATION, _AUTHORIZATION, _ERROR = REGISTRATION.encode(), AUTHORIZATION.encode(), ERROR.encode()
+_STATUS: Final = STATUS.encode()
 _SILENT: Final = b""  # every other destination: one may subscribe to it, and nothing is ever published
-_TOPICS: Final = {topic: topic for topic in (_REGISTRATION, _AUTHORIZATION, _ERROR)}
+_TOPICS: Final = {topic: topic for topic in (_REGISTRATION, _AUTHORIZATION, _ERROR, _STATUS)}
 
 # The page sends to the first, the protocol's public page names the second.
 _REGISTER_AT: Final = (b"/app/registration", _REGISTRATION)
 
 # A MESSAGE's body is what JSON over WebSocket says, without the topic: the destination names it.
-_AFTER_REGISTRATION, _AFTER_AUTHORIZATION, _AFTER_ERROR = (
+_AFTER_REGISTRATION, _AFTER_AUTHORIZATION, _AFTER_ERROR, _AFTER_STATUS = (
     len(b'{"topic":"",') + len(topic) for topic in _TOPICS
 )
 
@@ -302,7 +305,9 @@ class StompWire:
             said = orjson.loads(body)
         except orjson.JSONDecodeError:
             return (_UNKNOWN,)
-        return (registration(said.get("webSocketId")) if isinstance(said, dict) else _UNKNOWN,)
+        if not isinstance(said, dict):
+            return (_UNKNOWN,)
+        return (registration(said.get("webSocketId"), said.get("lastMessageId")),)
 
     def _subscribe(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         topic = _TOPICS.get(_required(headers, b"destination"), _SILENT)
@@ -318,6 +323,8 @@ class StompWire:
             raise _error(CloseCode.POLICY, f"a subscription id may have {MAX_ID} bytes", headers)
         to_ack = self._version == _V12 and ack != b"auto"
         self._subscriptions += (_subscription(name, topic, to_ack),)
+        if topic is _STATUS:
+            return (WatchStatus(),)
         waiting = self._take_waiting(topic)
         return tuple([Reply(self._publish(topic, body)) for body in waiting]) if waiting else ()
 
@@ -392,6 +399,10 @@ class StompWire:
         if not frames:
             self._keep(body)
         return frames
+
+    def status(self, push: str) -> bytes:
+        """The MESSAGE that says how push is. Empty, and not kept, when the client has unsubscribed."""
+        return self._publish(_STATUS, b"{" + JSON_WIRE.status(push)[_AFTER_STATUS:])
 
     def _keep(self, body: bytes) -> None:
         kept = (*self._kept[1 - MAX_KEPT :], body)
