@@ -176,7 +176,7 @@ def _results(report: Report) -> list[str]:
         lines.append(f"{report.unaccepted:,} more were not accepted by Redis before the end")
     if report.strays:
         lines.append(f"{report.strays:,} REACHED A CLIENT FOR WHOM THEY WERE NOT")
-    lines.append(f"late {report.late}, from the first attempt to publish to the client")
+    lines.append(f"late {report.late} after the first attempt to publish")
     return lines
 
 
