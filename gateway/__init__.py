@@ -20,18 +20,22 @@ Reading order, from what is decided to what carries it out:
     topology           where Redis is
     connection, link   one connection to Redis; what it has subscribed
     probe, audit       the proof that a link hears; the table held against Redis
+    notice             the word to whoever waits that results cannot be heard
     broker             the keeper of a link, that builds the next one
     shard_link         a link to a node of a Cluster
     cluster            a keeper for each master of a Cluster, and the map of who serves what
+    publishing         the script that publishes and retains in one step; `publish`
+    line, routes       connections for publishing; which server a result is published on
+    publisher          publishes in bounded time, whatever kind of Redis it is
     descriptors        how many connections there is room for
     door               the public port, while a connection waits for a request
     gate               who is let in, and where WebSockets open
     sockjs_views       HTTP: the paths of SockJS
     events             server-sent events: the session and its path
+    publish_views      HTTP: results from backends
     views              HTTP: which path leads where, health, demo page
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts
-    publishing         the script that publishes and retains in one step
     watching           the client behind `watch`
     drill/             faults under load, against nodes and Redis servers of its own
     cli                the commands
@@ -48,4 +52,20 @@ Delivering: Redis push -> `hub.received` -> for each member `session.deliver` ->
 either path.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import PublishError
+    from .publishing import Published, publish
+
 __version__ = "0.1.0"
+__all__ = ["publish", "Published", "PublishError"]
+
+
+def __getattr__(name: str) -> Any:
+    """The package's public names, with redis-py imported only for who publishes (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import errors, publishing
+
+    return getattr(errors if name == "PublishError" else publishing, name)

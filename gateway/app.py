@@ -25,6 +25,9 @@ from .hub import Hub
 from .limits import Admission, Deadlines
 from .link import Link
 from .messages import CloseCode
+from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
+from .publish_views import PublishViews
+from .publisher import Publisher
 from .session import Node
 from .topology import topology
 from .views import AdminViews, DemoViews, PublicViews, on_response
@@ -36,7 +39,7 @@ SWEEP_SHARE: Final = 200
 """Deadlines handled before others get the loop: 200 pings are some 2 ms."""
 
 MAX_BODY: Final = 65_536
-"""Bytes of a request's body; what a SockJS client sends at once is a few hundred."""
+"""Bytes of a request's body on the public port; what a SockJS client sends at once is a few hundred."""
 
 HTTP_SHUTDOWN: Final = 1.0
 """Seconds for HTTP requests under way to end when the node stops."""
@@ -73,6 +76,7 @@ class Gateway:
         self._listeners: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
+        self._publisher: Publisher | None = None
 
     @property
     def sessions(self) -> int:
@@ -92,7 +96,12 @@ class Gateway:
         self._broker = self._new_broker(f"gateway-{name}")
         self._hub.attach(self._broker)
         self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
-        admin = await self._run(_app(self._admin.routes()))
+        self._publisher = Publisher(config.redis)
+        publishing = PublishViews(
+            self._publisher, config.token(), config.channel_prefix, config.max_result_size
+        )
+        routes = [*self._admin.routes(), *publishing.routes()]
+        admin = await self._run(_app(routes, max_body=MAX_PUBLISH_BODY))
         admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
         log.info(
@@ -155,6 +164,8 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for runner in self._runners:
             await runner.cleanup()
+        if self._publisher is not None:
+            await self._publisher.close()
         if self.listening is not None:
             log.info("stopped")
 
@@ -214,8 +225,8 @@ class Gateway:
         return actual
 
 
-def _app(routes: list[web.RouteDef]) -> web.Application:
-    app = web.Application(client_max_size=MAX_BODY)
+def _app(routes: list[web.RouteDef], max_body: int = MAX_BODY) -> web.Application:
+    app = web.Application(client_max_size=max_body)
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
     return app

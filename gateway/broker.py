@@ -12,6 +12,7 @@ import structlog
 from .audit import Audit
 from .connection import LinkLost
 from .link import BrokerEvents, Link
+from .notice import Notice
 from .probe import Probe
 from .topology import Server, Topology
 
@@ -67,6 +68,7 @@ class Broker:
         self._reminded: tuple[str, float] = ("", 0.0)
         self.probe = Probe(topology, name, probe_channel)
         self.audit = Audit(events)
+        self._notice = Notice(events.degraded)
         self.gaps = 0
         """Times that a link was lost: whatever was published meanwhile without retention is gone."""
         self.blind_seconds = 0.0
@@ -115,9 +117,14 @@ class Broker:
         if self._link is not None:
             self._link.unsubscribe(name)
 
+    def degraded(self, _name: bytes) -> bool:
+        """Whether a channel cannot be heard, for so long that `events.degraded` has been called."""
+        return self._notice.given
+
     async def run(self) -> None:
         """Keep a link up until cancelled."""
         link: Link | None = None
+        self._notice.begin()
         try:
             while True:
                 link = self._new_link()
@@ -131,6 +138,7 @@ class Broker:
                         self._attempts = 0
                 await asyncio.sleep(self._pause())
         finally:
+            self._notice.end()
             if link is not None:
                 link.abort("the node stops")
             self._link = None
@@ -177,6 +185,7 @@ class Broker:
         self.ever_connected = True
         self._reminded = ("", 0.0)
         self._link = link
+        self._notice.end()
         about = {"after_seconds": round(blind, 3), "gaps": self.gaps} if self.gaps else {}
         log.info("redis connected", redis=server.shown, **about)
         link.start()
@@ -184,6 +193,7 @@ class Broker:
     def _down(self, server: Server, why: str, now: float) -> None:
         self._link = None
         self._lost_at = now
+        self._notice.begin()
         self.gaps += 1
         log.warning("redis lost", redis=server.shown, why=why, gaps=self.gaps)
         self._events.disconnected()

@@ -21,7 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
 import orjson
@@ -31,11 +31,12 @@ from click.core import ParameterSource
 from . import __version__, embedded, invocation, logs
 from . import config as settings
 from .config import EMBEDDED, SETTINGS, Config, Setting
-from .errors import ConfigError, EmbeddedError, PublishError
+from .errors import ConfigError, EmbeddedError, PublishError, Unconfirmed
 from .messages import NO_DATA, WEB_SOCKET_ID
 
 if TYPE_CHECKING:
     from .app import Listening
+    from .publishing import Options, Published
 
 NOBODY = 3
 WHOLE_ID = 8  # characters; a longer id is cut where `publish` shows it
@@ -214,8 +215,8 @@ def dev(**_: object) -> None:
 
 
 @commands.command(short_help="Send a result to a browser.")
-@click.argument("web_socket_id", metavar="ID")
-@click.argument("auth_result", metavar="RESULT")
+@click.argument("web_socket_id", metavar="ID", required=False)
+@click.argument("auth_result", metavar="RESULT", required=False)
 @click.option("--data", metavar="JSON", help="Any JSON value for the page to receive along with the result.")
 @click.option("--message-id", metavar="X", help="Tells repetitions apart. [default: a random one]")
 @click.option(
@@ -226,22 +227,49 @@ def dev(**_: object) -> None:
     metavar="SECONDS",
     help="For how long a browser that registers later gets it too; 0: not at all.",
 )
+@click.option(
+    "--from",
+    "lines",
+    type=click.File("rb"),
+    metavar="FILE",
+    help="In place of ID and RESULT: a file, or - for standard input, with a JSON object on each line, as "
+    "POST /publish takes them. Prints what became of each as such a line.",
+)
 @settings_options("redis", "channel_prefix", "max_result_size")
 def publish(
-    web_socket_id: str, auth_result: str, data: str | None, message_id: str | None, retain: int, **_: object
+    web_socket_id: str | None,
+    auth_result: str | None,
+    data: str | None,
+    message_id: str | None,
+    retain: int,
+    lines: IO[bytes] | None,
+    **_: object,
 ) -> None:
     """Send RESULT (CONFIRMED, FAILED, …) to the browser that has registered ID.
 
     Exit code 0: a node held the id, or the result was retained. 1: Redis refused or did not answer; then it
     is unknown whether the result went out: repeat with the same --message-id. 2: wrong usage; nothing was
-    sent. 3: no node held the id, and the result was not retained.
+    sent. 3: no node held the id, and the result was not retained. With --from it is 1, 2 or 3 if that is so
+    for any of the results.
     """
     config = read_settings().config()
     if config.redis == EMBEDDED:
         raise WrongUse("publish needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    if lines is not None:
+        if web_socket_id is not None or data is not None or message_id is not None:
+            raise WrongUse("with --from, ID, RESULT, data and messageId stand in the file")
+        sys.exit(_run(_publish_lines(config, lines, retain)))
+    if web_socket_id is None or auth_result is None:
+        raise WrongUse("name the ID and the RESULT, or a file by --from")
     message_id = uuid.uuid4().hex if message_id is None else message_id
-    arguments = {"data": _json(data), "message_id": message_id, "retain": retain}
-    published = _run(_publish(config, web_socket_id, auth_result, arguments))
+    options: Options = {
+        "data": _json(data),
+        "message_id": message_id,
+        "retain": retain,
+        "channel_prefix": config.channel_prefix,
+        "max_size": config.max_result_size,
+    }
+    published = _run(_publish(config, web_socket_id, auth_result, options))
     count = published.receivers
     held = "No node holds" if count == 0 else "1 node holds" if count == 1 else f"{count} nodes hold"
     kept = f"retained for {retain} s" if published.retained else "not retained"
@@ -376,33 +404,57 @@ def _on_free_port(config: Config, name: str, notes: list[str]) -> Config:
     return config.model_copy(update={name: free})
 
 
-async def _publish(config: Config, web_socket_id: str, auth_result: str, arguments: dict[str, Any]) -> Any:
-    import redis.asyncio as redis  # with `publishing`, only for this command
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
+async def _publish(config: Config, web_socket_id: str, auth_result: str, options: Options) -> Published:
+    from .publisher import Publisher  # with redis-py, only for this command
 
-    from .publishing import publish as publish_result
+    _keep_the_deadline()
+    async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
+        try:
+            return await publisher.publish(web_socket_id, auth_result, **options)
+        except PublishError as error:
+            raise WrongUse(str(error)) from None
+        except Unconfirmed as error:
+            repeat = f"--message-id {shlex.quote(error.message_id)}"
+            raise Failure(
+                f"Redis at {settings.redact(config.redis)}: {error.why}; "
+                f"it is unknown whether the result went out: repeat with {repeat}"
+            ) from None
 
-    client = redis.Redis.from_url(config.redis, retry=Retry(NoBackoff(), 0))
-    where = settings.redact(config.redis)
-    try:
-        async with asyncio.timeout(REDIS_SECONDS), client:
-            return await publish_result(
-                client,
-                web_socket_id,
-                auth_result,
-                channel_prefix=config.channel_prefix,
-                max_size=config.max_result_size,
-                **arguments,
-            )
-    except PublishError as error:
-        raise WrongUse(str(error)) from None
-    except (redis.RedisError, OSError) as error:  # TimeoutError is an OSError
-        why = str(error).rstrip(".") or f"no answer in {REDIS_SECONDS:g} s"
-        repeat = f"--message-id {shlex.quote(arguments['message_id'])}"
-        raise Failure(
-            f"Redis at {where}: {why}; it is unknown whether the result went out: repeat with {repeat}"
-        ) from None
+
+async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
+    """Publish the JSON object on each line as it comes; the exit code."""
+    from .publisher import Publisher, answer
+
+    _keep_the_deadline()
+    codes = {0}
+    async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
+        for line in filter(bytes.strip, lines):
+            try:
+                item = orjson.loads(line)
+            except orjson.JSONDecodeError:
+                item = None  # which is no result either
+            if isinstance(item, dict):
+                item = {"retain": retain, **item}
+            (end,) = await publisher.send_json([item], config.channel_prefix, config.max_result_size)
+            click.echo(orjson.dumps(answer(item, end)))
+            match end:
+                case PublishError():
+                    codes.add(WrongUse.exit_code)
+                case Unconfirmed():
+                    codes.add(Failure.exit_code)
+                case _:
+                    codes.add(0 if end.receivers or end.retained else NOBODY)
+    return next(code for code in (1, 2, NOBODY, 0) if code in codes)
+
+
+def _keep_the_deadline() -> None:
+    """Once the look-up of a host's name was given up, what is left of it is neither waited for nor heard of.
+
+    The C library tries for 10 s and more for each name server, in a thread that the process waits for at its
+    end: 20 s were seen.
+    """
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
 
 
 def _json(text: str | None) -> object:
@@ -478,6 +530,10 @@ def _sentence(event: dict[str, Any]) -> str:
         case {"event": "result", "authResult": result}:
             rest = {key: event[key] for key in ("messageId", "data") if key in event}
             return f"result {result}" + (f" {orjson.dumps(rest).decode()}" if rest else "")
+        case {"event": "status", "push": "degraded"}:
+            return "results cannot be heard: the node has lost Redis"
+        case {"event": "status", "push": "restored"}:
+            return "results are heard again"
         case {"event": "closed", "code": code, "reason": reason}:
             return f"closed with {code}" + (f": {reason}" if reason else "")
         case {"event": "unreachable", "reason": reason}:

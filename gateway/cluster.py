@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
@@ -24,6 +24,7 @@ from . import slots
 from .broker import Broker
 from .config import redact
 from .connection import Connection, LinkLost
+from .notice import Notice
 from .probe import Probe
 from .quorum import ask_all
 from .redis_url import Address, RedisURL
@@ -70,6 +71,7 @@ class HubEvents(Protocol):
     def received(self, name: bytes, payload: bytes) -> None: ...
     def refused(self, name: bytes, reason: str) -> None: ...
     def lost(self, name: bytes, *, answer: bool = False) -> None: ...
+    def degraded(self, slots: Slots) -> Iterator[None]: ...
 
 
 class Shard:
@@ -102,6 +104,9 @@ class Shard:
     def disconnected(self) -> None:
         self._hub.disconnected(self._slots())
         self._cluster.line_changed()
+
+    def degraded(self) -> Iterator[None]:
+        return self._hub.degraded(self._slots())
 
     def confirmed(self) -> Sequence[bytes]:
         return self._hub.confirmed(self._slots())
@@ -154,9 +159,7 @@ class Cluster:
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
         self.map = slots.NOBODY
-        self._ranges: Ranges | None = (
-            None  # of which the map was made; None once a node has spoken against them
-        )
+        self._ranges: Ranges | None = None  # of which the map was made, unless nodes have said more since
         self._lines: dict[Address, Broker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
         self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
@@ -169,6 +172,7 @@ class Cluster:
         self._blind_since: float | None = None
         self._blind_seconds = 0.0
         self._said = ""
+        self._unserved = Notice(lambda: hub.degraded(self.map.slots(None)))
         self._mended = 0  # on lines that are no more
         self.ever_connected = False
         self.gaps = 0
@@ -206,6 +210,11 @@ class Cluster:
         line = self._line(name)
         return line is not None and line.connected
 
+    def degraded(self, name: bytes) -> bool:
+        """As Broker.degraded; a slot that nobody serves counts as one whose line is down."""
+        line = self._line(name)
+        return self._unserved.given if line is None else line.degraded(name)
+
     def subscribe(self, name: bytes) -> None:
         """As Broker.subscribe, where the channel's slot is served."""
         if (line := self._line(name)) is not None:
@@ -223,11 +232,13 @@ class Cluster:
 
     async def run(self) -> None:
         """Keep the lines up, and the map true, until cancelled."""
+        self._unserved.begin()
         try:
             while True:
                 await self._refresh()
                 await self._pause()
         finally:
+            self._unserved.end()
             if self._believing is not None:
                 self._believing.cancel()
             tasks = list(self._tasks.values())
@@ -378,6 +389,10 @@ class Cluster:
             self._blind_since = self._clock()
         if not self._whole:
             self._look.set()
+        if None in self.map.owners:
+            self._unserved.begin()
+        else:
+            self._unserved.end()
 
     def read_migrating(self, name: bytes, target: Address, read: Callable[[Any], object]) -> None:
         """Read the retained result of `name` at `target`, where its slot is on its way to.

@@ -12,8 +12,9 @@ import difflib
 import ipaddress
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -35,6 +36,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
+_BEARER = r"^(?:[A-Za-z0-9._~+/-]{16,}=*)?$"  # RFC 6750's b64token, and too long to be guessed
+_BEARER_FORM = "16 characters or more of A-Z a-z 0-9 . _ ~ + / - with = at the end"
 _VISIBLE = r"^[!-~]*$"  # printable ASCII without the space
 
 
@@ -72,14 +75,15 @@ class Config(BaseModel):
         "127.0.0.1",
         "Listening",
         "ADDRESS",
-        "Address of the admin port. It has no authentication, so only this machine reaches it by default.",
+        "Address of the admin port. Only POST /publish asks who is there, so only this machine reaches it by "
+        "default.",
         pattern=r"^[0-9A-Za-z.:_-]+$",
     )
     admin_port: int = _setting(
         8081,
         "Listening",
         "PORT",
-        "Admin port: /healthz and /readyz. 0 picks a free one.",
+        "Admin port: /healthz, /readyz and POST /publish. 0 picks a free one.",
         ge=0,
         le=65_535,
         validate_default=True,  # the public port may have been given its number
@@ -110,6 +114,21 @@ class Config(BaseModel):
         min_length=1,
         max_length=64,
         pattern=_VISIBLE,
+    )
+    publish_token: str = _setting(
+        "",
+        "Publishing",
+        "TOKEN",
+        "Who knows it may POST results to /publish on the admin port; without one nobody may. 16 characters "
+        "or more of A-Z a-z 0-9 . _ ~ + / - with = at the end, such as openssl rand -base64 32 prints. Other "
+        "users of the machine can read command lines: prefer the variable, or the file.",
+        pattern=_BEARER,
+    )
+    publish_token_file: str = _setting(
+        "",
+        "Publishing",
+        "FILE",
+        "A file with the token in it, as Docker and Kubernetes hand secrets over. It is read at the start.",
     )
     allowed_origins: tuple[str, ...] = _setting(
         (SAME_ORIGIN,),
@@ -263,6 +282,15 @@ class Config(BaseModel):
         _check_redis_url(value)
         return value
 
+    @field_validator("publish_token_file")
+    @classmethod
+    def _check_token_file(cls, value: str, info: ValidationInfo) -> str:
+        if value and info.data.get("publish_token"):
+            raise ValueError("the token is given already by --publish-token (GATEWAY_PUBLISH_TOKEN)")
+        if value:
+            _read_token(value)
+        return value
+
     @field_validator("admin_port")
     @classmethod
     def _check_ports_differ(cls, value: int, info: ValidationInfo) -> int:
@@ -274,6 +302,15 @@ class Config(BaseModel):
         """The node's name; `port` is the public port it really listens on."""
         return self.node or f"{socket.gethostname()}:{port}"
 
+    def token(self) -> str:
+        """The token for POST /publish, from wherever it is; empty for none. Raises ConfigError."""
+        if not self.publish_token_file:
+            return self.publish_token
+        try:
+            return _read_token(self.publish_token_file)
+        except ValueError as error:  # it was there when the settings were checked
+            raise ConfigError(f"--publish-token-file: {error}") from None
+
     def shown(self) -> dict[str, str]:
         """Every setting as text, as one would write it on the command line; passwords are left out."""
         return {name: show(name, getattr(self, name)) for name in type(self).model_fields}
@@ -282,7 +319,7 @@ class Config(BaseModel):
         # pydantic prints this in repr and str: the Redis URL may hold a password.
         for name in type(self).model_fields:
             value = getattr(self, name)
-            yield name, redact(value) if name == "redis" else value
+            yield name, show(name, value) if name in _SECRET else value
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,18 +406,38 @@ def remarks(config: Config) -> list[str]:
 
 
 def show(name: str, value: object) -> str:
-    """A setting's value as one would write it; the password in a Redis URL becomes ***."""
+    """A setting's value as one would write it; a token and the password in a Redis URL become ***."""
     if isinstance(value, (tuple, list)):
         return ",".join(str(part) for part in value)
     if isinstance(value, float):
         return f"{value:g}"
-    return redact(str(value)) if name == "redis" else str(value)
+    return _SECRET[name](str(value)) if name in _SECRET else str(value)
 
 
 def redact(url: str) -> str:
     """The Redis URL with its password as ***, also when it is malformed: it may stand in an error."""
     url = re.sub(r"^((?:[A-Za-z+]*://)?+[^:]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
+
+
+def _masked(token: str) -> str:
+    return "***" if token else ""
+
+
+_SECRET: dict[str, Callable[[str], str]] = {"redis": redact, "publish_token": _masked}
+"""Settings that are not to be seen as they are, and what is shown in their place."""
+
+
+def _read_token(path: str) -> str:
+    """The token in a file. Raises ValueError, without a word of what is in there."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(1024).decode("ascii", "replace").strip()
+    except OSError as error:
+        raise ValueError(f"it cannot be read: {error.strerror}") from None
+    if not text or not re.fullmatch(_BEARER, text):
+        raise ValueError("the file must have one line, " + _BEARER_FORM)
+    return text
 
 
 def normalise_origin(text: str) -> str:
@@ -481,6 +538,7 @@ def _right(setting: Setting) -> str:
         "PREFIX": "1 to 64 printable ASCII characters without spaces",
         "NAME": "at most 100 printable ASCII characters without spaces",
         "URL": "a text",
+        "TOKEN": _BEARER_FORM,
         "URL_OR_PATH": "a path that begins with /, or http://… or https://…, without spaces and \" ' < > &",
     }.get(setting.metavar, "texts separated by commas")
 

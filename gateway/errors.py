@@ -3,6 +3,7 @@
 GatewayError
 ├── ConfigError      the settings cannot be used; says which one and why
 ├── PublishError     a result that no node would forward
+├── Unconfirmed      Redis has not confirmed a result, which may have gone out nevertheless
 ├── NoMaster         no Sentinel names a master; Redis is out of reach
 ├── EmbeddedError    the embedded Valkey did not start
 └── WireError        the client broke its protocol; carries the close code it gets
@@ -23,6 +24,20 @@ class ConfigError(GatewayError):
 
 class PublishError(GatewayError, ValueError):
     """The id, the result or its data has no form that a node would forward."""
+
+
+class Unconfirmed(GatewayError):
+    """It is unknown whether a result went out; to publish it again with the same messageId does no harm.
+
+    `why` says what was wrong, in a few words.
+    """
+
+    def __init__(self, why: str, message_id: str) -> None:
+        super().__init__(
+            f"{why}; it is unknown whether the result went out: publish it again with messageId {message_id}"
+        )
+        self.why = why
+        self.message_id = message_id
 
 
 class NoMaster(GatewayError, ConnectionError):

@@ -10,11 +10,11 @@ from aiohttp import web
 from . import stream
 from .gate import Gate, answer, asked, cors
 from .handshake import Refusal
-from .messages import MESSAGE_ID, CloseCode, Problem, Rejected, registration
+from .messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
 from .session import Node, Session
 from .stream import Connection
 from .websocket import HANDED_OVER
-from .wire.events import EVENTS_WIRE, RETRY, farewell
+from .wire.events import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -28,20 +28,23 @@ class EventsSession(Session, asyncio.Protocol):
 
     __slots__ = ("_connection",)
 
-    def __init__(self, node: Node, address: str, connection: Connection, had: tuple[str, ...]) -> None:
-        """`had`: the messageIds that the client has had on an earlier connection."""
+    def __init__(self, node: Node, address: str, connection: Connection) -> None:
         super().__init__(node, EVENTS_WIRE, address)
         self._connection = connection._replace(lasting=False)  # the stream ends with it
-        self._had = had
         connection.transport.set_protocol(self)
         connection.transport.set_write_buffer_limits(high=node.config.write_buffer)
         stream.notice_loss(connection.transport, 2 * node.config.heartbeat)
 
-    def begin(self, web_socket_id: str, headers: dict[str, str]) -> None:
-        """Send the head of the response, and register."""
+    def begin(self, wanted: Register, also_had: str | None, headers: dict[str, str]) -> None:
+        """Send the head of the response, and register. `also_had`: one more messageId of its past.
+
+        Every client watches the status: a page that listens to no such event does not notice any.
+        """
         head = stream.head(self._connection, headers) + stream.piece(self._connection, RETRY)
         stream.write(self._connection.transport, head)
-        self._register(web_socket_id)
+        self._remember(also_had)
+        for request in (wanted, WatchStatus()):
+            self._handle(request)
 
     # asyncio.Protocol
 
@@ -103,22 +106,21 @@ class EventsViews:
             return HANDED_OVER
         asking = asked(request)
         address = self._gate.address(asking)
-        wanted = registration(request.query.get("webSocketId"))
+        # The browser itself says what it has had last when it connects again, and a page may, at any time.
+        wanted = registration(request.query.get("webSocketId"), request.headers.get("Last-Event-ID"))
+        also_had = as_message_id(request.query.get("lastEventId"))
         refusal = self._gate.refuse_origin(asking)
         if refusal is not None:
             return answer(refusal)
         origin = cors(request.headers.get("Origin"))
+        last_ids = (request.headers.get("Last-Event-ID"), request.query.get("lastEventId"))
+        if REFUSED in last_ids:  # its registration failed, and it comes again only because browsers do
+            return web.Response(status=204, headers=origin)
         if isinstance(wanted, Rejected):
             return answer(self._gate.count(Refusal(400, *wanted.problem)), origin)
         refusal = self._gate.refuse_session(address)
         if refusal is not None:
             return answer(refusal, origin)
-        session = EventsSession(self._node, address, stream.take(request), _had(request))
-        session.begin(wanted.web_socket_id, {**HEADERS, **origin})
+        session = EventsSession(self._node, address, stream.take(request))
+        session.begin(wanted, also_had, {**HEADERS, **origin})
         return HANDED_OVER
-
-
-def _had(request: web.Request) -> tuple[str, ...]:
-    """The messageId that came last: the browser says it when it connects again, a page may say it itself."""
-    said = (request.query.get("lastEventId"), request.headers.get("Last-Event-ID"))
-    return tuple(each for each in said if each is not None and MESSAGE_ID.fullmatch(each))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Final, Protocol
 
 import structlog
 
 from .logs import short_id
 from .messages import InvalidResult, Problem, Result, parse_result
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
+
+SHARE: Final = 200
+"""Channels and members that `Hub.degraded` sees to before others get the loop: 200 messages are some 2 ms."""
 
 log = structlog.get_logger()
 
@@ -27,6 +30,12 @@ class Member(Protocol):
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         """Not registered, or no longer; the member is out of the hub."""
 
+    def degraded(self) -> None:
+        """Results for the member cannot be heard at present. It may be told so again."""
+
+    def restored(self) -> None:
+        """Results are heard, and what is retained has been delivered; also when they always were."""
+
 
 class Subscriber(Protocol):
     """What the hub asks of the broker."""
@@ -35,6 +44,9 @@ class Subscriber(Protocol):
     def subscribe(self, name: bytes) -> None: ...
     def read(self, name: bytes) -> None: ...
     def unsubscribe(self, name: bytes) -> None: ...
+
+    def degraded(self, name: bytes) -> bool:
+        """Whether `name` cannot be heard at present, for so long that `BrokerEvents.degraded` was called."""
 
 
 class Hub:
@@ -88,6 +100,10 @@ class Hub:
         """`member` waits no longer; no harm if it never did."""
         self._say(self._table.leave(name, member), name)
 
+    def is_degraded(self, name: bytes) -> bool:
+        """Whether results for the channel `name` cannot be heard, and its members have been told."""
+        return self._broker.degraded(name)
+
     def web_socket_id(self, name: bytes) -> bytes:
         """The id whose channel `name` is."""
         return name[self._skip :]
@@ -118,6 +134,20 @@ class Hub:
             self._fan_out(name, payload, confirmed.newcomers)
         if confirmed.retained is not None:
             self._fan_out(name, confirmed.retained, confirmed.veterans)
+        for member in (*confirmed.newcomers, *confirmed.veterans):
+            member.restored()
+
+    def degraded(self, slots: Slots | None = None) -> Iterator[None]:
+        seen = 0
+        for name in self._table.names(slots):
+            # Looked up only now, and told in one go: meanwhile it may be confirmed, or nobody's.
+            members = self._table.unconfirmed(name)
+            for member in members:
+                member.degraded()
+            seen += 1 + len(members)
+            if seen >= SHARE:
+                seen = 0
+                yield
 
     def unsubscribed(self, name: bytes) -> None:
         self._say(self._table.unsubscribed(name), name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import hiredis
@@ -84,6 +84,12 @@ class BrokerEvents(Protocol):
 
     def received(self, name: bytes, payload: bytes) -> None:
         """Somebody published."""
+
+    def degraded(self) -> Iterator[None]:
+        """There has been no connection for so long that whoever waits should know.
+
+        It goes on each time that it is asked for the next share of them, and may be left off amid its work.
+        """
 
     def refused(self, name: bytes, reason: str) -> None:
         """Redis's access rules do not let this node have the channel or its retained result."""

@@ -24,6 +24,13 @@ NO_DATA: Final = object()
 REGISTRATION = "/user/topic/registration"
 AUTHORIZATION = "/user/topic/authorization"
 ERROR = "/user/topic/error"
+STATUS = "/user/topic/status"
+
+DEGRADED = "degraded"
+"""What `push` is on that topic while results cannot be heard, and have not been for some seconds."""
+
+RESTORED = "restored"
+"""What it is once they can be heard again, and what was retained meanwhile has been sent."""
 
 
 class CloseCode(IntEnum):
@@ -51,9 +58,18 @@ class Problem(NamedTuple):
 
 
 class Register(NamedTuple):
-    """The client asks for the results of `web_socket_id`, which has the form of `WEB_SOCKET_ID`."""
+    """The client asks for the results of `web_socket_id`, which has the form of `WEB_SOCKET_ID`.
+
+    `last_message_id` is the messageId that it has had last, on whatever connection: that result is not sent
+    to it again.
+    """
 
     web_socket_id: str
+    last_message_id: str | None = None
+
+
+class WatchStatus(NamedTuple):
+    """The client wants to know when results cannot be heard, and when they can be again."""
 
 
 class Rejected(NamedTuple):
@@ -81,13 +97,17 @@ class Leave(NamedTuple):
     payload: bytes
 
 
-Request = Register | Rejected | Unknown | Reply | Leave
+Request = Register | WatchStatus | Rejected | Unknown | Reply | Leave
 
 
-def registration(web_socket_id: object) -> Register | Rejected:
-    """The request to register `web_socket_id`, whatever it is that came as one."""
+def registration(web_socket_id: object, last_message_id: object = None) -> Register | Rejected:
+    """The request to register `web_socket_id`, whatever it is that came as one.
+
+    A `last_message_id` that no publisher could have given is left out and nothing else: a result that comes
+    twice does no harm, and a refusal could end a login.
+    """
     if isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id):
-        return Register(web_socket_id)
+        return Register(web_socket_id, as_message_id(last_message_id))
     if web_socket_id is None:
         problem = Problem("missing_id", "webSocketId is missing")
     elif not isinstance(web_socket_id, str):
@@ -97,6 +117,11 @@ def registration(web_socket_id: object) -> Register | Rejected:
     else:
         problem = Problem("invalid_id", "webSocketId may contain only A-Z a-z 0-9 . _ ~ -")
     return Rejected(web_socket_id, problem)
+
+
+def as_message_id(value: object) -> str | None:
+    """`value` if it has the form of a `MESSAGE_ID`."""
+    return value if isinstance(value, str) and MESSAGE_ID.fullmatch(value) else None
 
 
 class Result:

@@ -6,32 +6,57 @@ client that registers, or comes back, within `retain` seconds gets the result to
 
 from __future__ import annotations
 
-import hashlib
 import uuid
-from collections.abc import Awaitable
-from typing import NamedTuple, cast
+from collections.abc import Awaitable, Coroutine
+from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast, overload
 
 import orjson
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError
 
 from .errors import PublishError
 from .messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, WEB_SOCKET_ID
 
-SCRIPT = (
+SCRIPT: Final = (
     "if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end "
-    "return redis.call('PUBLISH', KEYS[1], ARGV[1])"
+    "return redis.call(ARGV[3] or 'PUBLISH', KEYS[1], ARGV[1])"
 )
 """KEYS[1]: the channel, which is also the key of the retained result. ARGV[1]: the payload.
-ARGV[2]: for how many seconds it is retained, 0 for not at all. Returns how many nodes hold the id.
+ARGV[2]: for how many seconds it is retained, 0 for not at all. ARGV[3]: SPUBLISH in a Cluster, else left out.
+Returns how many nodes hold the id.
 
-One step of Redis: nobody can register between the two commands and miss the result."""
+One step of Redis: nobody can register between the two commands and miss the result. It goes out by EVAL
+each time: it is shorter than the bookkeeping for EVALSHA, which saves Redis a hash of 150 bytes."""
 
-SHA = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()  # by which EVALSHA knows it
-RETAIN_SECONDS = 300
-MAX_RETAIN_SECONDS = 86_400  # ids live for minutes; it catches milliseconds
-MAX_SIZE = 65_536  # what a node forwards unless its max_result_size says otherwise
+RETAIN_SECONDS: Final = 300
+MAX_RETAIN_SECONDS: Final = 86_400  # ids live for minutes; it catches milliseconds
+MAX_SIZE: Final = 65_536  # what a node forwards unless its max_result_size says otherwise
+
+MEMBERS: Final = {
+    "webSocketId": "web_socket_id",
+    "authResult": "auth_result",
+    "messageId": "message_id",
+    "data": "data",
+    "retain": "retain",
+}
+"""What a result written as JSON may have, and what it is called in Python."""
+
+_IGNORED: Final = {"traceparent"}  # some backends add it to whatever they send
+
+
+class Options(TypedDict, total=False):
+    """What can be said of a result besides the id and the word."""
+
+    data: object
+    """Any JSON value for the page."""
+    message_id: str | None
+    """Tells repetitions apart; a random one by default."""
+    retain: int
+    """Seconds; 0 reaches only who is registered now."""
+    channel_prefix: str
+    """The nodes' setting channel_prefix."""
+    max_size: int
+    """Bytes of the payload: the nodes' setting max_result_size."""
 
 
 class Published(NamedTuple):
@@ -42,47 +67,73 @@ class Published(NamedTuple):
     message_id: str
 
 
-class _Call(NamedTuple):
+class Outgoing(NamedTuple):
+    """A result in the form in which it goes to Redis, which every node will forward."""
+
     channel: str
     payload: bytes
     retain: int
     message_id: str
 
+    def arguments(self, command: str) -> tuple[str, bytes, int, str] | tuple[str, bytes, int]:
+        """KEYS[1] and ARGV of `SCRIPT`, to publish by `command`."""
+        three = (self.channel, self.payload, self.retain)
+        return three if command == "PUBLISH" else (*three, command)
 
-async def publish(
-    client: redis.asyncio.Redis,
+    def published(self, receivers: int) -> Published:
+        return Published(receivers, self.retain > 0, self.message_id)
+
+
+@overload
+def publish(
+    client: redis.Redis | redis.RedisCluster,
     web_socket_id: str,
     auth_result: str,
-    *,
-    data: object = NO_DATA,
-    message_id: str | None = None,
-    retain: int = RETAIN_SECONDS,
-    channel_prefix: str = "websocket:",
-    max_size: int = MAX_SIZE,
-) -> Published:
+    **options: Unpack[Options],
+) -> Published: ...
+
+
+@overload
+def publish(
+    client: redis.asyncio.Redis | redis.asyncio.RedisCluster,
+    web_socket_id: str,
+    auth_result: str,
+    **options: Unpack[Options],
+) -> Coroutine[Any, Any, Published]: ...
+
+
+def publish(
+    client: redis.Redis | redis.RedisCluster | redis.asyncio.Redis | redis.asyncio.RedisCluster,
+    web_socket_id: str,
+    auth_result: str,
+    **options: Unpack[Options],
+) -> Published | Coroutine[Any, Any, Published]:
     """Send `auth_result` to the browser that has registered `web_socket_id`, wherever it is.
 
-    `data` is any JSON value for the page. `message_id` tells repetitions apart; a random one by default.
-    `retain` is in seconds; 0 reaches only who is registered now. `channel_prefix` and `max_size` (bytes of
-    the payload) are the nodes' settings channel_prefix and max_result_size.
+    `client` is redis-py's: plain, from its Sentinel's `master_for`, or a RedisCluster. With a client of
+    redis.asyncio, await what this returns. `options`: `data`, `message_id`, `retain`, `channel_prefix` and
+    `max_size`, as `Options` describes them.
 
     Raises PublishError, a ValueError, for what no node would forward, and what redis-py raises when Redis
     does not do it; then it is unknown whether the result went out, and publishing it again with the same
     `message_id` does no harm.
     """
-    call = _call(web_socket_id, auth_result, data, message_id, retain, channel_prefix, max_size)
-    try:
-        # redis-py types the two clients' commands alike, so the await needs a cast.
-        reply = client.evalsha(SHA, 1, call.channel, call.payload, call.retain)
-        receivers = await cast("Awaitable[int]", reply)
-    except NoScriptError:
-        reply = client.eval(SCRIPT, 1, call.channel, call.payload, call.retain)
-        receivers = await cast("Awaitable[int]", reply)
-    return Published(receivers, call.retain > 0, call.message_id)
+    result = outgoing(web_socket_id, auth_result, **options)
+    if isinstance(client, (redis.asyncio.Redis, redis.asyncio.RedisCluster)):
+        return _publish_async(client, result)
+    command = "SPUBLISH" if isinstance(client, redis.RedisCluster) else "PUBLISH"
+    return result.published(cast("int", client.eval(SCRIPT, 1, *result.arguments(command))))
 
 
-def publish_sync(
-    client: redis.Redis,
+async def _publish_async(
+    client: redis.asyncio.Redis | redis.asyncio.RedisCluster, result: Outgoing
+) -> Published:
+    command = "SPUBLISH" if isinstance(client, redis.asyncio.RedisCluster) else "PUBLISH"
+    reply = client.eval(SCRIPT, 1, *result.arguments(command))
+    return result.published(await cast("Awaitable[int]", reply))
+
+
+def outgoing(
     web_socket_id: str,
     auth_result: str,
     *,
@@ -91,25 +142,8 @@ def publish_sync(
     retain: int = RETAIN_SECONDS,
     channel_prefix: str = "websocket:",
     max_size: int = MAX_SIZE,
-) -> Published:
-    """`publish` for code without asyncio."""
-    call = _call(web_socket_id, auth_result, data, message_id, retain, channel_prefix, max_size)
-    try:
-        receivers = client.evalsha(SHA, 1, call.channel, call.payload, call.retain)
-    except NoScriptError:
-        receivers = client.eval(SCRIPT, 1, call.channel, call.payload, call.retain)
-    return Published(cast("int", receivers), call.retain > 0, call.message_id)
-
-
-def _call(
-    web_socket_id: str,
-    auth_result: str,
-    data: object,
-    message_id: str | None,
-    retain: int,
-    channel_prefix: str,
-    max_size: int,
-) -> _Call:
+) -> Outgoing:
+    """The result in the form in which it goes to Redis. Raises PublishError if no node would forward it."""
     message_id = uuid.uuid4().hex if message_id is None else message_id
     _check(web_socket_id, auth_result, message_id, retain)
     body: dict[str, object] = {"authResult": auth_result, "messageId": message_id}
@@ -121,17 +155,39 @@ def _call(
         raise PublishError(f"data has no form in JSON: {error}") from None
     if len(payload) > max_size:
         raise PublishError(f"the payload has {len(payload)} bytes; nodes forward at most {max_size}")
-    return _Call(channel_prefix + web_socket_id, payload, retain, message_id)
+    return Outgoing(channel_prefix + web_socket_id, payload, retain, message_id)
 
 
-def _check(web_socket_id: str, auth_result: str, message_id: str, retain: int) -> None:
-    if not WEB_SOCKET_ID.fullmatch(web_socket_id):
-        raise PublishError(f"the webSocketId has 1 to 200 of A-Z a-z 0-9 . _ ~ - and not {web_socket_id!r}")
-    if not AUTH_RESULT.fullmatch(auth_result):
+def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
+    """The result that a JSON object describes, with the members of `MEMBERS`. Raises PublishError.
+
+    A member of another name is refused: it may be one of these misspelt.
+    """
+    if not isinstance(item, dict):
+        raise PublishError("a result is a JSON object with webSocketId and authResult")
+    unknown = [name for name in item if name not in MEMBERS and name not in _IGNORED]
+    if unknown:
+        raise PublishError(f"{unknown[0][:40]!r} is none of {', '.join(MEMBERS)}")
+    missing = [name for name in ("webSocketId", "authResult") if name not in item]
+    if missing:
+        raise PublishError(f"{missing[0]} is missing")
+    arguments: dict[str, Any] = {MEMBERS[name]: value for name, value in item.items() if name in MEMBERS}
+    return outgoing(**arguments, channel_prefix=channel_prefix, max_size=max_size)
+
+
+def _check(web_socket_id: object, auth_result: object, message_id: object, retain: object) -> None:
+    """Raises PublishError; takes any object, since not every caller's types are checked."""
+    if not (isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id)):
         raise PublishError(
-            f"the authResult is a word such as CONFIRMED, of up to 64 of A-Z 0-9 _, and not {auth_result!r}"
+            f"the webSocketId has 1 to 200 of A-Z a-z 0-9 . _ ~ - and not {web_socket_id!r:.80}"
         )
-    if not MESSAGE_ID.fullmatch(message_id):
-        raise PublishError(f"the messageId has 1 to 200 visible ASCII characters and not {message_id!r}")
-    if not 0 <= retain <= MAX_RETAIN_SECONDS:
-        raise PublishError(f"a result is retained for 0 to {MAX_RETAIN_SECONDS} seconds and not {retain}")
+    if not (isinstance(auth_result, str) and AUTH_RESULT.fullmatch(auth_result)):
+        raise PublishError(
+            f"the authResult is a word such as CONFIRMED, 1 to 64 of A-Z 0-9 _, and not {auth_result!r:.80}"
+        )
+    if not (isinstance(message_id, str) and MESSAGE_ID.fullmatch(message_id)):
+        raise PublishError(f"the messageId has 1 to 200 visible ASCII characters and not {message_id!r:.80}")
+    if type(retain) is not int or not 0 <= retain <= MAX_RETAIN_SECONDS:
+        raise PublishError(
+            f"a result is retained for 0 to {MAX_RETAIN_SECONDS} whole seconds and not {retain!r:.80}"
+        )

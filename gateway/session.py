@@ -26,7 +26,19 @@ from .config import Config
 from .errors import WireError
 from .hub import Hub
 from .limits import Admission, Deadlines
-from .messages import CloseCode, Leave, Problem, Register, Rejected, Reply, Request, Result
+from .messages import (
+    DEGRADED,
+    RESTORED,
+    CloseCode,
+    Leave,
+    Problem,
+    Register,
+    Rejected,
+    Reply,
+    Request,
+    Result,
+    WatchStatus,
+)
 from .wire import Wire
 
 MAX_STRIKES = 5
@@ -34,14 +46,6 @@ MAX_STRIKES = 5
 
 REMEMBERED = 16
 """The latest messageIds that a session remembers, so as not to send one twice after a gap."""
-
-
-PATIENCE = 2
-"""Intervals that a client which has promised heart-beats may stay silent, and `GRACE` besides."""
-
-GRACE = 15.0
-"""Seconds. Browsers run a hidden page's timers once a minute, and 25 s are what the gateway asks for: a page
-that waits behind the customer's banking app keeps its session."""
 
 
 class State(Enum):
@@ -79,12 +83,13 @@ class Session:
         "_answers",
         "_beat",
         "_channel",
+        "_degraded",
         "_had",
         "_limit",
         "_node",
         "_rate",
-        "_spoke",
         "_strikes",
+        "_watches",
         "_why",
         "_wire",
         "due",
@@ -101,7 +106,8 @@ class Session:
         self._strikes = 0
         self._rate = 0.0
         self._had: tuple[str, ...] = ()
-        self._spoke = 0.0  # when the client said something last; 0 until it has promised to, at intervals
+        self._degraded = False  # results cannot be heard; a client that watches the status knows
+        self._watches = False
         self._beat = inf  # when the wire owes the client a heart-beat
         self._why: tuple[int, str] = (CloseCode.ABNORMAL, "connection lost")
         self.state = OPEN
@@ -131,8 +137,6 @@ class Session:
 
     def message_received(self, message: bytes) -> None:
         """Handle one complete message. Raises WireError when the client cannot be talked to."""
-        if self._wire.incoming:
-            self._spoke = self._node.clock()
         for request in self._wire.receive(message):
             self._handle(request)
             if self.state is CLOSING or self.state is CLOSED:  # nothing counts any more
@@ -140,7 +144,9 @@ class Session:
 
     def _handle(self, request: Request) -> None:
         if isinstance(request, Register):
-            self._register(request.web_socket_id)
+            self._register(request)
+        elif isinstance(request, WatchStatus):
+            self._watch()
         elif isinstance(request, Rejected):
             self._say(self._wire.reject(request.web_socket_id, request.problem))
         elif isinstance(request, Reply):
@@ -160,19 +166,37 @@ class Session:
         if message:
             self._write(message)
 
-    def _register(self, web_socket_id: str) -> None:
-        name = web_socket_id.encode()
-        if self._channel is None:
-            self.state = WAITING
-            self._answers = 1
-            self._channel = self._node.hub.register(name, self)
-        elif self._node.hub.web_socket_id(self._channel) != name:
+    def _register(self, request: Register) -> None:
+        name = request.web_socket_id.encode()
+        if self._channel is not None and self._node.hub.web_socket_id(self._channel) != name:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
-            self._say(self._wire.reject(web_socket_id, problem))
-        elif self.state is WAITING:
-            self._answers += 1
+            self._say(self._wire.reject(request.web_socket_id, problem))
+            return
+        self._remember(request.last_message_id)
+        if self._channel is None:
+            self._join(name)
+        elif self.state is WAITING or not self._node.hub.is_confirmed(self._channel):
+            self._answers += 1  # to say so amid a gap would promise what nobody can hear
         else:
             self._say(self._wire.acknowledge(name))
+
+    def _join(self, name: bytes) -> None:
+        self.state = WAITING
+        self._answers = 1
+        self._channel = self._node.hub.register(name, self)
+        if self._node.hub.is_degraded(self._channel):
+            self.degraded()
+
+    def _remember(self, message_id: str | None) -> None:
+        """The client has had this messageId."""
+        if message_id is not None and message_id not in self._had:
+            self._had = (*self._had[1 - REMEMBERED :], message_id)
+
+    def _watch(self) -> None:
+        """The client wants to know how push is: at once if it is degraded."""
+        self._watches = True
+        if self._degraded:
+            self._say(self._wire.status(DEGRADED))
 
     def count_message(self) -> None:
         """Hold the client to its rate. Raises WireError when it sends faster, over a second's worth.
@@ -190,7 +214,11 @@ class Session:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
         self._set_heartbeat()
-        for _ in range(self._answers):
+        self._answer(web_socket_id)
+
+    def _answer(self, web_socket_id: bytes) -> None:
+        answers, self._answers = self._answers, 0
+        for _ in range(answers):
             self._say(self._wire.acknowledge(web_socket_id))
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
@@ -205,6 +233,22 @@ class Session:
         message = self._wire.result(web_socket_id, result)
         if message:  # as in _say, of which this is the hot twin
             self._write(message)
+
+    def degraded(self) -> None:
+        """Results cannot be heard at present; a client that watches is told once."""
+        if not self._degraded:
+            self._degraded = True
+            if self._watches:
+                self._say(self._wire.status(DEGRADED))
+
+    def restored(self) -> None:
+        """Results are heard, and what was retained has been delivered."""
+        if self._answers and self._channel is not None:
+            self._answer(self._node.hub.web_socket_id(self._channel))
+        if self._degraded:
+            self._degraded = False
+            if self._watches and self._channel is not None:  # else a result was too much for it, as above
+                self._say(self._wire.status(RESTORED))
 
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         """Redis does not allow the registration; the client may try another id until its deadline."""
@@ -248,24 +292,12 @@ class Session:
 
     def _next_deadline(self) -> float:
         """When the session has to be looked after next."""
-        wire = self._wire
-        if not (wire.outgoing or wire.incoming) or self.state is CLOSING:
-            return self._limit
-        return min(self._limit, self._beat, self._silence_ends())
-
-    def _silence_ends(self) -> float:
-        """Until when the client may say nothing."""
-        incoming = self._wire.incoming
-        return self._spoke + PATIENCE * incoming + GRACE if incoming else inf
+        return self._limit if self.state is CLOSING else min(self._limit, self._beat)
 
     def _begin_heartbeats(self) -> None:
         """See to heart-beats from now on, if the wire has just agreed with the client on any."""
-        wire = self._wire
-        if wire.outgoing and self._beat == inf:
+        if self._wire.outgoing and self._beat == inf:
             self._beat = self._next_beat()
-        if wire.incoming and not self._spoke:
-            self._spoke = self._node.clock()
-        if wire.outgoing or wire.incoming:
             self._schedule()
 
     def _next_beat(self) -> float:
@@ -273,10 +305,8 @@ class Session:
         return self._node.clock() + max(self._wire.outgoing - 2 * Deadlines.TICK, Deadlines.TICK)
 
     def _keep_alive(self, now: float) -> None:
-        """The wire's heart-beats: send one that is due; close when the client has broken its promise."""
-        if now >= self._silence_ends():
-            self.close(CloseCode.POLICY, "heart-beats missing")
-        elif now >= self._beat:
+        """Send the wire's heart-beat if one is due."""
+        if now >= self._beat:
             self._beat = self._next_beat()
             self._write(self._wire.heartbeat)
 

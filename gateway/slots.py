@@ -59,8 +59,8 @@ class SlotMap(NamedTuple):
         """Who serves any slot."""
         return [address for address in dict.fromkeys(self.owners) if address is not None]
 
-    def slots(self, owner: Address) -> list[int]:
-        """Which `owner` serves."""
+    def slots(self, owner: Address | None) -> list[int]:
+        """Which `owner` serves; None for those that nobody does."""
         return [number for number, address in enumerate(self.owners) if address == owner]
 
     def with_owners(self, claims: Mapping[int, Address]) -> SlotMap:

@@ -151,7 +151,7 @@ class Subscriptions(Generic[M]):
         """Channels with members, or that Redis still believes to be subscribed."""
         return len(self._channels)
 
-    def _names(self, slots: Slots | None) -> list[bytes]:
+    def names(self, slots: Slots | None = None) -> list[bytes]:
         """The channels in these slots, or all."""
         if slots is None:
             return list(self._channels)
@@ -160,12 +160,19 @@ class Subscriptions(Generic[M]):
 
     def confirmed_channels(self, slots: Slots | None = None) -> list[bytes]:
         """What Redis has said to be subscribed, in these slots or all."""
-        return [name for name in self._names(slots) if self._channels[name].state is CONFIRMED]
+        return [name for name in self.names(slots) if self._channels[name].state is CONFIRMED]
 
     def is_confirmed(self, name: bytes) -> bool:
         """Whether Redis has said that `name` is subscribed."""
         channel = self._channels.get(name)
         return channel is not None and channel.state is CONFIRMED
+
+    def unconfirmed(self, name: bytes) -> tuple[M, ...]:
+        """The members of `name` for whom nothing can be heard at this moment."""
+        channel = self._channels.get(name)
+        if channel is None or channel.state is CONFIRMED:
+            return ()
+        return channel.waiting + channel.listening
 
     def join(self, name: bytes, member: M, *, connected: bool) -> Ask:
         """`member` wants `name`. It waits until `confirmed`, whatever has to happen before.
@@ -261,7 +268,7 @@ class Subscriptions(Generic[M]):
 
     def connected(self, slots: Slots | None = None) -> list[bytes]:
         """A new connection to Redis, for these slots or all: the channels to subscribe on it."""
-        names = self._names(slots)
+        names = self.names(slots)
         for name in names:
             self._channels[name].state = ASKED
         return names
@@ -272,7 +279,7 @@ class Subscriptions(Generic[M]):
         What was held goes too: it was published before any answer, so only retention promised it, and
         the retained result will be read again, by then perhaps a newer one.
         """
-        for name in self._names(slots):
+        for name in self.names(slots):
             channel = self._channels[name]
             if channel.empty:
                 del self._channels[name]

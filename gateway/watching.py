@@ -15,7 +15,7 @@ import aiohttp
 import orjson
 
 from .errors import GatewayError
-from .messages import AUTHORIZATION, ERROR, REGISTRATION, CloseCode
+from .messages import AUTHORIZATION, ERROR, REGISTRATION, STATUS, CloseCode
 
 CONNECT_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0  # a gateway that vanished without a word is noticed after one and a half of them
@@ -66,9 +66,9 @@ async def watch(
 ) -> None:
     """Register `web_socket_id` at `url` (ws:// or wss://) and tell `say` of everything, for ever.
 
-    `say` gets an object with `event`: connected, registered, result, problem, message, closed, unreachable
-    or retrying, and what belongs to it. `origin` is the page's, by default one of the URL's own host.
-    Raises Refused when the gateway gives an answer that is final.
+    `say` gets an object with `event`: connected, registered, result, status, problem, message, closed,
+    unreachable or retrying, and what belongs to it. `origin` is the page's, by default one of the URL's own
+    host. Raises Refused when the gateway gives an answer that is final.
     """
     client = _Client(url, web_socket_id, say, origin or origin_of(url), backoff or Backoff())
     async with aiohttp.ClientSession() as http:
@@ -92,6 +92,7 @@ class _Client:
     say: Say
     origin: str
     backoff: Backoff
+    last_message_id: str | None = field(default=None, init=False)
 
     async def connect(self, http: aiohttp.ClientSession) -> float:
         """One connection from start to end; returns the least seconds to wait before the next."""
@@ -119,9 +120,7 @@ class _Client:
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         with suppress(ConnectionError):  # it may be gone already; receive() then says how
-            await socket.send_str(
-                orjson.dumps({"topic": REGISTRATION, "webSocketId": self.web_socket_id}).decode()
-            )
+            await socket.send_str(orjson.dumps(self._registration()).decode())
         while True:
             frame = await socket.receive()
             if frame.type is aiohttp.WSMsgType.TEXT:
@@ -132,6 +131,10 @@ class _Client:
                 self.say({"event": "closed", "code": int(code), "reason": reason or ""})
                 return
 
+    def _registration(self) -> dict[str, object]:
+        asked = {"topic": REGISTRATION, "webSocketId": self.web_socket_id, "status": True}
+        return asked if self.last_message_id is None else {**asked, "lastMessageId": self.last_message_id}
+
     def _told(self, text: str) -> None:
         try:
             body = orjson.loads(text)
@@ -141,7 +144,10 @@ class _Client:
         if topic == REGISTRATION:
             self._answered(body)
         elif topic == AUTHORIZATION:
+            self.last_message_id = body.get("messageId", self.last_message_id)
             self.say({"event": "result", **body})
+        elif topic == STATUS:
+            self.say({"event": "status", **body})
         elif topic == ERROR:
             self.say({"event": "problem", **_problem(body)})
         else:

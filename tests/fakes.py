@@ -6,7 +6,7 @@ import asyncio
 import functools
 import selectors
 import socket
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any, ParamSpec
 
@@ -175,6 +175,7 @@ class Member:
     def __init__(self, name: str = "member") -> None:
         self.name = name
         self.heard: list[tuple[str, bytes | str]] = []
+        self.is_degraded = False
 
     def acknowledge(self, web_socket_id: bytes) -> None:
         self.heard.append(("acknowledge", web_socket_id))
@@ -185,6 +186,15 @@ class Member:
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         self.heard.append(("refuse", problem.code))
 
+    def degraded(self) -> None:
+        self.is_degraded = True
+        self.heard.append(("degraded", ""))
+
+    def restored(self) -> None:
+        if self.is_degraded:  # it is told in any case, and most tests are about other things
+            self.is_degraded = False
+            self.heard.append(("restored", ""))
+
     def __repr__(self) -> str:
         return self.name
 
@@ -194,6 +204,8 @@ class Subscriber:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, bytes]] = []
+        self.lines_down: set[bytes] = set()
+        """Channels that cannot be heard, and have not been for long."""
         self.connected = True
 
     def reaches(self, _name: bytes) -> bool:
@@ -207,6 +219,9 @@ class Subscriber:
 
     def unsubscribe(self, name: bytes) -> None:
         self.asked.append(("unsubscribe", name))
+
+    def degraded(self, name: bytes) -> bool:
+        return name in self.lines_down
 
     def lose(self, hub: Hub) -> None:
         """The connection is gone."""
@@ -350,6 +365,11 @@ class Events:
 
     def received(self, name: bytes, payload: bytes) -> None:
         self.heard.append(("received", name, payload))
+
+    def degraded(self) -> Iterator[None]:
+        for name in self.wanted:
+            self.heard.append(("degraded", name))
+            yield
 
     def refused(self, name: bytes, reason: str) -> None:
         self.heard.append(("refused", name, reason.partition(" ")[0]))

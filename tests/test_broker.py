@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -14,8 +14,9 @@ from structlog.testing import capture_logs
 from gateway.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
 from gateway.connection import LinkLost
 from gateway.link import Link
+from gateway.notice import STATUS_AFTER
 
-from .fakes import Events, Redis, Transport, resp, turns, virtual
+from .fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -340,6 +341,82 @@ async def test_up_and_down_are_told() -> None:
     assert logs[1]["why"] == "reset by peer"
     assert logs[2]["gaps"] == 1
     assert 0 < logs[2]["after_seconds"] <= FIRST_RETRY + 0.001
+
+
+def warned(scene: Scene) -> list[tuple[Any, ...]]:
+    return [event for event in scene.events.heard if event[0] == "degraded"]
+
+
+@pytest.mark.parametrize("answer", [is_down, is_frozen, hangs])
+def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Answer) -> None:
+    @virtual
+    async def gone() -> None:
+        scene = await Scene(serves, b"a", b"b").up()
+        await asyncio.sleep(60)
+        scene.topology.answer = answer
+        scene.lose()
+        await asyncio.sleep(STATUS_AFTER - 0.01)
+        assert not scene.broker.degraded(b"a")
+        assert warned(scene) == []
+        await asyncio.sleep(0.02)
+        assert scene.broker.degraded(b"a")
+        assert warned(scene) == [("degraded", b"a"), ("degraded", b"b")]
+        await asyncio.sleep(60)
+        assert len(warned(scene)) == 2, "once for each gap"
+        scene.topology.answer = serves
+        await until(lambda: scene.broker.connected)
+        assert not scene.broker.degraded(b"a")
+        await scene.stop()
+
+    gone()
+
+
+@virtual
+async def test_a_gap_that_is_over_in_time_is_told_to_nobody_and_the_next_one_begins_anew() -> None:
+    scene = await Scene(serves, b"a").up()
+    for _ in range(2):
+        scene.topology.answer = is_down
+        scene.lose()
+        await asyncio.sleep(STATUS_AFTER - 2 * LAST_RETRY)
+        scene.topology.answer = serves
+        await until(lambda: scene.broker.connected)
+    await asyncio.sleep(2 * STATUS_AFTER)
+    assert warned(scene) == []
+    await scene.stop()
+
+
+@virtual
+async def test_a_redis_that_never_was_there_is_missed_as_one_that_is_gone() -> None:
+    scene = Scene(is_down, b"a")
+    await asyncio.sleep(STATUS_AFTER + 0.01)
+    assert scene.broker.degraded(b"a")
+    assert len(warned(scene)) == 1
+    await scene.stop()
+
+
+@virtual
+async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
+    """Whoever has not been told by then need not be."""
+    scene = await Scene(serves, *(b"%d" % i for i in range(1_000))).up()
+    loop, tell = asyncio.get_running_loop(), scene.broker._notice._give
+    assert isinstance(loop, VirtualLoop)
+
+    def slowly() -> Iterator[None]:
+        for _ in tell():
+            loop.stall(0.01)
+            yield
+
+    scene.broker._notice._give = slowly
+    scene.topology.answer = is_down
+    scene.lose()
+    await until(lambda: scene.broker.degraded(b"0"))
+    scene.topology.answer = serves
+    await until(lambda: scene.broker.connected)
+    told_by_then = len(warned(scene))
+    assert 0 < told_by_then < 100
+    await asyncio.sleep(60)
+    assert len(warned(scene)) == told_by_then
+    await scene.stop()
 
 
 @pytest.mark.parametrize("answer", [serves, is_down, is_frozen, hangs])

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -27,6 +28,7 @@ from gateway.config import SETTINGS, Config
 from .processes import Node, Process, Valkey, free_port, wait_until
 
 ROOT = Path(__file__).parent.parent
+TOKEN = "0123456789abcdef+/=="
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
 AS_IN_A_TERMINAL = (
     "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
@@ -125,7 +127,9 @@ def test_a_flag_goes_before_its_variable(run: Run) -> None:
     assert shown["port"] == {"value": "1", "from": "--port"}
 
 
-def test_every_setting_has_a_flag_and_a_variable(run: Run) -> None:
+def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> None:
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
     for setting in SETTINGS:
         value = {"allowed_origins": "https://a.example", "trusted_proxies": "10.0.0.0/8"}.get(setting.name)
         value = value or {
@@ -133,7 +137,10 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run) -> None:
             "log_format": "json",
             "redis": "redis://r",
             "sockjs_url": "/s.js",
+            "publish_token_file": str(token_file),
         }.get(setting.name, "4097")
+        if setting.name == "publish_token":
+            continue  # it is not shown; see below
         for result in (
             run("config", "--json", setting.flag, value),
             run("config", "--json", **{setting.variable: value}),
@@ -141,6 +148,19 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run) -> None:
             assert result.exit_code == 0, result.output
             assert json.loads(result.stdout)[setting.name]["value"] == value
             assert json.loads(result.stdout)[setting.name]["from"] != "default"
+
+
+def test_the_token_is_not_shown(run: Run) -> None:
+    for result in (
+        run("config", "--publish-token", TOKEN),
+        run("config", "--json", GATEWAY_PUBLISH_TOKEN=TOKEN),
+        run("config", "--port", "x", "--publish-token", TOKEN),
+        run("config", "--publish-token", "secret token"),
+        run("config", "--publish-token", TOKEN, "--publish-token-file", "/nowhere"),
+    ):
+        assert TOKEN not in result.output
+        assert "secret" not in result.output
+        assert "***" in result.output or "--port" in result.output or "given already" in result.output
 
 
 def test_lists_are_repeated_flags_or_commas(run: Run) -> None:
@@ -268,6 +288,9 @@ def test_publish_cuts_a_long_id(run: Run, valkey: Valkey) -> None:
         (["a", "DONE", "--message-id", "a b"], "messageId"),
         (["a", "DONE", "--message-id", ""], "messageId"),
         (["a", "DONE", "--retain", "-1"], "--retain"),
+        (["a"], "name the ID and the RESULT"),
+        (["a", "DONE", "--from", "-"], "stand in the file"),
+        (["--message-id", "m", "--from", "-"], "stand in the file"),
         (["a", "DONE", "--redis", "embedded"], "URL of a Redis that runs"),
         (["a", "DONE", "--redis", "localhost"], "write redis://host:port/db"),
     ],
@@ -301,6 +324,91 @@ def test_publish_to_a_redis_that_hangs_ends_in_time(run: Run, monkeypatch: pytes
     assert result.exit_code == 1
     assert "repeat with --message-id m1" in result.stderr
     assert "no answer in 0.1 s" in result.stderr
+
+
+@pytest.mark.needs("unshare", "ip", "mount")
+def test_publish_ends_in_time_when_names_are_looked_up_in_vain(tmp_path: Path) -> None:
+    """In a network of its own, with a name server that takes questions and says nothing."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    name_server = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 53)); s.recv(1)"
+    )
+    publish = [
+        sys.executable,
+        "-m",
+        "gateway",
+        "publish",
+        "a",
+        "DONE",
+        "--redis",
+        "redis://redis.example.com",
+    ]
+    script = f"""
+        ip link set lo up && mount --bind {tmp_path}/resolv.conf /etc/resolv.conf || exit 77
+        {sys.executable} -c "{name_server}; import time; time.sleep(60)" & trap "kill $!" EXIT
+        {shlex.join(publish)}
+    """
+    started = time.monotonic()
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=60,
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip(f"this machine lets nobody have a network of his own: {done.stderr}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Redis at redis://redis.example.com: ")
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - started < 10, "the C library by itself takes 20 s"
+
+
+def lines(result: Result) -> list[dict[str, object]]:
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_publish_from_a_file(run: Run, valkey: Valkey, tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    one = {"webSocketId": "from-1", "authResult": "DONE", "messageId": "m1", "data": [1]}
+    file.write_text(json.dumps(one) + '\n\n{"webSocketId": "from-2", "authResult": "DONE", "retain": 0}\n')
+    result = run("publish", "--from", str(file), "--redis", valkey.url, "--retain", "60")
+    assert result.exit_code == 3, "one reached nobody and is not retained"
+    first, second = lines(result)
+    assert first == {"webSocketId": "from-1", "messageId": "m1", "receivers": 0, "retained": True}
+    assert (second["webSocketId"], second["receivers"], second["retained"]) == ("from-2", 0, False)
+    with valkey.client() as client:
+        assert 50 < int(str(client.ttl("websocket:from-1"))) <= 60
+        client.delete("websocket:from-1")
+
+
+def test_publish_from_a_file_with_mistakes_sends_the_others(run: Run, valkey: Valkey, tmp_path: Path) -> None:
+    file = tmp_path / "results"
+    file.write_text(
+        '{"webSocketId": "a", "authResult": "done"}\n{\n{"webSocketId": "a", "authResult": "DONE"}\n'
+    )
+    result = run("publish", "--from", str(file), "--redis", valkey.url)
+    assert result.exit_code == 2
+    wrong, nothing, right = lines(result)
+    assert wrong["error"] != nothing["error"]
+    assert right["retained"] is True
+    dead = run("publish", "--from", str(file), "--redis", f"redis://127.0.0.1:{free_port()}")
+    assert dead.exit_code == 1
+    assert "messageId" in lines(dead)[2]
+
+
+def test_publish_from_standard_input(valkey: Valkey) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", "publish", "--from", "-", "--redis", valkey.url],
+        input=b'{"webSocketId": "piped", "authResult": "DONE"}',
+        capture_output=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=20,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["webSocketId"] == "piped"
 
 
 # watch
@@ -352,6 +460,9 @@ def test_watch_ends_when_the_gateway_refuses_it(valkey: Valkey) -> None:
         ({"event": "unreachable", "reason": "HTTP 503"}, "cannot connect: HTTP 503"),
         ({"event": "retrying", "seconds": 0.5}, "retrying in 0.5 s"),
         ({"event": "problem", "code": "c", "message": "m"}, "the gateway complains: m (c)"),
+        ({"event": "status", "push": "degraded"}, "results cannot be heard: the node has lost Redis"),
+        ({"event": "status", "push": "restored"}, "results are heard again"),
+        ({"event": "status", "push": "new"}, 'received {"event":"status","push":"new"}'),
         ({"event": "message", "text": "\x1b[31m"}, 'received {"event":"message","text":"\\u001b[31m"}'),
         ({"event": "closed", "code": 1000, "reason": "\x1b"}, "closed with 1000: \\x1b"),
     ],

@@ -240,7 +240,7 @@ def test_any_text_is_a_setting_or_a_config_error(name: str, text: str) -> None:
         config = build({name: text})
     except ConfigError:
         return
-    assert build({name: config.shown()[name]}) == config or "***" in config.shown()[name]
+    assert "***" in config.shown()[name] or build({name: config.shown()[name]}) == config
 
 
 def test_a_variable_that_is_no_setting_gets_the_likely_name() -> None:
@@ -260,6 +260,36 @@ def test_remarks_on_what_is_seldom_meant() -> None:
     assert len(remarks) == 2
     assert "every web site" in remarks[0]
     assert "--write-buffer" in remarks[1]
+
+
+@pytest.mark.parametrize("token", ["0123456789abcdef", "A-z0.9_~+/xxxxxxxx=="])
+def test_a_token_is_given_or_stands_in_a_file(token: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(token + "\n")
+    assert build({"publish_token": token}).token() == token
+    config = build({"publish_token_file": str(file)})
+    assert config.token() == token
+    for shown in (repr(build({"publish_token": token})), repr(config), *config.shown().values()):
+        assert token not in shown
+    file.unlink()
+    with pytest.raises(ConfigError, match="--publish-token-file: it cannot be read: No such file"):
+        config.token()
+    assert build({}).token() == ""
+
+
+@pytest.mark.parametrize(
+    "token", ["tooShort", "0123456789 abcdef", "0123456789abcdé", "=" * 20, ""], ids="12345"
+)
+def test_what_is_no_token(token: str, tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+    said = complaint(publish_token_file=str(file))
+    assert "one line, 16 characters or more" in said
+    if token:
+        assert token not in said
+        assert "'***': must be 16 characters or more" in complaint(publish_token=token)
+    assert "it cannot be read" in complaint(publish_token_file=str(tmp_path))
+    assert "given already" in complaint(publish_token="0123456789abcdef", publish_token_file=str(file))
 
 
 def test_the_nodes_name() -> None:

@@ -21,7 +21,7 @@ import pytest
 import redis
 from selenium.webdriver.common.keys import Keys
 
-from gateway.publishing import publish_sync
+import gateway
 
 from .browser import Browser, chromium
 from .processes import Node, Valkey, wait_until
@@ -58,6 +58,11 @@ return Array.from(document.body.querySelectorAll("*")).filter(seen).map((element
     .sort((a, b) => a - b);
   return [element.textContent.trim().slice(0, 40), (light + 0.05) / (dark + 0.05)];
 });
+"""
+
+# The frames on the page, newest first, oldest last: here the other way round.
+FRAMES = """
+return Array.from(document.querySelectorAll(`#frames .${arguments[0]}`), (row) => row.textContent).reverse();
 """
 
 TOO_WIDE = """
@@ -209,15 +214,29 @@ def test_shows_the_id_its_node_and_each_result_newest_first(
 def test_shows_once_what_comes_again_with_every_registration(dev: Dev, browser: Browser) -> None:
     web_socket_id = registered(browser, dev.url, new_id())
     with redis.Redis.from_url(dev.redis_url) as client:
-        publish_sync(client, web_socket_id, "CONTINUE", retain=60)
+        gateway.publish(client, web_socket_id, "CONTINUE", retain=60)
         shows(browser, "CONTINUE")
         browser.click("offline")
         browser.wait(lambda: state(browser) == "closed", "the page is offline")
         browser.click("offline")
         settled(browser)
         # The retained result comes right after the registration's answer, so it is through before this one.
-        publish_sync(client, web_socket_id, "DONE", retain=60)
+        gateway.publish(client, web_socket_id, "DONE", retain=60)
     shows(browser, "DONE", "CONTINUE")
+    sent, received = (browser.run(FRAMES, kind) for kind in ("sent", "received"))
+    assert ["lastMessageId" in frame for frame in sent] == [False, True]
+    assert sum("CONTINUE" in frame for frame in received) == 1, "the node does not even send it"
+
+
+def test_a_client_with_no_memory_is_sent_what_is_retained_again(dev: Dev, browser: Browser) -> None:
+    """The control: a reload forgets what came, so the node has to send it."""
+    web_socket_id = registered(browser, dev.url, new_id())
+    with redis.Redis.from_url(dev.redis_url) as client:
+        gateway.publish(client, web_socket_id, "CONTINUE", retain=60)
+    shows(browser, "CONTINUE")
+    browser.driver.refresh()
+    shows(browser, "CONTINUE")
+    assert not any("lastMessageId" in frame for frame in browser.run(FRAMES, "sent"))
 
 
 @pytest.mark.needs("redis-cli")
@@ -332,14 +351,14 @@ def test_a_result_kept_while_the_browser_was_away_arrives_when_it_is_back(dev: D
     browser.wait(lambda: state(browser) == "closed", "the page is offline")
     with redis.Redis.from_url(dev.redis_url) as client:
         wait_until(lambda: client.pubsub_numsub(f"websocket:{web_socket_id}")[0][1] == 0, "nobody is there")
-        assert publish_sync(client, web_socket_id, "CONFIRMED", retain=60).receivers == 0
+        assert gateway.publish(client, web_socket_id, "CONFIRMED", retain=60).receivers == 0
         assert browser.text("story").startswith("Nothing reaches this page now")
         browser.click("offline")
         shows(browser, "CONFIRMED")
         assert KEPT in browser.text("results")
         assert browser.text("story").startswith("Arrived at")
         browser.run("const now = performance.now(); performance.now = () => now + 60_000")  # a minute later
-        publish_sync(client, web_socket_id, "DONE")
+        gateway.publish(client, web_socket_id, "DONE")
         shows(browser, "DONE", "CONFIRMED")
         assert browser.text("results").count(KEPT) == 1
 
@@ -374,6 +393,73 @@ def test_says_what_it_waits_for_while_redis_is_away_and_while_the_node_restarts(
             assert browser.text("story").startswith("This browser waits.")
 
 
+# A client of its own beside the page's: what it is told of push, and what it sends.
+WATCHED = """
+window.told = [];
+import("/demo/client.js").then(({ ResultClient }) => {
+  const url = location.origin.replace("http", "ws") + "/ws";
+  window.spoken = { watching: [], not: [] };
+  const frame = (list) => (mark, text) => list.push(mark + text);
+  const push = (name) => told.push(name);
+  new ResultClient(url, "watching", { push, frame: frame(spoken.watching) }).open();
+  new ResultClient(url, "not", { frame: frame(spoken.not) }).open();
+});
+"""
+
+
+def test_says_that_its_node_has_lost_redis_and_that_it_has_it_back(browser: Browser) -> None:
+    with dev_node() as dev, Valkey() as valkey:
+        web_socket_id = registered(browser, dev.url, new_id())
+        dev.process.kill()
+        dev.process.wait()
+        with Node(valkey.url, port=dev.port) as node:
+            browser.run("dispatchEvent(new Event('online'))")
+            settled(browser)
+            browser.run(WATCHED)
+            browser.wait(lambda: frames(browser, "watching", "<") == 1, "the other client registers")
+            valkey.kill()
+            browser.wait(lambda: "the node has lost Redis" in browser.text("state"), "the page says so")
+            assert state(browser) == "registered"
+            assert browser.text("story").startswith("Nothing can arrive before the node has Redis back.")
+            assert browser.text("announcement") == browser.text("story")
+            browser.wait(lambda: browser.run("return told") == ["degraded"], "the other client is told")
+            browser.run("document.dispatchEvent(new Event('visibilitychange'))")  # registers again
+            browser.wait(lambda: frames(browser, "watching", "<") == 4, "an answer, and how push is")
+            assert browser.run("return told") == ["degraded"], "which is no news"
+
+            # The node goes, and what was told with it; the next one registers them, so results are heard.
+            node.kill()
+            browser.wait(lambda: state(browser) == "waiting", "the page notices")
+            valkey.start()
+        with Node(valkey.url, port=dev.port):
+            browser.run("dispatchEvent(new Event('online'))")
+            settled(browser)
+            assert "lost Redis" not in browser.text("state")
+            assert browser.text("story").startswith("This browser waits.")
+            browser.wait(lambda: browser.run("return told") == ["degraded", "restored"], "the other one too")
+
+            valkey.kill()
+            browser.wait(lambda: "the node has lost Redis" in browser.text("state"), "the page says so again")
+            valkey.start()
+            browser.wait(lambda: "lost Redis" not in browser.text("state"), "and that it is over")
+            assert browser.text("announcement") == "The node has Redis back."
+            with valkey.client() as client:
+                client.publish(f"websocket:{web_socket_id}", "CONFIRMED")
+            shows(browser, "CONFIRMED")
+            assert browser.run("return told") == ["degraded", "restored"] * 2
+        assert not browser.run("return window.spoken.not.some((text) => text.includes('status'))")
+
+
+def frames(browser: Browser, client: str, mark: str) -> int:
+    """How many frames a client of `WATCHED` has sent (>) or received (<)."""
+    count: int = browser.run(
+        "return (window.spoken[arguments[0]] ?? []).filter((text) => text[0] === arguments[1]).length",
+        client,
+        mark,
+    )
+    return count
+
+
 def test_a_page_in_the_back_forward_cache_holds_nothing_and_comes_back(
     dev: Dev, browser: Browser, publish: Callable[[str, object], int]
 ) -> None:
@@ -397,7 +483,7 @@ def test_reconnects_to_another_node_and_gets_what_was_kept(browser: Browser) -> 
         browser.wait(lambda: re.search(r"in [3-9]\.\d s", browser.text("state")), "the waits grow longer")
         dev.process.wait()
         with valkey.client() as client:
-            publish_sync(client, web_socket_id, "CONFIRMED", retain=60)
+            gateway.publish(client, web_socket_id, "CONFIRMED", retain=60)
         with Node(valkey.url, port=dev.port):
             # The network coming back ends the wait, whatever is left of it.
             now = "dispatchEvent(new Event('online')); return document.documentElement.dataset.state"

@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.hub import Hub
+from gateway.hub import SHARE, Hub
 from gateway.messages import Result
+from gateway.slots import slot
+from gateway.subscriptions import Slots
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Member, Subscriber
@@ -18,8 +20,8 @@ CHANNEL = b"websocket:id"
 class Scene:
     """A connected hub, the broker it asks, and members that register for `id`."""
 
-    def __init__(self, max_result_size: int = 1_000) -> None:
-        self.hub = Hub("websocket:", max_result_size)
+    def __init__(self, max_result_size: int = 1_000, *, by_slot: bool = False) -> None:
+        self.hub = Hub("websocket:", max_result_size, by_slot=by_slot)
         self.broker = Subscriber()
         self.hub.attach(self.broker)
 
@@ -140,6 +142,123 @@ def test_a_refusal_reaches_everybody_of_the_channel() -> None:
     assert scene.hub.channels == 0
 
 
+def told(scene: Scene, slots: Slots | None = None) -> int:
+    """The hub tells of a line that is down; returns how many shares that took."""
+    return 1 + sum(1 for _ in scene.hub.degraded(slots))
+
+
+def test_who_waits_and_who_listens_is_told_that_nothing_can_be_heard() -> None:
+    scene = Scene()
+    listening, waiting = scene.registered("listening"), Member("waiting")
+    scene.broker.lose(scene.hub)
+    scene.hub.register(b"id", waiting)
+    assert told(scene) == 1
+    assert listening.heard == waiting.heard == [("degraded", "")]
+
+
+def test_it_is_over_after_what_is_retained_and_for_newcomers_after_their_answer() -> None:
+    scene = Scene()
+    veteran, newcomer = scene.registered("veteran"), Member("newcomer")
+    scene.broker.lose(scene.hub)
+    scene.hub.register(b"id", newcomer)
+    told(scene)
+    scene.broker.regain(scene.hub)
+    scene.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert veteran.heard == [("degraded", ""), ("deliver", "CONFIRMED"), ("restored", "")]
+    assert newcomer.heard == [
+        ("degraded", ""),
+        ("acknowledge", b"id"),
+        ("deliver", "CONFIRMED"),
+        ("restored", ""),
+    ]
+
+
+def test_it_is_over_also_where_nothing_was_retained() -> None:
+    scene = Scene()
+    veteran = scene.registered()
+    scene.broker.lose(scene.hub)
+    told(scene)
+    scene.broker.regain(scene.hub)
+    scene.hub.subscribed(CHANNEL, None)
+    assert veteran.heard == [("degraded", ""), ("restored", "")]
+
+
+def test_those_are_not_told_who_are_heard_for_by_now() -> None:
+    scene = Scene()
+    scene.broker.lose(scene.hub)
+    back, still = Member("back"), Member("still")
+    scene.hub.register(b"back", back)
+    scene.hub.register(b"still", still)
+    scene.broker.regain(scene.hub)
+    scene.hub.subscribed(b"websocket:back", None)
+    told(scene)
+    assert back.heard == [("acknowledge", b"back")]
+    assert still.heard == [("degraded", "")]
+
+
+def test_of_a_cluster_only_those_in_the_slots_that_cannot_be_heard() -> None:
+    scene = Scene(by_slot=True)
+    scene.broker.lose(scene.hub)
+    members = {name: Member(name.decode()) for name in (b"a", b"b", b"c")}
+    for name, member in members.items():
+        scene.hub.register(name, member)
+    told(scene, [slot(b"websocket:a"), slot(b"websocket:c")])
+    assert [name for name, member in members.items() if member.is_degraded] == [b"a", b"c"]
+    told(scene, [])
+    assert not members[b"b"].heard
+
+
+def test_it_is_told_in_shares_and_the_table_may_change_between_two() -> None:
+    scene = Scene()
+    scene.broker.lose(scene.hub)
+    members = [Member(f"{i}") for i in range(3 * SHARE)]
+    for member in members:
+        scene.hub.register(member.name.encode(), member)
+    share = scene.hub.degraded()
+    next(share)
+    first = [member for member in members if member.heard]
+    assert 0 < len(first) <= SHARE
+    gone, back, late = members[-1], members[-2], Member("late")
+    scene.hub.leave(b"websocket:" + gone.name.encode(), gone)
+    scene.hub.register(b"late", late)
+    scene.broker.regain(scene.hub)
+    scene.hub.subscribed(b"websocket:" + back.name.encode(), None)
+    assert len(list(share)) >= 1
+    assert gone.heard == late.heard == []
+    assert back.heard == [("acknowledge", back.name.encode())], "or it would be degraded for ever"
+    assert all(member.heard == [("degraded", "")] for member in members[:-2])
+
+
+@pytest.mark.parametrize(("channels", "members"), [(10, 1), (1_000, 1), (100, 10), (1, 1_000)])
+def test_no_share_is_much_larger_than_the_others(channels: int, members: int) -> None:
+    scene = Scene()
+    scene.broker.lose(scene.hub)
+    everybody = [(b"%d" % i, Member()) for i in range(channels) for _ in range(members)]
+    for name, member in everybody:
+        scene.hub.register(name, member)
+    before = 0
+    for _ in scene.hub.degraded():
+        now = sum(1 for _, member in everybody if member.heard)
+        assert now - before < SHARE + members, "one channel's members are told in one go, as a result is"
+        before = now
+    assert all(member.heard == [("degraded", "")] for _, member in everybody)
+
+
+def test_channels_that_need_no_word_count_for_the_share_too() -> None:
+    scene = Scene()
+    for i in range(5 * SHARE):
+        scene.hub.register(b"%d" % i, Member())
+        scene.hub.subscribed(b"websocket:%d" % i, None)
+    assert told(scene) == 6
+
+
+def test_the_hub_says_what_the_broker_knows() -> None:
+    scene = Scene()
+    assert not scene.hub.is_degraded(CHANNEL)
+    scene.broker.lines_down.add(CHANNEL)
+    assert scene.hub.is_degraded(CHANNEL)
+
+
 def test_what_is_no_result_is_counted_and_goes_no_further() -> None:
     scene = Scene(max_result_size=1_000)
     member = scene.registered()
@@ -189,6 +308,10 @@ class Quitter(Member):
         super().deliver(web_socket_id, result)
         self._hub.leave(CHANNEL, self)
 
+    def degraded(self) -> None:
+        super().degraded()
+        self._hub.leave(CHANNEL, self)
+
 
 @pytest.mark.parametrize("retained", [None, b"CONFIRMED"])
 def test_a_member_may_leave_from_within_what_it_is_told(retained: bytes | None) -> None:
@@ -202,6 +325,19 @@ def test_a_member_may_leave_from_within_what_it_is_told(retained: bytes | None) 
     scene.hub.received(CHANNEL, b"DONE")
     assert members[1].heard == [("deliver", "DONE")]
     assert ("deliver", "DONE") not in members[0].heard + members[2].heard
+
+
+def test_a_member_may_leave_from_within_that_nothing_can_be_heard() -> None:
+    scene = Scene()
+    scene.broker.lose(scene.hub)
+    members = [Quitter(scene.hub), Member("steady"), Quitter(scene.hub)]
+    for member in members:
+        scene.hub.register(b"id", member)
+    told(scene)
+    assert all(member.heard == [("degraded", "")] for member in members)
+    scene.broker.regain(scene.hub)
+    scene.hub.subscribed(CHANNEL, None)
+    assert [len(member.heard) for member in members] == [1, 3, 1]
 
 
 @given(st.lists(st.binary(max_size=40) | st.sampled_from([b"CONFIRMED", b'{"authResult":"A"}']), max_size=10))

@@ -703,6 +703,9 @@ class Broker:
     def reaches(self, _name: bytes) -> bool:
         return True
 
+    def degraded(self, _name: bytes) -> bool:
+        return False
+
 
 class Whole:
     """Hub, link and Redis, with members that come and go while commands and answers are on their way."""

@@ -69,6 +69,22 @@ def test_only_ids_in_their_form_register(value: object) -> None:
     assert isinstance(registration(value), Register) is good
 
 
+@pytest.mark.parametrize("last", ["m-1", "!", "~" * 200, '{"a":1}'])
+def test_a_registration_may_say_what_the_client_has_had_last(last: str) -> None:
+    assert registration("a", last) == Register("a", last)
+
+
+@pytest.mark.parametrize(
+    "last", [None, "", " ", "a b", "é", "a\n", "x" * 201, 7, True, ["m-1"], {"m": 1}, b"m-1"]
+)
+def test_what_is_no_message_id_is_left_out_and_the_id_registers_all_the_same(last: object) -> None:
+    assert registration("a", last) == Register("a")
+
+
+def test_a_message_id_makes_no_bad_id_good() -> None:
+    assert isinstance(registration("a b", "m-1"), Rejected)
+
+
 # parse_result
 
 

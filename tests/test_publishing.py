@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import fakeredis
 import orjson
@@ -11,13 +16,16 @@ import pytest
 import redis
 import redis.asyncio
 
+import gateway
 from gateway.errors import GatewayError, PublishError
 from gateway.messages import parse_result
-from gateway.publishing import SCRIPT, publish, publish_sync
+from gateway.publisher import Publisher
+from gateway.publishing import SCRIPT, Published, publish
 
-from .processes import Valkey
+from .processes import Cluster, Sentinel, Valkey
 
 CHANNEL = "websocket:12345678"
+DEPLOYMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
 
 
 async def test_a_result_is_published_and_retained_in_one_step() -> None:
@@ -48,20 +56,20 @@ async def test_the_prefix_is_the_nodes() -> None:
 
 def test_each_result_gets_a_message_id_of_its_own() -> None:
     with fakeredis.FakeRedis() as client:
-        first, second = (publish_sync(client, "a", "DONE") for _ in range(2))
+        first, second = (publish(client, "a", "DONE") for _ in range(2))
     assert len(first.message_id) == 32
     assert first.message_id != second.message_id
 
 
 def test_null_is_data_and_no_data_is_none() -> None:
     with fakeredis.FakeRedis() as client:
-        publish_sync(client, "a", "DONE", data=None, message_id="m")
+        publish(client, "a", "DONE", data=None, message_id="m")
         assert client.get("websocket:a") == b'{"authResult":"DONE","messageId":"m","data":null}'
 
 
 def test_a_node_reads_what_is_published() -> None:
     with fakeredis.FakeRedis() as client:
-        publish_sync(client, "a", "DONE", data=[1], message_id="m")
+        publish(client, "a", "DONE", data=[1], message_id="m")
         payload = client.get("websocket:a")
     assert isinstance(payload, bytes)
     result = parse_result(payload, b"a", 65_536)
@@ -91,28 +99,117 @@ async def test_what_no_node_would_forward_is_refused(
 ) -> None:
     with fakeredis.FakeRedis() as client:
         with pytest.raises(PublishError) as caught:
-            publish_sync(client, web_socket_id, auth_result, **options)  # type: ignore[arg-type]
+            publish(client, web_socket_id, auth_result, **options)  # type: ignore[call-overload]
         assert client.keys() == []
     assert isinstance(caught.value, GatewayError)
     assert isinstance(caught.value, ValueError)
 
 
-async def test_on_real_valkey_that_does_not_know_the_script_yet(valkey: Valkey) -> None:
+async def test_on_real_valkey(valkey: Valkey) -> None:
     with valkey.client() as client:
-        client.script_flush()
         with client.pubsub() as pubsub:
             pubsub.subscribe(CHANNEL)
             pubsub.get_message(timeout=5)
-            assert publish_sync(client, "12345678", "FAILED", retain=60).receivers == 1
+            assert publish(client, "12345678", "FAILED", retain=60).receivers == 1
             async with redis.asyncio.Redis.from_url(valkey.url) as other:
                 assert (await publish(other, "12345678", "CONFIRMED", retain=60)).receivers == 1
-                client.script_flush()
                 assert (await publish(other, "12345678", "CONFIRMED", retain=60)).retained
         retained = client.get(CHANNEL)
         assert isinstance(retained, bytes)
         assert orjson.loads(retained)["authResult"] == "CONFIRMED"
         assert 0 < int(str(client.ttl(CHANNEL))) <= 60
         client.delete(CHANNEL)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(replicas=0) as running:
+        yield running
+
+
+async def test_in_a_cluster_it_goes_to_the_sharded_subscribers(cluster: Cluster) -> None:
+    host, port = cluster.nodes[1].address.split(":")
+    names = [f"sharded-{number}" for number in range(20)]
+    with cluster.client() as client:
+        node = client.pubsub()
+        node.ssubscribe("websocket:sharded-0")
+        node.get_sharded_message(timeout=5)
+        async with redis.asyncio.RedisCluster(host=host, port=int(port)) as other:
+            for held, name in zip([1] + [0] * 19, names, strict=True):
+                first: Published = publish(client, name, "DONE", message_id="m1")
+                second: Published = await publish(other, name, "DONE", message_id="m2")
+                assert first == (held, True, "m1")
+                assert second == (held, True, "m2")
+                retained = client.get(f"websocket:{name}")
+                assert isinstance(retained, bytes)
+                assert orjson.loads(retained)["messageId"] == "m2"
+        heard = [node.get_sharded_message(timeout=5)["data"] for _ in range(2)]
+        node.close()
+        assert [orjson.loads(data)["messageId"] for data in heard] == ["m1", "m2"]
+
+
+async def test_with_the_clients_that_sentinel_gives(valkey: Valkey) -> None:
+    with Sentinel(valkey.port) as sentinel:
+        where = [("127.0.0.1", sentinel.port)]
+        found: Any = redis.Sentinel(where)  # type: ignore[no-untyped-call]
+        client: redis.Redis = found.master_for("mymaster")
+        with client, found.sentinels[0]:
+            assert publish(client, "by-sentinel", "DONE").retained
+        also: Any = redis.asyncio.Sentinel(where)  # type: ignore[no-untyped-call]
+        other: redis.asyncio.Redis = also.master_for("mymaster")
+        async with other, also.sentinels[0]:
+            assert (await publish(other, "by-sentinel", "DONE")).retained
+
+
+def rights(of: str) -> list[str]:
+    """What docs/deployment.md gives to the user of a backend that publishes by `of`."""
+    found = re.findall(r"ACL SETUSER backend on >… (.*)", DEPLOYMENT.read_text())
+    (line,) = [line for line in found if f"+{of}" in line.split()]
+    return ["reset", "on", ">x", *line.split()]
+
+
+async def test_a_backend_needs_few_rights(valkey: Valkey) -> None:
+    valkey.ask("ACL", "SETUSER", "backend", *rights("publish"))
+    with redis.Redis(port=valkey.port, username="backend", password="x") as client:
+        assert publish(client, "rights", "DONE").retained
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.set("other", "x")
+        with pytest.raises(redis.exceptions.NoPermissionError):
+            client.get("websocket:rights")
+    async with Publisher(valkey.url.replace("//", "//backend:x@")) as publisher:
+        assert (await publisher.publish("rights", "DONE")).retained
+
+
+async def test_a_backend_needs_few_rights_in_a_cluster(cluster: Cluster) -> None:
+    for server in cluster.nodes:
+        server.ask("ACL", "SETUSER", "backend", *rights("spublish"))
+    port = cluster.nodes[0].port
+    with redis.RedisCluster(host="127.0.0.1", port=port, username="backend", password="x") as client:
+        assert publish(client, "rights", "DONE").retained
+    async with Publisher(cluster.url.replace("//", "//backend:x@")) as publisher:
+        for number in range(9):
+            assert (await publisher.publish(f"rights-{number}", "DONE")).retained
+
+
+async def test_a_backend_needs_few_rights_at_the_sentinels(valkey: Valkey) -> None:
+    with Sentinel(valkey.port) as sentinel:
+        sentinel.ask("ACL", "SETUSER", "backend", *rights("sentinel|master"))
+        sentinel.ask("ACL", "SETUSER", "default", "resetpass", "-@all", "+ping")
+        url = f"redis+sentinel://{sentinel.address}/mymaster?sentinel_username=backend&sentinel_password=x"
+        async with Publisher(url) as publisher:
+            assert (await publisher.publish("rights", "DONE")).retained
+
+
+def test_importing_the_package_brings_no_redis() -> None:
+    code = (
+        "import sys, gateway; print('redis' in sys.modules); gateway.publish; print('redis' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=20, capture_output=True)
+    assert done.stdout.split() == [b"False", b"True"]
+    assert {"publish", "Published", "PublishError"} == set(gateway.__all__)
+    assert all(getattr(gateway, name) for name in gateway.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'unpublish'"):
+        gateway.unpublish  # noqa: B018
 
 
 @pytest.mark.needs("redis-cli")

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import WireError
-from gateway.messages import NO_DATA, CloseCode, Problem, Result
+from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
 from gateway.session import MAX_STRIKES, REMEMBERED, Node, Session, State
 from gateway.wire.json import JSON_WIRE
 
@@ -45,11 +45,14 @@ class Spoken(Session):
 
 
 class Overflowing(Spoken):
-    """Its first message is too much for its client, and it is closed from within."""
+    """A message too many for its client, the first unless there is `room`: it is closed from within."""
+
+    room = 0
 
     def _write(self, message: bytes) -> None:
         super()._write(message)
-        self.close(CloseCode.POLICY, "slow consumer")
+        if len(self.written) > self.room:
+            self.close(CloseCode.POLICY, "slow consumer")
 
 
 class Scene:
@@ -130,6 +133,19 @@ def test_the_same_id_again_while_it_waits_is_answered_as_often_as_it_came() -> N
     assert scene.broker.asked == [("subscribe", CHANNEL)]
     scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert [answer.get("registrationSucceeded") for answer in scene.said()] == [True, True, True, None]
+
+
+def test_the_same_id_again_amid_a_gap_is_answered_once_it_is_heard_again() -> None:
+    """An answer promises that nothing published after it is missed."""
+    scene = Scene()
+    scene.register()
+    scene.said()
+    scene.broker.lose(scene.node.hub)
+    scene.session.message_received(REGISTER)
+    assert scene.said() == []
+    scene.broker.regain(scene.node.hub)
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert [answer.get("registrationSucceeded") for answer in scene.said()] == [None, True]
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
@@ -319,6 +335,184 @@ def test_the_latest_message_ids_are_remembered_and_no_more(numbers: list[int]) -
         if number not in remembered:
             remembered = [*remembered, number][-REMEMBERED:]
         assert len(scene.session._had) <= REMEMBERED
+
+
+# What the client has had before
+
+
+def result(number: int) -> bytes:
+    return b'{"authResult":"DONE","messageId":"m-%d"}' % number
+
+
+def registration(**members: object) -> bytes:
+    return orjson.dumps({"webSocketId": "12345678", **members})
+
+
+def test_what_a_client_has_had_before_is_not_sent_again_and_all_else_is() -> None:
+    scene = Scene()
+    scene.session.message_received(registration(lastMessageId="m-1"))
+    scene.node.hub.subscribed(CHANNEL, result(1))
+    assert [message.get("messageId", "answer") for message in scene.said()] == ["answer"]
+    for number in (1, 2):
+        scene.node.hub.received(CHANNEL, result(number))
+    scene.node.hub.received(CHANNEL, b"DONE")
+    assert [message.get("messageId") for message in scene.said()] == ["m-2", None]
+
+
+@pytest.mark.parametrize("last", [None, "", "m 1", "x" * 201, 7, ["m-1"], {"m-1": 1}])
+def test_who_does_not_say_so_in_the_right_form_registers_and_gets_it_again(last: object) -> None:
+    scene = Scene()
+    scene.session.message_received(registration(lastMessageId=last))
+    scene.node.hub.subscribed(CHANNEL, result(1))
+    assert [message.get("messageId", "answer") for message in scene.said()] == ["answer", "m-1"]
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_registration_that_comes_again_may_say_more(confirmed: bool) -> None:
+    scene = Scene()
+    scene.session.message_received(registration(lastMessageId="m-1"))
+    if confirmed:
+        scene.node.hub.subscribed(CHANNEL, None)
+    scene.session.message_received(registration(lastMessageId="m-2"))
+    if not confirmed:
+        scene.node.hub.subscribed(CHANNEL, None)
+    scene.said()
+    for number in (1, 2, 3):
+        scene.node.hub.received(CHANNEL, result(number))
+    assert [message["messageId"] for message in scene.said()] == ["m-3"]
+
+
+def test_a_registration_that_is_refused_says_nothing_about_results() -> None:
+    scene = Scene()
+    scene.register()
+    scene.session.message_received(b'{"webSocketId":"another","lastMessageId":"m-1"}')
+    scene.said()
+    scene.node.hub.received(CHANNEL, result(1))
+    assert [message["messageId"] for message in scene.said()] == ["m-1"]
+
+
+def test_a_client_that_says_ever_more_takes_no_more_memory() -> None:
+    scene = Scene()
+    for number in range(100):
+        scene.session.message_received(registration(lastMessageId=f"m-{number}"))
+    scene.session.message_received(registration(lastMessageId="m-99"))
+    assert scene.session._had == tuple(f"m-{number}" for number in range(100 - REMEMBERED, 100))
+
+
+# The status of push
+
+WATCHING = registration(status=True)
+
+
+def pushes(scene: Scene) -> list[object]:
+    """What was said of push since the last time."""
+    return [message["push"] for message in scene.said() if message["topic"] == "/user/topic/status"]
+
+
+def test_who_watches_is_told_once_and_then_that_it_is_over() -> None:
+    scene = Scene()
+    scene.session.message_received(WATCHING)
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert pushes(scene) == []
+    for _ in range(2):
+        scene.session.degraded()
+    assert pushes(scene) == ["degraded"]
+    for _ in range(2):
+        scene.session.restored()
+    assert pushes(scene) == ["restored"]
+    scene.session.degraded()
+    assert pushes(scene) == ["degraded"]
+
+
+def test_who_does_not_watch_is_told_nothing() -> None:
+    scene = Scene()
+    scene.register()
+    scene.session.degraded()
+    scene.session.restored()
+    assert scene.said() == []
+
+
+def test_who_begins_to_watch_is_told_at_once_after_its_answer() -> None:
+    scene = Scene()
+    scene.register()
+    scene.session.degraded()
+    scene.session.message_received(WATCHING)
+    assert [message["topic"] for message in scene.said()] == [
+        "/user/topic/registration",
+        "/user/topic/status",
+    ]
+    scene.session.message_received(WATCHING)
+    assert pushes(scene) == ["degraded"], "and as often as it asks"
+    scene.session.restored()
+    assert pushes(scene) == ["restored"]
+
+
+def test_who_began_to_watch_afterwards_is_told_nothing() -> None:
+    scene = Scene()
+    scene.register()
+    scene.session.degraded()
+    scene.session.restored()
+    scene.session.message_received(WATCHING)
+    assert pushes(scene) == []
+
+
+def test_who_registers_while_results_cannot_be_heard_is_told_at_once() -> None:
+    scene = Scene()
+    scene.broker.lines_down.add(CHANNEL)
+    scene.session.message_received(WATCHING)
+    assert pushes(scene) == ["degraded"]
+    scene.broker.lines_down.clear()
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    said = scene.said()
+    assert [message.get("push") or message.get("authResult", "answer") for message in said] == [
+        "answer",
+        "CONFIRMED",
+        "restored",
+    ]
+
+
+def test_another_line_that_is_down_concerns_nobody_here() -> None:
+    scene = Scene()
+    scene.broker.lines_down.add(b"websocket:other")
+    scene.session.message_received(WATCHING)
+    assert pushes(scene) == []
+
+
+def test_after_a_refusal_by_redis_the_next_registration_brings_the_end_of_it() -> None:
+    scene = Scene()
+    scene.broker.lines_down.add(CHANNEL)
+    scene.session.message_received(WATCHING)
+    scene.node.hub.refused(CHANNEL, "NOPERM")
+    assert pushes(scene) == ["degraded"]
+    scene.session.message_received(b'{"webSocketId":"other"}')
+    scene.node.hub.subscribed(b"websocket:other", None)
+    assert pushes(scene) == ["restored"]
+
+
+def test_a_status_that_is_too_much_for_a_client_that_registers_leaves_nothing_in_the_hub() -> None:
+    scene = Scene()
+    scene.node.admission.admit("192.0.2.1")
+    scene.broker.lines_down.add(CHANNEL)
+    session = Overflowing(scene.node)
+    session._handle(WatchStatus())
+    session.message_received(REGISTER)
+    assert [orjson.loads(message)["push"] for message in session.written] == ["degraded"]
+    assert session.goodbyes == [(CloseCode.POLICY, "slow consumer")]
+    scene.node.hub.subscribed(CHANNEL, None)
+    scene.node.hub.unsubscribed(CHANNEL)
+    assert not scene.hub_knows
+
+
+def test_who_is_gone_because_of_its_result_is_told_nothing_behind_it() -> None:
+    scene = Scene()
+    scene.node.admission.admit("192.0.2.1")
+    scene.broker.lines_down.add(CHANNEL)
+    session = Overflowing(scene.node)
+    session.room = 2
+    session.message_received(WATCHING)
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert len(session.written) == 3, "how push is, the answer, the result"
+    assert session.goodbyes == [(CloseCode.POLICY, "slow consumer")]
 
 
 # Deadlines

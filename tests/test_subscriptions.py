@@ -184,6 +184,36 @@ def test_a_loss_forgets_what_was_held_and_who_left() -> None:
     assert subs.confirmed(b"y", None).payloads == ()
 
 
+def test_who_cannot_be_heard_for_is_whoever_waits_for_redis() -> None:
+    subs = table()
+    subs.join(b"x", A, connected=True)
+    assert subs.unconfirmed(b"x") == (A,), "asked and not answered"
+    subs.confirmed(b"x", None)
+    subs.join(b"x", B, connected=True)
+    assert subs.unconfirmed(b"x") == (), "B waits for a read only, and what comes live is held for it"
+    subs.disconnected()
+    assert set(subs.unconfirmed(b"x")) == {A, B}
+    subs.connected()
+    assert set(subs.unconfirmed(b"x")) == {A, B}
+    subs.confirmed(b"x", None)
+    assert subs.unconfirmed(b"x") == ()
+    for member in (A, B):
+        subs.leave(b"x", member)
+    assert subs.unconfirmed(b"x") == ()
+    subs.join(b"x", C, connected=True)
+    assert subs.unconfirmed(b"x") == (C,), "it is being given up, and will be asked for again"
+    assert subs.unconfirmed(b"other") == ()
+
+
+def test_names_are_those_of_a_moment() -> None:
+    subs = table()
+    for name in (b"x", b"y"):
+        subs.join(name, A, connected=True)
+    names = subs.names()
+    subs.join(b"z", A, connected=True)
+    assert names == [b"x", b"y"]
+
+
 def test_a_refusal_puts_everybody_out() -> None:
     subs = table()
     confirmed(subs, A)

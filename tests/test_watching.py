@@ -19,6 +19,7 @@ from .processes import free_port
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 AiohttpServer = Callable[[web.Application], Awaitable[TestServer]]
 
+REGISTRATION = {"topic": "/user/topic/registration", "webSocketId": "a", "status": True}
 ACCEPTED = '{"topic":"/user/topic/registration","webSocketId":"a","registrationSucceeded":true}'
 RESULT = '{"topic":"/user/topic/authorization","webSocketId":"a","authResult":"DONE","data":1}'
 REFUSED = (
@@ -67,7 +68,7 @@ def saying(*texts: str, code: int = 1012, reason: bytes = b"service restart") ->
     async def handler(request: web.Request) -> web.StreamResponse:
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
-        assert await websocket.receive_json() == {"topic": "/user/topic/registration", "webSocketId": "a"}
+        assert await websocket.receive_json() == REGISTRATION
         for text in texts:
             await websocket.send_str(text)
         await websocket.close(code=code, message=reason)
@@ -85,6 +86,37 @@ async def test_it_registers_tells_of_results_and_of_the_close(aiohttp_server: Ai
         {"event": "closed", "code": 1012, "reason": "service restart"},
         {"event": "retrying", "seconds": 0.5},
     ]
+
+
+async def test_it_says_what_it_has_had_last_when_it_comes_back(aiohttp_server: AiohttpServer) -> None:
+    registrations: list[object] = []
+    answers = iter(["m-1", "m-2", None, "m-3"])
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        registrations.append(await websocket.receive_json())
+        message_id = next(answers)
+        named = {} if message_id is None else {"messageId": message_id}
+        result = {"topic": "/user/topic/authorization", "webSocketId": "a", "authResult": "DONE", **named}
+        await websocket.send_str(ACCEPTED)
+        await websocket.send_json(result)
+        await websocket.close()
+        return websocket
+
+    await said(await serving(aiohttp_server, handler), Waits(last=4))
+    last = [None, "m-1", "m-2", "m-2"]
+    assert registrations == [
+        REGISTRATION if message_id is None else {**REGISTRATION, "lastMessageId": message_id}
+        for message_id in last
+    ]
+
+
+async def test_it_asks_for_the_status_and_tells_of_it(aiohttp_server: AiohttpServer) -> None:
+    status = '{"topic":"/user/topic/status","push":"%s"}'
+    pushes = ("degraded", "restored")
+    url = await serving(aiohttp_server, saying(ACCEPTED, *(status % push for push in pushes)))
+    assert (await said(url, Waits()))[2:4] == [{"event": "status", "push": push} for push in pushes]
 
 
 async def test_a_registration_that_succeeds_resets_the_delay(aiohttp_server: AiohttpServer) -> None:

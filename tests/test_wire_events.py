@@ -5,11 +5,22 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, WEB_SOCKET_ID, CloseCode, Problem, Result
-from gateway.wire.events import EVENTS_WIRE, RETRY, farewell
+from gateway.messages import (
+    AUTH_RESULT,
+    DEGRADED,
+    MESSAGE_ID,
+    NO_DATA,
+    RESTORED,
+    WEB_SOCKET_ID,
+    CloseCode,
+    Problem,
+    Result,
+)
+from gateway.wire.events import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
@@ -72,10 +83,19 @@ def test_a_result(name: bytes, auth_result: str, message_id: str | None, data: o
     assert last_id == (message_id or "before"), "a result without an id leaves the last one in force"
 
 
+@pytest.mark.parametrize("push", [DEGRADED, RESTORED])
+def test_the_status(push: str) -> None:
+    """An event with a name of its own, which an EventSource without a listener for it ignores."""
+    ((kind, data, last_id),) = interpret(b"id: before\n\n" + EVENTS_WIRE.status(push))
+    assert (kind, json.loads(data), last_id) == ("status", {"push": push}, "before")
+
+
 @given(st.text(max_size=200), st.text())
 def test_refused(name: str, message: str) -> None:
-    ((kind, data, _),) = interpret(EVENTS_WIRE.reject(name, Problem("not_allowed", message)))
+    ((kind, data, last_id),) = interpret(EVENTS_WIRE.reject(name, Problem("not_allowed", message)))
     assert kind == "registration"
+    assert last_id == REFUSED
+    assert not MESSAGE_ID.fullmatch(last_id), "no result's id means it"
     assert json.loads(data) == {
         "webSocketId": name,
         "registrationSucceeded": False,

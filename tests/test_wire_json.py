@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from gateway.errors import WireError
 from gateway.messages import (
+    DEGRADED,
     NO_DATA,
+    RESTORED,
     CloseCode,
     InvalidResult,
     Problem,
@@ -18,6 +20,7 @@ from gateway.messages import (
     Request,
     Result,
     Unknown,
+    WatchStatus,
     parse_result,
 )
 from gateway.wire import Wire
@@ -29,7 +32,9 @@ WIRE: Wire = JSON_WIRE
 
 
 def receive(message: bytes) -> Request:
-    (request,) = WIRE.receive(message)
+    """What `message` asks for first; a registration may also ask for the status."""
+    request, *more = WIRE.receive(message)
+    assert more in ([], [WatchStatus()])
     return request
 
 
@@ -50,6 +55,40 @@ def receive(message: bytes) -> Request:
 )
 def test_registers(message: bytes) -> None:
     assert receive(message) == Register("12345678")
+
+
+@pytest.mark.parametrize(
+    ("member", "last"),
+    [
+        (b'"lastMessageId":"m-1"', "m-1"),
+        (b'"lastMessageId":null', None),
+        (b'"lastMessageId":""', None),
+        (b'"lastMessageId":"a b"', None),
+        (b'"lastMessageId":7', None),
+        (b'"lastMessageId":["m-1"]', None),
+        (b'"lastmessageid":"m-1"', None),
+    ],
+)
+def test_registers_with_what_the_client_has_had_last(member: bytes, last: str | None) -> None:
+    assert receive(b'{"webSocketId":"12345678",%b}' % member) == Register("12345678", last)
+
+
+@pytest.mark.parametrize("topic", [b"", b'"topic":"/user/topic/registration",'])
+def test_a_registration_may_ask_for_the_status(topic: bytes) -> None:
+    asked = list(WIRE.receive(b'{%b"webSocketId":"12345678","status":true}' % topic))
+    assert asked == [Register("12345678"), WatchStatus()], "the answer first, then how push is"
+
+
+@pytest.mark.parametrize("value", [b"false", b"null", b"1", b'"true"', b"[true]", b"{}"])
+def test_nothing_else_asks_for_it(value: bytes) -> None:
+    assert list(WIRE.receive(b'{"webSocketId":"12345678","status":%b}' % value)) == [Register("12345678")]
+
+
+def test_also_when_the_id_is_refused() -> None:
+    """The next one on this connection may be good."""
+    rejected, watching = WIRE.receive(b'{"webSocketId":"a b","status":true}')
+    assert isinstance(rejected, Rejected)
+    assert watching == WatchStatus()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +174,8 @@ like_ours = st.fixed_dictionaries(
     optional={
         "topic": st.sampled_from(["/user/topic/registration", "/user/topic/error", ""]) | json_values,
         "webSocketId": st.text(max_size=210) | json_values,
+        "lastMessageId": st.text(max_size=210) | json_values,
+        "status": json_values,
     },
 )
 
@@ -155,6 +196,7 @@ def test_any_bytes_at_all_ask_for_something_or_end_the_connection(message: bytes
     if isinstance(request, Register):
         assert 1 <= len(request.web_socket_id) <= 200
         assert request.web_socket_id.isascii()
+        assert request.last_message_id is None or request.last_message_id.isascii()
     elif isinstance(request, Rejected):  # whatever it is, it can be answered
         orjson.loads(WIRE.reject(request.web_socket_id, request.problem))
     else:
@@ -189,6 +231,12 @@ def test_complains_to_the_letter() -> None:
     assert WIRE.complain(PROBLEM) == (
         b'{"topic":"/user/topic/error","error":{"code":"invalid_id","message":"say \\"please\\""}}'
     )
+
+
+@pytest.mark.parametrize("push", [DEGRADED, RESTORED])
+def test_tells_of_the_status_to_the_letter(push: str) -> None:
+    assert WIRE.status(push) == b'{"topic":"/user/topic/status","push":"%b"}' % push.encode()
+    assert push in ("degraded", "restored")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,20 @@ import orjson
 import pytest
 
 from gateway.errors import WireError
-from gateway.messages import CloseCode, Leave, Problem, Register, Rejected, Reply, Request, Result, Unknown
+from gateway.messages import (
+    DEGRADED,
+    RESTORED,
+    CloseCode,
+    Leave,
+    Problem,
+    Register,
+    Rejected,
+    Reply,
+    Request,
+    Result,
+    Unknown,
+    WatchStatus,
+)
 from gateway.messages import registration as asked_for
 from gateway.wire import Wire
 from gateway.wire.stomp import (
@@ -22,14 +35,17 @@ from gateway.wire.stomp import (
     MAX_KEPT,
     MAX_KEPT_BYTES,
     MAX_LINE,
+    MAX_SHARED,
     MAX_SUBSCRIPTIONS,
     StompWire,
+    _shared_head,
 )
 
 MAX_BODY = 1_000
 VERSIONS = ("1.0", "1.1", "1.2")
 
 REGISTRATION, AUTHORIZATION = "/user/topic/registration", "/user/topic/authorization"
+STATUS = "/user/topic/status"
 ID = b"12345678"
 REGISTER = b'SEND\ndestination:/app/registration\n\n{"webSocketId":"12345678"}\0'
 REGISTERED = b'{"webSocketId":"12345678","registrationSucceeded":true}'
@@ -143,33 +159,31 @@ def test_no_version_in_common(accepted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "outgoing", "incoming"),
+    ("ours", "theirs", "outgoing"),
     [
-        ((25_000, 25_000), "heart-beat:10000,10000", 25.0, 25.0),
-        ((25_000, 25_000), "heart-beat:30000,40000", 40.0, 30.0),
-        ((25_000, 10_000), "heart-beat:0,10000", 25.0, 0.0),
-        ((25_000, 10_000), "heart-beat:20000,0", 0.0, 20.0),
-        ((0, 0), "heart-beat:10000,10000", 0.0, 0.0),
-        ((25_000, 0), "heart-beat: 10000 , 10000 ", 25.0, 0.0),
-        ((25_000, 25_000), "heart-beat:0,0", 0.0, 0.0),
-        ((25_000, 25_000), "x:no heart-beat header", 0.0, 0.0),
+        ((25_000, 25_000), "heart-beat:10000,10000", 25.0),
+        ((25_000, 25_000), "heart-beat:30000,40000", 40.0),
+        ((25_000, 10_000), "heart-beat:0,10000", 25.0),
+        ((25_000, 10_000), "heart-beat:20000,0", 0.0),
+        ((0, 0), "heart-beat:10000,10000", 0.0),
+        ((25_000, 0), "heart-beat: 10000 , 10000 ", 25.0),
+        ((25_000, 25_000), "heart-beat:0,0", 0.0),
+        ((25_000, 25_000), "x:no heart-beat header", 0.0),
     ],
 )
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
-def test_agrees_on_heart_beats(
-    version: str, ours: tuple[int, int], theirs: str, outgoing: float, incoming: float
-) -> None:
+def test_agrees_on_heart_beats(version: str, ours: tuple[int, int], theirs: str, outgoing: float) -> None:
     wire = StompWire(MAX_BODY, ours)
     (answer,) = said(receive(wire, frame("CONNECT", f"accept-version:{version}", theirs)))
     assert answer.headers["heart-beat"] == f"{ours[0]},{ours[1]}"
-    assert (wire.outgoing, wire.incoming) == (outgoing, incoming)
+    assert wire.outgoing == outgoing
 
 
 def test_version_1_0_has_no_heart_beats_but_the_header() -> None:
     wire = StompWire(MAX_BODY)
     (answer,) = said(receive(wire, frame("CONNECT", "heart-beat:10000,10000")))
     assert answer.headers["heart-beat"] == "0,0"
-    assert (wire.outgoing, wire.incoming) == (0.0, 0.0)
+    assert wire.outgoing == 0.0
 
 
 @pytest.mark.parametrize("beats", ["", "1", "1,2,3", "a,b", "-1,1", "1.5,1", "1,9999999999"])
@@ -209,6 +223,23 @@ def test_registers(version: str, destination: str) -> None:
     (request,) = receive(connected(version), message)
     assert isinstance(request, Register)
     assert request == asked_for("12345678")
+
+
+@pytest.mark.parametrize(
+    ("last", "known"),
+    [(b'"m-1"', "m-1"), (b"null", None), (b'""', None), (b'"a b"', None), (b"7", None), (b"{}", None)],
+)
+def test_registers_with_what_the_client_has_had_last(last: bytes, known: str | None) -> None:
+    body = b'{"webSocketId":"12345678","lastMessageId":%b}' % last
+    (request,) = receive(connected(), frame("SEND", "destination:/app/registration", body=body))
+    assert request == Register("12345678", known)
+
+
+def test_a_body_does_not_ask_for_the_status() -> None:
+    """SUBSCRIBE does; what nobody has subscribed to could not be sent."""
+    body = b'{"webSocketId":"12345678","status":true}'
+    (request,) = receive(connected(), frame("SEND", "destination:/app/registration", body=body))
+    assert request == Register("12345678")
 
 
 @pytest.mark.parametrize(
@@ -364,6 +395,33 @@ def test_each_subscription_gets_a_message_with_an_id_of_its_own() -> None:
     messages = (first, second, third, fourth)
     assert [message.headers["subscription"] for message in messages] == ["sub-0", "sub-2"] * 2
     assert [message.headers["message-id"] for message in messages] == ["1", "2", "3", "4"]
+
+
+# The status of push
+
+
+@every_version
+def test_who_subscribes_to_the_status_watches_it(version: str) -> None:
+    wire = connected(version, REGISTRATION, AUTHORIZATION)
+    assert wire.status(DEGRADED) == b""
+    assert receive(wire, subscribe(STATUS, "sub-2")) == [WatchStatus()]
+    told = [message for push in (DEGRADED, RESTORED) for message in read(wire.status(push))]
+    assert [message.headers["destination"] for message in told] == [STATUS, STATUS]
+    assert [message.headers["subscription"] for message in told] == ["sub-2", "sub-2"]
+    assert [message.body for message in told] == [b'{"push":"degraded"}', b'{"push":"restored"}']
+
+
+def test_who_watches_it_no_longer_is_told_nothing_and_nothing_waits() -> None:
+    wire = connected("1.2", STATUS)
+    receive(wire, frame("UNSUBSCRIBE", "id:sub-0"))
+    assert wire.status(DEGRADED) == b""
+    assert receive(wire, subscribe(STATUS)) == [WatchStatus()]
+
+
+def test_a_receipt_for_watching() -> None:
+    receipt, watching = receive(connected(), subscribe(STATUS, "sub-0", "receipt:r"))
+    assert receipt == Reply(b"RECEIPT\nreceipt-id:r\n\n\0")
+    assert watching == WatchStatus()
 
 
 # Subscriptions
@@ -882,3 +940,29 @@ def test_a_real_client(client: str) -> None:
     ]
     assert answers == PLAY_BOOKS[client].answers
     assert wire.acknowledged == 2
+
+
+# Heads that clients share
+
+
+def test_a_head_means_what_its_own_clients_version_says() -> None:
+    """Heads are remembered, so a client's must not be read by what another's version allows."""
+    escaped = subscribe("/user/topic/registration", r"a\r")
+    spaced = frame("SUBSCRIBE", "id: s ", "destination: /user/topic/registration ")
+    for _ in range(2):
+        assert receive(connected("1.2"), escaped) == []
+        assert refused(connected("1.1"), escaped)[0] is CloseCode.PROTOCOL_ERROR
+        answers = {version: connected(version) for version in ("1.0", "1.2")}
+        for wire in answers.values():
+            receive(wire, spaced)
+        assert said([Reply(answers["1.0"].acknowledge(ID))])[0].headers["subscription"] == "s"
+        assert answers["1.2"].acknowledge(ID) == b""
+
+
+def test_nothing_of_a_connect_is_remembered() -> None:
+    """It brings a token."""
+    before = _shared_head.cache_info()
+    connected()
+    assert _shared_head.cache_info() == before
+    receive(connected(), frame("SUBSCRIBE", "id:1", "destination:x", f"x-long:{'x' * MAX_SHARED}"))
+    assert _shared_head.cache_info() == before

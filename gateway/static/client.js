@@ -3,12 +3,19 @@
 //   const client = new ResultClient("wss://gateway.example/ws", webSocketId, {
 //     result: ({ authResult, messageId, data }) => { /* ask the REST API what to do next */ },
 //     state: (name, detail) => { /* connecting, registering, registered, waiting, refused, closed */ },
+//     push: (name) => { /* "degraded": ask the REST API every few seconds; "restored": no longer */ },
 //   });
 //   client.open();
+//
+// `push` is told "degraded" when the node has been without Redis for some seconds, so that no results can be heard,
+// and "restored" when they are heard again, behind those that were retained. Published with retention, none is
+// missed by a page that asks in between and at no other time. All pages are told at once: begin at a random moment
+// of your interval, or they all ask at once too.
 
 const REGISTRATION = "/user/topic/registration";
 const AUTHORIZATION = "/user/topic/authorization";
 const ERROR = "/user/topic/error";
+const STATUS = "/user/topic/status";
 
 const FIRST_DELAY = 500; // ms: the longest the first wait may last; it doubles with every failure
 const LONGEST_DELAY = 10_000; // ms
@@ -28,9 +35,14 @@ export class ResultClient {
   #timer = 0;
   #failures = 0;
   #seen = new Set();
+  #last = undefined; // the messageId that came last
+  #push = "restored";
   #listening = null;
 
-  /** `on` may hold the callbacks `state(name, detail)`, `result(message)`, `error(error)`, `frame(mark, text)`. */
+  /**
+   * `on` may hold the callbacks `state(name, detail)`, `result(message)`, `push(name)`, `error(error)` and
+   * `frame(mark, text)`.
+   */
   constructor(url, webSocketId, on) {
     this.#url = url;
     this.#id = webSocketId;
@@ -69,7 +81,9 @@ export class ResultClient {
   }
 
   #register() {
-    const text = JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id });
+    // Members that are undefined are left out.
+    const asked = { lastMessageId: this.#last, status: this.#on.push ? true : undefined };
+    const text = JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id, ...asked });
     this.#on.frame?.(">", text);
     this.#socket.send(text);
   }
@@ -79,6 +93,7 @@ export class ResultClient {
     const message = JSON.parse(text);
     if (message.topic === REGISTRATION) this.#answered(message);
     if (message.topic === AUTHORIZATION && this.#isNew(message.messageId)) this.#on.result?.(message);
+    if (message.topic === STATUS) this.#pushIs(message.push);
     if (message.topic === ERROR) this.#on.error?.(message.error);
   }
 
@@ -87,12 +102,22 @@ export class ResultClient {
     if (!registrationSucceeded) return this.#end("refused", error);
     clearTimeout(this.#timer);
     this.#failures = 0;
+    // Whatever was before this connection: its first answer comes when results are heard.
+    if (this.#state !== "registered") this.#pushIs("restored");
     this.#enter("registered");
   }
 
-  // A retained result comes with every registration, so after a reconnect it may be known already.
+  #pushIs(name) {
+    if (name === this.#push) return;
+    this.#push = name;
+    this.#on.push?.(name);
+  }
+
+  // A retained result comes with every registration. The gateway leaves out the one that this client names as its
+  // last; an older one may come again after a reconnect.
   #isNew(messageId) {
     if (messageId === undefined) return true;
+    this.#last = messageId;
     if (this.#seen.has(messageId)) return false;
     this.#seen.add(messageId);
     if (this.#seen.size > REMEMBERED) this.#seen.delete(this.#seen.values().next().value);

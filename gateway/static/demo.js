@@ -47,6 +47,7 @@ function remember(value) {
 function use(newId) {
   client?.close();
   id = newId;
+  delete page.dataset.push;
   $("id").textContent = id;
   showCommands();
   forgetResults();
@@ -60,6 +61,7 @@ function use(newId) {
   client = new ResultClient(url.href, id, {
     state: showState,
     result: showResult,
+    push: showPush,
     error: ({ message }) => announce(`The gateway says: ${message}`),
     frame: showFrame,
   });
@@ -106,10 +108,14 @@ async function copied(source) {
 
 // The state of the connection.
 
+const isBlind = () => page.dataset.push === "degraded";
+
 const STATES = {
   connecting: () => "Connecting",
   registering: () => "Connected, registering",
-  registered: () => (info.node ? `Registered on node ${info.node}` : "Registered"),
+  registered: () =>
+    (info.node ? `Registered on node ${info.node}` : "Registered") +
+    (isBlind() ? ", but the node has lost Redis" : ""),
   waiting: ({ until, reason }) => {
     const seconds = Math.max(0, (until - Date.now()) / 1000).toFixed(1);
     return `Reconnecting in ${seconds} s${reason ? ` (${reason})` : ""}`;
@@ -118,11 +124,13 @@ const STATES = {
   closed: () => "Offline, because you asked for it",
 };
 
+const WAITS = "This browser waits. Play the phone with a command below: the result is here at once.";
+const BLIND = "Nothing can arrive before the node has Redis back. A page of your own would ask its server meanwhile.";
+
 const STORIES = {
   connecting: () => trouble || CONNECTING,
   registering: () => trouble || CONNECTING,
-  registered: () =>
-    arrival || "This browser waits. Play the phone with a command below: the result is here at once.",
+  registered: () => (isBlind() ? BLIND : arrival || WAITS),
   waiting: () => trouble,
   refused: () => "This id cannot be registered: take a new one.",
   closed: () => "Nothing reaches this page now; a result sent with the second command is kept for it.",
@@ -143,6 +151,15 @@ function showStory() {
 function showSlowness() {
   $("story").textContent = "The node is waiting for Redis, and registers this page as soon as it is there.";
   announce($("story").textContent);
+}
+
+function showPush(name) {
+  page.dataset.push = name;
+  if (page.dataset.state === "registering" && isBlind()) showSlowness();
+  if (page.dataset.state !== "registered") return; // else the connection's own state says more
+  $("state").textContent = STATES.registered();
+  showStory();
+  announce(isBlind() ? BLIND : "The node has Redis back.");
 }
 
 async function showState(state, detail) {

@@ -12,11 +12,13 @@ from ..messages import (
     ERROR,
     NO_DATA,
     REGISTRATION,
+    STATUS,
     CloseCode,
     Problem,
     Request,
     Result,
     Unknown,
+    WatchStatus,
     registration,
 )
 
@@ -32,10 +34,10 @@ class JsonWire:
 
     __slots__ = ()
 
-    outgoing = incoming = 0.0  # WebSocket's own pings are enough
+    outgoing = 0.0  # WebSocket's own pings are enough
     heartbeat = b""
 
-    def receive(self, message: bytes) -> tuple[Request]:
+    def receive(self, message: bytes) -> tuple[Request, ...]:
         try:
             body = orjson.loads(message)
         except orjson.JSONDecodeError:
@@ -44,7 +46,9 @@ class JsonWire:
             return (_UNKNOWN,)
         # The bare {"webSocketId": "..."} registers too: the protocol page's example, typed by hand.
         if body.get("topic", REGISTRATION if "webSocketId" in body else None) == REGISTRATION:
-            return (registration(body.get("webSocketId")),)
+            wanted = registration(body.get("webSocketId"), body.get("lastMessageId"))
+            # The registration goes first, so that a status follows its answer and is never overtaken by it.
+            return (wanted, WatchStatus()) if body.get("status") is True else (wanted,)
         return (_UNKNOWN,)
 
     def acknowledge(self, web_socket_id: bytes) -> bytes:
@@ -69,6 +73,9 @@ class JsonWire:
         if result.data is not NO_DATA:
             extra["data"] = result.data
         return message[:-1] + b"," + orjson.dumps(extra)[1:]
+
+    def status(self, push: str) -> bytes:
+        return f'{{"topic":"{STATUS}","push":"{push}"}}'.encode()
 
 
 @lru_cache(256)  # there are a handful of words, and each is in almost every message

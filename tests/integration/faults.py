@@ -18,6 +18,8 @@ class Proxy:
         self.port = 0
         self.barred = False
         """While set, new connections are closed at once."""
+        self.mute = False
+        """While set, new connections carry nothing, and stay open."""
         self._target = target
         self._silenced: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -61,6 +63,8 @@ class Proxy:
         there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
         both = {writer, there_writer}
         self._writers |= both
+        if self.mute:
+            self._silenced |= both
         try:
             await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer))
         finally:

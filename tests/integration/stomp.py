@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 CONNECT = "CONNECT\nX-CSRF-TOKEN:a1b2:c3-\\x\naccept-version:1.1,1.0\nheart-beat:10000,10000\n\n\0"
 TO_REGISTRATION = "SUBSCRIBE\nid:sub-0\ndestination:/user/topic/registration\n\n\0"
 TO_AUTHORIZATION = "SUBSCRIBE\nid:sub-1\ndestination:/user/topic/authorization\n\n\0"
+TO_STATUS = "SUBSCRIBE\nid:sub-2\ndestination:/user/topic/status\n\n\0"
 DISCONNECT = "DISCONNECT\nreceipt:bye\n\n\0"
 
 
-def send(name: str) -> str:
-    """The SEND that registers `name`."""
-    body = json.dumps({"webSocketId": name})
+def send(name: str, **members: object) -> str:
+    """The SEND that registers `name`, with further members in its body."""
+    body = json.dumps({"webSocketId": name, **members})
     return f"SEND\ndestination:/app/registration\ncontent-length:{len(body)}\n\n{body}\0"
 
 

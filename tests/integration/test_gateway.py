@@ -292,7 +292,9 @@ async def test_what_the_admin_port_says(valkey: Valkey, new_id: NewId) -> None:
             assert (await operator.answer())[0] == 404, "browsers' business is on the other port"
         async with Raw.registered(port_of(gateway), new_id()), Raw.connected(port_of(gateway)):
             await until(lambda: gateway._door.handshakes == 1, "the silent connection is seen")
+            await until(lambda: gateway._broker.probes[0].round_trip, "a probe has come through")
             status, ready = await readiness(admin)
+            assert 0 < ready["redis"].pop("probe_seconds") < 1
             assert (status, ready) == (
                 200,
                 {
@@ -306,6 +308,6 @@ async def test_what_the_admin_port_says(valkey: Valkey, new_id: NewId) -> None:
                     "invalid": {},
                     "refused": {},
                     "ended": {},
-                    "redis": {"connected": True, "gaps": 0, "blind_seconds": 0.0},
+                    "redis": {"connected": True, "gaps": 0, "blind_seconds": 0.0, "mended": 0},
                 },
             )

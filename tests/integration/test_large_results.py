@@ -73,3 +73,8 @@ class _Deaf:
 
     def refuse(self, web_socket_id: bytes, problem: object) -> None:
         raise AssertionError(problem)
+
+    def degraded(self) -> None:
+        """It watches no status."""
+
+    restored = degraded

@@ -41,6 +41,11 @@ class Waiting:
     def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
         self.told.append(problem.code)
 
+    def degraded(self) -> None:
+        """It watches no status."""
+
+    restored = degraded
+
 
 class Publisher(asyncio.Protocol):
     """A connection to Redis that waits for no reply, so that a result costs no more than a write."""

@@ -1,0 +1,110 @@
+"""The connections that results are published over: one to each server, for whoever publishes. Disposable.
+
+What several callers ask at the same time goes out one behind the other and is answered in that order; a
+batch is one write. redis-py's client would take a connection from a pool for each of them, try again by its
+own rules, and close the connections of others when one caller gives up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, Final
+
+from .connection import Connection, LinkLost, Question, Refusal, pack, resolve
+from .topology import Server
+
+NAME: Final = "webflow-publisher"
+"""What CLIENT LIST shows."""
+
+Command = tuple[str | bytes | int, ...]
+
+
+class Line(Connection):
+    """A connection that takes batches; `open` makes one."""
+
+    @classmethod
+    async def open(cls, server: Server) -> Line:
+        """Connect to `server` and log in.
+
+        Raises OSError, of which PermissionError means that trying again is of no use.
+        """
+        line = cls()
+        try:
+            await server.open(line)
+            await line.hello(server.username, server.password, server.database, NAME)
+        except Refusal as refusal:
+            line.abort("not welcome")
+            kind = ConnectionError if refusal.reply.startswith("LOADING") else PermissionError
+            raise kind(str(refusal)) from None
+        except LinkLost as lost:
+            raise ConnectionError(str(lost)) from None
+        except BaseException:
+            line.abort("not connected")
+            raise
+        return line
+
+    @property
+    def lost(self) -> bool:
+        return self._transport is None or self._transport.is_closing()
+
+    async def ask_all(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to these commands, in their order; a refusal is a hiredis.ReplyError among them.
+
+        Raises ConnectionError when the connection ends before; what was done by then is unknown.
+        """
+        if self._transport is None:
+            raise ConnectionError("the connection is gone")
+        replies: list[Any] = []
+        answered: asyncio.Future[None] = self._loop.create_future()
+
+        def replied(reply: Any) -> None:
+            replies.append(reply)
+            if len(replies) == len(commands):
+                resolve(answered, None)
+
+        self._unanswered.extend(Question(replied) for _ in commands)
+        self._transport.write(b"".join(pack(*command) for command in commands))
+        await asyncio.wait((answered, self.closed), return_when=asyncio.FIRST_COMPLETED)
+        if not answered.done():
+            raise ConnectionError(str(self.closed.result()))
+        return replies
+
+
+class Lines:
+    """The lines that are kept, one to each server."""
+
+    def __init__(self, *, only_masters: bool = False) -> None:
+        """With `only_masters` a server that says it is a replica is the wrong one."""
+        self._only_masters = only_masters
+        self._kept: dict[Server, _Kept] = {}
+
+    async def to(self, server: Server) -> Line:
+        """A line to `server`: the one that is kept, or a new one. Raises OSError."""
+        kept = self._kept.setdefault(server, _Kept())
+        async with kept.turn:
+            if kept.line is None or kept.line.lost:
+                kept.line = None
+                line = await Line.open(server)
+                if self._only_masters and not line.is_master:
+                    line.abort("no master")
+                    raise ConnectionError(f"{server.shown} is no master, or does not know it yet")
+                kept.line = line
+            return kept.line
+
+    def drop(self, server: Server) -> None:
+        """End the line to `server`, if there is one; the next caller gets a new one."""
+        if server in self._kept and (line := self._kept[server].line) is not None:
+            line.abort("no longer trusted")
+
+    def close(self) -> None:
+        for server in self._kept:
+            self.drop(server)
+
+
+class _Kept:
+    """A server's line, and whose turn it is to open it."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Lock()
+        self.line: Line | None = None

@@ -1,0 +1,228 @@
+"""POST /publish on a real node, well and while Redis is not: an answer in bounded time, and the truth in it.
+
+The browser gets each result once, however often it was posted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway.app import Gateway
+from gateway.line import NAME
+from gateway.publisher import TIMEOUT
+
+from ..processes import Cluster, SentinelSet, Valkey
+from .conftest import Line
+from .faults import Proxy
+from .here import admin_port_of, gateway_here, port_of
+from .load import until
+from .raw import Raw
+
+TOKEN = "a-token-of-sixteen"
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+SLACK = 1.0  # seconds, on a busy machine
+
+Fault = Callable[[Valkey, Proxy], Awaitable[Callable[[], None]]]
+
+
+class Backend:
+    """A backend that has no Redis client, but the token."""
+
+    def __init__(self, http: aiohttp.ClientSession, gateway: Gateway) -> None:
+        self._http = http
+        self._url = f"http://127.0.0.1:{admin_port_of(gateway)}/publish"
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, gateway: Gateway) -> AsyncIterator[Backend]:
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        async with aiohttp.ClientSession(headers=headers) as http:
+            yield cls(http, gateway)
+
+    async def post(self, body: object) -> tuple[int, Any]:
+        async with self._http.post(self._url, json=body) as answer:
+            return answer.status, await answer.json()
+
+
+def node(redis_url: str) -> contextlib.AbstractAsyncContextManager[Gateway]:
+    return gateway_here(redis_url, publish_token=TOKEN)
+
+
+def result(name: str, message_id: str, word: str = "CONFIRMED") -> dict[str, object]:
+    return {"webSocketId": name, "authResult": word, "messageId": message_id}
+
+
+async def messages_until(browser: Raw, message_id: str) -> list[str]:
+    """The messageIds that the browser gets, up to this one."""
+    heard = []
+    while message_id not in heard:
+        heard.append((await browser.message())["messageId"])
+    return heard
+
+
+async def test_a_browser_gets_what_is_posted(valkey: Valkey) -> None:
+    async with (
+        node(valkey.url) as gateway,
+        Backend.of(gateway) as backend,
+        Raw.registered(port_of(gateway), "posted") as browser,
+    ):
+        status, answer = await backend.post({**result("posted", "m1"), "data": {"a": 1}})
+        assert (status, answer["receivers"], answer["retained"]) == (200, 1, True)
+        assert await browser.message() == {
+            "topic": "/user/topic/authorization",
+            "webSocketId": "posted",
+            "authResult": "CONFIRMED",
+            "messageId": "m1",
+            "data": {"a": 1},
+        }
+        await backend.post(result("posted", "m1"))
+        await backend.post(result("posted", "m2"))
+        assert await messages_until(browser, "m2") == ["m2"], "a repeated messageId is sent once"
+
+
+async def test_a_thousand_at_once(valkey: Valkey) -> None:
+    async with (
+        node(valkey.url) as gateway,
+        Backend.of(gateway) as backend,
+        Raw.registered(port_of(gateway), "many-999") as browser,
+    ):
+        batch = [result(f"many-{number}", f"m{number}") for number in range(1000)]
+        status, answer = await backend.post({"results": batch})
+        assert status == 200
+        assert [one["receivers"] for one in answer["results"]] == [0] * 999 + [1]
+        assert (await browser.message())["messageId"] == "m999"
+
+
+async def test_off_by_default_and_only_on_the_admin_port(valkey: Valkey) -> None:
+    async with gateway_here(valkey.url) as gateway, Backend.of(gateway) as backend:
+        status, answer = await backend.post(result("off", "m"))
+        assert status == 403
+        assert "off on this node" in answer["error"]["message"]
+        public = f"http://127.0.0.1:{port_of(gateway)}/publish"
+        async with aiohttp.ClientSession() as http, http.post(public, json={}) as refused:
+            assert refused.status == 404
+
+
+async def test_a_node_that_publishes_needs_its_own_rights_and_those_of_a_backend() -> None:
+    """As docs/deployment.md has them."""
+    page = DEPLOYMENT.read_text()
+    (own,) = re.findall(r"ACL SETUSER node on >… (.*?)`", page)
+    (backends,) = re.findall(r"ACL SETUSER backend on >… (.* \+publish)\n", page)
+    with await asyncio.to_thread(Valkey) as valkey:
+        valkey.ask("ACL", "SETUSER", "node", "on", ">x", *own.split(), *backends.split())
+        async with (
+            node(valkey.url.replace("//", "//node:x@")) as gateway,
+            Backend.of(gateway) as backend,
+            Raw.registered(port_of(gateway), "rights") as browser,
+        ):
+            status, answer = await backend.post(result("rights", "m"))
+            assert (status, answer["receivers"]) == (200, 1)
+            assert (await browser.message())["messageId"] == "m"
+
+
+async def killed(valkey: Valkey, _proxy: Proxy) -> Callable[[], None]:
+    valkey.kill()
+    return valkey.start
+
+
+async def frozen(valkey: Valkey, _proxy: Proxy) -> Callable[[], None]:
+    valkey.freeze()
+    return valkey.thaw
+
+
+async def black_holed(_valkey: Valkey, proxy: Proxy) -> Callable[[], None]:
+    """Connections stay open and carry nothing, and new ones too."""
+    proxy.mute = True
+    proxy.silence()
+
+    def mend() -> None:
+        proxy.mute = False
+
+    return mend
+
+
+@pytest.mark.parametrize("fault", [killed, frozen, black_holed])
+async def test_redis_out_of_reach_while_results_are_posted(fault: Fault, logged: list[Line]) -> None:
+    """Posted before, meanwhile and again after: 200, then 503 in bounded time, then 200; each heard once."""
+    with await asyncio.to_thread(Valkey, "--appendonly", "yes", "--appendfsync", "always") as valkey:
+        async with (
+            Proxy.before(valkey.port) as proxy,
+            node(proxy.url) as gateway,
+            Backend.of(gateway) as backend,
+            Raw.registered(port_of(gateway), "fault") as browser,
+        ):
+            assert (await backend.post(result("fault", "before")))[0] == 200
+            assert await messages_until(browser, "before") == ["before"]
+            mend = await fault(valkey, proxy)
+            started = time.monotonic()
+            answers = await asyncio.gather(
+                backend.post(result("fault", "meanwhile")),
+                backend.post({"results": [result("fault", "meanwhile-2"), result("fault", "x y")]}),
+            )
+            assert time.monotonic() - started < TIMEOUT + SLACK
+            (one, single), (other, batch) = answers
+            assert (one, single["messageId"], single["error"]["code"]) == (503, "meanwhile", "unconfirmed")
+            assert other == 503
+            assert [end["error"]["code"] for end in batch["results"]] == ["unconfirmed", "invalid"]
+            await asyncio.to_thread(mend)
+            for message_id in ("meanwhile", "meanwhile-2"):
+                status, answer = await backend.post(result("fault", message_id))
+                assert (status, answer["retained"]) == (200, True), "repeating it succeeds"
+            heard = await messages_until(browser, "meanwhile-2")
+            assert (await backend.post(result("fault", "meanwhile-2")))[0] == 200
+            assert (await backend.post(result("fault", "after")))[0] == 200
+            heard += await messages_until(browser, "after")
+            assert len(heard) == len(set(heard)), "each once"
+    assert {line["event"] for line in logged} >= {"results unconfirmed"}
+
+
+async def test_a_master_fails_while_results_are_posted() -> None:
+    redises = await asyncio.to_thread(SentinelSet().__enter__)
+    with contextlib.ExitStack() as running:
+        running.push(redises.__exit__)
+        async with (
+            node(redises.url) as gateway,
+            Backend.of(gateway) as backend,
+            Raw.registered(port_of(gateway), "failover") as browser,
+        ):
+            assert (await backend.post(result("failover", "before")))[0] == 200
+            old = redises.master
+            await asyncio.to_thread(old.kill)
+            async with asyncio.timeout(20):
+                while (await backend.post(result("failover", "during")))[0] != 200:
+                    pass  # each takes its three seconds
+            await asyncio.to_thread(redises.await_other_master, old)
+            assert (await messages_until(browser, "during")).count("during") == 1
+
+
+async def test_a_cluster_takes_each_result_where_its_browser_hears_it() -> None:
+    cluster = await asyncio.to_thread(Cluster(replicas=0).__enter__)
+    with contextlib.ExitStack() as running:
+        running.push(cluster.__exit__)
+        async with node(cluster.url) as gateway, Backend.of(gateway) as backend:
+            names = [f"spread-{number}" for number in range(12)]
+            async with contextlib.AsyncExitStack() as open_:
+                port = port_of(gateway)
+                browsers = [await open_.enter_async_context(Raw.registered(port, name)) for name in names]
+                status, answer = await backend.post({"results": [result(name, "m") for name in names]})
+                assert status == 200
+                assert all(one["receivers"] == 1 for one in answer["results"])
+                for browser in browsers:
+                    assert (await browser.message())["messageId"] == "m"
+
+
+async def test_a_node_that_drains_publishes_on_and_leaves_nothing_behind(valkey: Valkey) -> None:
+    async with node(valkey.url) as gateway, Backend.of(gateway) as backend:
+        assert (await backend.post(result("drained", "m")))[0] == 200
+        await gateway.drain(0, 0)
+        assert (await backend.post(result("drained", "m")))[0] == 200
+    await until(lambda: f"name={NAME}" not in valkey.ask("CLIENT", "LIST"), "the connection is gone")

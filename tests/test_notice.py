@@ -1,0 +1,117 @@
+"""gateway.notice: when it is given, how, and that it ends. Time is virtual."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+from gateway.notice import STATUS_AFTER, Notice
+
+from .fakes import VirtualLoop, turns, virtual
+
+
+class Hall:
+    """Those who are to be told, so many shares of them; each share takes so many seconds."""
+
+    def __init__(self, shares: int = 3, seconds: float = 0.0) -> None:
+        self.told = 0
+        self._shares = shares
+        self._seconds = seconds
+
+    def tell(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        for _ in range(self._shares):
+            self.told += 1
+            loop.stall(self._seconds)
+            yield
+
+
+@virtual
+async def test_it_is_given_once_the_line_has_been_down_for_some_seconds() -> None:
+    hall = Hall()
+    notice = Notice(hall.tell)
+    notice.begin()
+    await asyncio.sleep(STATUS_AFTER - 0.01)
+    assert (notice.given, hall.told) == (False, 0)
+    await asyncio.sleep(0.02)
+    assert (notice.given, hall.told) == (True, 3)
+    await asyncio.sleep(60)
+    assert hall.told == 3
+    notice.end()
+    assert not notice.given
+
+
+@virtual
+async def test_whoever_comes_while_it_is_given_can_know() -> None:
+    """It is given as soon as the first is told: who comes then may be too late for the shares."""
+    hall = Hall(shares=100)
+    notice = Notice(hall.tell)
+    notice.begin()
+    while not hall.told:
+        assert not notice.given
+        await asyncio.sleep(0.01 if asyncio.get_running_loop().time() < 1_002.9 else 0.1)
+    assert notice.given
+    notice.end()
+
+
+@virtual
+async def test_others_have_the_loop_between_two_shares() -> None:
+    hall = Hall(shares=100)
+    notice = Notice(hall.tell)
+    notice.begin()
+    seen: set[int] = set()
+    asyncio.get_running_loop().call_later(STATUS_AFTER, seen.add, -1)
+    await asyncio.sleep(STATUS_AFTER)
+    while hall.told < 100:
+        seen.add(hall.told)
+        await asyncio.sleep(0)
+    assert len(seen) >= 99
+    notice.end()
+
+
+@virtual
+async def test_a_line_that_is_up_in_time_is_no_news_and_the_next_time_begins_anew() -> None:
+    hall = Hall()
+    notice = Notice(hall.tell)
+    for _ in range(3):
+        notice.begin()
+        await asyncio.sleep(STATUS_AFTER - 0.1)
+        notice.end()
+    await asyncio.sleep(60)
+    assert hall.told == 0
+    notice.begin()
+    await asyncio.sleep(STATUS_AFTER + 0.1)
+    assert hall.told == 3
+    notice.end()
+
+
+@virtual
+async def test_a_line_that_is_still_down_is_still_the_same_news() -> None:
+    hall = Hall()
+    notice = Notice(hall.tell)
+    for _ in range(10):
+        notice.begin()
+        await asyncio.sleep(STATUS_AFTER / 2)
+    assert hall.told == 3
+    notice.end()
+
+
+@virtual
+async def test_the_end_comes_also_amid_the_shares() -> None:
+    hall = Hall(shares=1_000, seconds=0.01)
+    notice = Notice(hall.tell)
+    notice.begin()
+    asyncio.get_running_loop().call_later(STATUS_AFTER + 1, notice.end)
+    await asyncio.sleep(60)
+    assert 0 < hall.told < 200
+    assert not notice.given
+
+
+@virtual
+async def test_ending_what_has_not_begun_does_no_harm() -> None:
+    notice = Notice(Hall().tell)
+    for _ in range(2):
+        notice.end()
+    await turns()
+    assert not notice.given

@@ -1,0 +1,254 @@
+"""gateway.publish_views: who may publish over HTTP, what is refused, and what the answers say."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import orjson
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from structlog.testing import capture_logs
+
+from gateway.errors import Unconfirmed
+from gateway.publish_views import MAX_BODY, MAX_RESULTS, PublishViews
+from gateway.publisher import Publisher
+from gateway.publishing import Outgoing, Published
+
+TOKEN = "0123456789abcdef"
+KNOWN = {"Authorization": f"Bearer {TOKEN}"}
+
+Client = TestClient[web.Request, web.Application]
+
+
+class FakePublisher(Publisher):
+    """Says that Redis has confirmed everything but results whose messageId begins with `lost`."""
+
+    def __init__(self) -> None:
+        super().__init__("redis://nowhere")
+        self.batches: list[list[Outgoing]] = []
+
+    async def send(self, results: Sequence[Outgoing]) -> list[Published | Unconfirmed]:
+        self.batches.append(list(results))
+        return [self._end(result) for result in results]
+
+    def _end(self, result: Outgoing) -> Published | Unconfirmed:
+        if result.message_id.startswith("lost"):
+            return Unconfirmed("Redis is away", result.message_id)
+        return result.published(1)
+
+
+async def client_of(views: PublishViews) -> Client:
+    app = web.Application(client_max_size=MAX_BODY)
+    app.add_routes(views.routes())
+    client = TestClient(TestServer(app))
+    await client.start_server()
+    return client
+
+
+@pytest.fixture
+def publisher() -> FakePublisher:
+    return FakePublisher()
+
+
+@pytest.fixture
+async def client(publisher: FakePublisher) -> AsyncIterator[Client]:
+    client = await client_of(PublishViews(publisher, TOKEN, "ws:", 1024))
+    yield client
+    await client.close()
+
+
+def result(message_id: str = "m", **members: object) -> dict[str, object]:
+    return {"webSocketId": "12345678", "authResult": "CONFIRMED", "messageId": message_id, **members}
+
+
+async def post(client: Client, body: object) -> tuple[int, Any]:
+    headers = {**KNOWN, "Content-Type": "application/json"}
+    async with client.post("/publish", data=orjson.dumps(body), headers=headers) as answer:
+        assert answer.content_type == "application/json"
+        assert ("Retry-After" in answer.headers) == (answer.status == 503)
+        return answer.status, await answer.json()
+
+
+# What goes out
+
+
+async def test_one_result(client: Client, publisher: FakePublisher) -> None:
+    status, answer = await post(client, result(data={"a": None}, retain=60, traceparent="00-1-2-01"))
+    assert status == 200
+    assert answer == {"webSocketId": "12345678", "messageId": "m", "receivers": 1, "retained": True}
+    payload = b'{"authResult":"CONFIRMED","messageId":"m","data":{"a":null}}'
+    assert publisher.batches == [[Outgoing("ws:12345678", payload, 60, "m")]]
+
+
+async def test_the_least_that_a_result_has(client: Client, publisher: FakePublisher) -> None:
+    status, answer = await post(client, {"webSocketId": "a", "authResult": "DONE"})
+    assert status == 200
+    ((sent,),) = publisher.batches
+    assert sent.retain == 300
+    assert answer["messageId"] == sent.message_id != ""
+
+
+async def test_a_batch_is_sent_and_answered_in_its_order(client: Client, publisher: FakePublisher) -> None:
+    ids = [f"m{number}" for number in range(MAX_RESULTS)]
+    status, answer = await post(client, {"results": [result(message_id) for message_id in ids]})
+    assert status == 200
+    assert [one["messageId"] for one in answer["results"]] == ids
+    (batch,) = publisher.batches
+    assert [sent.message_id for sent in batch] == ids
+
+
+async def test_a_mix(client: Client, publisher: FakePublisher) -> None:
+    mix = [result("m1"), result("lost"), result("m2", authResult="done"), 17, result("m3")]
+    with capture_logs() as logged:
+        status, answer = await post(client, {"results": mix})
+    assert status == 207
+    sent, lost, wrong, none, last = answer["results"]
+    assert (sent["messageId"], last["messageId"]) == ("m1", "m3")
+    assert lost["messageId"] == "lost"
+    assert lost["error"]["code"] == "unconfirmed"
+    assert (
+        "unknown whether the result went out: publish it again with messageId lost"
+        in lost["error"]["message"]
+    )
+    assert wrong["webSocketId"] == "12345678"
+    assert wrong["error"]["code"] == none["error"]["code"] == "invalid"
+    assert "and not 'done'" in wrong["error"]["message"]
+    assert none["webSocketId"] is None
+    assert len(publisher.batches[0]) == 3
+    assert [line["event"] for line in logged] == ["results unconfirmed"]
+    assert (logged[0]["count"], logged[0]["of"], logged[0]["why"]) == (1, 5, "Redis is away")
+
+
+async def test_redis_out_of_reach(client: Client) -> None:
+    status, answer = await post(client, result("lost"))
+    assert (status, answer["messageId"], answer["error"]["code"]) == (503, "lost", "unconfirmed")
+    status, answer = await post(client, {"results": [result("lost-1"), result("m", retain=-1)]})
+    assert status == 503
+    assert [one["error"]["code"] for one in answer["results"]] == ["unconfirmed", "invalid"]
+
+
+# What no node would forward
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [
+        ({}, "webSocketId is missing"),
+        ({"webSocketId": "a"}, "authResult is missing"),
+        (result(webSocketId=None), "and not None"),
+        (result(webSocketId=["a"]), "1 to 200 of"),
+        (result(webSocketId="a" * 100_000), "1 to 200 of"),
+        (result(authResult=1), "such as CONFIRMED"),
+        (result(messageId=7), "visible ASCII"),
+        (result(messageId=None, retain="1"), "whole seconds and not '1'"),
+        (result(retain=True), "whole seconds and not True"),
+        (result(retain=1.5), "whole seconds and not 1.5"),
+        (result(retian=60), "'retian' is none of webSocketId, authResult, messageId, data, retain"),
+        (result(data="x" * 1024), "at most 1024"),
+        ([result()], "is a JSON object"),
+        ("CONFIRMED", "is a JSON object"),
+        (None, "is a JSON object"),
+    ],
+)
+async def test_what_is_no_result(client: Client, publisher: FakePublisher, body: object, why: str) -> None:
+    status, answer = await post(client, body)
+    assert status == 400
+    assert why in answer["error"]["message"]
+    assert len(orjson.dumps(answer)) < 500
+    status, answer = await post(client, {"results": [body]})
+    assert status == 400
+    assert why in answer["results"][0]["error"]["message"]
+    assert publisher.batches == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "why"),
+    [
+        (b"", 400, "not JSON"),
+        (b"{", 400, "not JSON"),
+        (b'"\xff"', 400, "not JSON"),
+        (b'{"results": []}', 400, "at least one"),
+        (b'{"results": {}}', 400, "at least one"),
+        (b'{"results": [{}], "retain": 1}', 400, "nothing else"),
+        (orjson.dumps({"results": [{}] * (MAX_RESULTS + 1)}), 413, "at most 1000 results and not 1001"),
+        (b" " * (MAX_BODY + 1), 413, "at most 2097152 bytes"),
+    ],
+)
+async def test_a_body_that_is_none(
+    client: Client, publisher: FakePublisher, body: bytes, status: int, why: str
+) -> None:
+    headers = {**KNOWN, "Content-Type": "application/json"}
+    async with client.post("/publish", data=io.BytesIO(body), headers=headers) as answer:
+        assert answer.status == status
+        assert why in (await answer.json())["error"]["message"]
+    assert publisher.batches == []
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "application/jsonx"])
+async def test_a_body_of_another_type(client: Client, kind: str) -> None:
+    body = json.dumps(result())
+    async with client.post("/publish", data=body, headers={**KNOWN, "Content-Type": kind}) as answer:
+        assert answer.status == 415
+        assert "application/json" in (await answer.json())["error"]["message"]
+    json_with_more = {**KNOWN, "Content-Type": "Application/JSON; charset=utf-8"}
+    async with client.post("/publish", data=body, headers=json_with_more) as answer:
+        assert answer.status == 200
+
+
+# Who may
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        None,
+        "",
+        "Bearer",
+        "Bearer ",
+        f"Basic {TOKEN}",
+        TOKEN,
+        f"Bearer {TOKEN}x",
+        f"Bearer {TOKEN[:-1]}",
+        f"Bearer x{TOKEN}",
+        "Bearer ütf",
+    ],
+)
+async def test_without_the_token_nobody_may(
+    client: Client, publisher: FakePublisher, given: str | None
+) -> None:
+    headers = {} if given is None else {"Authorization": given}
+    async with client.post("/publish", json=result(), headers=headers) as answer:
+        assert answer.status == 401
+        challenge = answer.headers["WWW-Authenticate"]
+        assert challenge.startswith('Bearer realm="webflow-gateway"')
+        assert ("invalid_token" in challenge) == bool(given)
+        assert TOKEN not in await answer.text()
+    assert publisher.batches == []
+
+
+async def test_the_schemes_case_does_not_matter(client: Client) -> None:
+    async with client.post(
+        "/publish", json=result(), headers={"Authorization": f"bearer  {TOKEN}"}
+    ) as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.parametrize("headers", [{}, KNOWN, {"Authorization": "Bearer "}])
+async def test_without_a_token_of_the_node_it_is_off(
+    publisher: FakePublisher, headers: dict[str, str]
+) -> None:
+    client = await client_of(PublishViews(publisher, "", "ws:", 1024))
+    async with client.post("/publish", json=result(), headers=headers) as answer:
+        assert answer.status == 403
+        assert "--publish-token-file" in (await answer.json())["error"]["message"]
+    await client.close()
+    assert publisher.batches == []
+
+
+async def test_only_post(client: Client) -> None:
+    async with client.get("/publish", headers=KNOWN) as answer:
+        assert answer.status == 405

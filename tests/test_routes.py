@@ -1,0 +1,134 @@
+"""gateway.routes: which server a channel belongs on, and what makes a route look anew."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gateway import routes
+from gateway.errors import NoMaster
+from gateway.redis_url import Address
+from gateway.routes import Route, route
+from gateway.slots import slot
+
+from .processes import Cluster, Sentinel, Valkey, free_port
+from .test_sentinels import black_hole
+
+ASKED = Address("10.0.0.1", 7000)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(replicas=0) as running:
+        yield running
+
+
+async def urls(found: Route, *channels: bytes) -> list[str | None]:
+    servers = await found.servers(channels or [b"a"])
+    return [None if server is None else server.url for server in servers]
+
+
+# One server
+
+
+async def test_one_server_is_where_it_is() -> None:
+    url = "redis://:secret@redis:6380/1"
+    one = route(url)
+    assert await urls(one, b"a", b"b") == [url, url]
+    one.doubt()
+    assert await urls(one) == [url]
+    assert one.elsewhere(ASKED) is None
+    await one.close()
+
+
+async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Valkey() as one, Valkey() as other, Sentinel(one.port) as sentinel:
+        found = route(f"redis+sentinel://{sentinel.address}/mymaster")
+        (server,) = await found.servers([b"a"])
+        assert server is not None
+        assert server.url == one.url
+        line = await found.lines.to(server)
+        sentinel.ask("SENTINEL", "REMOVE", "mymaster")
+        sentinel.ask("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", other.port, 1)
+        assert await urls(found, b"a", b"b") == [one.url] * 2, "not asked every time"
+        monkeypatch.setattr(routes, "ASK_AGAIN", 0)
+        assert await urls(found) == [other.url]
+        assert line.lost
+        await asyncio.to_thread(sentinel.kill)
+        assert await urls(found) == [other.url], "without Sentinels the present one has to do"
+        found.doubt()
+        with pytest.raises(NoMaster):
+            await urls(found)
+        await found.close()
+
+
+async def test_a_server_that_is_no_master_will_not_do() -> None:
+    """Sentinels may name a server that has been deposed or has come back as a replica."""
+    with (
+        Valkey() as master,
+        Valkey("--replicaof", f"127.0.0.1 {master.port}") as replica,
+        Sentinel(replica.port) as sentinel,
+    ):
+        found = route(f"redis+sentinel://{sentinel.address}/mymaster")
+        (server,) = await found.servers([b"a"])
+        assert server is not None
+        assert server.url == replica.url
+        with pytest.raises(ConnectionError, match="is no master"):
+            await found.lines.to(server)
+        await found.close()
+
+
+# Cluster
+
+
+async def test_each_channel_belongs_on_the_node_of_its_slot(cluster: Cluster) -> None:
+    channels = [b"websocket:%d" % number for number in range(100)]
+    found = route(cluster.url)
+    servers = await urls(found, *channels)
+    assert servers == [cluster.owner(slot(channel)).url for channel in channels]
+    assert len(set(servers)) == 3
+    await found.close()
+
+
+async def test_a_dead_and_a_silent_node_hold_up_little(cluster: Cluster) -> None:
+    with black_hole() as silent:
+        hosts = f"127.0.0.1:{free_port()},127.0.0.1:{silent},{cluster.nodes[2].address}"
+        found = route(f"redis+cluster://{hosts}")
+        started = time.monotonic()
+        assert None not in await urls(found)
+        assert time.monotonic() - started < 2 * routes.TIMEOUT
+        await found.close()
+
+
+async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster: Cluster) -> None:
+    found = route(f"redis+cluster://{cluster.nodes[0].address}")
+    before = await urls(found)
+    with cluster.nodes[0].frozen():
+        found.doubt()
+        assert await urls(found) == before
+    await found.close()
+
+
+async def test_a_slot_that_nobody_serves(cluster: Cluster) -> None:
+    channel = b"websocket:nobodys"
+    owner = cluster.owner(slot(channel))
+    owner.ask("CLUSTER", "DELSLOTS", slot(channel))
+    found = route(f"redis+cluster://{owner.address}")
+    try:
+        assert await urls(found, channel) == [None]
+    finally:
+        owner.ask("CLUSTER", "ADDSLOTS", slot(channel))
+        await asyncio.to_thread(cluster.await_health)
+    found.doubt()
+    assert await urls(found, channel) == [owner.url]
+    await found.close()
+
+
+async def test_no_node_tells(valkey: Valkey) -> None:
+    found = route(f"redis+cluster://{valkey.address}")
+    with pytest.raises(ConnectionError, match=f"{valkey.address}: .*cluster support disabled"):
+        await urls(found)
+    await found.close()
