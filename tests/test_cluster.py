@@ -62,6 +62,12 @@ class Member:
     def refuse(self, _web_socket_id: bytes, problem: Problem) -> None:
         raise AssertionError(problem)
 
+    def degraded(self) -> None:
+        """Push is blind; that is the hub's to test."""
+
+    def restored(self) -> None:
+        """It is not any more."""
+
 
 class Scene:
     """Hub, Cluster, brokers and links as in a node, before a Cluster that the test plays."""
@@ -75,6 +81,7 @@ class Scene:
         )
         self.hub.attach(self.cluster)
         self.members: list[Member] = []
+        self.trouble: list[dict[str, Any]] = []
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -85,6 +92,7 @@ class Scene:
             return protocol
 
         Server.open = opened  # type: ignore[method-assign,assignment]
+        self.loop.set_exception_handler(lambda _loop, context: self.trouble.append(context))
         self.task = asyncio.create_task(self.cluster.run())
         return self
 
@@ -94,6 +102,7 @@ class Scene:
         await asyncio.gather(self.task, return_exceptions=True)
         await turns()
         Server.open = self._open  # type: ignore[method-assign]
+        assert not self.trouble, "something raised where nobody listens"
 
     def whole(self) -> bool:
         """Whether every slot has its line."""
