@@ -388,12 +388,13 @@ class Play:
         number = slot(name)
         source = self.redis.owner(number)
         if what == "migrate":
-            if target is not source and target.master and target.alive and source.serves(number):
-                source.migrating.setdefault(number, target.address)
-                self.redis.nodes[source.migrating[number]].importing.add(number)
+            fit = target is not source and target.master and target.alive and source.serves(number)
+            if fit and number not in source.migrating:
+                source.migrating[number] = target.address
+                target.importing.add(number)
         elif number in source.migrating and source.alive and not source.frozen:
             target = self.redis.nodes[source.migrating[number]]
-            if not target.alive or target.frozen or number not in target.importing:
+            if not (target.alive and target.master) or target.frozen or number not in target.importing:
                 return
             if what == "key":
                 self.redis.migrate_key(name, source, target)
