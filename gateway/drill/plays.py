@@ -185,10 +185,16 @@ async def slow_clients(stage: Stage[Valkey]) -> None:
     awake = stage.say("they read again, and come back")
     names = {client.name for client in sleepers}
     stage.measure("slow clients closed with 1008", lambda: closed, unit=f"of {count:,}")
-    stage.measure("late p99 of the others before", lambda: stage.ledger.late(begin, asleep, names).p99)
-    stage.measure(
-        "late p99 of the others meanwhile", lambda: stage.ledger.late(asleep, awake, names).p99, UNDISTURBED
-    )
+
+    def before() -> float:
+        return stage.ledger.late(begin, asleep, names).p99
+
+    def meanwhile() -> float:
+        return stage.ledger.late(asleep, awake, names).p99
+
+    stage.measure("late p99 of the others before", before)
+    stage.measure("late p99 of the others meanwhile", meanwhile)
+    stage.measure("more than before", lambda: max(0.0, meanwhile() - before()), UNDISTURBED)
 
 
 def _without_redis(body: Body) -> bool:
