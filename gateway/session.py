@@ -298,7 +298,8 @@ class Session:
         """See to heart-beats from now on, if the wire has just agreed with the client on any."""
         if self._wire.outgoing and self._beat == inf:
             self._beat = self._next_beat()
-            self._schedule()
+            if self._beat < self._limit:  # else it will be looked after before, and comes to it then
+                self._schedule()
 
     def _next_beat(self) -> float:
         # The wheel of deadlines is late by two ticks at most, and a heart-beat must not be.
