@@ -127,22 +127,45 @@ def as_message_id(value: object) -> str | None:
 class Result:
     """One published result: what `authResult` says, and what the publisher sent along.
 
-    `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none.
+    `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none. What is not for the client:
+    `published_at`, in seconds since 1970 by the publisher's clock, and `traceparent`, the trace that it is a
+    part of (W3C Trace Context), in whatever form it came.
     """
 
-    __slots__ = ("auth_result", "data", "message_id")
+    __slots__ = ("auth_result", "data", "message_id", "published_at", "traceparent")
 
-    def __init__(self, auth_result: str, message_id: str | None = None, data: object = NO_DATA) -> None:
+    def __init__(
+        self,
+        auth_result: str,
+        message_id: str | None = None,
+        data: object = NO_DATA,
+        published_at: float | None = None,
+        traceparent: object = None,
+    ) -> None:
         self.auth_result = auth_result
         self.message_id = message_id
         self.data = data
+        self.published_at = published_at
+        self.traceparent = traceparent
 
     def __repr__(self) -> str:
         return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
 
 
+INVALID: Final = (
+    "too big",
+    "not JSON",
+    "not a result",
+    "no authResult",
+    "bad messageId",
+    "another webSocketId",
+    "data nested too deeply",
+)
+"""The kinds of payloads that no node forwards."""
+
+
 class InvalidResult(ValueError):
-    """A published payload that no node forwards. `kind` is one of a few words, for counting."""
+    """A published payload that no node forwards. `kind` is one of `INVALID`, for counting."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -153,7 +176,9 @@ def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
     """What a publisher sent to the channel of `web_socket_id`, at most `max_size` bytes.
 
     It is a bare word such as `CONFIRMED`, or a JSON object with `authResult` and, if the publisher
-    likes, `messageId`, `data` and `webSocketId`. Raises InvalidResult for anything else.
+    likes, `messageId`, `data` and `webSocketId`. Raises InvalidResult for anything else. `publishedAt`
+    (milliseconds since 1970) and `traceparent` are for whoever runs the nodes, and no reason to refuse a
+    result, whatever they are.
     """
     if len(payload) > max_size:
         raise InvalidResult("too big")
@@ -183,7 +208,14 @@ def _result_of(body: dict[str, object], web_socket_id: bytes, max_size: int) -> 
         raise InvalidResult("bad messageId")
     if "webSocketId" in body and body["webSocketId"] != web_socket_id.decode():
         raise InvalidResult("another webSocketId")
-    return Result(auth_result, message_id, _fragment(body["data"], max_size) if "data" in body else NO_DATA)
+    published_at = body.get("publishedAt")
+    return Result(
+        auth_result,
+        message_id,
+        _fragment(body["data"], max_size) if "data" in body else NO_DATA,
+        published_at / 1000 if isinstance(published_at, (int, float)) else None,
+        body.get("traceparent"),
+    )
 
 
 def _fragment(data: object, max_size: int) -> orjson.Fragment:

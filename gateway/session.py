@@ -81,6 +81,14 @@ class Node:
     deadlines: Deadlines[Session] = field(default_factory=Deadlines)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Sessions so far by close code and reason."""
+    open: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Sessions by their wire's name and their transport."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Registrations that could not be asked of Redis, so far, by the problem's code."""
+    timed_out: int = 0
+    """Registrations that Redis has not confirmed in time, so far."""
+    duplicates: int = 0
+    """Results that were not sent, so far, since their messageId had been on that connection."""
 
 
 class Session:
@@ -124,8 +132,12 @@ class Session:
         self.due = 0
         self._limit = node.clock() + node.config.registration_timeout  # the end of the state's time
         node.deadlines.set(self, self._limit)
+        node.open[wire.name, self.transport] += 1
 
     # What a subclass brings
+
+    transport = "none"
+    """What brings the bytes, in a word that metrics have."""
 
     def _write(self, message: bytes) -> None:
         """Send one of the wire's messages; must not block or raise."""
@@ -160,7 +172,7 @@ class Session:
         elif isinstance(request, WatchStatus):
             self._watch()
         elif isinstance(request, Rejected):
-            self._say(self._wire.reject(request.web_socket_id, request.problem))
+            self._reject(request.web_socket_id, request.problem)
         elif isinstance(request, Reply):
             self._say(request.payload)
             self._begin_heartbeats()
@@ -182,7 +194,7 @@ class Session:
         name = request.web_socket_id.encode()
         if self._channel is not None and self._node.hub.web_socket_id(self._channel) != name:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
-            self._say(self._wire.reject(request.web_socket_id, problem))
+            self._reject(request.web_socket_id, problem)
             return
         self._remember(request.last_message_id)
         if self._channel is None:
@@ -191,6 +203,10 @@ class Session:
             self._answers += 1
         else:
             self._say(self._wire.acknowledge(name))
+
+    def _reject(self, web_socket_id: object, problem: Problem) -> None:
+        self._node.rejected[problem.code] += 1
+        self._say(self._wire.reject(web_socket_id, problem))
 
     def _join(self, name: bytes) -> None:
         self.state = WAITING
@@ -236,6 +252,7 @@ class Session:
         message_id = result.message_id
         if message_id is not None:
             if message_id in self._had:
+                self._node.duplicates += 1
                 return
             self._had = (*self._had[1 - REMEMBERED :], message_id)
         message = self._wire.result(web_socket_id, result)
@@ -279,6 +296,7 @@ class Session:
         elif self.state is OPEN:
             self.close(CloseCode.POLICY, "registration timeout")
         elif self.state is WAITING:
+            self._node.timed_out += 1
             self.close(CloseCode.TRY_AGAIN_LATER, "results cannot be heard at the moment")
         else:
             self.abort()
@@ -359,4 +377,5 @@ class Session:
         self._forget()
         self._node.deadlines.discard(self)
         self._node.admission.release(self._address)
+        self._node.open[self._wire.name, self.transport] -= 1
         self._node.ended[self._why] += 1

@@ -38,6 +38,8 @@ class SockJSWebSocket(WebSocketSession):
 
     __slots__ = ()
 
+    transport = "sockjs_websocket"
+
     def __init__(self, node: Node, wire: Wire, address: str, transport: asyncio.Transport) -> None:
         super().__init__(node, wire, address, transport)
         self._send(frames.text(sockjs.OPEN))
@@ -203,12 +205,32 @@ class Stream(Receiver):
 class SockJSSession(Session):
     """A session by SockJS's HTTP transports, from its first request to `DISCONNECT_DELAY` after its last."""
 
-    __slots__ = ("_back_by", "_farewell", "_name", "_opened", "_outbox", "_receiver", "_sessions", "_unsent")
+    __slots__ = (
+        "_back_by",
+        "_farewell",
+        "_name",
+        "_opened",
+        "_outbox",
+        "_receiver",
+        "_sessions",
+        "_unsent",
+        "transport",
+    )
 
     def __init__(
-        self, node: Node, wire: Wire, address: str, name: str, sessions: dict[str, SockJSSession]
+        self,
+        node: Node,
+        wire: Wire,
+        address: str,
+        name: str,
+        sessions: dict[str, SockJSSession],
+        kind: str = sockjs.XHR,
     ) -> None:
-        """It stands in `sessions` by its `name`, which its client has chosen, until its end."""
+        """It stands in `sessions` by its `name`, which its client has chosen, until its end.
+
+        `kind` is the transport by which its client has begun to listen; it seldom takes another later.
+        """
+        self.transport = f"sockjs_{kind}"
         super().__init__(node, wire, address)
         self._name = name
         self._sessions = sessions

@@ -22,6 +22,7 @@ ORDER = [
     "wire",
     "frames",
     "handshake",
+    "latency",
     "redis_url",
     "slots",
     "subscriptions",
@@ -55,6 +56,7 @@ ORDER = [
     "gate",
     "sockjs_views",
     "events",
+    "metrics",
     "views",
     "app",
     "watching",
@@ -64,7 +66,18 @@ ORDER = [
     "__main__",
 ]
 
-PURE = ["messages", "errors", "wire", "frames", "handshake", "redis_url", "slots", "subscriptions", "limits"]
+PURE = [
+    "messages",
+    "errors",
+    "wire",
+    "frames",
+    "handshake",
+    "latency",
+    "redis_url",
+    "slots",
+    "subscriptions",
+    "limits",
+]
 IMPURE_LIBRARIES = {"asyncio", "aiohttp", "redis", "hiredis", "time", "socket", "structlog", "random", "os"}
 
 # They work together, and know each other only as a protocol of a few methods that the one defines.

@@ -20,6 +20,7 @@ BEAT = b"still here"
 class BeatingWire:
     """Agrees on `interval` seconds, in the directions that the client's first message names."""
 
+    name = "beating"
     heartbeat = BEAT
 
     def __init__(self, interval: float) -> None:

@@ -21,6 +21,7 @@ class EventsWire:
 
     __slots__ = ()
 
+    name = "sse"
     outgoing = incoming = 0.0
     heartbeat = b":\n\n"
     """A comment."""
