@@ -199,8 +199,8 @@ class Session:
         self._remember(request.last_message_id)
         if self._channel is None:
             self._join(name)
-        elif self.state is WAITING:
-            self._answers += 1
+        elif self.state is WAITING or not self._node.hub.is_confirmed(self._channel):
+            self._answers += 1  # to say so amid a gap would promise what nobody can hear
         else:
             self._say(self._wire.acknowledge(name))
 
@@ -242,7 +242,11 @@ class Session:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
         self._set_heartbeat()
-        for _ in range(self._answers):
+        self._answer(web_socket_id)
+
+    def _answer(self, web_socket_id: bytes) -> None:
+        answers, self._answers = self._answers, 0
+        for _ in range(answers):
             self._say(self._wire.acknowledge(web_socket_id))
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
@@ -268,6 +272,8 @@ class Session:
 
     def restored(self) -> None:
         """Results are heard, and what was retained has been delivered."""
+        if self._answers and self._channel is not None:
+            self._answer(self._node.hub.web_socket_id(self._channel))
         if self._degraded:
             self._degraded = False
             if self._watches and self._channel is not None:  # else a result was too much for it, as above

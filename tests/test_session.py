@@ -135,6 +135,19 @@ def test_the_same_id_again_while_it_waits_is_answered_as_often_as_it_came() -> N
     assert [answer.get("registrationSucceeded") for answer in scene.said()] == [True, True, True, None]
 
 
+def test_the_same_id_again_amid_a_gap_is_answered_once_it_is_heard_again() -> None:
+    """An answer promises that nothing published after it is missed."""
+    scene = Scene()
+    scene.register()
+    scene.said()
+    scene.broker.lose(scene.node.hub)
+    scene.session.message_received(REGISTER)
+    assert scene.said() == []
+    scene.broker.regain(scene.node.hub)
+    scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert [answer.get("registrationSucceeded") for answer in scene.said()] == [None, True]
+
+
 @pytest.mark.parametrize("confirmed", [True, False])
 def test_another_id_is_refused_and_the_first_one_stays(confirmed: bool) -> None:
     scene = Scene()
