@@ -18,6 +18,9 @@ AUTH_RESULT = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 MESSAGE_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
 """A messageId: visible ASCII, so that it can also be an HTTP header's value; a UUID has 36 characters."""
 
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+"""The trace that something is a part of: W3C Trace Context, section 3.2.2."""
+
 NO_DATA: Final = object()
 """The `data` of a result that carries none; None is JSON's null, which is data."""
 
