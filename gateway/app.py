@@ -75,7 +75,7 @@ class Gateway:
         soon = asyncio.get_running_loop().call_soon
         self._latency = Latency(soon, time.monotonic, time.time)
         self._lag = Histogram(metrics.LAG_BOUNDS)
-        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot, live=self._latency)
+        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot, latency=self._latency)
         self._room = room(raise_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
         self._node = Node(config, self._hub, admission, self._clock)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, Protocol
 
 import structlog
 
+from .latency import Latency
 from .logs import short_id
 from .messages import InvalidResult, Problem, Result, parse_result
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
@@ -58,12 +59,12 @@ class Hub:
         max_result_size: int,
         *,
         by_slot: bool = False,
-        live: Callable[[Result], None] = lambda _result: None,
+        latency: Latency | None = None,
     ) -> None:
         """`max_result_size` is in bytes. `attach` a broker before the first registration.
 
-        With `by_slot`, where the broker has connections for some slots of a Cluster each. `live` is told of
-        each result that goes to somebody as it comes, just before it does.
+        With `by_slot`, where the broker has connections for some slots of a Cluster each. `latency` is told
+        of each result that goes to somebody as it comes.
         """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
@@ -72,7 +73,7 @@ class Hub:
         self._broker: Subscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
-        self._live = live
+        self._latency = latency or Latency(lambda _call: None, float, float)
         self.delivered = 0
         """Results handed to members, so far."""
         self.unclaimed = 0
@@ -181,7 +182,7 @@ class Hub:
             return
         members = self._table.listening(name, payload)
         if members:
-            self._fan_out(name, payload, members, self._live)
+            self._fan_out(name, payload, members, live=True)
         elif not self._table.awaited(name):
             self.unclaimed += 1
 
@@ -193,13 +194,7 @@ class Hub:
         for member in members:
             member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
 
-    def _fan_out(
-        self,
-        name: bytes,
-        payload: bytes,
-        members: Sequence[Member],
-        live: Callable[[Result], None] | None = None,
-    ) -> None:
+    def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member], *, live: bool = False) -> None:
         if not members:
             return
         web_socket_id = name[self._skip :]
@@ -208,8 +203,13 @@ class Hub:
         except InvalidResult as error:
             self._invalid(name, payload, error.kind)
             return
-        if live is not None:
-            live(result)
+        if live:  # as `Latency` asks for
+            latency = self._latency
+            if not latency.running:
+                latency.begin()
+            latency.under_way += 1
+            if result.origin is not None:
+                latency.origins.append(result.origin)
         for member in members:
             member.deliver(web_socket_id, result)
         self.delivered += len(members)

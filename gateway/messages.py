@@ -127,29 +127,34 @@ def as_message_id(value: object) -> str | None:
     return value if isinstance(value, str) and MESSAGE_ID.fullmatch(value) else None
 
 
+class Origin(NamedTuple):
+    """Where a result comes from, as far as its publisher has said: for who runs the nodes, not clients."""
+
+    published_at: float | None
+    """Seconds since 1970 by the publisher's clock."""
+    traceparent: object
+    """The trace that it is a part of, in whatever form it came; see TRACEPARENT."""
+
+
 class Result:
     """One published result: what `authResult` says, and what the publisher sent along.
 
-    `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none. What is not for the client:
-    `published_at`, in seconds since 1970 by the publisher's clock, and `traceparent`, the trace that it is a
-    part of (W3C Trace Context), in whatever form it came.
+    `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none.
     """
 
-    __slots__ = ("auth_result", "data", "message_id", "published_at", "traceparent")
+    __slots__ = ("auth_result", "data", "message_id", "origin")
 
     def __init__(
         self,
         auth_result: str,
         message_id: str | None = None,
         data: object = NO_DATA,
-        published_at: float | None = None,
-        traceparent: object = None,
+        origin: Origin | None = None,
     ) -> None:
         self.auth_result = auth_result
         self.message_id = message_id
         self.data = data
-        self.published_at = published_at
-        self.traceparent = traceparent
+        self.origin = origin
 
     def __repr__(self) -> str:
         return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
@@ -211,14 +216,16 @@ def _result_of(body: dict[str, object], web_socket_id: bytes, max_size: int) -> 
         raise InvalidResult("bad messageId")
     if "webSocketId" in body and body["webSocketId"] != web_socket_id.decode():
         raise InvalidResult("another webSocketId")
+    data = _fragment(body["data"], max_size) if "data" in body else NO_DATA
+    return Result(auth_result, message_id, data, _origin_of(body))
+
+
+def _origin_of(body: dict[str, object]) -> Origin | None:
+    if "publishedAt" not in body and "traceparent" not in body:
+        return None
     published_at = body.get("publishedAt")
-    return Result(
-        auth_result,
-        message_id,
-        _fragment(body["data"], max_size) if "data" in body else NO_DATA,
-        published_at / 1000 if isinstance(published_at, (int, float)) else None,
-        body.get("traceparent"),
-    )
+    known = isinstance(published_at, (int, float)) and not isinstance(published_at, bool)
+    return Origin(published_at / 1000 if known else None, body.get("traceparent"))  # type: ignore[operator]
 
 
 def _fragment(data: object, max_size: int) -> orjson.Fragment:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.latency import BOUNDS, LONGEST, Histogram, Latency
-from gateway.messages import Result
+from gateway.messages import Origin
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
@@ -27,7 +27,12 @@ class Scene:
         self.latency = Latency(self.soon.append, lambda: self.now, lambda: self.wall)
 
     def arrive(self, published_at: float | None = None) -> None:
-        self.latency(Result("CONFIRMED", published_at=published_at))
+        """As the hub does."""
+        if not self.latency.running:
+            self.latency.begin()
+        self.latency.under_way += 1
+        if published_at is not None:
+            self.latency.origins.append(Origin(published_at, None))
 
     def write(self, after: float) -> None:
         self.now += after

@@ -78,8 +78,9 @@ def test_a_node_reads_what_is_published() -> None:
         payload = client.get("websocket:a")
     assert isinstance(payload, bytes)
     result = parse_result(payload, b"a", 65_536)
-    assert result.published_at == pytest.approx(time.time(), abs=60)
-    assert result.traceparent is None
+    assert result.origin is not None
+    assert result.origin.published_at == pytest.approx(time.time(), abs=60)
+    assert result.origin.traceparent is None
     assert (result.auth_result, result.message_id, orjson.dumps(result.data)) == ("DONE", "m", b"[1]")
 
 
