@@ -8,8 +8,8 @@ from typing import Final, Protocol
 
 import structlog
 
+from . import logs
 from .latency import Latency
-from .logs import short_id
 from .messages import InvalidResult, Problem, Result, parse_result
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
 
@@ -203,6 +203,8 @@ class Hub:
         except InvalidResult as error:
             self._invalid(name, payload, error.kind)
             return
+        if logs.debugging:
+            self._tell(web_socket_id, result, len(members), live=live)
         if live:  # as `Latency` asks for
             latency = self._latency
             if not latency.running:
@@ -214,12 +216,17 @@ class Hub:
             member.deliver(web_socket_id, result)
         self.delivered += len(members)
 
+    def _tell(self, web_socket_id: bytes, result: Result, sessions: int, *, live: bool) -> None:
+        about = {} if result.message_id is None else {"message_id": result.message_id}
+        name = logs.short_id(web_socket_id.decode())
+        log.debug("result", id=name, result=result.auth_result, sessions=sessions, live=live, **about)
+
     def _invalid(self, name: bytes, payload: bytes, kind: str) -> None:
         self.invalid[kind] += 1
         log.warning(
             "invalid result",
             kind=kind,
             size=len(payload),
-            id=short_id(self.web_socket_id(name).decode(errors="replace")),
+            id=logs.short_id(self.web_socket_id(name).decode(errors="replace")),
             expected="a word such as CONFIRMED, or an object with authResult",
         )

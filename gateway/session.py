@@ -17,11 +17,16 @@ session has a task or a timer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
+from itertools import count
 from math import inf
 
+import structlog
+
+from . import logs
 from .config import Config
 from .errors import WireError
 from .hub import Hub
@@ -40,6 +45,8 @@ from .messages import (
     WatchStatus,
 )
 from .wire import Wire
+
+log = structlog.get_logger()
 
 MAX_STRIKES = 5
 """Messages that mean nothing here, before the client is taken for one that never will."""
@@ -87,6 +94,8 @@ class Node:
     """Registrations that could not be asked of Redis, so far, by the problem's code."""
     timed_out: int = 0
     """Registrations that Redis has not confirmed in time, so far."""
+    numbers: Iterator[int] = field(default_factory=partial(count, 1))
+    """For sessions, when there are debug lines to tell them apart."""
     duplicates: int = 0
     """Results that were not sent, so far, since their messageId had been on that connection."""
 
@@ -103,6 +112,7 @@ class Session:
         "_had",
         "_limit",
         "_node",
+        "_number",
         "_rate",
         "_spoke",
         "_strikes",
@@ -133,6 +143,14 @@ class Session:
         self._limit = node.clock() + node.config.registration_timeout  # the end of the state's time
         node.deadlines.set(self, self._limit)
         node.open[wire.name, self.transport] += 1
+        self._number = 0  # by which debug lines are told apart
+        if logs.debugging:
+            self._number = next(node.numbers)
+            self._tell("session opened", protocol=wire.name, transport=self.transport, address=address)
+
+    def _tell(self, event: str, **about: object) -> None:
+        if logs.debugging:
+            log.debug(event, session=self._number, **about)
 
     # What a subclass brings
 
@@ -241,6 +259,8 @@ class Session:
     def acknowledge(self, web_socket_id: bytes) -> None:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
+        if logs.debugging:
+            self._tell("registered", id=logs.short_id(web_socket_id.decode()))
         self._set_heartbeat()
         self._answer(web_socket_id)
 
@@ -385,3 +405,4 @@ class Session:
         self._node.admission.release(self._address)
         self._node.open[self._wire.name, self.transport] -= 1
         self._node.ended[self._why] += 1
+        self._tell("session ended", code=int(self._why[0]), reason=self._why[1])
