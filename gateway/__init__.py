@@ -35,6 +35,7 @@ Reading order, from what is decided to what carries it out:
     events             server-sent events: the session and its path
     publish_views      HTTP: results from backends
     metrics            what a node counts, in Prometheus's words
+    tracing            spans of OpenTelemetry, where they are asked for
     views              HTTP: which path leads where, health, metrics, demo page
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts

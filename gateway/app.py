@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import web
@@ -34,6 +34,9 @@ from .publisher import Publisher
 from .session import Node
 from .topology import topology
 from .views import AdminViews, DemoViews, PublicViews, on_response
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 DRAIN_STEP: Final = 0.05
 """Seconds between two shares of sessions that are closed."""
@@ -84,6 +87,7 @@ class Gateway:
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
+        self._tracing: Tracing | None = None
 
     @property
     def sessions(self) -> int:
@@ -103,6 +107,8 @@ class Gateway:
         self._broker = self._new_broker(f"gateway-{name}")
         self._hub.attach(self._broker)
         self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
+        if config.tracing != "off":
+            self._tracing = self._latency.trace = _tracing(name)
         self._publisher = Publisher(config.redis)
         publishing = PublishViews(
             self._publisher, config.token(), config.channel_prefix, config.max_result_size
@@ -192,6 +198,8 @@ class Gateway:
             await runner.cleanup()
         if self._publisher is not None:
             await self._publisher.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         if self.listening is not None:
             log.info("stopped")
 
@@ -256,6 +264,15 @@ def _app(routes: list[web.RouteDef], max_body: int = MAX_BODY) -> web.Applicatio
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
     return app
+
+
+def _tracing(node: str) -> Tracing:
+    """Spans for results, by a library that most nodes do not have. Raises ConfigError."""
+    try:
+        from .tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(f"--tracing needs more: pip install 'webflow-gateway[otel]' ({error})") from error
+    return Tracing(node)
 
 
 def _cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:

@@ -57,6 +57,7 @@ ORDER = [
     "sockjs_views",
     "events",
     "metrics",
+    "tracing",
     "views",
     "app",
     "watching",

@@ -135,6 +135,7 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
         value = value or {
             "log_level": "debug",
             "log_format": "json",
+            "tracing": "otlp",
             "redis": "redis://r",
             "sockjs_url": "/s.js",
             "publish_token_file": str(token_file),
