@@ -35,7 +35,7 @@ class JsonWire:
     __slots__ = ()
 
     name = "json"
-    outgoing = incoming = 0.0  # WebSocket's own pings are enough
+    outgoing = 0.0  # WebSocket's own pings are enough
     heartbeat = b""
 
     def receive(self, message: bytes) -> tuple[Request, ...]:
