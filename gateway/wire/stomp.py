@@ -167,6 +167,7 @@ class StompWire:
         "refused",
     )
 
+    name: Final = "stomp"
     heartbeat: Final = HEARTBEAT
 
     def __init__(self, max_body: int, beats: tuple[int, int] = (25_000, 25_000)) -> None:
