@@ -24,6 +24,7 @@ ORDER = [
     "wire",
     "frames",
     "handshake",
+    "latency",
     "redis_url",
     "slots",
     "subscriptions",
@@ -57,6 +58,8 @@ ORDER = [
     "gate",
     "sockjs_views",
     "events",
+    "metrics",
+    "tracing",
     "views",
     "app",
     "watching",
@@ -66,7 +69,18 @@ ORDER = [
     "__main__",
 ]
 
-PURE = ["messages", "errors", "wire", "frames", "handshake", "redis_url", "slots", "subscriptions", "limits"]
+PURE = [
+    "messages",
+    "errors",
+    "wire",
+    "frames",
+    "handshake",
+    "latency",
+    "redis_url",
+    "slots",
+    "subscriptions",
+    "limits",
+]
 IMPURE_LIBRARIES = {"asyncio", "aiohttp", "redis", "hiredis", "time", "socket", "structlog", "random", "os"}
 
 # They work together, and know each other only as a protocol of a few methods that the one defines.
