@@ -89,6 +89,10 @@ class Broker:
         """The present link, if there is one."""
         return self._link
 
+    def link_to(self, _name: bytes) -> Link | None:
+        """The link on which a channel is heard and published, if there is one at present."""
+        return self._link
+
     @property
     def mended(self) -> int:
         """Channels that audits have found to differ; it should stay 0."""

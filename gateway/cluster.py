@@ -24,6 +24,7 @@ from . import slots
 from .broker import Broker
 from .config import redact
 from .connection import Connection, LinkLost
+from .link import Link
 from .notice import Notice
 from .probe import Probe
 from .quorum import ask_all
@@ -229,6 +230,11 @@ class Cluster:
     def _line(self, name: bytes) -> Broker | None:
         owner = self.map.owners[slot(name)]
         return None if owner is None else self._lines.get(owner)
+
+    def link_to(self, name: bytes) -> Link | None:
+        """As Broker.link_to."""
+        line = self._line(name)
+        return None if line is None else line.link
 
     def reaches(self, name: bytes) -> bool:
         """Whether there is a link to ask about a channel."""

@@ -106,7 +106,7 @@ class Probe:
 
     async def _watched(self, link: Link) -> bytes | None:
         channel = self._channel()
-        if channel is not None and link.watched != channel:
+        if channel is not None and channel not in link.watched:
             await link.watch(channel, self._hear)
         return channel
 

@@ -75,6 +75,8 @@ class ShardLink(Link):
         return [pack("SSUBSCRIBE", name), read] if batch.subscribe else [read]
 
     def _left(self, name: bytes) -> None:
+        if self._watched.pop(name, None) is not None:  # its slot has moved; who watches looks after that
+            return
         batch = self._unanswered[0] if self._unanswered else None
         if isinstance(batch, Leave) and batch.names == [name]:
             # Whether it answers our question or the slot has just moved: the channel is gone.

@@ -660,3 +660,36 @@ async def quiet(whole: Whole) -> None:
         whole.work()
         await turns(2)
         whole.collect()
+
+
+# Channels that no browser waits for
+
+
+@virtual
+async def test_each_watched_channel_has_its_own_ear() -> None:
+    scene = await up()
+    heard: list[tuple[str, bytes]] = []
+    for name in (b"w::a", b"w::b"):
+        watching = asyncio.create_task(
+            scene.link.watch(name, lambda word, name=name: heard.append((name.decode(), word)))  # type: ignore[misc]
+        )
+        await turns()
+        scene.confirm(name)
+        await watching
+    assert scene.commands() == [[b"SUBSCRIBE", b"w::a"], [b"SUBSCRIBE", b"w::b"]]
+    assert set(scene.link.watched) == {b"w::a", b"w::b"}
+    scene.say(*(push(b"message", name, b"1") for name in (b"w::b", b"w::c", b"w::a")))
+    assert heard == [("w::b", b"1"), ("w::a", b"1")]
+    assert scene.events.taken() == [("received", b"w::c", b"1")]
+
+
+@virtual
+async def test_a_watched_channel_may_be_refused_and_the_link_goes_on() -> None:
+    scene = await up()
+    watching = asyncio.create_task(scene.link.watch(b"w::a", lambda _word: None))
+    await turns()
+    scene.say(resp(NOPERM))
+    with pytest.raises(LinkLost, match="NOPERM"):
+        await watching
+    assert not scene.link.watched
+    assert not scene.link.closed.done()
