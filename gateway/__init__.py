@@ -24,6 +24,7 @@ Reading order, from what is decided to what carries it out:
     broker             the keeper of a link, that builds the next one
     shard_link         a link to a node of a Cluster
     cluster            a keeper for each master of a Cluster, and the map of who serves what
+    roster, report     nodes that ask each other; what they answer
     publishing         the script that publishes and retains in one step; `publish`
     line, routes       connections for publishing; which server a result is published on
     publisher          publishes in bounded time, whatever kind of Redis it is
@@ -34,6 +35,7 @@ Reading order, from what is decided to what carries it out:
     events             server-sent events: the session and its path
     publish_views      HTTP: results from backends
     views              HTTP: which path leads where, health, demo page
+    live               HTTP: the live page, for all nodes at a glance
     app                what is built from what; start, drain, stop
     embedded           the Valkey that `dev` starts
     watching           the client behind `watch`

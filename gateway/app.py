@@ -24,10 +24,13 @@ from .errors import ConfigError
 from .hub import Hub
 from .limits import Admission, Deadlines
 from .link import Link
+from .live import LiveViews
 from .messages import CloseCode
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publisher import Publisher
+from .report import Reporter
+from .roster import Roster
 from .session import Node
 from .topology import topology
 from .views import AdminViews, DemoViews, PublicViews, on_response
@@ -77,6 +80,7 @@ class Gateway:
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
+        self._live: LiveViews | None = None
 
     @property
     def sessions(self) -> int:
@@ -100,7 +104,10 @@ class Gateway:
         publishing = PublishViews(
             self._publisher, config.token(), config.channel_prefix, config.max_result_size
         )
-        routes = [*self._admin.routes(), *publishing.routes()]
+        reporter = Reporter(name, self._node, self._broker, self._admin, self._room.sessions, self._clock)
+        roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
+        self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
+        routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]
         admin = await self._run(_app(routes, max_body=MAX_PUBLISH_BODY))
         admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
@@ -114,6 +121,7 @@ class Gateway:
         )
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
+            asyncio.create_task(roster.run(), name="roster"),
             asyncio.create_task(sweep(self._node.deadlines, self._clock), name="sessions' deadlines"),
             asyncio.create_task(sweep(self._door.deadlines, self._clock), name="handshakes' deadlines"),
         ]
@@ -162,6 +170,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._live is not None:
+            self._live.feed.close()
         for runner in self._runners:
             await runner.cleanup()
         if self._publisher is not None:

@@ -66,6 +66,8 @@ class Hub:
         """Published payloads that were not forwarded, by kind."""
         self.delivered = 0
         """Results handed to members, so far."""
+        self.acknowledged = 0
+        """Registrations that Redis has confirmed, so far."""
 
     def attach(self, broker: Subscriber) -> None:
         """`broker` carries out what the table asks for."""
@@ -104,6 +106,14 @@ class Hub:
         """Whether results for the channel `name` cannot be heard, and its members have been told."""
         return self._broker.degraded(name)
 
+    def channel(self, web_socket_id: bytes) -> bytes:
+        """The channel of an id."""
+        return self._prefix + web_socket_id
+
+    def members(self, web_socket_id: bytes) -> Sequence[Member]:
+        """Who waits for an id here."""
+        return self._table.members(self.channel(web_socket_id))
+
     def web_socket_id(self, name: bytes) -> bytes:
         """The id whose channel `name` is."""
         return name[self._skip :]
@@ -128,6 +138,7 @@ class Hub:
         if not (confirmed.newcomers or confirmed.veterans):
             return
         web_socket_id = self.web_socket_id(name)
+        self.acknowledged += len(confirmed.newcomers)
         for member in confirmed.newcomers:
             member.acknowledge(web_socket_id)
         for payload in confirmed.payloads:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -59,9 +60,12 @@ class Probe:
         self._word = b""
         self._heard = asyncio.Event()
         self._grace = GRACE
-        self._said = ""
+        self.trouble = ""
+        """Why the latest probe could not be published; empty if it could."""
         self.round_trip: float | None = None
         """Seconds from before the latest PUBLISH until the word was heard; None before the first."""
+        self.heard_at: float | None = None
+        """When that was, by the loop's clock."""
         self.heard = 0
         """Probes that came through."""
         self.failed = 0
@@ -96,13 +100,14 @@ class Probe:
         channel = await self._watched(link)
         if channel is None:
             return
-        start = self._clock()
+        start = time.perf_counter()  # uvloop's clock has milliseconds, and this takes a part of one
         await self._publish(link, found, channel)
         await self._listen(link)
-        self.round_trip = self._clock() - start
+        self.round_trip = time.perf_counter() - start
+        self.heard_at = self._clock()
         self.heard += 1
         self._grace = GRACE
-        self._said = ""
+        self.trouble = ""
 
     async def _watched(self, link: Link) -> bytes | None:
         channel = self._channel()
@@ -161,6 +166,6 @@ class Probe:
     def _failed(self, error: Exception) -> None:
         self.failed += 1
         why = str(error) or f"no answer within {TIMEOUT:g} s"
-        if why != self._said:
-            self._said = why
+        if why != self.trouble:
+            self.trouble = why
             log.warning("probe not published", why=why)

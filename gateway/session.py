@@ -96,6 +96,8 @@ class Session:
         "_limit",
         "_node",
         "_rate",
+        "_registered",
+        "_results",
         "_spoke",
         "_strikes",
         "_watches",
@@ -115,6 +117,8 @@ class Session:
         self._strikes = 0
         self._rate = 0.0
         self._had: tuple[str, ...] = ()
+        self._registered = 0.0  # when; 0 until then
+        self._results = 0  # that it was sent
         self._degraded = False  # results cannot be heard; a client that watches the status knows
         self._watches = False
         self._spoke = 0.0  # when the client said something last; 0 until it has promised to, at intervals
@@ -225,6 +229,7 @@ class Session:
     def acknowledge(self, web_socket_id: bytes) -> None:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
+        self._registered = self._node.clock()
         self._set_heartbeat()
         self._answer(web_socket_id)
 
@@ -242,6 +247,7 @@ class Session:
             if message_id in self._had:
                 return
             self._had = (*self._had[1 - REMEMBERED :], message_id)
+        self._results += 1
         message = self._wire.result(web_socket_id, result)
         if message:  # as in _say, of which this is the hot twin
             self._write(message)
@@ -270,6 +276,17 @@ class Session:
             return
         self.state = OPEN
         self._say(self._wire.reject(web_socket_id.decode(), problem))
+
+    def about(self) -> dict[str, object]:
+        """What operators may know of it. Times are in seconds before now; what results said is not kept."""
+        return {
+            "state": self.state.name.lower(),
+            "address": self._address,
+            "registered_for": self._node.clock() - self._registered if self._registered else None,
+            "results": self._results,
+            "message_ids": self._had,
+            "degraded": self._degraded,
+        }
 
     # What time and the node say
 
