@@ -7,6 +7,7 @@ write too, so it is read as strictly as anything from outside.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Final, Literal, Protocol
 
@@ -29,6 +30,8 @@ MOST_SESSIONS: Final = 4
 REPORT: Final = "report"
 SESSION: Final = "session"
 """What can be asked."""
+
+_ERRNO: Final = re.compile(r"\[Errno [0-9-]+\] ")
 
 Text = Annotated[str, Field(max_length=300)]
 Count = Annotated[int, Field(ge=0)]
@@ -243,7 +246,8 @@ def read_held(answer: Mapping[str, Any]) -> Held | None:
 
 
 def _because(why: str) -> str:
-    return f" ({why})" if why else ""
+    """As an aside, without the number that the system's words begin with."""
+    return f" ({_ERRNO.sub('', why)})" if why else ""
 
 
 def _cut(text: str) -> str:

@@ -161,7 +161,7 @@ async def test_the_first_reason_is_the_one_that_is_told() -> None:
 @pytest.mark.parametrize(
     ("role", "is_master"), [(b"master", True), (b"replica", False), (None, True)], ids=str
 )
-def test_hello_tells_the_version_and_the_role(role: bytes | None, is_master: bool) -> None:  # noqa: FBT001
+def test_hello_tells_the_version_and_the_role(role: bytes | None, is_master: bool) -> None:
     @virtual
     async def told() -> None:
         scene = Scene()
