@@ -27,6 +27,9 @@ LOOK_EVERY: Final = 1.0
 """Seconds until it is looked whether the questions are still heard: there may be another link, or another
 server for the channel."""
 
+LOOK_SOON: Final = 0.1
+"""The same while there is no link."""
+
 PATIENCE: Final = 0.5
 """Seconds for the answers. A node takes a millisecond or two; one that takes this long is not well."""
 
@@ -103,7 +106,7 @@ class Roster:
                     await self._hear(link, self._shared, self._asked)
                 except LinkLost as why:
                     self._complain(str(why))
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(LOOK_SOON if link is None else LOOK_EVERY)
 
     async def ask(self, question: Mapping[str, object], seconds: float = PATIENCE) -> Answers:
         """What the other nodes answer, within `seconds`."""

@@ -6,7 +6,6 @@
 import { SPAN, area, band, canvas, line, scale, trace } from "./live.chart.js";
 
 const AVERAGED = 5; // seconds that the numbers beside the charts are averages of
-const MEASURED = 10; // seconds of results that percentiles are made of
 const RETRY = 2000; // ms until a stream that has ended is asked for again
 const SILENCE = 3; // seconds without news of the stream that are worth a word
 
@@ -56,9 +55,7 @@ const CHARTS = {
   sessions: { show: count, least: 10, value: (all) => sum(all, ({ last }) => last.sessions) },
   registered: { show: perSecond, least: 1, value: (all) => sum(all, (node) => rate(node, "registered")), averaged: true },
   delivered: { show: perSecond, least: 1, value: (all) => sum(all, (node) => rate(node, "delivered")), averaged: true },
-  latency: { show: short, least: 0.001, value: (all) => percentile(all, "latency", 0.99), lighter: (all) => percentile(all, "latency", 0.5) },
   roundTrip: { show: short, least: 0.001, value: (all) => most(all.map(({ last }) => last.redis.round_trip)) },
-  lag: { show: short, least: 0.01, value: (all) => most(all.map((node) => percentile([node], "lag", 0.99))) },
 };
 
 const sum = (all, of) => all.map(of).reduce((one, other) => (other === null ? one : (one ?? 0) + other), null);
@@ -71,26 +68,8 @@ function most(values) {
 /** How often a second the counter rose since the report before the last. */
 function rate({ recent }, counter) {
   if (recent.length < 2) return null;
-  const [before, last] = recent.slice(-2);
+  const [before, last] = recent;
   return last.clock > before.clock ? Math.max(0, last[counter] - before[counter]) / (last.clock - before.clock) : null;
-}
-
-/** The duration that this part of what the nodes have timed lately did not exceed; null if that was nothing. */
-function percentile(all, what, part) {
-  const bounds = all.map(({ last }) => last[what]?.bounds).find(Boolean) ?? [];
-  const counts = new Array(bounds.length + 1).fill(0);
-  for (const { recent } of all) {
-    const [first, last] = [recent[0], recent[recent.length - 1]].map((report) => report[what]?.counts);
-    if (recent.length > 1 && first?.length === counts.length && last?.length === counts.length) {
-      last.forEach((number, index) => (counts[index] += Math.max(0, number - first[index])));
-    }
-  }
-  let left = part * counts.reduce((one, other) => one + other, 0);
-  if (!left) return null;
-  const bucket = counts.findIndex((number) => (left -= number) <= 0);
-  const low = bucket ? bounds[bucket - 1] : 0;
-  const high = bounds[bucket] ?? low; // beyond the last bound nothing is known but that it was longer
-  return low + (high - low) * (1 + left / counts[bucket]);
 }
 
 function state({ redis }) {
@@ -101,12 +80,13 @@ function state({ redis }) {
 function take(news, now) {
   snapshot = news;
   heardAt = now;
+  const ids = new Set(news.nodes.map(({ id }) => id));
   const all = news.nodes.map((report) => {
-    const node = nodes.get(report.id) ?? { recent: [], band: [], since: now };
+    const node = nodes.get(report.id) ?? { recent: [], band: inherited(report, ids) };
     nodes.set(report.id, node);
     node.last = report;
     node.seen = now;
-    node.recent = [...node.recent, report].slice(-MEASURED - 1);
+    node.recent = [...node.recent, report].slice(-2);
     node.band.push([now, state(report)]);
     return node;
   });
@@ -114,10 +94,21 @@ function take(news, now) {
     node.band = node.band.filter(([time]) => now - time <= SPAN);
     if (now - node.seen > SPAN) nodes.delete(id);
   }
-  for (const [name, { value, lighter }] of Object.entries(CHARTS)) {
+  for (const [name, { value }] of Object.entries(CHARTS)) {
     const kept = (totals[name] ?? []).filter(([time]) => now - time <= SPAN);
-    totals[name] = [...kept, [now, value(all), lighter ? lighter(all) : null]];
+    totals[name] = [...kept, [now, value(all)]];
   }
+}
+
+/** What is remembered of a node that is gone and has the name of this one: it has started anew, with another id. */
+function inherited({ node: name }, present) {
+  for (const [id, { band, last }] of nodes) {
+    if (last.node === name && !present.has(id)) {
+      nodes.delete(id);
+      return band;
+    }
+  }
+  return [];
 }
 
 // What is wrong, in words.
@@ -125,9 +116,7 @@ function take(news, now) {
 /** The nodes that have not answered the last question, though they have answered one in the last five minutes. */
 function missing() {
   const answered = new Set(snapshot.nodes.map(({ id }) => id));
-  const names = new Set(snapshot.nodes.map(({ node }) => node));
-  // One that has started anew has another id and the same name.
-  return [...nodes.values()].filter(({ last }) => !answered.has(last.id) && !names.has(last.node));
+  return [...nodes.values()].filter(({ last }) => !answered.has(last.id));
 }
 
 function troubles(now) {
@@ -183,7 +172,7 @@ function announce(text) {
 // Charts.
 
 function prepare(figure) {
-  const svg = canvas("grid", "area", "lighter", "line");
+  const svg = canvas("grid", "area", "line");
   trace(svg, "grid", "M0 0.5H300M0 50H300M0 99.5H300");
   const plot = element("div", "plot", svg, element("span", "top"), element("span", "middle"));
   figure.append(plot, element("p", "axis", element("span", "", "5 min ago"), element("span", "", "now")));
@@ -191,15 +180,13 @@ function prepare(figure) {
 
 function showChart(figure, now) {
   const name = figure.dataset.chart;
-  const { show, least, averaged, counted } = CHARTS[name];
-  figure.hidden = counted && snapshot.nodes.every((report) => !report[counted]);
+  const { show, least, averaged } = CHARTS[name];
   const points = totals[name];
   const known = points.map(([, value]) => value).filter((value) => value !== null);
   const top = scale(Math.max(0, ...known), least);
   const svg = figure.querySelector("svg");
   trace(svg, "area", area(points, now, top));
   trace(svg, "line", line(points, now, top));
-  trace(svg, "lighter", line(points.map(([time, , lighter]) => [time, lighter]), now, top));
   write(figure.querySelector(".top"), show(top));
   write(figure.querySelector(".middle"), show(top / 2));
   const latest = averaged ? average(points, now) : points[points.length - 1][1];
@@ -333,7 +320,6 @@ function sessionInWords(session) {
   const pairs = [
     ["Node", session.node],
     ["State", session.state],
-    ["Speaks", `${session.protocol} over ${session.transport}`],
     ["Client", session.address],
     ["Registered", since(session.registered_for)],
     ["Results", `${count(session.results)}${session.degraded ? ", and cannot hear any at present" : ""}`],
