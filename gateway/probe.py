@@ -49,8 +49,18 @@ class Deaf(Exception):
 class Probe:
     """Proves one link after another, all of them to the server that `topology` finds."""
 
-    def __init__(self, topology: Topology, name: str, channel: Callable[[], bytes | None]) -> None:
-        """`name` is what CLIENT LIST shows. `channel` chooses the channel for a link; None for no probe."""
+    def __init__(
+        self,
+        topology: Topology,
+        name: str,
+        channel: Callable[[], bytes | None],
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`name` is what CLIENT LIST shows. `channel` chooses the channel for a link; None for no probe.
+
+        `stopwatch` times round trips: uvloop's own clock has milliseconds, and they take a part of one.
+        """
+        self._stopwatch = stopwatch
         self._topology = topology
         self._name = name
         self._channel = channel
@@ -100,10 +110,11 @@ class Probe:
         channel = await self._watched(link)
         if channel is None:
             return
-        start = time.perf_counter()  # uvloop's clock has milliseconds, and this takes a part of one
+        start = self._stopwatch()
         await self._publish(link, found, channel)
-        await self._listen(link)
-        self.round_trip = time.perf_counter() - start
+        if not await self._listens(link, channel):
+            return
+        self.round_trip = self._stopwatch() - start
         self.heard_at = self._clock()
         self.heard += 1
         self._grace = GRACE
@@ -146,16 +157,20 @@ class Probe:
             raise
         return connection
 
-    async def _listen(self, link: Link) -> None:
+    async def _listens(self, link: Link, channel: bytes) -> bool:
+        """Whether the word was heard; not if the channel was taken away meanwhile. Raises Deaf."""
         if self._heard.is_set():
-            return
+            return True
         await link.ask("PING")  # however long it takes: the link itself notices when it is dead
         try:
             async with asyncio.timeout(self._grace):
                 await self._heard.wait()
         except TimeoutError:
+            if channel not in link.watched:  # its slot has moved, and may be back
+                return False
             self._grace = min(2 * self._grace, LONGEST_GRACE)
             raise Deaf("what is published is not heard on it") from None
+        return True
 
     def _drop(self) -> None:
         if self._publisher is not None:
