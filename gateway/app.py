@@ -80,7 +80,6 @@ class Gateway:
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
-        self._live: LiveViews | None = None
 
     @property
     def sessions(self) -> int:
@@ -167,11 +166,10 @@ class Gateway:
         if self.listening is not None:
             for visitor in list(self._door.deadlines):
                 visitor.deadline_passed()
+            self._live.feed.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._live is not None:
-            self._live.feed.close()
         for runner in self._runners:
             await runner.cleanup()
         if self._publisher is not None:
