@@ -7,14 +7,15 @@ import errno
 import gc
 import secrets
 import signal
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from aiohttp import web
 
-from . import __version__, invocation, logs, redis_url
+from . import __version__, invocation, logs, metrics, redis_url
 from .broker import Broker
 from .cluster import Cluster
 from .config import Config, redact
@@ -22,10 +23,12 @@ from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .hub import Hub
+from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
 from .link import Link
 from .live import LiveViews
 from .messages import CloseCode
+from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publisher import Publisher
@@ -34,6 +37,9 @@ from .roster import Roster
 from .session import Node
 from .topology import topology
 from .views import AdminViews, DemoViews, PublicViews, on_response
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 DRAIN_STEP: Final = 0.05
 """Seconds between two shares of sessions that are closed."""
@@ -71,7 +77,11 @@ class Gateway:
         self._clock = asyncio.get_running_loop().time
         self._redis = redis_url.parse(config.redis)
         by_slot = self._redis.kind is redis_url.Kind.CLUSTER
-        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot)
+        # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
+        soon = asyncio.get_running_loop().call_soon
+        self._latency = Latency(soon, time.monotonic, time.time)
+        self._lag = Histogram(metrics.LAG_BOUNDS)
+        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot, latency=self._latency)
         self._room = room(raise_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
         self._node = Node(config, self._hub, admission, self._clock)
@@ -80,6 +90,7 @@ class Gateway:
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
+        self._tracing: Tracing | None = None
 
     @property
     def sessions(self) -> int:
@@ -99,10 +110,25 @@ class Gateway:
         self._broker = self._new_broker(f"gateway-{name}")
         self._hub.attach(self._broker)
         self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
+        if config.tracing != "off":
+            self._tracing = self._latency.trace = _tracing(name)
         self._publisher = Publisher(config.redis)
         publishing = PublishViews(
             self._publisher, config.token(), config.channel_prefix, config.max_result_size
         )
+        self._metrics = NodeMetrics(
+            name,
+            self._node,
+            self._room.sessions,
+            self._broker,
+            self._door,
+            self._public.gate,
+            self._admin,
+            self._latency,
+            self._lag,
+            publishing.outcomes,
+        )
+        self._admin.metrics = self.metrics
         reporter = Reporter(name, self._node, self._broker, self._admin, self._room.sessions, self._clock)
         roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
         self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
@@ -121,10 +147,16 @@ class Gateway:
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
             asyncio.create_task(roster.run(), name="roster"),
-            asyncio.create_task(sweep(self._node.deadlines, self._clock), name="sessions' deadlines"),
+            asyncio.create_task(
+                sweep(self._node.deadlines, self._clock, self._lag), name="sessions' deadlines"
+            ),
             asyncio.create_task(sweep(self._door.deadlines, self._clock), name="handshakes' deadlines"),
         ]
         return self.listening
+
+    def metrics(self) -> bytes:
+        """What this process counts, in Prometheus's text format; `metrics.merge` joins several of them."""
+        return self._metrics.render()
 
     async def watch(self) -> None:
         """Wait for a background task to end, which none does by itself; raises what ended it."""
@@ -174,6 +206,8 @@ class Gateway:
             await runner.cleanup()
         if self._publisher is not None:
             await self._publisher.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         if self.listening is not None:
             log.info("stopped")
 
@@ -240,16 +274,31 @@ def _app(routes: list[web.RouteDef], max_body: int = MAX_BODY) -> web.Applicatio
     return app
 
 
+def _tracing(node: str) -> Tracing:
+    """Spans for results, by a library that most nodes do not have. Raises ConfigError."""
+    try:
+        from .tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(f"--tracing needs more: pip install 'webflow-gateway[otel]' ({error})") from error
+    return Tracing(node)
+
+
 def _cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
     why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
     flag = setting.replace("_", "-")
     return f"port {port} on {host} {why}; choose another with --{flag} (GATEWAY_{setting.upper()})"
 
 
-async def sweep(deadlines: Deadlines[Any], clock: Callable[[], float]) -> None:
-    """Serve everybody's deadlines for ever, in shares that leave the loop to others."""
+async def sweep(deadlines: Deadlines[Any], clock: Callable[[], float], lag: Histogram | None = None) -> None:
+    """Serve everybody's deadlines for ever, in shares that leave the loop to others.
+
+    `lag` is told how late each look at them came.
+    """
     while True:
+        slept_at = time.monotonic()
         await asyncio.sleep(Deadlines.TICK)
+        if lag is not None:
+            lag.observe(max(0.0, time.monotonic() - slept_at - Deadlines.TICK))
         logs.flush()
         for count, item in enumerate(deadlines.expired(clock()), 1):
             try:
