@@ -129,7 +129,16 @@ class Gateway:
             publishing.outcomes,
         )
         self._admin.metrics = self.metrics
-        reporter = Reporter(name, self._node, self._broker, self._admin, self._room.sessions, self._clock)
+        reporter = Reporter(
+            name,
+            self._node,
+            self._broker,
+            self._admin,
+            self._room.sessions,
+            self._latency,
+            self._lag,
+            self._clock,
+        )
         roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
         self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
         routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from . import __version__
 from .broker import Broker
 from .cluster import Cluster
+from .latency import Histogram, Latency
 from .messages import WEB_SOCKET_ID
 from .session import REMEMBERED, Node, Session
 
@@ -26,6 +27,9 @@ NEARLY_FULL: Final = 0.9
 
 MOST_SESSIONS: Final = 4
 """Sessions of one id that are described; further ones are counted. Usually there is one."""
+
+MOST_BOUNDS: Final = 40
+"""Of a histogram; latencies have 14."""
 
 REPORT: Final = "report"
 SESSION: Final = "session"
@@ -68,6 +72,13 @@ class Redis(_Told):
     blind_seconds: Seconds
 
 
+class Times(_Told):
+    """Durations: how many took up to each of these seconds, and in the end how many there were."""
+
+    bounds: Annotated[tuple[Seconds, ...], Field(max_length=MOST_BOUNDS)]
+    counts: Annotated[tuple[Count, ...], Field(max_length=MOST_BOUNDS + 1)]
+
+
 class Report(_Told):
     """A node at a moment."""
 
@@ -83,6 +94,11 @@ class Report(_Told):
     registered: Count
     delivered: Count
     invalid: Count
+    latency: Times
+    """Of results until they were written to the socket; since they were published, if they say when that was,
+    or else since they arrived."""
+    lag: Times
+    """How late the event loop was."""
     redis: Redis
     troubles: Annotated[tuple[Trouble, ...], Field(max_length=10)]
 
@@ -92,6 +108,8 @@ class Found(_Told):
 
     node: Text
     state: Text
+    protocol: Text
+    transport: Text
     address: Text
     registered_for: Seconds | None
     results: Count
@@ -124,6 +142,8 @@ class Reporter:
         broker: Broker | Cluster,
         readiness: Readiness,
         room: int,
+        latency: Latency,
+        lag: Histogram,
         clock: Callable[[], float],
     ) -> None:
         """`name` is the node's, `room` for so many sessions; `clock` is monotonic, in seconds."""
@@ -132,6 +152,8 @@ class Reporter:
         self._broker = broker
         self._readiness = readiness
         self._room = room
+        self._latency = latency
+        self._lag = lag
         self._clock = clock
         self._started = clock()
 
@@ -159,6 +181,8 @@ class Reporter:
             "registered": hub.acknowledged,
             "delivered": hub.delivered,
             "invalid": sum(hub.invalid.values()),
+            "latency": _times(self._latency.from_publisher, self._latency.from_arrival),
+            "lag": _times(self._lag),
             "redis": redis.model_dump(),
             "troubles": [trouble.model_dump() for trouble in self._troubles(redis)],
         }
@@ -227,6 +251,12 @@ def node_troubles(sessions: int, room: int, *, draining: bool) -> list[Trouble]:
     if draining:
         found.append(Trouble(tone="note", text="is draining: it closes its sessions and takes no new ones"))
     return found
+
+
+def _times(*histograms: Histogram) -> dict[str, object]:
+    """Times of histograms that have the same bounds, all together."""
+    counts = zip(*([number for _, number in each.cumulative()] for each in histograms), strict=True)
+    return {"bounds": histograms[0].bounds, "counts": [sum(numbers) for numbers in counts]}
 
 
 def read_report(answer: Mapping[str, Any]) -> Report | None:

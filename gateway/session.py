@@ -306,6 +306,8 @@ class Session:
         """What operators may know of it. Times are in seconds before now; what results said is not kept."""
         return {
             "state": self.state.name.lower(),
+            "protocol": self._wire.name,
+            "transport": self.transport,
             "address": self._address,
             "registered_for": self._node.clock() - self._registered if self._registered else None,
             "results": self._results,

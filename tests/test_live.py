@@ -102,8 +102,11 @@ async def test_each_node_tells_of_all(nodes: tuple[Valkey, list[Node]]) -> None:
         for node in (one, two):
             snapshot = await until_told(
                 node.admin_port,
-                lambda told: sorted(report["delivered"] for report in told["nodes"]) == [0, 5],
-                "both nodes tell what they have delivered",
+                lambda told: (
+                    sorted(report["delivered"] for report in told["nodes"]) == [0, 5]
+                    and all(report["lag"]["counts"][-1] for report in told["nodes"])
+                ),
+                "both nodes tell what they have delivered, and how late they are",
             )
             assert names(snapshot) == ["node-1", "node-2"]
             assert (snapshot["silent"], snapshot["why"]) == (0, "")
@@ -111,6 +114,7 @@ async def test_each_node_tells_of_all(nodes: tuple[Valkey, list[Node]]) -> None:
             counted = {name: other[name] for name in ("sessions", "registered", "invalid", "draining")}
             assert counted == {"sessions": 5, "registered": 5, "invalid": 1, "draining": False}
             assert other["redis"]["connected"]
+            assert other["latency"]["counts"][-1] == 5
             assert other["troubles"] == []
 
 
@@ -129,6 +133,8 @@ async def test_finds_a_session_from_another_node(nodes: tuple[Valkey, list[Node]
     assert session == {
         "node": "node-2",
         "state": "registered",
+        "protocol": "json",
+        "transport": "websocket",
         "address": "127.0.0.1",
         "results": 2,
         "message_ids": ["m-1", "m-2"],

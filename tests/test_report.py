@@ -9,6 +9,7 @@ import pytest
 
 from gateway import __version__
 from gateway.broker import Broker
+from gateway.latency import BOUNDS, Histogram, Latency
 from gateway.messages import Result
 from gateway.report import (
     MOST_SESSIONS,
@@ -127,8 +128,10 @@ class Scene:
         self.node = node(self.clock)
         self.line = Line()
         self.draining = False
+        self.latency = Latency(lambda call: call(), self.clock, self.clock)
+        self.lag = Histogram((0.01, 0.1))
         self.reporter = Reporter(
-            "node-1", self.node, cast("Broker", self.line), self, room=1_000, clock=self.clock
+            "node-1", self.node, cast("Broker", self.line), self, 1_000, self.latency, self.lag, self.clock
         )
 
     def registered(self, name: str = "12345678") -> Session:
@@ -168,6 +171,18 @@ def test_reports_what_the_node_counts() -> None:
     }
     assert {name: told[name] for name in expected} == expected
     assert told["redis"]["blind_seconds"] == 3.25
+
+
+def test_reports_all_durations_together() -> None:
+    scene = Scene()
+    scene.latency.from_arrival.observe(0.0007, 3)
+    scene.latency.from_publisher.observe(0.002)
+    scene.latency.from_publisher.observe(60.0)
+    scene.lag.observe(0.05)
+    told = scene.told()
+    assert told["latency"]["bounds"] == BOUNDS
+    assert told["latency"]["counts"] == (0, 3, *[4] * (len(BOUNDS) - 2), 5)
+    assert told["lag"] == {"bounds": (0.01, 0.1), "counts": (0, 1, 1)}
 
 
 def test_reports_its_troubles() -> None:
@@ -238,6 +253,8 @@ def test_tells_of_a_session_what_it_was_sent_and_since_when() -> None:
     assert found.model_dump() == {
         "node": "node-1",
         "state": "registered",
+        "protocol": "json",
+        "transport": "none",
         "address": "192.0.2.1",
         "registered_for": 90,
         "results": REMEMBERED + 2,

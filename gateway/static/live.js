@@ -6,6 +6,7 @@
 import { SPAN, area, band, canvas, line, scale, trace } from "./live.chart.js";
 
 const AVERAGED = 5; // seconds that the numbers beside the charts are averages of
+const MEASURED = 10; // seconds of results that percentiles are made of
 const RETRY = 2000; // ms until a stream that has ended is asked for again
 const SILENCE = 3; // seconds without news of the stream that are worth a word
 
@@ -55,7 +56,9 @@ const CHARTS = {
   sessions: { show: count, least: 10, value: (all) => sum(all, ({ last }) => last.sessions) },
   registered: { show: perSecond, least: 1, value: (all) => sum(all, (node) => rate(node, "registered")), averaged: true },
   delivered: { show: perSecond, least: 1, value: (all) => sum(all, (node) => rate(node, "delivered")), averaged: true },
+  latency: { show: short, least: 0.001, value: (all) => percentile(all, "latency", 0.99), faint: (all) => percentile(all, "latency", 0.5) },
   roundTrip: { show: short, least: 0.001, value: (all) => most(all.map(({ last }) => last.redis.round_trip)) },
+  lag: { show: short, least: 0.01, value: (all) => most(all.map((node) => percentile([node], "lag", 0.99))) },
 };
 
 const sum = (all, of) => all.map(of).reduce((one, other) => (other === null ? one : (one ?? 0) + other), null);
@@ -68,8 +71,26 @@ function most(values) {
 /** How often a second the counter rose since the report before the last. */
 function rate({ recent }, counter) {
   if (recent.length < 2) return null;
-  const [before, last] = recent;
+  const [before, last] = recent.slice(-2);
   return last.clock > before.clock ? Math.max(0, last[counter] - before[counter]) / (last.clock - before.clock) : null;
+}
+
+/** The seconds that this part of what the nodes have timed lately did not exceed; null if that was nothing. */
+function percentile(all, what, part) {
+  const bounds = all[0]?.last[what].bounds ?? [];
+  const counts = new Array(bounds.length + 1).fill(0); // up to each bound, and all
+  for (const { recent } of all) {
+    const [first, last] = [recent[0], recent[recent.length - 1]].map((report) => report[what].counts);
+    if (first.length === counts.length && last.length === counts.length) {
+      last.forEach((number, index) => (counts[index] += number - first[index]));
+    }
+  }
+  const wanted = part * counts[counts.length - 1];
+  if (wanted <= 0) return null;
+  const bucket = counts.findIndex((number) => number >= wanted);
+  const [low, fewer] = bucket ? [bounds[bucket - 1], counts[bucket - 1]] : [0, 0];
+  const high = bounds[bucket] ?? low; // of what is beyond the last bound nothing else is known
+  return low + ((high - low) * (wanted - fewer)) / (counts[bucket] - fewer);
 }
 
 function state({ redis }) {
@@ -86,7 +107,7 @@ function take(news, now) {
     nodes.set(report.id, node);
     node.last = report;
     node.seen = now;
-    node.recent = [...node.recent, report].slice(-2);
+    node.recent = [...node.recent, report].slice(-MEASURED - 1);
     node.band.push([now, state(report)]);
     return node;
   });
@@ -94,9 +115,9 @@ function take(news, now) {
     node.band = node.band.filter(([time]) => now - time <= SPAN);
     if (now - node.seen > SPAN) nodes.delete(id);
   }
-  for (const [name, { value }] of Object.entries(CHARTS)) {
+  for (const [name, { value, faint }] of Object.entries(CHARTS)) {
     const kept = (totals[name] ?? []).filter(([time]) => now - time <= SPAN);
-    totals[name] = [...kept, [now, value(all)]];
+    totals[name] = [...kept, [now, value(all), faint ? faint(all) : null]];
   }
 }
 
@@ -172,7 +193,7 @@ function announce(text) {
 // Charts.
 
 function prepare(figure) {
-  const svg = canvas("grid", "area", "line");
+  const svg = canvas("grid", "area", "faint", "line");
   trace(svg, "grid", "M0 0.5H300M0 50H300M0 99.5H300");
   const plot = element("div", "plot", svg, element("span", "top"), element("span", "middle"));
   figure.append(plot, element("p", "axis", element("span", "", "5 min ago"), element("span", "", "now")));
@@ -187,6 +208,7 @@ function showChart(figure, now) {
   const svg = figure.querySelector("svg");
   trace(svg, "area", area(points, now, top));
   trace(svg, "line", line(points, now, top));
+  trace(svg, "faint", line(points.map(([time, , faint]) => [time, faint]), now, top));
   write(figure.querySelector(".top"), show(top));
   write(figure.querySelector(".middle"), show(top / 2));
   const latest = averaged ? average(points, now) : points[points.length - 1][1];
@@ -320,6 +342,7 @@ function sessionInWords(session) {
   const pairs = [
     ["Node", session.node],
     ["State", session.state],
+    ["Speaks", `${session.protocol} over ${session.transport}`],
     ["Client", session.address],
     ["Registered", since(session.registered_for)],
     ["Results", `${count(session.results)}${session.degraded ? ", and cannot hear any at present" : ""}`],
