@@ -204,7 +204,7 @@ class Link(Connection):
 
         It lasts as long as the link, or until Redis takes the channel away. Raises Refusal and LinkLost.
         """
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             raise LinkLost("the connection is gone")
         answer: asyncio.Future[Refusal | None] = self._loop.create_future()
         self._unanswered.append(Watch(name, heard, answer))

@@ -102,11 +102,16 @@ class Roster:
         while True:
             link = self._lines.link_to(self._shared)
             if link is not None:
-                try:
-                    await self._hear(link, self._shared, self._asked)
-                except LinkLost as why:
-                    self._complain(str(why))
+                await self._hear_questions(link)
             await asyncio.sleep(LOOK_SOON if link is None else LOOK_EVERY)
+
+    async def _hear_questions(self, link: Link) -> None:
+        try:
+            await self._hear(link, self._shared, self._asked)
+        except LinkLost as why:
+            self._complain(str(why))
+        except Exception:  # whatever it is, no session may end for the sake of a page
+            log.exception("questions of other nodes are not heard")
 
     async def ask(self, question: Mapping[str, object], seconds: float = PATIENCE) -> Answers:
         """What the other nodes answer, within `seconds`."""

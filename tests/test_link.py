@@ -812,3 +812,16 @@ async def test_each_watched_channel_has_its_own_ear() -> None:
     scene.say(*(push(b"message", name, b"1") for name in (b"w::b", b"w::c", b"w::a")))
     assert heard == [("w::b", b"1"), ("w::a", b"1")]
     assert scene.events.taken() == [("received", b"w::c", b"1")]
+
+
+@virtual
+async def test_a_link_that_was_given_up_takes_no_more_questions() -> None:
+    """Until its transport is gone it is still the broker's."""
+    scene = await up()
+    scene.link.abort("no longer trusted")
+    with pytest.raises(LinkLost):
+        await scene.link.watch(b"w::a", lambda _word: None)
+    with pytest.raises(LinkLost):
+        scene.link.send(lambda _reply: None, "PING")
+    await turns()
+    assert await scene.why() == "no longer trusted"

@@ -214,6 +214,19 @@ async def test_a_channel_that_cannot_be_had_is_asked_for_again() -> None:
 
 
 @virtual
+async def test_a_failure_is_told_and_nothing_ends_with_it() -> None:
+    async with Scene(2) as (one, two):
+        assert two.link is not None
+        two.link.watched = cast("dict[bytes, Heard]", None)
+        with capture_logs() as logs:
+            await asyncio.sleep(1)
+        assert [line["event"] for line in logs] == ["questions of other nodes are not heard"]
+        two.link.watched = {}
+        await asyncio.sleep(1)
+        assert names(await one.roster.ask({})) == ["node-2"]
+
+
+@virtual
 async def test_only_so_many_rounds_at_a_time() -> None:
     async with Scene(2) as (one, two):
         assert two.link is not None
