@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Final
@@ -68,7 +68,7 @@ class Feed:
     def full(self) -> bool:
         return self._pages >= MAX_PAGES
 
-    async def follow(self) -> AsyncIterator[bytes]:
+    async def follow(self) -> AsyncGenerator[bytes, None]:
         """Each event from now on, or the latest where one is slow; until the node stops."""
         self._pages += 1
         if self._making is None:
@@ -153,7 +153,7 @@ class LiveViews:
         with suppress(ConnectionError, TimeoutError):
             await response.prepare(request)
             await response.write(RETRY)
-            async with aclosing(self.feed.follow()) as events:  # type: ignore[type-var]
+            async with aclosing(self.feed.follow()) as events:
                 async for event in events:
                     async with asyncio.timeout(STALLED):
                         await response.write(event)

@@ -327,11 +327,12 @@ async function lookUp(event) {
   }
 }
 
-function told({ sessions, retained, silent, why, nodes: asked }) {
+function told({ sessions, more, retained, silent, why, nodes: asked }) {
   const parts = [];
   const nobody = `None of the ${plural(asked, "node", "nodes")} that answered holds it.`;
   if (!sessions.length) parts.push(element("p", "", asked === 1 ? "The one node that answered does not hold it." : nobody));
   parts.push(...sessions.map(sessionInWords));
+  if (more) parts.push(element("p", "", `${plural(more, "further session", "further sessions")} with this id.`));
   if (silent) parts.push(element("p", "bad", `${plural(silent, "node", "nodes")} did not answer.`));
   if (why) parts.push(element("p", "warn", `Other nodes could not be asked: ${why}`));
   parts.push(element("p", "", retainedInWords(retained)));
