@@ -358,3 +358,21 @@ def test_draws_what_it_is_given(well: list[Node], browser: Browser) -> None:
     states = "[[990, 'up'], [992, 'down'], [1000, 'up']]"
     assert drawn(browser, f"band({states}, 1000, 'down')") == "M292.0 0H295.0V100H292.0Z"
     assert drawn(browser, "line([], 1000, 10)") == ""
+
+
+@pytest.mark.parametrize(
+    ("counts", "part", "expected"),
+    [
+        ([0, 0, 0], 0.99, None),
+        ([10, 10, 10], 0.5, 0.5),  # half of the way to the first bound
+        ([0, 100, 100], 0.99, 1.99),
+        ([90, 100, 100], 0.95, 1.5),
+        ([0, 0, 10], 0.99, 2),  # all were longer than the last bound
+        ([1, 1, 1], 0.99, 0.99),
+    ],
+)
+def test_finds_what_most_did_not_exceed(
+    well: list[Node], browser: Browser, counts: list[int], part: float, expected: float | None
+) -> None:
+    browser.open(page_url(well[0]))
+    assert drawn(browser, f"quantile([1, 2], {counts}, {part})") == (expected and pytest.approx(expected))

@@ -35,6 +35,19 @@ export function scale(value, least) {
   return [1, 2, 5, 10].map((step) => step * power).find((top) => top >= wanted * 0.999999);
 }
 
+/**
+ * The value that this part of all did not exceed, of which `counts` says how many were up to each of `bounds` and in
+ * the end how many there were; null if there were none. Within a bucket they are taken to lie evenly.
+ */
+export function quantile(bounds, counts, part) {
+  const wanted = part * counts[counts.length - 1];
+  if (wanted <= 0) return null;
+  const bucket = counts.findIndex((number) => number >= wanted);
+  const [low, fewer] = bucket ? [bounds[bucket - 1], counts[bucket - 1]] : [0, 0];
+  const high = bounds[bucket] ?? low; // of what is beyond the last bound nothing else is known
+  return low + ((high - low) * (wanted - fewer)) / (counts[bucket] - fewer);
+}
+
 /** The course of a line through `points` of [time, value or null], oldest first, seen at `now`. */
 export function line(points, now, top) {
   return runs(points)

@@ -3,7 +3,7 @@
 // A node's report has counters, of which this page makes rates. Nothing older than five minutes is kept, here or
 // anywhere else. Whatever nodes say is shown as text: it has come through Redis, where others may write as well.
 
-import { SPAN, area, band, canvas, line, scale, trace } from "./live.chart.js";
+import { SPAN, area, band, canvas, line, quantile, scale, trace } from "./live.chart.js";
 
 const AVERAGED = 5; // seconds that the numbers beside the charts are averages of
 const MEASURED = 10; // seconds of results that percentiles are made of
@@ -85,12 +85,7 @@ function percentile(all, what, part) {
       last.forEach((number, index) => (counts[index] += number - first[index]));
     }
   }
-  const wanted = part * counts[counts.length - 1];
-  if (wanted <= 0) return null;
-  const bucket = counts.findIndex((number) => number >= wanted);
-  const [low, fewer] = bucket ? [bounds[bucket - 1], counts[bucket - 1]] : [0, 0];
-  const high = bounds[bucket] ?? low; // of what is beyond the last bound nothing else is known
-  return low + ((high - low) * (wanted - fewer)) / (counts[bucket] - fewer);
+  return quantile(bounds, counts, part);
 }
 
 function state({ redis }) {
