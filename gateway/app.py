@@ -26,11 +26,14 @@ from .hub import Hub
 from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
 from .link import Link
+from .live import LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publisher import Publisher
+from .report import Reporter
+from .roster import Roster
 from .session import Node
 from .topology import topology
 from .views import AdminViews, DemoViews, PublicViews, on_response
@@ -126,7 +129,19 @@ class Gateway:
             publishing.outcomes,
         )
         self._admin.metrics = self.metrics
-        routes = [*self._admin.routes(), *publishing.routes()]
+        reporter = Reporter(
+            name,
+            self._node,
+            self._broker,
+            self._admin,
+            self._room.sessions,
+            self._latency,
+            self._lag,
+            self._clock,
+        )
+        roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
+        self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
+        routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]
         admin = await self._run(_app(routes, max_body=MAX_PUBLISH_BODY))
         admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
@@ -140,6 +155,7 @@ class Gateway:
         )
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
+            asyncio.create_task(roster.run(), name="roster"),
             asyncio.create_task(
                 sweep(self._node.deadlines, self._clock, self._lag), name="sessions' deadlines"
             ),
@@ -191,6 +207,7 @@ class Gateway:
         if self.listening is not None:
             for visitor in list(self._door.deadlines):
                 visitor.deadline_passed()
+            self._live.feed.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
