@@ -183,11 +183,11 @@ def serve(**_: object) -> None:
             valkey = stack.enter_context(_own_valkey())
             log.info("embedded valkey", url=valkey.url, pid=valkey.pid)
             config = config.model_copy(update={"redis": valkey.url})
-        sys.exit(_serve(config))
+        sys.exit(_serve(config) if config.workers == 1 else _serve_by_workers(config))
 
 
 @commands.command(cls=SettingsCommand, short_help="Try it out: a node, Valkey, the demo page.")
-@settings_options(without=("redis",), defaults=DEV_DEFAULTS)
+@settings_options(without=("redis", "workers"), defaults=DEV_DEFAULTS)
 def dev(**_: object) -> None:
     """Run a node with a Valkey of its own and the demo page, to try things out on one machine.
 
@@ -364,6 +364,17 @@ def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening]
 
     try:
         return _run(serve_node(config, demo=demo, announce=announce))
+    except ConfigError as error:  # an address that cannot be had
+        raise Failure(str(error)) from None
+    finally:
+        logs.flush(at_once=True)
+
+
+def _serve_by_workers(config: Config) -> int:
+    from .supervisor import run
+
+    try:
+        return run(config, _loop_factory())
     except ConfigError as error:  # an address that cannot be had
         raise Failure(str(error)) from None
     finally:

@@ -7,7 +7,9 @@ cost of a registration (docs/benchmark.md). Any other request goes to aiohttp wi
 aiohttp would wait for a request's head as long as the client likes. Here each connection has a deadline,
 and there may only be so many that have not met it.
 
-A connection that aiohttp has handed over (see `stream`) comes back here when it has its response.
+A connection that aiohttp has handed over (see `stream`) comes back here when it has its response. Where
+several workers serve the port, every connection comes back for each of its requests, since the next may
+belong to a sibling (see `handover`).
 """
 
 from __future__ import annotations
@@ -37,6 +39,10 @@ class Endpoint(Protocol):
         """Take `transport` over, with the bytes that followed the handshake; or say why not."""
 
 
+PassOn = Callable[[asyncio.Transport, bytes], bool]
+"""Sends a connection to whom its next request, which begins with these bytes, belongs; False for nobody."""
+
+
 class Door:
     """Makes the protocol of each new connection: hand it to `loop.create_server`."""
 
@@ -60,6 +66,8 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._no_body = BaseProtocol(self._loop)  # the parser wants one, for bodies that are not used
         self._waiting = 0
+        self.pass_on: PassOn | None = None
+        """Set where there are siblings."""
         self.deadlines: Deadlines[Visitor | Leaver] = Deadlines()
         self.refused = 0
         """Connections closed because too many handshakes were under way."""
@@ -86,6 +94,14 @@ class Door:
         self._waiting -= 1
         self.deadlines.discard(visitor)
 
+    def welcome(self, transport: asyncio.Transport, rest: bytes) -> None:
+        """Take in a new connection that was accepted elsewhere; `rest` has come of its first request."""
+        visitor = Visitor(self)
+        transport.set_protocol(visitor)
+        visitor.connection_made(transport)
+        if rest:
+            visitor.data_received(rest)
+
     def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Wait for the next request on a connection that has its response; `rest` has come of it already."""
         visitor = Returner(self, transport)
@@ -99,7 +115,9 @@ class Door:
         transport.close()
 
     def answer(self, transport: asyncio.Transport, head: bytes) -> None:
-        """Answer the request that begins with `head`, or have aiohttp do it."""
+        """Answer the request that begins with `head`, or have a sibling or aiohttp do it."""
+        if self.pass_on is not None and self.pass_on(transport, head):
+            return
         try:
             answered = self._upgraded(transport, head)
         except HttpProcessingError:
@@ -107,7 +125,7 @@ class Door:
             return
         if not answered:
             connection = self._server()
-            transport.set_protocol(connection)
+            transport.set_protocol(connection if self.pass_on is None else Guest(self, connection, transport))
             connection.connection_made(transport)
             connection.data_received(head)
 
@@ -199,6 +217,47 @@ class Returner(Visitor):
     def _pass(self) -> None:
         self._waiting = False
         self._door.deadlines.discard(self)
+
+
+class Guest(asyncio.Protocol):
+    """A connection with aiohttp, for one request; with the first byte of the next it is back at the door."""
+
+    __slots__ = ("_connection", "_door", "_transport")
+
+    def __init__(self, door: Door, connection: asyncio.Protocol, transport: asyncio.Transport) -> None:
+        """`connection` is aiohttp's own protocol."""
+        self._door = door
+        self._connection = connection
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if _waits(self._connection):
+            # A part of this request that came behind the one before is lost: a client that pipelines
+            # sends again what has no response (RFC 9112 section 9.3.2).
+            # As in websocket.take_over: it must not find the transport, or it would close it.
+            self._connection.transport = None  # type: ignore[attr-defined]
+            self._connection.connection_lost(None)
+            self._door.readmit(self._transport, data)
+        else:
+            self._connection.data_received(data)
+
+    def eof_received(self) -> bool | None:
+        return self._connection.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+
+def _waits(connection: asyncio.Protocol) -> bool:
+    """Whether aiohttp has answered all requests and waits for the next."""
+    waiter: asyncio.Future[None] | None = getattr(connection, "_waiter", None)
+    return waiter is not None and not waiter.done()
 
 
 class Leaver(asyncio.Protocol):

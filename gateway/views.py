@@ -24,6 +24,9 @@ from .websocket import open_session
 from .wire.json import JSON_WIRE
 from .wire.stomp import SUBPROTOCOLS, StompWire
 
+SOCKJS = "/websocket"
+"""Below this path SockJS is spoken."""
+
 STATIC = Path(__file__).parent / "static"
 
 CONTENT_SECURITY_POLICY = (
@@ -41,7 +44,7 @@ class PublicViews:
         beat = int(node.config.heartbeat * 1000)
         self._stomp = partial(StompWire, node.config.max_message_size, (beat, beat))
         self._websocket = Entrance(self.gate, self._open)
-        self._sockjs = SockJSViews(node, self.gate, "/websocket", self._stomp)
+        self._sockjs = SockJSViews(node, self.gate, SOCKJS, self._stomp)
         self._events = EventsViews(node, self.gate)
 
     def attach(self, door: Door) -> None:
@@ -86,17 +89,22 @@ class AdminViews:
         return web.json_response({"status": "ok", "node": self._name})
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """GET /readyz: whether browsers should be sent to this node, and how it is.
+        """GET /readyz: whether browsers should be sent to this node, and how it is."""
+        state = self.state()
+        return web.json_response(state, status=200 if state["ready"] else 503)
 
-        It stays ready while Redis is away: all nodes share Redis, and turning every one of them away
-        would end the logins that only have to wait.
+    def state(self) -> dict[str, Any]:
+        """How the node is, for /readyz.
+
+        It stays ready while Redis is away, for however long: all nodes share Redis, and turning every one of
+        them away would end the logins that only have to wait.
         """
         reasons = []
         if self.draining:
             reasons.append("draining")
         if not self._broker.ever_connected:
             reasons.append("Redis has not been reached yet")
-        body = {
+        return {
             "ready": not reasons,
             "reasons": reasons,
             "node": self._name,
@@ -115,7 +123,6 @@ class AdminViews:
                 "mended": self._broker.mended,
             },
         }
-        return web.json_response(body, status=503 if reasons else 200)
 
 
 def _round_trip(probes: Sequence[Probe]) -> float | None:

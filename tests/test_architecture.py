@@ -26,8 +26,12 @@ ORDER = [
     "slots",
     "subscriptions",
     "limits",
+    "ownership",
+    "restarts",
+    "health",
     "invocation",
     "logs",
+    "processors",
     "config",
     "hub",
     "session",
@@ -51,12 +55,18 @@ ORDER = [
     "publisher",
     "publish_views",
     "descriptors",
+    "handover",
     "door",
     "gate",
     "sockjs_views",
     "events",
     "views",
     "app",
+    "control",
+    "worker",
+    "posts",
+    "workers_views",
+    "supervisor",
     "watching",
     "embedded",
     "drill",
@@ -64,7 +74,20 @@ ORDER = [
     "__main__",
 ]
 
-PURE = ["messages", "errors", "wire", "frames", "handshake", "redis_url", "slots", "subscriptions", "limits"]
+PURE = [
+    "messages",
+    "errors",
+    "wire",
+    "frames",
+    "handshake",
+    "redis_url",
+    "slots",
+    "subscriptions",
+    "limits",
+    "ownership",
+    "restarts",
+    "health",
+]
 IMPURE_LIBRARIES = {"asyncio", "aiohttp", "redis", "hiredis", "time", "socket", "structlog", "random", "os"}
 
 # They work together, and know each other only as a protocol of a few methods that the one defines.
@@ -84,6 +107,9 @@ STRANGERS = [
     ("sockjs", "door"),
     ("session", "sockjs"),
     ("wire", "session"),
+    ("door", "handover"),
+    ("handover", "door"),
+    ("workers_views", "supervisor"),
 ]
 
 

@@ -136,6 +136,7 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "log_format": "json",
             "redis": "redis://r",
             "sockjs_url": "/s.js",
+            "workers": "3",
             "publish_token_file": str(token_file),
         }.get(setting.name, "4097")
         if setting.name == "publish_token":

@@ -74,11 +74,17 @@ def node_process(valkey: Valkey) -> Iterator[Node]:
         yield node
 
 
-@pytest.fixture(params=["process", "in this loop"])
+@pytest.fixture(scope="session")
+def three_workers(valkey: Valkey) -> Iterator[Node]:
+    with Node(valkey.url, "--workers", "3") as node:
+        yield node
+
+
+@pytest.fixture(params=["node_process", "three_workers", "in this loop"])
 async def place(request: pytest.FixtureRequest, valkey: Valkey) -> AsyncIterator[Place]:
-    """A gateway: as users run it, on uvloop in a process of its own, and on asyncio's own loop."""
-    if request.param == "process":
-        node = request.getfixturevalue("node_process")
+    """A gateway: as users run it, on uvloop, in one process and in three; and on asyncio's own loop."""
+    if request.param != "in this loop":
+        node = request.getfixturevalue(request.param)
         before = len(complaints(node.logs))
         yield Place(node.port, node.admin_port)
         assert not complaints(node.logs)[before:]
