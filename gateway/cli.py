@@ -418,6 +418,7 @@ def _on_free_port(config: Config, name: str, notes: list[str]) -> Config:
 async def _publish(config: Config, web_socket_id: str, auth_result: str, options: Options) -> Published:
     from .publisher import Publisher  # with redis-py, only for this command
 
+    _keep_the_deadline()
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
         try:
             return await publisher.publish(web_socket_id, auth_result, **options)
@@ -435,6 +436,7 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     """Publish the JSON object on each line as it comes; the exit code."""
     from .publisher import Publisher, answer
 
+    _keep_the_deadline()
     codes = {0}
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
         for line in filter(bytes.strip, lines):
@@ -454,6 +456,16 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
                 case _:
                     codes.add(0 if end.receivers or end.retained else NOBODY)
     return next(code for code in (1, 2, NOBODY, 0) if code in codes)
+
+
+def _keep_the_deadline() -> None:
+    """Once the look-up of a host's name was given up, what is left of it is neither waited for nor heard of.
+
+    The C library tries for 10 s and more for each name server, in a thread that the process waits for at its
+    end: 20 s were seen.
+    """
+    os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, _context: None)
 
 
 def _json(text: str | None) -> object:

@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -324,6 +325,45 @@ def test_publish_to_a_redis_that_hangs_ends_in_time(run: Run, monkeypatch: pytes
     assert result.exit_code == 1
     assert "repeat with --message-id m1" in result.stderr
     assert "no answer in 0.1 s" in result.stderr
+
+
+@pytest.mark.needs("unshare", "ip", "mount")
+def test_publish_ends_in_time_when_names_are_looked_up_in_vain(tmp_path: Path) -> None:
+    """In a network of its own, with a name server that takes questions and says nothing."""
+    (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
+    name_server = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('127.0.0.1', 53)); s.recv(1)"
+    )
+    publish = [
+        sys.executable,
+        "-m",
+        "gateway",
+        "publish",
+        "a",
+        "DONE",
+        "--redis",
+        "redis://redis.example.com",
+    ]
+    script = f"""
+        ip link set lo up && mount --bind {tmp_path}/resolv.conf /etc/resolv.conf || exit 77
+        {sys.executable} -c "{name_server}; import time; time.sleep(60)" & trap "kill $!" EXIT
+        {shlex.join(publish)}
+    """
+    started = time.monotonic()
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--net", "--mount", "sh", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment(),
+        timeout=60,
+    )
+    if done.returncode == 77 or "unshare failed" in done.stderr:
+        pytest.skip(f"this machine lets nobody have a network of his own: {done.stderr}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: Redis at redis://redis.example.com: ")
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - started < 10, "the C library by itself takes 20 s"
 
 
 def lines(result: Result) -> list[dict[str, object]]:

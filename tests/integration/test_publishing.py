@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -26,6 +28,7 @@ from .load import until
 from .raw import Raw
 
 TOKEN = "a-token-of-sixteen"
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 SLACK = 1.0  # seconds, on a busy machine
 
 Fault = Callable[[Valkey, Proxy], Awaitable[Callable[[], None]]]
@@ -107,6 +110,23 @@ async def test_off_by_default_and_only_on_the_admin_port(valkey: Valkey) -> None
         public = f"http://127.0.0.1:{port_of(gateway)}/publish"
         async with aiohttp.ClientSession() as http, http.post(public, json={}) as refused:
             assert refused.status == 404
+
+
+async def test_a_node_that_publishes_needs_its_own_rights_and_those_of_a_backend() -> None:
+    """As docs/deployment.md has them."""
+    page = DEPLOYMENT.read_text()
+    (own,) = re.findall(r"ACL SETUSER node on >… (.*?)`", page)
+    (backends,) = re.findall(r"ACL SETUSER backend on >… (.* \+publish)\n", page)
+    with await asyncio.to_thread(Valkey) as valkey:
+        valkey.ask("ACL", "SETUSER", "node", "on", ">x", *own.split(), *backends.split())
+        async with (
+            node(valkey.url.replace("//", "//node:x@")) as gateway,
+            Backend.of(gateway) as backend,
+            Raw.registered(port_of(gateway), "rights") as browser,
+        ):
+            status, answer = await backend.post(result("rights", "m"))
+            assert (status, answer["receivers"]) == (200, 1)
+            assert (await browser.message())["messageId"] == "m"
 
 
 async def killed(valkey: Valkey, _proxy: Proxy) -> Callable[[], None]:
