@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from . import __version__, invocation, logs, redis_url
 from .broker import Broker
@@ -224,7 +225,8 @@ class Gateway:
         routes = self._public.routes()
         if self._demo:
             routes += DemoViews(self._describe).routes()
-        return web_app(routes)
+        # With siblings, a connection must not stay with aiohttp.
+        return web_app(routes, middlewares=[self._public.one_at_a_time] if self._share else [])
 
     def _describe(self) -> Mapping[str, object]:
         """What the demo page shows of this node: its name, and commands that publish to it."""
@@ -258,9 +260,11 @@ class Gateway:
         return actual
 
 
-def web_app(routes: Sequence[web.RouteDef], max_body: int = MAX_BODY) -> web.Application:
+def web_app(
+    routes: Sequence[web.RouteDef], max_body: int = MAX_BODY, middlewares: Sequence[Middleware] = ()
+) -> web.Application:
     """An application of aiohttp's with what all of ours have in common."""
-    app = web.Application(client_max_size=max_body)
+    app = web.Application(client_max_size=max_body, middlewares=middlewares)
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
     return app

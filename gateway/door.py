@@ -8,8 +8,7 @@ aiohttp would wait for a request's head as long as the client likes. Here each c
 and there may only be so many that have not met it.
 
 A connection that aiohttp has handed over (see `stream`) comes back here when it has its response. Where
-several workers serve the port, every connection comes back for each of its requests, since the next may
-belong to a sibling (see `handover`).
+several workers serve the port, all do, since the next request may belong to a sibling (see `handover`).
 """
 
 from __future__ import annotations
@@ -125,7 +124,7 @@ class Door:
             return
         if not answered:
             connection = self._server()
-            transport.set_protocol(connection if self.pass_on is None else Guest(self, connection, transport))
+            transport.set_protocol(connection)
             connection.connection_made(transport)
             connection.data_received(head)
 
@@ -217,47 +216,6 @@ class Returner(Visitor):
     def _pass(self) -> None:
         self._waiting = False
         self._door.deadlines.discard(self)
-
-
-class Guest(asyncio.Protocol):
-    """A connection with aiohttp, for one request; with the first byte of the next it is back at the door."""
-
-    __slots__ = ("_connection", "_door", "_transport")
-
-    def __init__(self, door: Door, connection: asyncio.Protocol, transport: asyncio.Transport) -> None:
-        """`connection` is aiohttp's own protocol."""
-        self._door = door
-        self._connection = connection
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        if _waits(self._connection):
-            # A part of this request that came behind the one before is lost: a client that pipelines
-            # sends again what has no response (RFC 9112 section 9.3.2).
-            # As in websocket.take_over: it must not find the transport, or it would close it.
-            self._connection.transport = None  # type: ignore[attr-defined]
-            self._connection.connection_lost(None)
-            self._door.readmit(self._transport, data)
-        else:
-            self._connection.data_received(data)
-
-    def eof_received(self) -> bool | None:
-        return self._connection.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._connection.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._connection.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._connection.resume_writing()
-
-
-def _waits(connection: asyncio.Protocol) -> bool:
-    """Whether aiohttp has answered all requests and waits for the next."""
-    waiter: asyncio.Future[None] | None = getattr(connection, "_waiter", None)
-    return waiter is not None and not waiter.done()
 
 
 class Leaver(asyncio.Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from . import stream
 from .broker import Broker
 from .cluster import Cluster
 from .door import Door, Endpoint
@@ -20,7 +21,7 @@ from .handshake import Handshake, subprotocol
 from .probe import Probe
 from .session import Node
 from .sockjs_views import SockJSViews
-from .websocket import open_session
+from .websocket import HANDED_OVER, open_session
 from .wire.json import JSON_WIRE
 from .wire.stomp import SUBPROTOCOLS, StompWire
 
@@ -50,6 +51,29 @@ class PublicViews:
     def attach(self, door: Door) -> None:
         """`door` resolves paths by `endpoint`, and has the connections back whose responses are complete."""
         self._sockjs.door = door
+        self._door = door
+
+    @web.middleware
+    async def one_at_a_time(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Answer, and give the connection back to the door: its next request may be for another worker.
+
+        Errors end a connection anyway, and so does a body that nobody has read.
+        """
+        response = await handler(request)
+        if request.transport is None or not isinstance(response, web.Response):
+            return response
+        if response.status >= HTTPStatus.BAD_REQUEST or not request.content.is_eof():
+            response.force_close()
+            return response
+        connection = stream.take(request)
+        stream.respond(connection, response, without_body=request.method == "HEAD")
+        if connection.lasting:
+            self._door.readmit(connection.transport, b"")
+        else:
+            self._door.see_out(connection.transport)
+        return HANDED_OVER
 
     def routes(self) -> list[web.RouteDef]:
         websocket = web.get("/ws", self._websocket.serve, allow_head=False)
