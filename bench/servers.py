@@ -47,10 +47,7 @@ class Server:
     def memory(self) -> int:
         """Bytes of memory: the proportional set size, so that shared libraries do not count in full."""
         self.check()
-        for line in Path(f"/proc/{self._process.pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-        raise BenchError("this kernel does not tell a process's Pss")
+        return memory(self._process.pid)
 
     def check(self) -> None:
         """Raise BenchError when the process has ended."""
@@ -64,6 +61,14 @@ class Server:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def memory(process: int) -> int:
+    """Bytes of memory of the process with this id: the proportional set size."""
+    for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
+        if line.startswith("Pss:"):
+            return int(line.split()[1]) * 1024
+    raise BenchError("this kernel does not tell a process's Pss")
 
 
 @contextmanager

@@ -172,7 +172,7 @@ class Broker:
             asyncio.create_task(_guard(self.audit.run(link))),
         ]
         try:
-            return await link.closed
+            return await asyncio.shield(link.closed)  # who else waits for it hears of the end, not of ours
         finally:
             for guard in guards:
                 guard.cancel()

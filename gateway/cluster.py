@@ -53,9 +53,6 @@ REROUTE_AFTER: Final = 0.01
 """Seconds until what was asked at the wrong node is asked at the right one: while the nodes themselves do not
 agree yet, each may name the other."""
 
-MIGRATING_RETRY: Final = 0.2
-"""Seconds until a retained result is asked for again that was looked for where its slot is on its way to."""
-
 GUEST_SECONDS: Final = 30.0
 """How long a node without slots keeps its line: a slot is on its way there."""
 
@@ -85,7 +82,6 @@ class Shard:
         self._hub = hub
         self.address = address
         self.received = hub.received  # whoever says it, a result is one
-        self._migrating: set[bytes] = set()
         self._probed: bytes | None = None
 
     def owns(self, name: bytes) -> bool:
@@ -106,7 +102,6 @@ class Shard:
         return self._hub.connected(self._slots())
 
     def disconnected(self) -> None:
-        self._migrating.clear()
         self._hub.disconnected(self._slots())
         self._cluster.line_changed()
 
@@ -133,35 +128,15 @@ class Shard:
 
     def lost(self, name: bytes, *, answer: bool = False) -> None:
         if self.owns(name):
-            # What was to be read elsewhere was a part of the question.
-            answer = answer or name in self._migrating
-            self._migrating.discard(name)
             self._hub.lost(name, answer=answer)
 
     def moved(self, name: bytes, host: str, port: int) -> None:
         if self.owns(name):
             self._cluster.claimed(slot(name), Address(host or self.address.host, port))
 
-    # A slot on its way to another node: its channels are still here, and some of its keys are there
-
-    def migrating(self, name: bytes, host: str, port: int) -> None:
+    def migrating(self, name: bytes, host: str, port: int, read: Callable[[Any], object]) -> None:
         if self.owns(name):
-            self._migrating.add(name)
-            target = Address(host or self.address.host, port)
-            self._cluster.read_migrating(name, target, partial(self._read_there, name))
-            # In case nothing comes of it, or the key has stayed here after all.
-            asyncio.get_running_loop().call_later(MIGRATING_RETRY, self._read_again, name)
-
-    def _read_there(self, name: bytes, reply: Any) -> None:
-        if name in self._migrating and isinstance(reply, bytes):
-            self._migrating.discard(name)
-            self.subscribed(name, reply or None)
-
-    def _read_again(self, name: bytes) -> None:
-        if name in self._migrating:
-            self._migrating.discard(name)
-            if self.owns(name):
-                self._cluster.read(name)
+            self._cluster.read_migrating(name, Address(host or self.address.host, port), read)
 
 
 class Cluster:
@@ -184,13 +159,13 @@ class Cluster:
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
         self.map = slots.NOBODY
-        self._ranges: Ranges | None = (
-            None  # of which the map was made; None once a node has spoken against them
-        )
+        self._ranges: Ranges | None = None  # of which the map was made, unless nodes have said more since
         self._lines: dict[Address, Broker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
         self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
         self._claims: dict[int, Address] = {}
+        self._believing: asyncio.TimerHandle | None = None
+        self._believed: dict[int, Address] = {}  # of them, since the nodes have been asked
         self._look = asyncio.Event()
         self._looked_at = -inf
         self._whole = False
@@ -264,8 +239,12 @@ class Cluster:
                 await self._pause()
         finally:
             self._unserved.end()
+            if self._believing is not None:
+                self._believing.cancel()
+            tasks = list(self._tasks.values())
             for address in list(self._lines):
                 self._retire(address)
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     # The map
 
@@ -285,6 +264,7 @@ class Cluster:
     async def _refresh(self) -> None:
         """Ask some nodes who serves what, and act on the latest of their answers."""
         self._looked_at = self._clock()
+        self._believed = {}
         answers = await ask_all([self._ask(address) for address in self._to_ask()], ASK_TIMEOUT, GRACE)
         views = [answer for answer in answers if isinstance(answer, View)]
         self._retire_idle()
@@ -294,8 +274,8 @@ class Cluster:
             # Nodes that have heard of the same epoch may still differ. While one agrees with us, wait.
             drawn = [view.ranges for view in views if view.epoch == latest]
             if self._ranges not in drawn:
-                self._ranges = drawn[0]
-                self._adopt(slots.slot_map(drawn[0]))
+                self._ranges = None if self._believed else drawn[0]
+                self._adopt(slots.slot_map(drawn[0]).with_owners(self._believed))
         else:
             why = "; ".join(sorted({str(answer) for answer in answers}))
             if why != self._said:
@@ -303,9 +283,13 @@ class Cluster:
                 log.warning("redis cluster unreachable", redis=redact(self._url.text), why=why)
 
     def _to_ask(self) -> list[Address]:
-        """Some masters; those that the settings name, when no master has answered last time."""
-        known = [] if self._said else self.map.masters
-        return random.sample(known, min(len(known), ASKED_AT_ONCE)) or list(self._url.addresses)
+        """Some masters, and those nodes that the settings name when no master has answered last time.
+
+        They may be gone by now, so the masters are asked besides.
+        """
+        known = self.map.masters
+        some = random.sample(known, min(len(known), ASKED_AT_ONCE))
+        return list(dict.fromkeys([*some, *self._url.addresses])) if self._said or not some else some
 
     async def _ask(self, address: Address) -> View:
         """What the node at `address` says. Raises OSError."""
@@ -330,11 +314,12 @@ class Cluster:
     def claimed(self, number: int, owner: Address) -> None:
         """A node says that `owner` serves the slot, which is news: act on it, with what else is said soon."""
         if not self._claims:
-            asyncio.get_running_loop().call_later(REROUTE_AFTER, self._believe)
+            self._believing = asyncio.get_running_loop().call_later(REROUTE_AFTER, self._believe)
         self._claims[number] = owner
 
     def _believe(self) -> None:
         claims, self._claims = self._claims, {}
+        self._believed |= claims
         self._ranges = None
         self._adopt(self.map.with_owners(claims))
         self._look.set()

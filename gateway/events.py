@@ -14,7 +14,7 @@ from .messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_me
 from .session import Node, Session
 from .stream import Connection
 from .websocket import HANDED_OVER
-from .wire.events import EVENTS_WIRE, RETRY, farewell
+from .wire.events import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 HEADERS: Final = {
     "Content-Type": "text/event-stream",
@@ -113,6 +113,9 @@ class EventsViews:
         if refusal is not None:
             return answer(refusal)
         origin = cors(request.headers.get("Origin"))
+        last_ids = (request.headers.get("Last-Event-ID"), request.query.get("lastEventId"))
+        if REFUSED in last_ids:  # its registration failed, and it comes again only because browsers do
+            return web.Response(status=204, headers=origin)
         if isinstance(wanted, Rejected):
             return answer(self._gate.count(Refusal(400, *wanted.problem)), origin)
         refusal = self._gate.refuse_session(address)

@@ -134,7 +134,7 @@ def _same_origin(origin: str, host: str, scheme: str | None) -> bool:
 
 
 class Timed(Protocol):
-    """What a deadline can be kept for; `due` belongs to the queue and starts as 0."""
+    """What a deadline can be kept for; `due` belongs to the queue, and is 0 while the item does not wait."""
 
     due: int
 
@@ -158,10 +158,13 @@ class Deadlines(Generic[T]):
 
     def set(self, item: T, when: float) -> None:
         """Make `item` due at `when`, and no longer at the time it was due before."""
-        if item.due:  # it may be waiting already
+        due = int(when / self.TICK) + 1
+        if item.due == due:
+            return
+        if item.due:
             self.discard(item)
-        item.due = int(when / self.TICK) + 1
-        self._wheel.setdefault(item.due, set()).add(item)
+        item.due = due
+        self._wheel.setdefault(due, set()).add(item)
 
     def discard(self, item: T) -> None:
         """Forget `item`; no harm if it is not waiting."""
@@ -170,6 +173,7 @@ class Deadlines(Generic[T]):
             bucket.discard(item)
             if not bucket:
                 del self._wheel[item.due]
+        item.due = 0
 
     def expired(self, now: float) -> Iterator[T]:
         """Take out, one by one, those that are due; what happens meanwhile may move or forget others."""
@@ -177,7 +181,9 @@ class Deadlines(Generic[T]):
         for tick in sorted(tick for tick in self._wheel if tick <= last):
             bucket = self._wheel.get(tick)
             while bucket:
-                yield bucket.pop()
+                item = bucket.pop()
+                item.due = 0
+                yield item
             self._wheel.pop(tick, None)
 
     def __iter__(self) -> Iterator[T]:

@@ -104,13 +104,14 @@ class Leave:
 class Join(Leave):
     """SUBSCRIBE and READ of the same channels (or READ alone): a push for each, then one reply."""
 
-    __slots__ = ("error", "subscribe")
+    __slots__ = ("error", "gone", "subscribe")
 
     def __init__(self, names: list[bytes], *, subscribe: bool) -> None:
         super().__init__(names)
         self.subscribe = subscribe
         self.confirmed = 0 if subscribe else len(names)
         self.error: str | None = None
+        self.gone = False  # meanwhile Redis has taken it away by itself, as only a Cluster does
 
 
 class Watch(Leave):
@@ -357,8 +358,9 @@ class Link(Connection):
         if error is None:
             for name, retained in zip(batch.names, values, strict=True):
                 if retained == LATER:
-                    self._to_read.append(name)
-                else:
+                    (self._to_subscribe if batch.subscribe else self._to_read).append(name)
+                elif batch.subscribe or self._events.is_confirmed(name):
+                    # Else who waits for it has come back since the read: a SUBSCRIBE answers that.
                     self._events.subscribed(name, retained)
         elif len(batch.names) > 1:  # one forbidden id must not make the others deaf
             self._to_retry.extend(Join([name], subscribe=batch.subscribe) for name in batch.names)

@@ -5,13 +5,18 @@ SSUBSCRIBE and its own read of the retained result, many of them in one write.
 
 The node may take a channel away when its slot moves: it says `sunsubscribe`, which also answers
 SUNSUBSCRIBE. What ends a question is therefore always the reply to the second of its two commands.
+
+A question that cannot be answered yet is put off: it stays open, and is asked again a little later, unless
+another question about the channel takes its place.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
 
 import hiredis
 
@@ -28,7 +33,11 @@ subscriber."""
 RETRY_AFTER: Final = 0.1
 """Seconds until a question is asked again whose slot nobody serves at the moment."""
 
+MIGRATING_RETRY: Final = 0.2
+"""The same for a retained result that was looked for where its slot is on its way to."""
+
 _REDIRECTION: Final = re.compile(r"(MOVED|ASK) ([0-9]+) (.*):([0-9]+)")
+_NOT_SERVED: Final = ("MOVED", "CLUSTERDOWN", "TRYAGAIN")
 
 
 class ShardEvents(BrokerEvents, Protocol):
@@ -37,8 +46,18 @@ class ShardEvents(BrokerEvents, Protocol):
     def moved(self, name: bytes, host: str, port: int) -> None:
         """What was asked of `name` has to be asked there."""
 
-    def migrating(self, name: bytes, host: str, port: int) -> None:
-        """`name` is subscribed, but its retained result, if there is one, is there by now."""
+    def migrating(self, name: bytes, host: str, port: int, read: Callable[[Any], object]) -> None:
+        """`name` is subscribed, but its retained result, if there is one, is there by now.
+
+        `read` gets what is said there, if anything is.
+        """
+
+
+class PutOff(NamedTuple):
+    """A question that is asked again when the timer ends."""
+
+    subscribe: bool
+    timer: asyncio.TimerHandle
 
 
 class ShardLink(Link):
@@ -52,6 +71,28 @@ class ShardLink(Link):
         super().__init__(events, max_result_size)
         self._shard_events = events
         self._window = max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size))
+        self._put_off: dict[bytes, PutOff] = {}
+
+    def subscribe(self, name: bytes) -> None:
+        self._forget(name)
+        super().subscribe(name)
+
+    def read(self, name: bytes) -> None:
+        self._forget(name)
+        super().read(name)
+
+    def unsubscribe(self, name: bytes) -> None:
+        self._forget(name)
+        super().unsubscribe(name)
+
+    @property
+    def quiet(self) -> bool:
+        return super().quiet and not self._put_off
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for name in list(self._put_off):
+            self._forget(name)
+        super().connection_lost(exc)
 
     def read_migrating(self, name: bytes, read: Callable[[Any], object]) -> None:
         """Read the retained result of `name`, whose slot is on its way here; `read` gets Redis's answer.
@@ -75,17 +116,22 @@ class ShardLink(Link):
         return [pack("SSUBSCRIBE", name), read] if batch.subscribe else [read]
 
     def _left(self, name: bytes) -> None:
+        """Whether it answers our question or the slot has just moved: the channel is gone."""
         batch = self._unanswered[0] if self._unanswered else None
-        if isinstance(batch, Leave) and batch.names == [name]:
-            # Whether it answers our question or the slot has just moved: the channel is gone.
-            batch.confirmed = -1 if isinstance(batch, Join) else 1
-        else:
-            self._events.lost(name)
+        if name == self._watched:
+            self._watched = b""
+        elif not isinstance(batch, Leave) or batch.names != [name]:
+            put_off = self._forget(name)
+            self._events.lost(name, answer=put_off is not None and put_off.subscribe)
+        elif not isinstance(batch, Join):
+            batch.confirmed = 1
+        elif batch.confirmed:  # else it is an earlier subscription that is gone, not the one asked for
+            batch.gone = True
 
     def _batch_replied(self, batch: Leave, reply: Any) -> None:
         if isinstance(batch, Join):
             self._join_replied(batch, reply)
-        elif isinstance(reply, hiredis.ReplyError) and not batch.confirmed:
+        elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith(_NOT_SERVED):
             batch.confirmed = 1  # MOVED: the node has taken the channel away by itself
         elif not batch.confirmed:
             raise Desynchronised("a reply amid confirmations")
@@ -106,14 +152,14 @@ class ShardLink(Link):
     def _settle_one(self, batch: Join, reply: Any) -> None:
         (name,) = batch.names
         error = batch.error or (str(reply) if isinstance(reply, hiredis.ReplyError) else "")
-        if batch.confirmed < 0:
+        if batch.gone:
             self._events.lost(name, answer=batch.subscribe)
         elif not error or error.startswith("WRONGTYPE"):  # what is no string is no result
-            self._events.subscribed(name, reply if reply and not error else None)
+            self._has_read(name, None if error else reply, subscribe=batch.subscribe)
         elif (redirection := _REDIRECTION.match(error)) is not None:
             self._redirected(batch, redirection)
         elif error.startswith(("CLUSTERDOWN", "TRYAGAIN")):
-            self._loop.call_later(RETRY_AFTER, self.subscribe if batch.subscribe else self.read, name)
+            self._ask_later(batch, RETRY_AFTER)
         elif concerns_ids(error):
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden
                 self._to_leave.append(name)
@@ -124,9 +170,39 @@ class ShardLink(Link):
     def _redirected(self, batch: Join, redirection: re.Match[str]) -> None:
         (name,) = batch.names
         kind, _slot, host, port = redirection.groups()
+        host = host.removeprefix("?")  # which stands for a name that was not told
         if kind == "ASK":
-            self._shard_events.migrating(name, host, int(port))
+            put_off = self._ask_later(batch, MIGRATING_RETRY)
+            read_there = partial(self._read_there, name, put_off)
+            self._shard_events.migrating(name, host, int(port), read_there)
         elif batch.subscribe:
             self._shard_events.moved(name, host, int(port))
         else:  # the node no longer serves what it has told us, so the subscription is gone as well
             self._events.lost(name)
+
+    def _has_read(self, name: bytes, retained: bytes | None, *, subscribe: bool) -> None:
+        """It is subscribed; but who has left meanwhile and has come back waits for another answer."""
+        if subscribe or self._events.is_confirmed(name):
+            self._events.subscribed(name, retained or None)
+
+    # What is put off
+
+    def _ask_later(self, batch: Join, seconds: float) -> PutOff:
+        (name,) = batch.names
+        ask = self.subscribe if batch.subscribe else self.read
+        put_off = PutOff(batch.subscribe, self._loop.call_later(seconds, ask, name))
+        self._put_off[name] = put_off
+        return put_off
+
+    def _forget(self, name: bytes) -> PutOff | None:
+        put_off = self._put_off.pop(name, None)
+        if put_off is not None:
+            put_off.timer.cancel()
+        return put_off
+
+    def _read_there(self, name: bytes, put_off: PutOff, reply: Any) -> None:
+        """What came of reading where the slot is on its way to, if that is not asked anew by now."""
+        found = isinstance(reply, bytes)
+        if self._put_off.get(name) is put_off and (found or str(reply).startswith("WRONGTYPE")):
+            self._forget(name)
+            self._has_read(name, reply if found else None, subscribe=put_off.subscribe)

@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from . import frames, stream
 from .errors import WireError
 from .messages import CloseCode
-from .session import CLOSING, Node, Session
+from .session import CLOSED, CLOSING, Node, Session
 from .stream import Connection
 from .websocket import WebSocketSession
 from .wire import Wire, sockjs
@@ -25,6 +25,9 @@ from .wire import Wire, sockjs
 DISCONNECT_DELAY: Final = 5.0
 """Seconds that a session waits for its client to listen again, and that a closed one says so: the protocol's
 own figure, by which its clients and its test suite go."""
+
+MAX_FAREWELLS: Final = 10_000
+"""Goodbyes that are remembered for that long; 4 MB at the most. 2,000 sessions a second would have to end."""
 
 RESPONSE_LIMIT: Final = 131_072
 """Bytes of frames in one stream; the browser keeps them all until it ends. The protocol's own figure."""
@@ -200,15 +203,63 @@ class Stream(Receiver):
         self._complete()
 
 
+class Sessions:
+    """The sessions of a node over HTTP, by the names that their clients have chosen.
+
+    A session that closes has ended, and takes nobody's place, once it has nothing left to say but goodbye.
+    That is kept for `DISCONNECT_DELAY` more, for whoever asks.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        """`clock` is monotonic, in seconds."""
+        self._clock = clock
+        self._sessions: dict[str, SockJSSession] = {}
+        self._farewells: dict[str, tuple[float, bytes]] = {}  # until when, and the frame; the oldest first
+
+    def __len__(self) -> int:
+        """Those that have not ended."""
+        return len(self._sessions)
+
+    def get(self, name: str) -> SockJSSession | None:
+        """The session of that name, unless it has ended."""
+        return self._sessions.get(name)
+
+    def farewell(self, name: str) -> bytes:
+        """The frame that closed the session of that name a moment ago; empty if there was none."""
+        until, frame = self._farewells.get(name, (0.0, b""))
+        return frame if self._clock() < until else b""
+
+    def add(self, name: str, session: SockJSSession) -> None:
+        """`session` has this name until it is removed."""
+        self._sessions[name] = session
+
+    def remove(self, name: str, session: SockJSSession, farewell: bytes) -> None:
+        """`session` has ended, with this frame if it is not empty; no harm if another has taken the name."""
+        if self._sessions.get(name) is session:
+            del self._sessions[name]
+            if farewell:
+                self._remember(name, farewell)
+
+    def _remember(self, name: str, farewell: bytes) -> None:
+        now = self._clock()
+        self._farewells.pop(name, None)
+        self._farewells[name] = (now + DISCONNECT_DELAY, farewell)
+        while len(self._farewells) > MAX_FAREWELLS or self._oldest < now:
+            del self._farewells[next(iter(self._farewells))]
+
+    @property
+    def _oldest(self) -> float:
+        return next(iter(self._farewells.values()))[0]
+
+
 class SockJSSession(Session):
-    """A session by SockJS's HTTP transports, from its first request to `DISCONNECT_DELAY` after its last."""
+    """A session by SockJS's HTTP transports, from its first request to its goodbye, or to its last request
+    and `DISCONNECT_DELAY`."""
 
     __slots__ = ("_back_by", "_farewell", "_name", "_opened", "_outbox", "_receiver", "_sessions", "_unsent")
 
-    def __init__(
-        self, node: Node, wire: Wire, address: str, name: str, sessions: dict[str, SockJSSession]
-    ) -> None:
-        """It stands in `sessions` by its `name`, which its client has chosen, until its end."""
+    def __init__(self, node: Node, wire: Wire, address: str, name: str, sessions: Sessions) -> None:
+        """It stands in `sessions` by its `name` until its end."""
         super().__init__(node, wire, address)
         self._name = name
         self._sessions = sessions
@@ -218,7 +269,7 @@ class SockJSSession(Session):
         self._unsent = 0  # bytes in the outbox
         self._farewell = b""  # the frame that closes
         self._back_by = inf  # until when the client may leave it at that
-        sessions[name] = self
+        sessions.add(name, self)
 
     # What the client says
 
@@ -228,7 +279,7 @@ class SockJSSession(Session):
             if not messages:
                 self.count_message()
             for message in messages:
-                if self.state is CLOSING:
+                if self.state is CLOSING or self.state is CLOSED:
                     return
                 self.count_message()
                 self.message_received(message)
@@ -243,7 +294,7 @@ class SockJSSession(Session):
     # How the client listens
 
     def attach(self, receiver: Receiver) -> None:
-        """The client listens by `receiver`."""
+        """The client listens by `receiver`. Not once the session has ended."""
         if self._receiver is not None:
             receiver.end(sockjs.ANOTHER_CONNECTION)
             return
@@ -254,9 +305,10 @@ class SockJSSession(Session):
             self._opened = True
             self._push(sockjs.OPEN)
         self._flush()
-        if self._farewell and self._receiver is not None:
+        if self._farewell:
             self._part()
-        self._schedule()
+        else:
+            self._schedule()
 
     def receiver_lost(self) -> None:
         """The client has gone while it listened. What it has had is unknown, so the session is over."""
@@ -286,9 +338,13 @@ class SockJSSession(Session):
             self._push(sockjs.array(outbox))
 
     def _part(self) -> None:
-        assert self._receiver is not None
+        """Say goodbye, unless there is something else to say first."""
+        if self._outbox:
+            return
         receiver, self._receiver = self._receiver, None
-        receiver.end(self._farewell)
+        if receiver is not None:
+            receiver.end(self._farewell)
+        self._finish(self._farewell)
 
     # Session
 
@@ -303,10 +359,9 @@ class SockJSSession(Session):
 
     def _say_goodbye(self, code: CloseCode, reason: str) -> None:
         self._farewell = sockjs.closing(code, reason)
-        self._limit = self._node.clock() + DISCONNECT_DELAY  # so long it says so to whoever asks
+        self._limit = self._node.clock() + DISCONNECT_DELAY  # so long the client may take to fetch the rest
         self._schedule()
-        if self._receiver is not None:
-            self._part()
+        self._part()
 
     def _probe(self) -> bool:
         if self._receiver is not None:
@@ -330,6 +385,8 @@ class SockJSSession(Session):
         self.ended()
 
     def ended(self) -> None:
-        if self._sessions.get(self._name) is self:
-            del self._sessions[self._name]
+        self._finish(b"")
+
+    def _finish(self, farewell: bytes) -> None:
+        self._sessions.remove(self._name, self, farewell)
         super().ended()

@@ -21,7 +21,7 @@ from .gate import Entrance, Gate, answer, asked, cors
 from .handshake import NO_UPGRADE, Handshake, subprotocol
 from .messages import CloseCode
 from .session import Node
-from .sockjs import RESPONSE_LIMIT, Exit, Poll, Receiver, SockJSSession, SockJSWebSocket, Stream
+from .sockjs import RESPONSE_LIMIT, Exit, Poll, Receiver, Sessions, SockJSSession, SockJSWebSocket, Stream
 from .websocket import HANDED_OVER, WebSocketSession, open_session
 from .wire import Wire, sockjs
 from .wire.sockjs import Place
@@ -63,7 +63,7 @@ class SockJSViews:
         self._prefix = prefix
         self._wire = wire
         self._limit = response_limit
-        self._sessions: dict[str, SockJSSession] = {}
+        self._sessions = Sessions(node.clock)
         self._iframe = sockjs.iframe(node.config.sockjs_url)
         self._etag = f'"{hashlib.sha256(self._iframe).hexdigest()[:32]}"'
         self._resources = {
@@ -172,6 +172,10 @@ class SockJSViews:
         await self._read(request)
         if request.transport is None:  # the client has gone meanwhile
             return HANDED_OVER
+        farewell = self._sessions.farewell(place.session)
+        if farewell:
+            self._receiver(request, place.name).end(farewell)
+            return HANDED_OVER
         session = self._sessions.get(place.session)
         if session is None:
             address = self._gate.address(asked(request))
@@ -200,7 +204,8 @@ class SockJSViews:
         headers = headers_for(PLAIN, _origin(request))
         session = self._sessions.get(place.session)
         if session is None:
-            return web.Response(status=404, headers=headers)
+            heard_by_nobody = 204 if self._sessions.farewell(place.session) else 404
+            return web.Response(status=heard_by_nobody, headers=headers)
         try:
             body = await self._read(request)
         except web.HTTPRequestEntityTooLarge:

@@ -12,6 +12,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
+from gateway.connection import LinkLost
 from gateway.link import Link
 from gateway.notice import STATUS_AFTER
 
@@ -435,3 +436,16 @@ def test_cancelling_ends_it_at_any_time(answer: Answer) -> None:
                 assert all(transport.lost for transport in scene.topology.transports)
 
     cancelled()
+
+
+@virtual
+async def test_whoever_asks_over_the_link_of_a_broker_that_is_stopped_hears_that_it_is_lost() -> None:
+    """A cancelled future would look like the cancellation of whoever waits for it."""
+    scene = await Scene().up()
+    scene.topology.transports[-1].on_write = lambda _data: None
+    assert scene.broker.link is not None
+    question = asyncio.create_task(scene.broker.link.ask("PING"))
+    await turns()
+    await scene.stop()
+    with pytest.raises(LinkLost, match="the node stops"):
+        await question

@@ -20,14 +20,17 @@ import pytest
 import redis
 import stomp
 import stompman
+from selenium.webdriver.support.expected_conditions import alert_is_present
+from selenium.webdriver.support.ui import WebDriverWait
 from stompman.connection_ws import WebSocketConnection
 
 from gateway.publishing import publish
 
 from . import clientlib
-from .browser import Browser, chromium
+from .browser import WAIT_SECONDS, Browser, chromium
 from .integration.conftest import complaints
 from .integration.here import until_status
+from .integration.raw import Raw
 from .processes import Node, Valkey, wait_until
 
 IN_BROWSER = pytest.mark.needs("chromium", "chromedriver", "npm")
@@ -59,8 +62,6 @@ SOCKJS = {
 The others: jsonp-polling and the two of htmlfile are left out, xdr-streaming and xdr-polling are of Internet
 Explorer's. The iframe's are for browsers without CORS, and have to be asked for in any other.
 """
-
-POSTED = ("/xhr_streaming", "/eventsource", "/xhr")
 
 SUBPROTOCOLS = {"1.2": "v12.stomp", "1.1": "v11.stomp", "1.0": "v10.stomp"}
 
@@ -209,11 +210,10 @@ def held(node: Node, what: str) -> int:
         return count
 
 
-def left(node: Node, case: Case | None = None) -> None:
+def left(node: Node) -> None:
     """Wait until the node has nobody any more."""
     wait_until(lambda: held(node, "channels") == 0, "the client has left", LEAVING_SECONDS)
-    if case is None or case.path not in POSTED:  # to who asks again, these say for 5 s that they are closed
-        wait_until(lambda: held(node, "sessions") == 0, "the session has ended", LEAVING_SECONDS)
+    wait_until(lambda: held(node, "sessions") == 0, "the session has ended", LEAVING_SECONDS)
 
 
 def untroubled(node: Node) -> None:
@@ -288,7 +288,7 @@ def test_a_page_registers_gets_results_survives_its_node_and_leaves(
     assert [each for each in complained if not (LOST.search(each) or LOST_WEBSOCKET.search(each))] == []
 
     browser.run("leave()")
-    left(stage.node, case)
+    left(stage.node)
     assert [each for each in browser.errors() if not TOO_LATE.search(each)] == []
     untroubled(stage.node)
 
@@ -316,6 +316,43 @@ def test_heart_beats_keep_every_library_connected(stage: Stage) -> None:
     assert browser.errors() == []
     browser.driver.get("about:blank")
     untroubled(stage.node)
+
+
+@IN_BROWSER
+async def test_a_page_that_stands_still_keeps_its_session(stage: Stage, backend: redis.Redis) -> None:
+    """Its library sends no heart-beats then, whatever it has promised; the browser answers pings for it."""
+    stage.replace("--heartbeat", "0.5")
+    name, browser = new_id(), stage.browser
+    browser.open(stage.url("callbacks", name, library="stompjs", transport="websocket", beat="5000"))
+    stage.await_seen("registrations", [registered(name)])
+    browser.run("openNextScreen(); setTimeout(alert)")  # no timer and no script runs behind a dialog
+    dialog = WebDriverWait(browser.driver, WAIT_SECONDS).until(alert_is_present())
+    async with Raw.registered(stage.node.port, new_id()) as mute:
+        await mute.rest()  # it answers no ping and is dropped; by then the page has had two
+    assert backend.publish(f"websocket:{name}", "CONFIRMED") == 1
+    dialog.accept()
+    stage.await_seen("results", results(name, "CONFIRMED"))
+    assert stage.seen()["losses"] == 0
+    browser.run("leave()")
+    left(stage.node)
+    untroubled(stage.node)
+
+
+@IN_BROWSER
+def test_an_event_source_whose_id_redis_refuses_gives_up(stage: Stage, valkey: Valkey) -> None:
+    """It connects once more, as browsers do whatever a stream has said, and is told to let it be."""
+    rights = ["on", ">secret", "+@all", "allkeys", "resetchannels", "&websocket:allowed*"]
+    valkey.ask("ACL", "SETUSER", "restricted", *rights)
+    stage.replace("--redis", f"redis://restricted:secret@127.0.0.1:{valkey.port}")
+    name, browser = new_id(), stage.browser
+    browser.open(stage.url("events", name))
+    browser.wait(lambda: browser.run("return source.readyState === EventSource.CLOSED"), "it gives up")
+    (answer,) = stage.seen()["registrations"]
+    assert answer["error"].pop("message")
+    assert answer == {"webSocketId": name, "registrationSucceeded": False, "error": {"code": "not_allowed"}}
+    assert len([url for url in browser.requests() if "/events?" in url]) == 2
+    assert held(stage.node, "sessions") == 0
+    stage.replace()
 
 
 class Listener(stomp.ConnectionListener):  # type: ignore[misc]

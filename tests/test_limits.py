@@ -275,6 +275,20 @@ def test_a_later_deadline_takes_the_earlier_ones_place() -> None:
     assert list(deadlines.expired(15.25)) == [item]
 
 
+def test_one_that_has_been_served_may_be_due_again_at_once() -> None:
+    deadlines: Deadlines[Item] = Deadlines()
+    item = Item()
+    for _ in range(3):
+        deadlines.set(item, 10.0)
+        deadlines.set(item, 10.1)  # the same tick
+        assert list(deadlines.expired(10.25)) == [item]
+    assert list(deadlines) == []
+    deadlines.set(item, 10.0)
+    deadlines.discard(item)
+    deadlines.set(item, 10.0)
+    assert list(deadlines) == [item]
+
+
 def test_the_soonest_comes_first() -> None:
     deadlines: Deadlines[Item] = Deadlines()
     items = [Item() for _ in range(5)]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.connection import LinkLost
+from gateway.connection import LinkLost, Refusal
 from gateway.hub import Hub
-from gateway.link import BATCH, DEAD_AFTER, MAX_UNANSWERED, PING_AFTER, TICK, Link
+from gateway.link import BATCH, DEAD_AFTER, LATER, MAX_UNANSWERED, PING_AFTER, TICK, Link
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
@@ -190,6 +190,7 @@ async def test_answers_may_come_in_any_pieces() -> None:
 @virtual
 async def test_reading_and_leaving() -> None:
     scene = await up()
+    scene.events.wanted = [b"a", b"b"]
     scene.link.read(b"a")
     scene.link.read(b"b")
     scene.link.unsubscribe(b"c")
@@ -203,6 +204,41 @@ async def test_reading_and_leaving() -> None:
         ("unsubscribed", b"c"),
         ("unsubscribed", b"d"),
     ]
+
+
+@virtual
+async def test_results_without_room_in_the_reply_are_asked_for_again() -> None:
+    scene = await up(b"a", b"b")
+    scene.commands()
+    scene.confirm(b"a", b"b")
+    scene.say(resp([b"R" * 100, LATER]))
+    assert scene.events.taken() == [("subscribed", b"a", b"R" * 100)]
+    await turns()
+    assert scene.commands() == [[b"SUBSCRIBE", b"b"], [b"READ", b"b"]]
+    scene.confirm(b"b")
+    scene.link.read(b"a")
+    scene.say(resp([b"S" * 100]))
+    await turns()
+    scene.say(resp([LATER]))
+    await turns()
+    scene.say(resp([b"R" * 100]))
+    assert scene.commands() == [[b"READ", b"a"]] * 2
+    assert scene.events.taken() == [("subscribed", b"b", b"S" * 100), ("subscribed", b"a", b"R" * 100)]
+
+
+@virtual
+async def test_a_read_is_no_answer_for_who_left_meanwhile_and_came_back() -> None:
+    """That one waits for a SUBSCRIBE, which Redis gets after the read."""
+    scene = await up(b"a")
+    scene.confirm(b"a")
+    scene.say(resp([None]))
+    scene.link.read(b"a")
+    await turns()
+    scene.events.taken()
+    scene.events.wanted = []
+    scene.say(resp([b"R"]))
+    assert scene.events.taken() == []
+    assert scene.link.quiet
 
 
 @virtual
@@ -396,6 +432,85 @@ def test_whatever_redis_says_raises_nothing(parts: list[bytes]) -> None:
         await scene.why()
 
     heard()
+
+
+# The channel that no browser waits for
+
+
+async def watched(scene: Scene, *answers: bytes) -> list[bytes]:
+    words: list[bytes] = []
+    task = asyncio.create_task(scene.link.watch(b"probe", words.append))
+    await turns()
+    scene.say(*answers)
+    await task
+    return words
+
+
+@virtual
+async def test_watches_a_channel_of_its_own() -> None:
+    scene = await up()
+    assert scene.link.watched == b""
+    words = await watched(scene, push(b"subscribe", b"probe", 1), push(b"message", b"probe", b"W"))
+    assert scene.commands() == [[b"SUBSCRIBE", b"probe"]]
+    assert (words, scene.link.watched) == ([b"W"], b"probe")
+    assert scene.events.taken() == []
+
+
+@virtual
+async def test_watches_amid_batches() -> None:
+    scene = await up(b"a")
+    words = await watched(scene, push(b"subscribe", b"a", 1), resp([b"R"]), push(b"subscribe", b"probe", 2))
+    scene.say(push(b"message", b"a", b"M"), push(b"message", b"probe", b"W"))
+    assert words == [b"W"]
+    assert scene.events.taken() == [("subscribed", b"a", b"R"), ("received", b"a", b"M")]
+
+
+@virtual
+async def test_what_may_not_be_watched_is_refused_and_nothing_else() -> None:
+    scene = await up()
+    with pytest.raises(Refusal, match="SUBSCRIBE with: NOPERM"):
+        await watched(scene, resp(NOPERM))
+    assert scene.link.watched == b""
+    assert not scene.transport.aborted
+
+
+@pytest.mark.parametrize("answer", [resp("OK"), push(b"subscribe", b"other", 1)])
+def test_another_answer_to_a_watch_ends_the_link(answer: bytes) -> None:
+    @virtual
+    async def desynchronised() -> None:
+        with pytest.raises(LinkLost, match="nobody asked for"):
+            await watched(await up(), answer)
+
+    desynchronised()
+
+
+@virtual
+async def test_a_watch_ends_with_the_link() -> None:
+    scene = await up()
+    watch = asyncio.create_task(scene.link.watch(b"probe", print))
+    await turns()
+    scene.transport.lose(OSError("reset by peer"))
+    with pytest.raises(LinkLost, match="reset by peer"):
+        await watch
+    with pytest.raises(LinkLost, match="gone"):
+        await scene.link.watch(b"probe", print)
+
+
+@virtual
+async def test_quiet_means_that_nothing_is_asked_and_nothing_waits_to_be() -> None:
+    scene = Scene()
+    assert scene.link.quiet
+    for ask, answer in [
+        (scene.link.subscribe, push(b"subscribe", b"a", 1) + resp([None])),
+        (scene.link.read, resp([None])),
+        (scene.link.unsubscribe, push(b"unsubscribe", b"a", 1)),
+    ]:
+        ask(b"a")
+        assert not scene.link.quiet
+        await turns()
+        assert not scene.link.quiet
+        scene.say(answer)
+        assert scene.link.quiet
 
 
 # Liveness

@@ -20,7 +20,7 @@ from gateway.messages import (
     Problem,
     Result,
 )
-from gateway.wire.events import EVENTS_WIRE, RETRY, farewell
+from gateway.wire.events import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
@@ -92,8 +92,10 @@ def test_the_status(push: str) -> None:
 
 @given(st.text(max_size=200), st.text())
 def test_refused(name: str, message: str) -> None:
-    ((kind, data, _),) = interpret(EVENTS_WIRE.reject(name, Problem("not_allowed", message)))
+    ((kind, data, last_id),) = interpret(EVENTS_WIRE.reject(name, Problem("not_allowed", message)))
     assert kind == "registration"
+    assert last_id == REFUSED
+    assert not MESSAGE_ID.fullmatch(last_id), "no result's id means it"
     assert json.loads(data) == {
         "webSocketId": name,
         "registrationSucceeded": False,

@@ -35,8 +35,10 @@ from gateway.wire.stomp import (
     MAX_KEPT,
     MAX_KEPT_BYTES,
     MAX_LINE,
+    MAX_SHARED,
     MAX_SUBSCRIPTIONS,
     StompWire,
+    _shared_head,
 )
 
 MAX_BODY = 1_000
@@ -157,33 +159,31 @@ def test_no_version_in_common(accepted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "outgoing", "incoming"),
+    ("ours", "theirs", "outgoing"),
     [
-        ((25_000, 25_000), "heart-beat:10000,10000", 25.0, 25.0),
-        ((25_000, 25_000), "heart-beat:30000,40000", 40.0, 30.0),
-        ((25_000, 10_000), "heart-beat:0,10000", 25.0, 0.0),
-        ((25_000, 10_000), "heart-beat:20000,0", 0.0, 20.0),
-        ((0, 0), "heart-beat:10000,10000", 0.0, 0.0),
-        ((25_000, 0), "heart-beat: 10000 , 10000 ", 25.0, 0.0),
-        ((25_000, 25_000), "heart-beat:0,0", 0.0, 0.0),
-        ((25_000, 25_000), "x:no heart-beat header", 0.0, 0.0),
+        ((25_000, 25_000), "heart-beat:10000,10000", 25.0),
+        ((25_000, 25_000), "heart-beat:30000,40000", 40.0),
+        ((25_000, 10_000), "heart-beat:0,10000", 25.0),
+        ((25_000, 10_000), "heart-beat:20000,0", 0.0),
+        ((0, 0), "heart-beat:10000,10000", 0.0),
+        ((25_000, 0), "heart-beat: 10000 , 10000 ", 25.0),
+        ((25_000, 25_000), "heart-beat:0,0", 0.0),
+        ((25_000, 25_000), "x:no heart-beat header", 0.0),
     ],
 )
 @pytest.mark.parametrize("version", ["1.1", "1.2"])
-def test_agrees_on_heart_beats(
-    version: str, ours: tuple[int, int], theirs: str, outgoing: float, incoming: float
-) -> None:
+def test_agrees_on_heart_beats(version: str, ours: tuple[int, int], theirs: str, outgoing: float) -> None:
     wire = StompWire(MAX_BODY, ours)
     (answer,) = said(receive(wire, frame("CONNECT", f"accept-version:{version}", theirs)))
     assert answer.headers["heart-beat"] == f"{ours[0]},{ours[1]}"
-    assert (wire.outgoing, wire.incoming) == (outgoing, incoming)
+    assert wire.outgoing == outgoing
 
 
 def test_version_1_0_has_no_heart_beats_but_the_header() -> None:
     wire = StompWire(MAX_BODY)
     (answer,) = said(receive(wire, frame("CONNECT", "heart-beat:10000,10000")))
     assert answer.headers["heart-beat"] == "0,0"
-    assert (wire.outgoing, wire.incoming) == (0.0, 0.0)
+    assert wire.outgoing == 0.0
 
 
 @pytest.mark.parametrize("beats", ["", "1", "1,2,3", "a,b", "-1,1", "1.5,1", "1,9999999999"])
@@ -940,3 +940,29 @@ def test_a_real_client(client: str) -> None:
     ]
     assert answers == PLAY_BOOKS[client].answers
     assert wire.acknowledged == 2
+
+
+# Heads that clients share
+
+
+def test_a_head_means_what_its_own_clients_version_says() -> None:
+    """Heads are remembered, so a client's must not be read by what another's version allows."""
+    escaped = subscribe("/user/topic/registration", r"a\r")
+    spaced = frame("SUBSCRIBE", "id: s ", "destination: /user/topic/registration ")
+    for _ in range(2):
+        assert receive(connected("1.2"), escaped) == []
+        assert refused(connected("1.1"), escaped)[0] is CloseCode.PROTOCOL_ERROR
+        answers = {version: connected(version) for version in ("1.0", "1.2")}
+        for wire in answers.values():
+            receive(wire, spaced)
+        assert said([Reply(answers["1.0"].acknowledge(ID))])[0].headers["subscription"] == "s"
+        assert answers["1.2"].acknowledge(ID) == b""
+
+
+def test_nothing_of_a_connect_is_remembered() -> None:
+    """It brings a token."""
+    before = _shared_head.cache_info()
+    connected()
+    assert _shared_head.cache_info() == before
+    receive(connected(), frame("SUBSCRIBE", "id:1", "destination:x", f"x-long:{'x' * MAX_SHARED}"))
+    assert _shared_head.cache_info() == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import orjson
@@ -11,10 +12,10 @@ from hypothesis import strategies as st
 from gateway.errors import WireError
 from gateway.messages import Leave, Rejected, Reply, Request, Result, Unknown
 from gateway.messages import registration as asked_for
-from gateway.wire.stomp import MAX_ID, StompWire
+from gateway.wire.stomp import MAX_HEAD, MAX_ID, StompWire
 
 from . import strategies  # noqa: F401 - sets hypothesis up
-from .test_wire_stomp import ID, connected, receive, subscribe
+from .test_wire_stomp import ID, MAX_BODY, connected, receive, subscribe
 
 # By the book: section "Value Encoding" of 1.1 and of 1.2; 1.0 has no escapes.
 ESCAPES = {
@@ -172,3 +173,34 @@ def hear(wire: StompWire, message: bytes) -> bytes | None:
     except WireError as error:
         return error.last_words
     return None
+
+
+heads = st.lists(words.filter(lambda word: b"\0" not in word) | st.binary(max_size=6), max_size=6).map(
+    b"".join
+)
+bodies = st.sampled_from(
+    [b"\0", b"\0\0", b"\0\n", b"\0a", b"abc\0", b"ab\0\0", b"abc", b"x" * 100 + b"\0", b""]
+)
+
+
+@given(
+    st.none() | versions, st.builds(lambda *parts: b"".join(parts), words, heads, st.just(b"\n\n"), bodies)
+)
+@example("1.2", b"SEND\ndestination:/app/registration\n\n" + b"x" * (MAX_BODY + 1) + b"\0")
+@example("1.2", b"SEND\nx:" + b"x" * MAX_HEAD + b"\n\n\0")
+@example("1.2", b"SEND\nx:" + b"x" * (MAX_HEAD - 7) + b"\n\n\0")
+@example("1.2", b"SUBSCRIBE\nid:1\ndestination:x\n\r\nack:no\n\n\0")
+def test_a_message_that_is_a_frame_means_what_it_means_among_others(
+    version: str | None, message: bytes
+) -> None:
+    def fresh() -> StompWire:
+        return StompWire(MAX_BODY) if version is None else connected(version)
+
+    assert outcome(fresh().receive, message) == outcome(fresh()._several, message)
+
+
+def outcome(receive: Callable[[bytes], Iterable[Request]], message: bytes) -> tuple[object, ...]:
+    try:
+        return tuple(receive(message))
+    except WireError as error:
+        return error.code, error.reason, error.last_words

@@ -19,12 +19,8 @@ class Wire(Protocol):
     def outgoing(self) -> float:
         """Seconds after which a silent gateway owes the client a `heartbeat`; 0 for never.
 
-        It and `incoming` are 0 until the client and the wire have agreed on them, which a `Reply` tells.
+        It is 0 until the client and the wire have agreed on it, which a `Reply` tells.
         """
-
-    @property
-    def incoming(self) -> float:
-        """Seconds after which a silent client has broken its promise, delays allowed for; 0 for never."""
 
     @property
     def heartbeat(self) -> bytes:

@@ -10,6 +10,10 @@ from .json import JSON_WIRE
 RETRY: Final = b"retry: 1000\n\n"
 """Milliseconds that an EventSource waits before it connects again; its own default is 3 to 5 s."""
 
+REFUSED: Final = "not registered"
+"""The id of a registration that failed, which the browser says when it connects again; no messageId has a
+space. HTML ("server-sent events") lets nothing in a stream end an EventSource, but an answer that is none."""
+
 # An event's data is what JSON over WebSocket says, without the topic: the event's name says it.
 _REGISTRATION: Final = len(f'{{"topic":"{REGISTRATION}",')
 _AUTHORIZATION: Final = len(f'{{"topic":"{AUTHORIZATION}",')
@@ -21,7 +25,7 @@ class EventsWire:
 
     __slots__ = ()
 
-    outgoing = incoming = 0.0
+    outgoing = 0.0
     heartbeat = b":\n\n"
     """A comment."""
 
@@ -33,7 +37,8 @@ class EventsWire:
         return _event(b"registration", JSON_WIRE.acknowledge(web_socket_id)[_REGISTRATION:])
 
     def reject(self, web_socket_id: object, problem: Problem) -> bytes:
-        return _event(b"registration", JSON_WIRE.reject(web_socket_id, problem)[_REGISTRATION:])
+        event = _event(b"registration", JSON_WIRE.reject(web_socket_id, problem)[_REGISTRATION:])
+        return b"id: %b\n%b" % (REFUSED.encode(), event)
 
     def complain(self, problem: Problem) -> bytes:
         """Nothing: a client that says nothing cannot be misunderstood."""

@@ -34,7 +34,7 @@ class JsonWire:
 
     __slots__ = ()
 
-    outgoing = incoming = 0.0  # WebSocket's own pings are enough
+    outgoing = 0.0  # WebSocket's own pings are enough
     heartbeat = b""
 
     def receive(self, message: bytes) -> tuple[Request, ...]:

@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import pytest
 import redis.asyncio
 
 from gateway import publishing
+from gateway.wire.events import REFUSED
 
 from ..processes import Valkey
 from .conftest import Place
@@ -151,6 +153,17 @@ async def test_a_bad_id_is_a_bad_request(place: Place, http: Http, query: str, c
         error = (await answer.json())["error"]
     assert error["code"] == code
     assert error["message"]
+
+
+async def test_who_has_been_refused_need_not_come_again(valkey: Valkey, http: Http, new_id: NewId) -> None:
+    """204 ends an EventSource for good; tests/test_client_libraries.py has a real one."""
+    async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
+        where = f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId={new_id()}"
+        for query, headers in (("", {"Last-Event-ID": REFUSED}), (f"&lastEventId={quote(REFUSED)}", {})):
+            async with http.get(where + query, headers={"Origin": ORIGIN, **headers}) as answer:
+                assert (answer.status, await answer.read()) == (204, b"")
+                assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
+        assert gateway.sessions == 0
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])

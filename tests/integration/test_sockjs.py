@@ -664,6 +664,18 @@ async def test_limits(valkey: Valkey, http: Http) -> None:
         assert await Page(http, port_of(gateway), "two").poll() == "o"
 
 
+async def test_who_has_its_goodbye_takes_nobodys_place(valkey: Valkey, http: Http) -> None:
+    async with gateway_here(valkey.url, max_sessions=1) as gateway:
+        for name in ("one", "two", "three"):
+            page = Page(http, port_of(gateway), name)
+            assert await page.poll() == "o", "there is room at once"
+            await page.say(stomp.CONNECT, stomp.DISCONNECT)
+            assert len(messages(await page.poll())) == 2
+            assert await page.poll() == GO_AWAY
+        assert await Page(http, port_of(gateway), "one").poll() == GO_AWAY
+        assert gateway.sessions == 0
+
+
 async def test_deadlines_and_rates(valkey: Valkey, http: Http) -> None:
     settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
     async with gateway_here(valkey.url, **settings) as gateway:

@@ -1,0 +1,150 @@
+"""What must hold behind any load balancer that is shipped: the tests of each ask for the same."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from contextlib import AsyncExitStack
+
+import aiohttp
+import pytest
+
+from gateway.publishing import SCRIPT
+
+from . import sockjs_pages
+from .clients import SECONDS, Clients, clients_at
+from .integration import stomp
+from .nodes import LoadBalancer, Nodes
+from .processes import wait_until
+from .sockjs_pages import Lost, Page, pages, publish, register
+
+CLIENTS = 99
+PAGES = 60
+AT_ONCE = 4.0  # seconds, well before the next heartbeat would tell
+
+
+async def clients_of_a_killed_node_get_their_results(
+    nodes: Nodes, balancer: LoadBalancer, clients: Clients
+) -> None:
+    away: list[str] = []
+    published = asyncio.Event()
+
+    async def browse(name: str) -> str:
+        """Wait for the result; when the connection breaks, come back once everything is published."""
+        websocket = connected[name]
+        message = await websocket.receive(SECONDS)
+        if message.type is not aiohttp.WSMsgType.TEXT:
+            away.append(name)
+            await published.wait()
+            websocket = await clients.register(balancer.ws_url, name)
+            message = await websocket.receive(SECONDS)
+        result: str = json.loads(message.data)["authResult"]
+        with contextlib.suppress(TimeoutError):
+            pytest.fail(f"{name} got more than its result: {await websocket.receive(0.2)}")
+        return result
+
+    names = [f"client-{number}" for number in range(CLIENTS)]
+    sockets = await asyncio.gather(*(clients.register(balancer.ws_url, name) for name in names))
+    connected = dict(zip(names, sockets, strict=True))
+    held = nodes.held()
+    assert sum(held) == CLIENTS
+    assert min(held) >= CLIENTS // 3 - 5, "the one with the fewest is next, so they are spread evenly"
+
+    browsing = [asyncio.create_task(browse(name)) for name in names]
+    nodes.nodes[0].kill()
+    await asyncio.to_thread(wait_until, lambda: len(away) == held[0], "its clients notice")
+    with nodes.valkey.client() as client:
+        for name in names:
+            client.eval(SCRIPT, 1, f"websocket:{name}", f"RESULT_{name[7:]}", 60)
+    published.set()
+    results = await asyncio.gather(*browsing)
+
+    assert results == [f"RESULT_{name[7:]}" for name in names]
+    assert len(away) == held[0], "nobody else was disturbed"
+
+
+async def a_client_refused_by_a_full_node_is_taken_to_another(
+    nodes: Nodes, balancer: LoadBalancer, clients: Clients
+) -> None:
+    """The first of two nodes takes one session, the second as many as come."""
+    # Not through the balancer, so that it believes the full node to be the emptiest.
+    await clients.register(f"ws://{nodes.addresses[0]}:{nodes.port}/ws", "direct")
+    for number in range(6):
+        await clients.register(balancer.ws_url, f"client-{number}")
+    assert nodes.held() == [1, 6]
+
+
+async def a_client_cannot_say_where_it_comes_from(balancer: LoadBalancer, clients: Clients) -> None:
+    """The one node takes two sessions from an address."""
+    for number in range(2):
+        await clients.connect(balancer.ws_url, X_Forwarded_For=f"203.0.113.{number}")
+    for name in ("X_Forwarded_For", "Forwarded", "X_Real_IP"):
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await clients.connect(balancer.ws_url, **{name: "203.0.113.9"})
+        assert refused.value.status == 429
+    # What the balancer itself says is believed: another address has a count of its own.
+    async with clients_at("127.0.0.99") as elsewhere:
+        await elsewhere.register(balancer.ws_url, "elsewhere")
+
+
+async def every_sockjs_transport_survives_a_killed_node(nodes: Nodes, balancer: LoadBalancer) -> None:
+    """No node has a session at first."""
+    lost: dict[str, str] = {}
+    published = asyncio.Event()
+
+    async def browse(name: str, page: Page) -> str:
+        """The next result; a page whose session is lost connects anew, once everything is published."""
+        try:
+            return await sockjs_pages.result(page)
+        except Lost as reason:
+            lost[name] = str(reason)
+        # A poll that was on its way has opened a session on another node; otherwise no other node knows it.
+        assert await page.send(stomp.DISCONNECT) == (204 if lost[name] == "o" else 404)
+        await published.wait()
+        await page.register(name)
+        return await sockjs_pages.result(page)
+
+    async with pages(balancer.port, PAGES) as opened:
+        assert await register(opened) == []
+        held = nodes.held()
+        assert sum(held) == PAGES
+        assert all(held), "each node has some"
+
+        assert publish(nodes.valkey, list(opened), "FIRST") == [1] * PAGES
+        results = await asyncio.gather(*map(sockjs_pages.result, opened.values()))
+        assert results == [f"FIRST_{number}" for number in range(PAGES)]
+
+        browsing = [asyncio.create_task(browse(name, page)) for name, page in opened.items()]
+        nodes.nodes[0].kill()
+        await asyncio.to_thread(wait_until, lambda: len(lost) == held[0], "its clients notice", AT_ONCE)
+        assert publish(nodes.valkey, list(opened), "SECOND").count(0) == held[0]
+        published.set()
+        assert await asyncio.gather(*browsing) == [f"SECOND_{number}" for number in range(PAGES)]
+        assert len(lost) == held[0], "nobody else was disturbed"
+
+
+async def the_node_hears_of_pages_that_leave_while_they_listen(nodes: Nodes, balancer: LoadBalancer) -> None:
+    """No node has a session at first."""
+    async with pages(balancer.port, 6) as opened:
+        assert await register(opened) == []
+        for page in opened.values():
+            await page.send("\n")  # by now they listen again
+        assert sum(nodes.held()) == 6
+    await asyncio.to_thread(wait_until, lambda: sum(nodes.held()) == 0, "the nodes notice", AT_ONCE)
+
+
+async def sockjs_websockets_go_to_the_node_with_the_fewest(nodes: Nodes, balancer: LoadBalancer) -> None:
+    """Three nodes, and none has a session at first."""
+    async with aiohttp.ClientSession() as http, AsyncExitStack() as sockets:
+        for number in range(12):
+            url = f"http://127.0.0.1:{balancer.port}/websocket/000/session-{number}/websocket"
+            websocket = await sockets.enter_async_context(http.ws_connect(url))
+            assert await websocket.receive_str(timeout=SECONDS) == "o"
+        assert nodes.held() == [4, 4, 4]
+
+
+async def most_sockjs_sessions_are_lost_at_once(balancer: LoadBalancer) -> None:
+    """The control, for a balancer that gives each request to the node that is next."""
+    async with pages(balancer.port, PAGES) as opened:
+        assert len(await register(opened)) > PAGES * 3 // 4

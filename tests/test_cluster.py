@@ -1,0 +1,592 @@
+"""gateway.cluster: the lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import pytest
+import structlog
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from gateway import redis_url, slots
+from gateway.cluster import GUEST_SECONDS, Cluster
+from gateway.hub import Hub
+from gateway.messages import Problem, Result
+from gateway.redis_url import Address
+from gateway.slots import SlotMap, slot
+from gateway.topology import Server
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+from .fake_cluster import WAY, WORK, FakeCluster, Node
+from .fakes import turns, virtual
+
+COUNT = 16
+"""Slots, for a test has no time for 16,384."""
+
+SETTLED = 3.0
+"""Seconds after which what is stable must be served: two looks at the map, a connection, a subscription."""
+
+
+@pytest.fixture(autouse=True)
+def _small_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    structlog.configure(processors=[], wrapper_class=structlog.make_filtering_bound_logger("critical"))
+    monkeypatch.setattr(slots, "COUNT", COUNT)
+    monkeypatch.setattr(slots, "NOBODY", SlotMap((None,) * COUNT))
+    yield
+    structlog.reset_defaults()
+
+
+class Member:
+    """A session: what it has heard and when it was answered, in the test's clock."""
+
+    def __init__(self, name: bytes, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.answers = 0
+        self.answered_at = 0.0
+        self.heard: list[bytes] = []
+        self.owed: dict[bytes, float] = {}
+        self._clock = clock
+
+    def acknowledge(self, _web_socket_id: bytes) -> None:
+        self.answers += 1
+        self.answered_at = self._clock()
+
+    def deliver(self, _web_socket_id: bytes, result: Result) -> None:
+        assert self.answers == 1, "delivered before the answer"
+        self.heard.append(result.auth_result.encode())
+
+    def refuse(self, _web_socket_id: bytes, problem: Problem) -> None:
+        raise AssertionError(problem)
+
+
+class Scene:
+    """Hub, Cluster, brokers and links as in a node, before a Cluster that the test plays."""
+
+    def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
+        self.redis = redis
+        self.loop = asyncio.get_running_loop()
+        self.hub = Hub("websocket:", 1_000, by_slot=True)
+        self.cluster = Cluster(
+            redis_url.parse(url), self.hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
+        )
+        self.hub.attach(self.cluster)
+        self.members: list[Member] = []
+        self.task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._open, redis = Server.open, self.redis
+
+        async def opened(server: Server, protocol: Any) -> Any:
+            await redis.open(server._host, server._port, protocol)
+            return protocol
+
+        Server.open = opened  # type: ignore[method-assign,assignment]
+        self.task = asyncio.create_task(self.cluster.run())
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        assert self.task is not None
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await turns()
+        Server.open = self._open  # type: ignore[method-assign]
+
+    def join(self, web_socket_id: bytes) -> Member:
+        member = Member(b"websocket:" + web_socket_id, self.loop.time)
+        self.members.append(member)
+        self.hub.register(web_socket_id, member)
+        return member
+
+    def leave(self, member: Member) -> None:
+        self.members.remove(member)
+        self.hub.leave(member.name, member)
+
+    def why_lost(self) -> list[str]:
+        """Of the links that are no more."""
+        return [
+            str(transport.protocol.closed.result())
+            for transport in self.redis.transports
+            if transport.protocol.closed.done()
+        ]
+
+    def misunderstood(self) -> list[str]:
+        """Why links were given up that should not have been."""
+        return [why for why in self.why_lost() if "nobody asked" in why or "more is subscribed" in why]
+
+
+def up(masters: int = 3, others: int = 1, **options: Any) -> Scene:
+    """A scene whose lines are all up; leave it with `async with`."""
+    return Scene(FakeCluster(masters, others, count=COUNT), **options)
+
+
+def ident(number: int, taken: str = "") -> bytes:
+    """A webSocketId whose channel is in the slot."""
+    return next(
+        name
+        for name in (b"%b%d" % (taken.encode(), i) for i in range(10_000))
+        if slot(b"websocket:" + name) == number
+    )
+
+
+# One thing after another
+
+
+@virtual
+async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
+    async with up() as scene:
+        early = [scene.join(ident(number)) for number in range(COUNT)]
+        await asyncio.sleep(0.1)
+        late = [scene.join(ident(number)) for number in range(COUNT)]
+        await asyncio.sleep(0.1)
+        assert [member.answers for member in early + late] == [1] * 2 * COUNT
+        for number in range(COUNT):
+            assert scene.redis.owner(number).publish(b"websocket:" + ident(number), b"DONE") == 1
+        await asyncio.sleep(0.1)
+        assert all(member.heard == [b"DONE"] for member in early + late)
+        assert (scene.cluster.connected, scene.cluster.ever_connected, scene.cluster.gaps) == (True, True, 0)
+        assert len(scene.redis.transports) == 3 + 2 + 3, "a line a master, the first look, and the probes"
+        assert (scene.cluster.moves, scene.cluster.blind_so_far()) == (0, 0.0)
+
+
+@virtual
+async def test_the_end_is_the_end_of_all_lines_and_of_what_was_planned() -> None:
+    async with up() as scene:
+        await asyncio.sleep(0.1)
+        scene.cluster.claimed(0, scene.redis.node(3).address)
+    assert all(transport.lost for transport in scene.redis.transports)
+    opened = len(scene.redis.transports)
+    await asyncio.sleep(10)
+    assert len(scene.redis.transports) == opened
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@virtual
+async def test_a_slot_that_has_moved_takes_its_channels_along() -> None:
+    """With what was published for them meanwhile, and without a second answer."""
+    async with up() as scene:
+        member, name = scene.join(ident(0)), b"websocket:" + ident(0)
+        await asyncio.sleep(0.1)
+        source, target = scene.redis.node(0), scene.redis.node(3)
+        target.keys[name] = b"MEANWHILE"
+        scene.redis.move(0, target)
+        scene.redis.gossip(target)
+        scene.redis.gossip(source)
+        await asyncio.sleep(0.05)
+        assert target.subscribed == [name]
+        assert (member.answers, member.heard, scene.cluster.moves) == (1, [b"MEANWHILE"], 1)
+
+
+@virtual
+async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() -> None:
+    async with up(3, 2) as scene:
+        member, name = scene.join(ident(0)), b"websocket:" + ident(0)
+        await asyncio.sleep(0.1)
+        dead, replica = scene.redis.node(0), scene.redis.node(4)
+        dead.die()
+        await asyncio.sleep(2)
+        assert not scene.cluster.connected
+        assert not scene.cluster.reaches(name)
+        assert scene.cluster.reaches(b"websocket:" + ident(1))
+        replica.master = True
+        replica.keys[name] = b"MEANWHILE"
+        for number in range(0, COUNT, 3):
+            scene.redis.move(number, replica)
+        for node in scene.redis.nodes.values():
+            scene.redis.gossip(node)
+        await asyncio.sleep(0.5)
+        assert scene.cluster.connected
+        assert scene.cluster.gaps == 1
+        assert scene.cluster.blind_so_far() == pytest.approx(2.2, abs=0.3)
+        assert member.heard == [b"MEANWHILE"]
+        assert dead.address not in scene.cluster._lines
+
+
+@virtual
+async def test_an_answer_from_before_a_claim_does_not_undo_it() -> None:
+    """A look that waits for a frozen node acts on what the others knew a second ago."""
+    async with up() as scene:
+        await asyncio.sleep(0.1)
+        source, target, frozen = scene.redis.node(0), scene.redis.node(3), scene.redis.node(1)
+        frozen.freeze()
+        scene.redis.node(2).freeze()
+        await asyncio.sleep(1.0)  # a look is under way
+        scene.redis.move(0, target)
+        scene.redis.gossip(target)
+        scene.redis.gossip(source)
+        member = scene.join(ident(0))
+        await asyncio.sleep(0.05)
+        for _ in range(20):
+            assert scene.cluster.map.owners[0] == target.address
+            await asyncio.sleep(0.1)
+        assert member.answers == 1
+
+
+@virtual
+async def test_nodes_that_name_each_other_are_asked_until_they_agree() -> None:
+    async with up() as scene:
+        await asyncio.sleep(0.1)
+        one, other = scene.redis.node(0), scene.redis.node(1)
+        one.owners[0] = other.address
+        other.owners[0] = one.address
+        member = scene.join(ident(0))
+        await asyncio.sleep(2)
+        assert member.answers == 0
+        scene.redis.move(0, other)
+        scene.redis.gossip(other)
+        await asyncio.sleep(0.5)
+        assert member.answers == 1
+        assert scene.misunderstood() == []
+
+
+@virtual
+async def test_while_a_slot_is_on_its_way_its_results_are_read_where_it_goes() -> None:
+    async with up() as scene:
+        await asyncio.sleep(0.1)
+        source, target = scene.redis.node(0), scene.redis.node(3)
+        source.migrating[0], target.importing = target.address, {0}
+        target.keys[b"websocket:" + ident(0)] = b"THERE"
+        gone, stayed = scene.join(ident(0)), scene.join(ident(0, "stayed"))
+        source.keys[stayed.name] = b"HERE"
+        await asyncio.sleep(0.5)
+        assert (gone.answers, gone.heard) == (1, [b"THERE"])
+        assert (stayed.answers, stayed.heard) == (1, [b"HERE"])
+        assert source.subscribed == sorted([gone.name, stayed.name])
+        assert scene.cluster.connected, "a line to a node without slots is nobody's loss"
+        await asyncio.sleep(GUEST_SECONDS + 2)
+        assert target.address not in scene.cluster._lines
+
+
+@virtual
+async def test_a_registration_waits_while_the_node_that_its_slot_goes_to_is_dead() -> None:
+    async with up() as scene:
+        await asyncio.sleep(0.1)
+        source, target = scene.redis.node(0), scene.redis.node(3)
+        source.migrating[0], target.importing = target.address, {0}
+        target.die()
+        member = scene.join(ident(0))
+        await asyncio.sleep(2)
+        assert member.answers == 0
+        target.alive = True
+        await asyncio.sleep(1)
+        assert member.answers == 1
+
+
+@virtual
+async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name() -> None:
+    """The nodes of the settings may have left the Cluster long ago."""
+    async with up(url="redis+cluster://n0:7000") as scene:
+        await asyncio.sleep(0.1)
+        for number in range(COUNT):
+            if scene.redis.owners[number] == scene.redis.node(0).address:
+                scene.redis.move(number, scene.redis.node(3))
+        for node in scene.redis.nodes.values():
+            scene.redis.gossip(node)
+        await asyncio.sleep(2)
+        for node in scene.redis.nodes.values():  # for a moment nobody is there, and then all but one
+            node.die()
+        await asyncio.sleep(3)
+        assert not scene.cluster.connected
+        for number in (1, 2, 3):
+            scene.redis.node(number).alive = True
+        scene.redis.move(0, scene.redis.node(1))
+        for node in scene.redis.nodes.values():
+            scene.redis.gossip(node)
+        await asyncio.sleep(3)
+        assert scene.cluster.connected
+        assert scene.cluster.map.owners[0] == scene.redis.node(1).address
+
+
+@virtual
+async def test_nobody_there_is_told_once() -> None:
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        async with up() as scene:
+            for node in scene.redis.nodes.values():
+                node.die()
+            await asyncio.sleep(5)
+            assert not scene.cluster.ever_connected
+    (line,) = [line for line in logs if line["event"] == "redis cluster unreachable"]
+    assert "n0:7000: Connect call failed" in line["why"]
+    assert "n1:7001: Connect call failed" in line["why"]
+
+
+# In any order
+
+
+def ids(count: int) -> list[bytes]:
+    """Each in a slot of its own, and one more in the first one's."""
+    found: dict[int, bytes] = {}
+    for number in range(1_000):
+        name = b"%d" % number
+        place = slot(b"websocket:" + name) % COUNT
+        if len(found) < count:
+            found.setdefault(place, name)
+        elif place == next(iter(found)):
+            return [*found.values(), name]
+    raise AssertionError("there are always some")
+
+
+IDS = ids(3)
+OFTEN = ["join"] * 5 + ["leave"] * 4 + ["publish"] * 6 + ["gossip"] * 5
+SELDOM = ["migrate", "migrate", "key", "finish", "finish", "hand over", "die", "back", "freeze", "thaw"]
+SELDOM += ["fail over", "down", "up", "expire", "cut"]
+PAUSES = [0.0, WORK, 2 * WORK, WAY, WAY + WORK, 2 * WAY, 2 * WAY + 2 * WORK, 0.005, 0.011, 0.02, 0.15, 0.6]
+
+steps = st.lists(
+    st.tuples(st.sampled_from(OFTEN + SELDOM), st.integers(0, 63), st.sampled_from([*PAUSES, 0.0, WORK])),
+    min_size=10,
+    max_size=70,
+)
+
+
+class Play:
+    """What happens to a scene, and what its members are owed because of it."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.redis = scene.redis
+        self.published = 0
+        self.unstable: dict[int, float] = {}
+
+    def do(self, what: str, number: int) -> None:
+        name = b"websocket:" + IDS[number % len(IDS)]
+        if what == "join":
+            self.scene.join(IDS[number % len(IDS)])
+        elif what == "leave":
+            for member in self.scene.members[number % 8 :][:1]:
+                self.scene.leave(member)
+        elif what == "publish":
+            self.publish(name, retain=number % 8 < 4)
+        elif what == "expire":
+            for node in self.redis.nodes.values():
+                node.keys.pop(name, None)
+        elif what in ("migrate", "key", "finish", "hand over"):
+            self.reshard(what, name, self.redis.node(number // 4))
+        else:
+            self.befall(what, self.redis.node(number))
+        self.look()
+
+    # Slots that move
+
+    def reshard(self, what: str, name: bytes, target: Node) -> None:
+        number = slot(name)
+        source = self.redis.owner(number)
+        if what == "migrate":
+            if target is not source and target.master and target.alive and source.serves(number):
+                source.migrating.setdefault(number, target.address)
+                self.redis.nodes[source.migrating[number]].importing.add(number)
+        elif number in source.migrating and source.alive and not source.frozen:
+            target = self.redis.nodes[source.migrating[number]]
+            if not target.alive or target.frozen or number not in target.importing:
+                return
+            if what == "key":
+                self.redis.migrate_key(name, source, target)
+            else:
+                self.hand_over(number, source, target)
+                self.redis.gossip(target if what == "finish" else source)
+
+    # Nodes
+
+    def befall(self, what: str, node: Node) -> None:
+        possible: dict[str, tuple[bool, Callable[[Node], object]]] = {
+            "gossip": (True, self.gossip),
+            "die": (node.alive, Node.die),
+            "back": (not node.alive, self.back),
+            "freeze": (node.alive, Node.freeze),
+            "thaw": (node.frozen, Node.thaw),
+            "fail over": (node.frozen or not node.alive, self.fail_over),
+            "down": (True, Node.go_down),
+            "up": (True, Node.come_up),
+            "cut": (True, self.cut),
+        }
+        can, do = possible[what]
+        if can:
+            do(node)
+
+    def cut(self, node: Node) -> None:
+        """One of its connections breaks."""
+        if node.connections:
+            node.connections[0].lose()
+            for number, owner in self.redis.owners.items():
+                if owner == node.address:
+                    self.disturb(number)
+
+    def gossip(self, node: Node) -> None:
+        if node.alive and not node.frozen:
+            before = dict(node.owners)
+            self.redis.gossip(node)
+            for number in range(COUNT):
+                if node.owners[number] != before[number]:
+                    self.disturb(number)
+            if not node.master or node.address in self.redis.owners.values():
+                node.down = False
+            elif before != node.owners and node.address in before.values():
+                node.master = False  # it has lost all of its slots, so it follows who has them
+                node.importing.clear()
+
+    def back(self, node: Node) -> None:
+        node.alive, node.frozen, node.down = True, False, True
+        node.migrating.clear()
+        node.importing.clear()
+
+    def fail_over(self, node: Node) -> None:
+        """A replica takes over the slots of a node that does not answer, with its keys."""
+        replicas = [other for other in self.redis.nodes.values() if not other.master and other.alive]
+        replicas = [other for other in replicas if not other.frozen]
+        numbers = [number for number, owner in self.redis.owners.items() if owner == node.address]
+        if not replicas or not numbers:
+            return
+        replica = replicas[0]
+        replica.master = True
+        replica.down = False
+        replica.keys = dict(node.keys)
+        for number in numbers:
+            self.redis.move(number, replica)
+        self.redis.gossip(replica)
+
+    # What is owed
+
+    def stable(self, number: int) -> bool:
+        """Whether all nodes agree about the slot, and its owner does its work."""
+        owner = self.redis.owner(number)
+        return (
+            owner.alive
+            and not (owner.frozen or owner.down)
+            and number not in owner.migrating
+            and all(
+                node.owners[number] == owner.address and node.serves(number) == (node is owner)
+                for node in self.redis.nodes.values()
+                if node.alive
+            )
+        )
+
+    def look(self) -> None:
+        for number in range(COUNT):
+            if not self.stable(number):
+                self.disturb(number)
+
+    def disturb(self, number: int) -> None:
+        self.unstable[number] = self.scene.loop.time()
+        for member in self.scene.members:
+            if slot(member.name) == number:
+                for payload in set(member.owed) - set(member.heard):
+                    del member.owed[payload]
+
+    def publish(self, name: bytes, *, retain: bool) -> None:
+        number = slot(name)
+        node = self.redis.owner(number)
+        if retain and number in node.migrating and name not in node.keys:
+            node = self.redis.nodes[node.migrating[number]]
+            if number not in node.importing and not node.serves(number):
+                return
+        elif not node.serves(number):
+            return
+        if not node.alive or node.frozen or (node.down and retain):
+            return
+        self.published += 1
+        payload = b"R%06d" % self.published
+        if retain:
+            node.keys[name] = payload
+        node.publish(name, payload)
+        self.owe(name, number, payload)
+
+    def owe(self, name: bytes, number: int, payload: bytes) -> None:
+        now = self.scene.loop.time()
+        last = self.unstable.get(number, -1.0)
+        for member in self.scene.members:
+            # The answer is as old as the way from Redis is long.
+            fresh = member.answered_at - WAY - WORK <= last and now - last <= SETTLED
+            if member.name == name and member.answers and not fresh and self.stable(number):
+                member.owed[payload] = now
+
+    # The end
+
+    async def settle(self) -> None:
+        """Nothing happens any more, and everybody hears of everything."""
+        for node in self.redis.nodes.values():
+            if not node.alive:
+                self.back(node)
+            node.thaw()
+        self.gossip_all()
+        for number in range(COUNT):
+            self.finish(number)
+        self.gossip_all()
+        for node in self.redis.nodes.values():
+            node.down = False
+        self.look()
+        await asyncio.sleep(SETTLED)
+
+    def gossip_all(self) -> None:
+        for node in self.redis.nodes.values():
+            self.gossip(node)
+
+    def finish(self, number: int) -> None:
+        """The slot's way ends where it was to, or where it began if nobody is there any more."""
+        source = self.redis.owner(number)
+        if number not in source.migrating:
+            return
+        target = self.redis.nodes[source.migrating[number]]
+        if target.master and number in target.importing:
+            self.hand_over(number, source, target)
+            self.redis.gossip(target)
+        else:
+            del source.migrating[number]
+
+    def hand_over(self, number: int, source: Node, target: Node) -> None:
+        for key in [key for key in source.keys if slot(key) == number]:
+            self.redis.migrate_key(key, source, target)
+        self.redis.move(number, target)
+
+    def check(self) -> None:
+        for member in self.scene.members:
+            assert member.answers == 1, f"answered {member.answers} times"
+            missed = [payload for payload in member.owed if payload not in member.heard]
+            assert not missed, f"missed {missed} of {member.owed}"
+            retained = self.redis.owner(slot(member.name)).keys.get(member.name)
+            assert retained is None or retained in member.heard, f"missed what is retained: {retained!r}"
+        assert self.subscribed() == sorted(
+            (self.redis.owners[slot(name)], name) for name in {member.name for member in self.scene.members}
+        )
+        assert self.scene.cluster.connected
+        assert self.scene.misunderstood() == []
+        assert sum(probe.deaf for probe in self.scene.cluster.probes) == 0
+
+    def subscribed(self) -> list[tuple[Address, bytes]]:
+        return sorted((node.address, name) for node in self.redis.nodes.values() for name in node.subscribed)
+
+    async def audited(self) -> None:
+        for line in list(self.scene.cluster._lines.values()):
+            if line.link is not None:
+                async with asyncio.timeout(60):
+                    await line.audit.audit(line.link)
+        assert self.scene.cluster.mended == 0
+
+
+async def play(drawn: list[tuple[str, int, float]]) -> None:
+    """All of it, from the first connection until everybody has left."""
+    async with Scene(FakeCluster(3, 3, count=COUNT)) as scene:
+        play = Play(scene)
+        await asyncio.sleep(0.1)
+        assert scene.cluster.connected
+        for what, number, pause in drawn:
+            play.do(what, number)
+            await asyncio.sleep(pause)
+        await play.settle()
+        play.check()
+        await play.audited()
+        for member in list(scene.members):
+            scene.leave(member)
+        await asyncio.sleep(SETTLED)
+        play.check()
+        assert scene.hub.channels == 0
+
+
+@given(steps)
+def test_whatever_the_cluster_does_nobody_waits_or_misses_anything(
+    drawn: list[tuple[str, int, float]],
+) -> None:
+    virtual(play)(drawn)

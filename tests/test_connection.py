@@ -1,0 +1,192 @@
+"""gateway.connection: questions and answers in order, by a Redis that a test plays."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import hiredis
+import pytest
+
+from gateway.connection import Connection, LinkLost, Refusal, pack
+
+from .fakes import Transport, parse_commands, push, resp, turns, virtual
+
+
+class Scene:
+    """A connection that is open, and the test in the place of Redis."""
+
+    def __init__(self) -> None:
+        self.connection = Connection()
+        self.transport = Transport(prompt=True)
+        self.transport.protocol = self.connection
+        self.connection.connection_made(self.transport)
+
+    async def asks(self, *command: str | bytes | int, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.create_task(self.connection.ask(*command, **options))
+        await turns()
+        return task
+
+    def say(self, *messages: bytes) -> None:
+        self.connection.data_received(b"".join(messages))
+
+    async def why(self) -> str:
+        return str(await self.connection.closed)
+
+
+@virtual
+async def test_answers_belong_to_the_questions_in_their_order() -> None:
+    scene = Scene()
+    first, second = await scene.asks("GET", b"a", 1), await scene.asks("GET", "b")
+    assert parse_commands(scene.transport.output) == [[b"GET", b"a", b"1"], [b"GET", b"b"]]
+    scene.say(resp(b"A"), resp(None))
+    assert (await first, await second) == (b"A", None)
+
+
+@virtual
+async def test_an_answer_may_come_in_any_pieces() -> None:
+    scene = Scene()
+    task = await scene.asks("PING")
+    for byte in resp(b"A" * 50):
+        assert not task.done()
+        scene.say(bytes([byte]))
+    assert await task == b"A" * 50
+
+
+@virtual
+async def test_an_error_is_a_refusal_that_leaves_the_connection_open() -> None:
+    scene = Scene()
+    task = await scene.asks("AUTH", "secret")
+    scene.say(resp(Exception("NOPERM not allowed")))
+    with pytest.raises(Refusal, match="AUTH with: NOPERM") as refused:
+        await task
+    assert refused.value.reply == "NOPERM not allowed"
+    assert "secret" not in str(refused.value)
+    task = await scene.asks("PING")
+    scene.say(resp("PONG"))
+    assert await task == b"PONG"
+
+
+@virtual
+async def test_what_is_judged_is_judged_at_the_moment_of_its_answer() -> None:
+    scene = Scene()
+    judged: list[bytes] = []
+    task = await scene.asks("PING", judge=lambda reply: judged.append(reply) or len(judged))
+    scene.say(resp("PONG"))
+    assert judged == [b"PONG"]
+    assert await task == 1
+    task = await scene.asks("PING", judge=judged.append)
+    scene.say(resp(Exception("ERR no")))
+    with pytest.raises(Refusal):
+        await task
+    assert judged == [b"PONG"]
+
+
+@virtual
+async def test_who_waits_no_more_does_not_take_the_next_ones_answer() -> None:
+    scene = Scene()
+    impatient, patient = await scene.asks("GET", "a"), await scene.asks("GET", "b")
+    impatient.cancel()
+    await turns()
+    scene.say(resp(b"A"), resp(b"B"))
+    assert await patient == b"B"
+
+
+@virtual
+async def test_an_error_is_an_answer_to_who_only_sends() -> None:
+    scene = Scene()
+    replies: list[Any] = []
+    scene.connection.send(replies.append, "PING")
+    scene.say(resp(Exception("ERR no")))
+    assert [type(reply) for reply in replies] == [hiredis.ReplyError]
+
+
+@virtual
+async def test_an_answer_before_the_end_counts_although_nobody_has_looked() -> None:
+    scene = Scene()
+    task = await scene.asks("PING")
+    scene.say(resp("PONG"))
+    scene.transport.lose()
+    assert await task == b"PONG"
+
+
+@virtual
+async def test_the_end_is_an_answer_to_all_that_was_asked() -> None:
+    scene = Scene()
+    tasks = [await scene.asks("PING"), await scene.asks("PING")]
+    scene.transport.lose(OSError("no route to host"))
+    for task in tasks:
+        with pytest.raises(LinkLost, match="no route to host"):
+            await task
+    with pytest.raises(LinkLost, match="gone"):
+        await scene.connection.ask("PING")
+    with pytest.raises(LinkLost, match="gone"):
+        scene.connection.send(print, "PING")
+
+
+@virtual
+async def test_nothing_can_be_asked_before_there_is_a_connection() -> None:
+    with pytest.raises(LinkLost):
+        await Connection().ask("PING")
+
+
+@pytest.mark.parametrize("nonsense", [resp("OK"), resp(Exception("ERR")), b"!nonsense\r\n", b"*-7\r\n"])
+def test_what_nobody_asked_for_ends_it(nonsense: bytes) -> None:
+    @virtual
+    async def ended() -> None:
+        scene = Scene()
+        scene.say(nonsense)
+        assert scene.transport.aborted
+        assert "nobody asked for" in await scene.why()
+
+    ended()
+
+
+@virtual
+async def test_a_push_is_nobodys_answer() -> None:
+    scene = Scene()
+    task = await scene.asks("PING")
+    scene.say(push(b"invalidate", [b"a"]), resp("PONG"))
+    assert await task == b"PONG"
+
+
+@virtual
+async def test_the_first_reason_is_the_one_that_is_told() -> None:
+    scene = Scene()
+    scene.connection.abort("first")
+    scene.connection.abort("second")
+    assert await scene.why() == "first"
+
+
+@pytest.mark.parametrize(
+    ("role", "is_master"), [(b"master", True), (b"replica", False), (None, True)], ids=str
+)
+def test_hello_tells_the_version_and_the_role(role: bytes | None, is_master: bool) -> None:
+    @virtual
+    async def told() -> None:
+        scene = Scene()
+        task = asyncio.create_task(scene.connection.hello("default", None, 0, "gateway-x"))
+        fields = [b"version", b"7.2.0", *([b"role", role] if role else [])]
+        await turns()
+        scene.say(b"%%%d\r\n" % (len(fields) // 2), *map(resp, fields))
+        await turns()
+        scene.say(resp("PONG"))
+        await task
+        assert (scene.connection.version, scene.connection.is_master) == (b"7.2.0", is_master)
+
+    told()
+
+
+@pytest.mark.parametrize(
+    ("command", "packed"),
+    [
+        (("PING",), b"*1\r\n$4\r\nPING\r\n"),
+        (
+            ("GETRANGE", b"k\x00\r\n", 0, 100),
+            b"*4\r\n$8\r\nGETRANGE\r\n$4\r\nk\x00\r\n\r\n$1\r\n0\r\n$3\r\n100\r\n",
+        ),
+        (("ECHO", "schön", b""), b"*3\r\n$4\r\nECHO\r\n$6\r\nsch\xc3\xb6n\r\n$0\r\n\r\n"),
+    ],
+)
+def test_commands_are_packed_as_redis_reads_them(command: tuple[Any, ...], packed: bytes) -> None:
+    assert pack(*command) == packed
