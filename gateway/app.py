@@ -186,7 +186,8 @@ class Gateway:
             if sessions:
                 await asyncio.sleep(DRAIN_STEP)
         end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
-        while self.sessions and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
+        # Between two polls a client cannot be told; it comes again within milliseconds.
+        while (self.sessions or self._public.untold) and self._clock() < end:  # noqa: ASYNC110 - nor need sessions tell, but for now
             await asyncio.sleep(DRAIN_STEP)
 
     async def stop(self) -> None:

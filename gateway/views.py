@@ -75,6 +75,11 @@ class PublicViews:
             self._door.see_out(connection.transport)
         return HANDED_OVER
 
+    @property
+    def untold(self) -> int:
+        """Clients that have not heard yet that their sessions were closed."""
+        return self._sockjs.untold
+
     def routes(self) -> list[web.RouteDef]:
         websocket = web.get("/ws", self._websocket.serve, allow_head=False)
         return [websocket, *self._events.routes(), *self._sockjs.routes()]
