@@ -25,6 +25,7 @@ from itertools import islice
 from typing import ClassVar, NamedTuple
 
 from bench.errors import BenchError
+from gateway.drill import connection
 
 STALL_SECONDS = 20.0  # nothing moved for so long: the server hangs
 TICK_SECONDS = 0.001
@@ -42,22 +43,15 @@ _ACCEPT = base64.b64encode(hashlib.sha1(_KEY.encode() + _GUID).digest())
 
 
 def client_frame(opcode: int, payload: bytes) -> bytes:
-    """One masked frame, as RFC 6455 section 5.1 wants it from a client; payloads under 64 KB."""
-    head = bytes([0x80 | opcode]) + _length(len(payload), 0x80)
-    mask = (_MASK * (len(payload) // 4 + 1))[: len(payload)]
-    masked = int.from_bytes(payload, "big") ^ int.from_bytes(mask, "big")
-    return head + _MASK + masked.to_bytes(len(payload), "big")
+    """One masked frame, as RFC 6455 section 5.1 wants it from a client."""
+    return connection.frame(opcode, payload, key=_MASK)
 
 
 def server_frame(opcode: int, payload: bytes) -> bytes:
     """One frame as a server sends it: unmasked; payloads under 64 KB."""
-    return bytes([0x80 | opcode]) + _length(len(payload), 0) + payload
-
-
-def _length(size: int, masked: int) -> bytes:
-    if size < 126:
-        return bytes([masked | size])
-    return bytes([masked | 126]) + size.to_bytes(2, "big")
+    size = len(payload)
+    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
+    return bytes([0x80 | opcode]) + length + payload
 
 
 def _dump(**members: object) -> bytes:

@@ -31,6 +31,9 @@ PATIENCE: Final = 0.05
 PERSISTENT: Final = 3
 """Numbers that must differ one after another before they are believed to."""
 
+SETTLING: Final = 0.5
+"""Seconds between two of them: when a slot has moved, its old master takes a moment to let go of channels."""
+
 log = structlog.get_logger()
 
 
@@ -59,11 +62,10 @@ class Audit:
 
     async def audit(self, link: Link) -> None:
         """Once. Raises LinkLost, and Refusal when the node's user may not ask."""
-        surplus = 0
-        for _ in range(PERSISTENT):
-            surplus = await self._surplus(link)
-            if surplus == 0:
-                break
+        tries = 1
+        while (surplus := await self._surplus(link)) and tries < PERSISTENT:
+            tries += 1
+            await asyncio.sleep(SETTLING)
         missing = await self._missing(link, everybody=surplus != 0)
         for name in missing:
             self._events.lost(name)

@@ -31,7 +31,7 @@ from click.core import ParameterSource
 from . import __version__, embedded, invocation, logs
 from . import config as settings
 from .config import EMBEDDED, SETTINGS, Config, Setting
-from .errors import ConfigError, EmbeddedError, PublishError, Unconfirmed
+from .errors import ConfigError, DrillError, EmbeddedError, PublishError, Unconfirmed
 from .messages import NO_DATA, WEB_SOCKET_ID
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .publishing import Options, Published
 
 NOBODY = 3
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WHOLE_ID = 8  # characters; a longer id is cut where `publish` shows it
 REDIS_SECONDS = 3.0  # for all that `publish` does with Redis
 # For a desk: the demo has no authentication, and nobody waits for a drain.
@@ -151,6 +152,13 @@ def read_settings() -> Read:
         if setting.name in origins:
             values[setting.name] = context.params[setting.name]
     return Read(values, origins)
+
+
+def _size(
+    flag: str, kind: click.ParamType[Any], default: float, metavar: str, words: str
+) -> Callable[[Command], Command]:
+    """An option of the command drill."""
+    return click.option(flag, type=kind, default=default, show_default=True, metavar=metavar, help=words)
 
 
 # The commands
@@ -341,6 +349,63 @@ def config_(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], 
         click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
     else:
         _print_table([("setting", "value", "from"), *rows])
+
+
+@commands.command("drill", short_help="Break things under load and see that no result is lost.")
+@click.argument("names", metavar="[DRILL]...", nargs=-1)
+@click.option("--list", "listing", is_flag=True, help="Say what drills there are.")
+@_size("--clients", click.IntRange(1, 100_000), 2_000, "COUNT", "Browsers.")
+@_size("--rate", click.FloatRange(0.1, 10_000), 200, "NUMBER", "Results published a second.")
+@_size("--nodes", click.IntRange(1, 16), 3, "COUNT", "Gateway nodes.")
+@_size("--retain", click.IntRange(0, 86_400), 60, "SECONDS", "How long a result is retained; 0: not at all.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 86_400),
+    metavar="SECONDS",
+    help="For how long results are published, the fault included.  [default: what the drill needs, 15 to 25]",
+)
+@click.option(
+    "--logs",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="FOLDER",
+    help="Leave the nodes' logs in this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a drill; progress goes to stderr.")
+def drill_(
+    names: tuple[str, ...],
+    listing: bool,
+    seconds: float | None,
+    logs: Path | None,
+    as_json: bool,
+    **size: Any,
+) -> None:
+    """Play each DRILL, or all: a fault under load, against nodes and Redis servers of its own.
+
+    Everything runs on this machine alone and is gone afterwards. Needs the extra `embedded`; two of the
+    drills use HAProxy if it is installed. The report says what was published, delivered, lost and
+    duplicate, how late it came, and for how long each part was blind.
+
+    Exit code 0: nothing that was retained was lost. 1: something was, or the drill could not be played.
+    """
+    from .drill import Options, command  # with aiohttp and redis, which other commands need not wait for
+
+    if listing:
+        click.echo(command.listing())
+        return
+    try:
+        drills = command.named(names)
+    except LookupError as unknown:
+        raise WrongUse(f"there is no drill {unknown}; these are:\n{command.listing()}") from None
+    if not drills:
+        raise WrongUse(f"name a drill, or all; these are:\n{command.listing()}")
+    try:
+        reports = _run(command.play_all(drills, Options(**size), seconds, logs, as_json=as_json))
+    except (DrillError, EmbeddedError, TimeoutError) as error:
+        raise Failure(f"the drill could not be played: {str(error) or 'it took too long'}") from None
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        click.echo("\nInterrupted; everything that was started is stopped.", err=True)
+        sys.exit(INTERRUPTED)
+    sys.exit(any(report.broken for report in reports))
 
 
 # Running

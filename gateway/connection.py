@@ -19,6 +19,9 @@ TCP_USER_TIMEOUT = 5_000
 MAX_BUFFER = 1 << 20
 """Bytes that the parser keeps between reads, so that it need not allocate for each of them."""
 
+DISK_FULL = "MISCONF"
+"""How Redis answers PING, too, while it cannot save to its disk. It subscribes and publishes all the same."""
+
 NOT_ENOUGH = object()
 
 T = TypeVar("T")
@@ -78,7 +81,11 @@ class Connection(asyncio.Protocol):
             self.is_master = server.get(b"role", b"master") == b"master"
         if database:
             await self.ask("SELECT", database)
-        await self.ask("PING")  # a user who may not would look connected, and lose the link in silence
+        try:
+            await self.ask("PING")  # a user who may not would look connected, and lose the link in silence
+        except Refusal as refusal:
+            if not refusal.reply.startswith(DISK_FULL):
+                raise
 
     async def ask(self, *command: str | bytes | int, judge: Callable[[Any], Any] | None = None) -> Any:
         """Redis's answer, or what `judge` makes of it at the very moment that it comes.

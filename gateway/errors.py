@@ -6,6 +6,7 @@ GatewayError
 ├── Unconfirmed      Redis has not confirmed a result, which may have gone out nevertheless
 ├── NoMaster         no Sentinel names a master; Redis is out of reach
 ├── EmbeddedError    the embedded Valkey did not start
+├── DrillError       a drill cannot be played here
 └── WireError        the client broke its protocol; carries the close code it gets
 """
 
@@ -48,6 +49,10 @@ class NoMaster(GatewayError, ConnectionError):
 
 class EmbeddedError(GatewayError):
     """The embedded Valkey is not installed or did not start; the message says which."""
+
+
+class DrillError(GatewayError):
+    """A drill cannot be played on this machine or at this size; the message says what would help."""
 
 
 class WireError(GatewayError):

@@ -16,7 +16,17 @@ from typing import Any, NamedTuple, Protocol
 
 import hiredis
 
-from .connection import NOT_ENOUGH, Connection, Desynchronised, LinkLost, Question, Refusal, pack, resolve
+from .connection import (
+    DISK_FULL,
+    NOT_ENOUGH,
+    Connection,
+    Desynchronised,
+    LinkLost,
+    Question,
+    Refusal,
+    pack,
+    resolve,
+)
 
 BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
@@ -392,7 +402,7 @@ class Link(Connection):
         self._ticking = self._loop.call_later(TICK, self._tick)
 
     def _ponged(self, reply: Any) -> None:
-        if isinstance(reply, hiredis.ReplyError):
+        if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith(DISK_FULL):
             self.abort(f"Redis answered PING with: {reply}")
 
 

@@ -98,7 +98,8 @@ class Probe:
             return
         start = self._clock()
         await self._publish(link, found, channel)
-        await self._listen(link)
+        if not await self._listens(link, channel):
+            return
         self.round_trip = self._clock() - start
         self.heard += 1
         self._grace = GRACE
@@ -141,16 +142,20 @@ class Probe:
             raise
         return connection
 
-    async def _listen(self, link: Link) -> None:
+    async def _listens(self, link: Link, channel: bytes) -> bool:
+        """Whether the word was heard; not if the channel was taken away meanwhile. Raises Deaf."""
         if self._heard.is_set():
-            return
+            return True
         await link.ask("PING")  # however long it takes: the link itself notices when it is dead
         try:
             async with asyncio.timeout(self._grace):
                 await self._heard.wait()
         except TimeoutError:
+            if link.watched != channel:  # its slot has moved, and may be back
+                return False
             self._grace = min(2 * self._grace, LONGEST_GRACE)
             raise Deaf("what is published is not heard on it") from None
+        return True
 
     def _drop(self) -> None:
         if self._publisher is not None:

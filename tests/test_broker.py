@@ -50,6 +50,21 @@ async def knows_no_resp3(topology: Topology, transport: Transport) -> None:
     )
 
 
+async def is_a_replica(topology: Topology, transport: Transport) -> None:
+    topology.redis.serve(transport)
+    answer = transport.on_write
+    role = b"%1\r\n" + resp(b"role") + resp(b"replica")
+
+    def hello(data: bytes) -> None:
+        if b"HELLO" in data:
+            asyncio.get_running_loop().call_soon(transport.protocol.data_received, role)
+        else:
+            answer(data)
+
+    transport.on_write = hello
+    transport.protocol.connection_made(transport)
+
+
 class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
@@ -68,8 +83,10 @@ class Topology:
     async def find(self) -> Any:
         return self
 
+    closed = False
+
     async def close(self) -> None:
-        """Nothing is open."""
+        self.closed = True
 
     async def open(self, protocol: P) -> P:
         self.attempts.append(now())
@@ -449,3 +466,79 @@ async def test_whoever_asks_over_the_link_of_a_broker_that_is_stopped_hears_that
     await scene.stop()
     with pytest.raises(LinkLost, match="the node stops"):
         await question
+
+
+@virtual
+async def test_a_replica_will_do() -> None:
+    scene = await Scene(is_a_replica).up()
+    await scene.stop()
+
+
+@virtual
+async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
+    with capture_logs() as logs:
+        scene = Scene(is_a_replica)
+        scene.topology.only_masters = True
+        await asyncio.sleep(5)
+        assert not scene.broker.ever_connected
+        assert [line["why"] for line in told(logs, "redis unreachable")] == ["redis://somewhere is a replica"]
+        scene.topology.answer = serves
+        await asyncio.sleep(LAST_RETRY)
+        assert scene.broker.connected
+    await scene.stop()
+
+
+@virtual
+async def test_the_topology_is_asked_anew_for_each_link_and_closed_at_the_end() -> None:
+    scene = await Scene().up()
+    elsewhere = Topology()
+    scene.topology.find = lambda: asyncio.sleep(0, elsewhere)  # type: ignore[method-assign]
+    scene.lose()
+    await asyncio.sleep(FIRST_RETRY)
+    assert len(elsewhere.attempts) == 1
+    assert not scene.topology.closed
+    await scene.stop()
+    assert scene.topology.closed
+
+
+@virtual
+async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
+    async def fails(*_about: object) -> None:
+        raise RuntimeError("a bug")
+
+    with capture_logs() as logs:
+        scene = Scene()
+        scene.broker.audit.run = fails  # type: ignore[method-assign,assignment]
+        await scene.up()
+        await asyncio.sleep(10)
+        assert scene.broker.connected
+        assert scene.broker.gaps == 0
+        assert len(told(logs, "a guard of the link failed")) == 1
+        await scene.stop()
+
+
+@virtual
+async def test_the_guards_of_a_link_end_with_it() -> None:
+    scene = await Scene().up()
+    before = len(asyncio.all_tasks())
+    for _ in range(3):
+        scene.lose()
+        await asyncio.sleep(1)
+        assert scene.broker.connected
+    assert len(asyncio.all_tasks()) == before
+    await scene.stop()
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@virtual
+async def test_what_is_being_missed_counts_before_it_is_over() -> None:
+    scene = await Scene().up()
+    scene.topology.answer = is_down
+    scene.lose()
+    await asyncio.sleep(7)
+    assert scene.broker.blind_so_far() == pytest.approx(7, abs=0.01)
+    assert scene.broker.blind_seconds == 0
+    scene.topology.answer = serves
+    await until(lambda: scene.broker.connected)
+    assert scene.broker.blind_so_far() == scene.broker.blind_seconds
+    await scene.stop()

@@ -62,6 +62,12 @@ class Member:
     def refuse(self, _web_socket_id: bytes, problem: Problem) -> None:
         raise AssertionError(problem)
 
+    def degraded(self) -> None:
+        """Push is blind; that is the hub's to test."""
+
+    def restored(self) -> None:
+        """It is not any more."""
+
 
 class Scene:
     """Hub, Cluster, brokers and links as in a node, before a Cluster that the test plays."""
@@ -75,6 +81,7 @@ class Scene:
         )
         self.hub.attach(self.cluster)
         self.members: list[Member] = []
+        self.trouble: list[dict[str, Any]] = []
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -85,6 +92,7 @@ class Scene:
             return protocol
 
         Server.open = opened  # type: ignore[method-assign,assignment]
+        self.loop.set_exception_handler(lambda _loop, context: self.trouble.append(context))
         self.task = asyncio.create_task(self.cluster.run())
         return self
 
@@ -94,6 +102,11 @@ class Scene:
         await asyncio.gather(self.task, return_exceptions=True)
         await turns()
         Server.open = self._open  # type: ignore[method-assign]
+        assert not self.trouble, "something raised where nobody listens"
+
+    def whole(self) -> bool:
+        """Whether every slot has its line."""
+        return self.cluster.connected
 
     def join(self, web_socket_id: bytes) -> Member:
         member = Member(b"websocket:" + web_socket_id, self.loop.time)
@@ -147,7 +160,7 @@ async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
             assert scene.redis.owner(number).publish(b"websocket:" + ident(number), b"DONE") == 1
         await asyncio.sleep(0.1)
         assert all(member.heard == [b"DONE"] for member in early + late)
-        assert (scene.cluster.connected, scene.cluster.ever_connected, scene.cluster.gaps) == (True, True, 0)
+        assert (scene.whole(), scene.cluster.ever_connected, scene.cluster.gaps) == (True, True, 0)
         assert len(scene.redis.transports) == 3 + 2 + 3, "a line a master, the first look, and the probes"
         assert (scene.cluster.moves, scene.cluster.blind_so_far()) == (0, 0.0)
 
@@ -188,7 +201,7 @@ async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() ->
         dead, replica = scene.redis.node(0), scene.redis.node(4)
         dead.die()
         await asyncio.sleep(2)
-        assert not scene.cluster.connected
+        assert not scene.whole()
         assert not scene.cluster.reaches(name)
         assert scene.cluster.reaches(b"websocket:" + ident(1))
         replica.master = True
@@ -198,7 +211,7 @@ async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() ->
         for node in scene.redis.nodes.values():
             scene.redis.gossip(node)
         await asyncio.sleep(0.5)
-        assert scene.cluster.connected
+        assert scene.whole()
         assert scene.cluster.gaps == 1
         assert scene.cluster.blind_so_far() == pytest.approx(2.2, abs=0.3)
         assert member.heard == [b"MEANWHILE"]
@@ -219,10 +232,9 @@ async def test_an_answer_from_before_a_claim_does_not_undo_it() -> None:
         scene.redis.gossip(source)
         member = scene.join(ident(0))
         await asyncio.sleep(0.05)
-        for _ in range(20):
-            assert scene.cluster.map.owners[0] == target.address
-            await asyncio.sleep(0.1)
         assert member.answers == 1
+        await asyncio.sleep(2)
+        assert scene.cluster.moves == 1, "and not there, back and there again"
 
 
 @virtual
@@ -255,7 +267,7 @@ async def test_while_a_slot_is_on_its_way_its_results_are_read_where_it_goes() -
         assert (gone.answers, gone.heard) == (1, [b"THERE"])
         assert (stayed.answers, stayed.heard) == (1, [b"HERE"])
         assert source.subscribed == sorted([gone.name, stayed.name])
-        assert scene.cluster.connected, "a line to a node without slots is nobody's loss"
+        assert scene.whole(), "a line to a node without slots is nobody's loss"
         await asyncio.sleep(GUEST_SECONDS + 2)
         assert target.address not in scene.cluster._lines
 
@@ -289,14 +301,14 @@ async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name(
         for node in scene.redis.nodes.values():  # for a moment nobody is there, and then all but one
             node.die()
         await asyncio.sleep(3)
-        assert not scene.cluster.connected
+        assert not scene.whole()
         for number in (1, 2, 3):
             scene.redis.node(number).alive = True
         scene.redis.move(0, scene.redis.node(1))
         for node in scene.redis.nodes.values():
             scene.redis.gossip(node)
         await asyncio.sleep(3)
-        assert scene.cluster.connected
+        assert scene.whole()
         assert scene.cluster.map.owners[0] == scene.redis.node(1).address
 
 
@@ -376,12 +388,13 @@ class Play:
         number = slot(name)
         source = self.redis.owner(number)
         if what == "migrate":
-            if target is not source and target.master and target.alive and source.serves(number):
-                source.migrating.setdefault(number, target.address)
-                self.redis.nodes[source.migrating[number]].importing.add(number)
+            fit = target is not source and target.master and target.alive and source.serves(number)
+            if fit and number not in source.migrating:
+                source.migrating[number] = target.address
+                target.importing.add(number)
         elif number in source.migrating and source.alive and not source.frozen:
             target = self.redis.nodes[source.migrating[number]]
-            if not target.alive or target.frozen or number not in target.importing:
+            if not (target.alive and target.master) or target.frozen or number not in target.importing:
                 return
             if what == "key":
                 self.redis.migrate_key(name, source, target)
@@ -551,7 +564,7 @@ class Play:
         assert self.subscribed() == sorted(
             (self.redis.owners[slot(name)], name) for name in {member.name for member in self.scene.members}
         )
-        assert self.scene.cluster.connected
+        assert self.scene.whole()
         assert self.scene.misunderstood() == []
         assert sum(probe.deaf for probe in self.scene.cluster.probes) == 0
 
@@ -571,7 +584,7 @@ async def play(drawn: list[tuple[str, int, float]]) -> None:
     async with Scene(FakeCluster(3, 3, count=COUNT)) as scene:
         play = Play(scene)
         await asyncio.sleep(0.1)
-        assert scene.cluster.connected
+        assert scene.whole()
         for what, number, pause in drawn:
             play.do(what, number)
             await asyncio.sleep(pause)

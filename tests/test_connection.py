@@ -71,11 +71,16 @@ async def test_an_error_is_a_refusal_that_leaves_the_connection_open() -> None:
 async def test_what_is_judged_is_judged_at_the_moment_of_its_answer() -> None:
     scene = Scene()
     judged: list[bytes] = []
-    task = await scene.asks("PING", judge=lambda reply: judged.append(reply) or len(judged))
+
+    def judge(reply: bytes) -> int:
+        judged.append(reply)
+        return len(judged)
+
+    task = await scene.asks("PING", judge=judge)
     scene.say(resp("PONG"))
     assert judged == [b"PONG"]
     assert await task == 1
-    task = await scene.asks("PING", judge=judged.append)
+    task = await scene.asks("PING", judge=judge)
     scene.say(resp(Exception("ERR no")))
     with pytest.raises(Refusal):
         await task

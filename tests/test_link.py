@@ -499,18 +499,18 @@ async def test_a_watch_ends_with_the_link() -> None:
 @virtual
 async def test_quiet_means_that_nothing_is_asked_and_nothing_waits_to_be() -> None:
     scene = Scene()
-    assert scene.link.quiet
     for ask, answer in [
         (scene.link.subscribe, push(b"subscribe", b"a", 1) + resp([None])),
         (scene.link.read, resp([None])),
         (scene.link.unsubscribe, push(b"unsubscribe", b"a", 1)),
     ]:
+        quiet = [scene.link.quiet]
         ask(b"a")
-        assert not scene.link.quiet
+        quiet.append(scene.link.quiet)
         await turns()
-        assert not scene.link.quiet
+        quiet.append(scene.link.quiet)
         scene.say(answer)
-        assert scene.link.quiet
+        assert [*quiet, scene.link.quiet] == [True, False, False, True]
 
 
 # Liveness
@@ -588,6 +588,22 @@ async def test_a_refused_ping_ends_the_link() -> None:
     await asyncio.sleep(PING_AFTER + TICK)
     scene.say(resp(Exception("NOPERM")))
     assert "PING" in await scene.why()
+
+
+@virtual
+async def test_a_redis_that_cannot_save_to_its_disk_is_alive() -> None:
+    """It answers PING with MISCONF, and SUBSCRIBE and PUBLISH as ever."""
+    misconf = resp(Exception("MISCONF Redis is configured to save RDB snapshots, but is unable to"))
+    scene = Scene(b"a")
+    await (await greeting(scene, resp("OK"), misconf))
+    scene.commands()
+    scene.link.start()
+    for _ in range(20):
+        await asyncio.sleep(1)
+        scene.say(misconf * [command[0] for command in scene.commands()].count(b"PING"))
+        if not scene.link.quiet:
+            scene.say(push(b"subscribe", b"a", 1), resp([None]))
+    assert not scene.transport.aborted
 
 
 @virtual

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.topology import Server
+from gateway.redis_url import Address, RedisURL, parse
+from gateway.topology import Fixed, Sentinel, Server, topology
 
 
 @pytest.mark.parametrize(
@@ -96,3 +97,58 @@ async def test_a_server_that_speaks_no_tls_is_an_os_error() -> None:
         port = listener.sockets[0].getsockname()[1]
         with pytest.raises(OSError, match=r"(?i)ssl|reset"):
             await Server(f"rediss://127.0.0.1:{port}").open(Visit())
+
+
+# Where the one server is
+
+
+@pytest.mark.parametrize("only_masters", [False, True])
+async def test_a_fixed_server_is_the_same_wherever_it_leads(only_masters: bool) -> None:
+    fixed = Fixed("redis://:secret@127.0.0.1:6390/7", only_masters=only_masters)
+    assert await fixed.find() is await fixed.find()
+    assert (fixed.only_masters, fixed.shown) == (only_masters, "redis://:***@127.0.0.1:6390/7")
+    await fixed.close()
+
+
+class Names:
+    """Sentinels that name what a test tells them to."""
+
+    def __init__(self, _url: RedisURL) -> None:
+        self.named = Address("10.0.0.1", 6_379)
+        self.closed = False
+
+    async def master(self) -> Address:
+        return self.named
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_behind_sentinels_it_is_another_server_only_when_they_name_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That it is the same object shows the probe that the master is the same."""
+    monkeypatch.setattr("gateway.topology.Sentinels", Names)
+    sentinel = Sentinel(parse("redis+sentinel://me:secret@s1,s2/mymaster/3"))
+    sentinels = sentinel._sentinels
+    assert isinstance(sentinels, Names)
+    first = await sentinel.find()
+    assert (first.url, first.username, first.database) == (
+        "redis://me:secret@10.0.0.1:6379/3",
+        "me",
+        3,
+    )
+    assert await sentinel.find() is first
+    sentinels.named = Address("10.0.0.2", 6_379)
+    second = await sentinel.find()
+    assert (second.url, second is first) == ("redis://me:secret@10.0.0.2:6379/3", False)
+    assert sentinel.only_masters
+    assert "secret" not in sentinel.shown
+    await sentinel.close()
+    assert sentinels.closed
+
+
+def test_a_url_says_how_the_server_is_found() -> None:
+    assert isinstance(topology(parse("redis://127.0.0.1")), Fixed)
+    assert not topology(parse("redis://127.0.0.1")).only_masters, "a replica may be meant"
+    assert isinstance(topology(parse("redis+sentinel://s1/mymaster")), Sentinel)

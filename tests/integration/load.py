@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway import publishing
+from gateway.drill.connection import HANDSHAKE as HANDSHAKE
+from gateway.drill.connection import Connection
+from gateway.drill.connection import frame as frame
+from gateway.drill.connection import take_frame as take_frame
+from gateway.drill.connection import text as text
 
 SECONDS = 10.0  # for anything that takes milliseconds; only a hang takes that long
 
 CONNECTING = 200  # handshakes that a crowd has under way at a time
-
-HANDSHAKE = (
-    "GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-)
-"""The request's line and headers, with the key of RFC 6455 section 1.3; the empty line is still to come."""
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
@@ -37,99 +35,31 @@ async def until(condition: Callable[[], object], what: str, seconds: float = SEC
         await asyncio.sleep(0.005)
 
 
-def frame(opcode: int, payload: bytes, *, first: int = 0x80, key: bytes = bytes(4)) -> bytes:
-    """A client's frame; `first` holds the bits above the opcode. The key 0 masks and changes nothing."""
-    if len(payload) < 126:
-        length = bytes((0x80 | len(payload),))
-    elif len(payload) < 65536:
-        length = b"\xfe" + len(payload).to_bytes(2, "big")
-    else:
-        length = b"\xff" + len(payload).to_bytes(8, "big")
-    masked = bytes(byte ^ key[index % 4] for index, byte in enumerate(payload)) if any(key) else payload
-    return bytes((first | opcode,)) + length + key + masked
-
-
-def text(body: object) -> bytes:
-    """A client's text frame with `body` as JSON, or as it is if it is a str."""
-    return frame(1, (body if isinstance(body, str) else json.dumps(body)).encode())
-
-
-def take_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """The server's first frame in `data`: opcode, payload and the rest; None while it is incomplete."""
-    if len(data) < 2:
-        return None
-    begin, length = 2, data[1]
-    if length >= 126:
-        begin += 2 if length == 126 else 8
-        length = int.from_bytes(data[2:begin], "big")
-    end = begin + length
-    return (data[0] & 0x0F, data[begin:end], data[end:]) if len(data) >= max(begin, end) else None
-
-
-class Browser(asyncio.Protocol):
+class Browser(Connection):
     """Registers `name` on `/ws` as soon as it is connected, and keeps what it is told."""
 
     def __init__(self, name: str) -> None:
+        super().__init__({"webSocketId": name})
         self.name = name
         self.told: list[dict[str, Any]] = []
         self.answered = asyncio.Event()
         """Set once the registration has succeeded."""
-        self.close_code: int | None = None
         self.lost_at: float | None = None
         """When the connection ended, by time.monotonic(); None while it is open."""
-        self._head = b""
-        self._buffer = b""
-        self._transport: asyncio.Transport | None = None
 
     @property
     def results(self) -> list[str]:
         return [message["authResult"] for message in self.told if "authResult" in message]
 
-    def send(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._transport.write(data)
+    def heard(self, message: dict[str, Any]) -> None:
+        self.told.append(message)
+        if message.get("registrationSucceeded"):
+            self.answered.set()
 
-    def leave(self) -> None:
-        """Close as a browser does whose page is left: CLOSE 1001 and the end of TCP."""
-        if self._transport is not None and self.lost_at is None:
-            self.send(frame(8, b"\x03\xe9"))
-            self._transport.close()
+    def refused(self, head: bytes) -> None:
+        raise AssertionError(head)
 
-    def abort(self) -> None:
-        """Reset the connection, as a device does that has lost its network."""
-        assert self._transport is not None
-        self._transport.abort()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-        # The registration comes right behind the handshake, without waiting for its answer.
-        self.send(f"{HANDSHAKE}\r\n".encode() + text({"webSocketId": self.name}))
-
-    def data_received(self, data: bytes) -> None:
-        self._buffer += data
-        if not self._head:
-            head, end, rest = self._buffer.partition(b"\r\n\r\n")
-            if not end:
-                return
-            assert head.startswith(b"HTTP/1.1 101 "), head
-            self._head, self._buffer = head, rest
-        while found := take_frame(self._buffer):
-            opcode, payload, self._buffer = found
-            self._received(opcode, payload)
-
-    def _received(self, opcode: int, payload: bytes) -> None:
-        if opcode == 1:
-            message = json.loads(payload)
-            self.told.append(message)
-            if message.get("registrationSucceeded"):
-                self.answered.set()
-        elif opcode == 9:
-            self.send(frame(10, payload))
-        elif opcode == 8:
-            self.close_code = int.from_bytes(payload[:2], "big")
-            self.send(frame(8, payload[:2]))
-
-    def connection_lost(self, exc: Exception | None) -> None:
+    def ended(self) -> None:
         self.lost_at = time.monotonic()
 
 

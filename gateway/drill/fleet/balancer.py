@@ -22,15 +22,13 @@ from ... import embedded
 from .node import ROOT, Node
 from .process import Process, free_port, spawn
 
-# In a checkout, and where the wheel has put it.
-PLACES = (ROOT / "deploy" / "haproxy.cfg", Path(__file__).parent / "haproxy.cfg")
 NAME = "nodes.test"
 ANSWER_SECONDS = 2.0
 
 
 def configuration() -> Path:
-    """The shipped configuration's file."""
-    return next(path for path in PLACES if path.exists())
+    """The shipped configuration's file: a part of the repository, not of the wheel."""
+    return ROOT / "deploy" / "haproxy.cfg"
 
 
 def address(number: int) -> str:
@@ -39,11 +37,11 @@ def address(number: int) -> str:
 
 
 def available() -> bool:
-    """Whether HAProxy is installed and loopback has the addresses that the nodes need.
+    """Whether HAProxy and its configuration are there, and loopback has the addresses that the nodes need.
 
     Linux has all of 127.0.0.0/8; elsewhere somebody would have had to add them.
     """
-    if shutil.which("haproxy") is None:
+    if shutil.which("haproxy") is None or not configuration().exists():
         return False
     with socket.socket() as probe:
         try:

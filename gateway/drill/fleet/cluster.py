@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import redis
 from redis.cluster import ClusterNode as RedisClusterNode
 from redis.cluster import RedisCluster
 
-from .process import free_port, wait_until
+from .process import Group, free_port, wait_until
 from .valkey import Valkey, replicated
 
 SLOTS = 16_384
@@ -64,17 +63,17 @@ class ClusterNode(Valkey):
         return {row[0]: Seen(frozenset(row[2].split(",")), _ranges(row[8:])) for row in rows}
 
 
-class Cluster:
+class Cluster(Group):
     """`masters` masters with `replicas` replicas each, in agreement once the block is entered.
 
     `options` are further ones of the servers. A server that was killed can be started again.
     """
 
     def __init__(self, *options: str, masters: int = MASTERS, replicas: int = 1) -> None:
+        super().__init__()
         self._options = options
         self._masters = masters
         self._replicas = replicas
-        self._running = ExitStack()
         self.nodes: list[ClusterNode] = []
 
     @property
@@ -161,17 +160,6 @@ class Cluster:
             return True
 
         wait_until(healthy, "the Cluster is well", 30)
-
-    def __enter__(self) -> Self:
-        with ExitStack() as starting:
-            self._start(starting)
-            self._running = starting.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._running.close()
 
     def _start(self, running: ExitStack) -> None:
         count = self._masters * (1 + self._replicas)

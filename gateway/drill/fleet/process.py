@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -88,6 +88,28 @@ def spawn(
         )
 
     return _starter.submit(start).result()
+
+
+class Group:
+    """Processes that start together, each in the block of all; nothing is left of them behind it."""
+
+    def __init__(self) -> None:
+        self._running = ExitStack()
+
+    def _start(self, running: ExitStack) -> None:
+        """Start them one by one; each goes into `running` at once."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        with ExitStack() as starting:
+            self._start(starting)
+            self._running = starting.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.close()
 
 
 class Process:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 
 from ... import embedded
-from .process import wait_until
+from .process import Group, wait_until
 from .valkey import Valkey, replicated
 
 NAME = "mymaster"
@@ -68,7 +66,7 @@ class Sentinel(Valkey):
         return [str(embedded.binary()), str(file), "--sentinel", *where]
 
 
-class SentinelSet:
+class SentinelSet(Group):
     """One master, `replicas` replicas and three sentinels, all in agreement once the block is entered.
 
     `options` are further ones of the servers. A server or sentinel that was killed can be started again;
@@ -76,9 +74,9 @@ class SentinelSet:
     """
 
     def __init__(self, *options: str, replicas: int = 1) -> None:
+        super().__init__()
         self._options = options
         self._replicas = replicas
-        self._running = ExitStack()
         self.servers: list[Valkey] = []
         self.sentinels: list[Sentinel] = []
 
@@ -123,17 +121,6 @@ class SentinelSet:
             )
 
         wait_until(healthy, "the sentinels see each other and the replicas", 30)
-
-    def __enter__(self) -> Self:
-        with ExitStack() as starting:
-            self._start(starting)
-            self._running = starting.pop_all()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._running.close()
 
     def _start(self, running: ExitStack) -> None:
         # Without the delay, 5 s, a master waits for further replicas before it sends the first its data.

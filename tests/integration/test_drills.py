@@ -1,0 +1,132 @@
+"""Each drill in full size loses nothing and holds its limits; each without the cure is seen to fail.
+
+The drills run as users run them: the command, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.drill import DRILLS, Display, Options, play, plays, stage
+from gateway.drill.report import Report, text
+
+from .conftest import Measured
+
+GATEWAY = [sys.executable, "-m", "gateway"]
+SECONDS = 150.0  # far over what a drill takes, so that only a hang fails
+
+BEHIND_HAPROXY = {"node-kill", "rolling-restart"}
+CLIENTS_GO = BEHIND_HAPROXY | {"slow-clients"}
+"""Where connections end; when Redis is in trouble all of them have to stay."""
+
+FULL_SIZE = [
+    pytest.param(name, marks=pytest.mark.needs("haproxy") if name in BEHIND_HAPROXY else ())
+    for name in DRILLS
+]
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_no_result_is_lost(name: str, measured: Measured) -> None:
+    done = subprocess.run(
+        [*GATEWAY, "drill", name, "--json"], capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    for measure in found["measures"]:
+        if measure["unit"] == "s" and measure["value"] is not None:
+            measured(f"{name}: {measure['what']}", measure["value"])
+
+    assert (found["clients"], found["rate"], found["nodes"]) == (2_000, 200, 3)
+    assert found["published"] >= found["rate"] * found["seconds"] * 0.95, "the load was not lighter"
+    assert found["delivered"] == found["published"]
+    assert (found["lost"], found["duplicate"], found["stray"], found["unaccepted"]) == (0, 0, 0, 0)
+    assert [measure for measure in found["measures"] if measure["verdict"] == "MISSED"] == []
+    assert [node["mended"] for node in found["blind"]] == [0, 0, 0], "the audit finds nothing to mend"
+    if name not in CLIENTS_GO:
+        assert found["disconnected"]["closes"] == {}, "clients do not notice that Redis is in trouble"
+    if name in BEHIND_HAPROXY:
+        assert found["haproxy"] is True
+        assert found["disconnected"]["longest"] < 5
+
+
+# The controls: the same drills, smaller, with a cure taken out of the nodes or of the publisher.
+
+SMALL = Options(clients=300, rate=200.0, seconds=8.0)
+PUBLISHED_ONCE = SMALL._replace(retain=0)
+
+NO_DEADLINE = """
+from gateway import link, probe
+link.DEAD_AFTER = probe.GRACE = 1e9
+"""
+ASKED_ONCE = """
+from gateway.topology import Sentinel
+find = Sentinel.find
+async def find_once(self):
+    if self._found is None:
+        await find(self)
+    return self._found[1]
+Sentinel.find = find_once
+"""
+FIRST_MAP = """
+from gateway.cluster import Cluster
+refresh = Cluster._refresh
+async def refresh_once(self):
+    if not self.map.masters:
+        await refresh(self)
+Cluster._refresh = refresh_once
+Cluster.claimed = lambda self, number, owner: None
+"""
+PATIENT = """
+from gateway.websocket import WebSocketSession
+WebSocketSession.pause_writing = lambda self: None
+"""
+
+
+def loses(report: Report) -> bool:
+    return report.lost > 0
+
+
+def notices_nothing(report: Report) -> bool:
+    return next(measure.value for measure in report.measures if "noticed" in measure.what) is None
+
+
+def closes_nobody(report: Report) -> bool:
+    return next(measure.value for measure in report.measures if "1008" in measure.what) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "preface", "fails"),
+    [
+        ("redis-kill", PUBLISHED_ONCE, "", loses),
+        ("redis-freeze", SMALL, NO_DEADLINE, notices_nothing),
+        ("sentinel-failover", SMALL, ASKED_ONCE, loses),
+        ("cluster-failover", SMALL, FIRST_MAP, loses),
+        ("cluster-reshard", SMALL, FIRST_MAP, loses),
+        ("node-kill", PUBLISHED_ONCE, "", loses),
+        ("rolling-restart", PUBLISHED_ONCE, "", loses),
+        ("slow-clients", SMALL, PATIENT, closes_nobody),
+    ],
+    ids=list(DRILLS),
+)
+async def test_without_the_cure(
+    name: str,
+    options: Options,
+    preface: str,
+    fails: Callable[[Report], bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage, "SETTLE_SECONDS", 2.0)  # what is lost is waited for in vain
+    monkeypatch.setattr(plays, "CALM", 1.0)
+    drill = DRILLS[name]
+    drill = drill._replace(plan=replace(drill.plan, preface=preface))
+    out = io.StringIO()
+    report = await play(drill, options, Display(out))
+    assert fails(report), out.getvalue() + text(report)

@@ -1,0 +1,208 @@
+"""gateway.audit: the table held against a Redis that has lost or kept what it should not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from gateway.audit import EVERY, PATIENCE, SHARE, Audit
+from gateway.connection import LinkLost
+from gateway.link import BATCH, Link
+
+from .fakes import Events, Redis, Transport, push, resp, turns, virtual
+
+
+class Server(Redis):
+    """A Redis that says what it has subscribed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refusal: str | None = None
+        self.asked: list[list[bytes]] = []
+
+    def execute(self, command: list[bytes]) -> bytes:
+        if command[0] not in (b"CLIENT", b"PUBSUB"):
+            return super().execute(command)
+        self.asked.append(command)
+        if self.refusal is not None:
+            return resp(Exception(self.refusal))
+        if command[0] == b"CLIENT":
+            return resp(b"id=3 addr=x sub=%d psub=0 ssub=0 multi=-1" % len(self.subscribed))
+        answer: list[object] = []
+        for name in command[2:]:
+            answer += [name, int(name in self.subscribed)]
+        return resp(answer)
+
+
+class Scene:
+    """A link with `wanted` subscribed, and its audit."""
+
+    def __init__(self, *wanted: bytes) -> None:
+        self.events = Events(wanted)
+        self.redis = Server()
+        self.link = Link(self.events, 1_000)
+        self.transport = Transport(prompt=True)
+        self.transport.protocol = self.link
+        self.redis.serve(self.transport)
+        self.link.connection_made(self.transport)
+        self.link.start()
+        self.audit = Audit(self.events)
+
+    async def up(self) -> Scene:
+        await turns(20)
+        self.events.taken()
+        return self
+
+    def lost(self) -> list[bytes]:
+        return [event[1] for event in self.events.taken() if event[0] == "lost"]
+
+    def numbers_of(self) -> list[bytes]:
+        return [name for command in self.redis.asked if command[0] == b"PUBSUB" for name in command[2:]]
+
+
+@virtual
+async def test_where_all_is_well_nothing_happens() -> None:
+    scene = await Scene(b"a", b"b").up()
+    await scene.audit.audit(scene.link)
+    assert scene.redis.asked == [[b"CLIENT", b"INFO"], [b"PUBSUB", b"NUMSUB", b"a", b"b"]]
+    assert (scene.lost(), scene.audit.mended, scene.audit.done) == ([], 0, 1)
+
+
+@virtual
+async def test_nothing_wanted_is_nothing_to_ask_about() -> None:
+    scene = await Scene().up()
+    await scene.audit.audit(scene.link)
+    assert scene.redis.asked == [[b"CLIENT", b"INFO"]]
+    assert scene.audit.done == 1
+
+
+@virtual
+async def test_the_watched_channel_counts() -> None:
+    scene = await Scene(b"a").up()
+    await scene.link.watch(b"probe", print)
+    await scene.audit.audit(scene.link)
+    assert (scene.audit.mended, scene.transport.aborted) == (0, False)
+
+
+@virtual
+async def test_what_is_missing_is_lost_and_so_asked_for_again() -> None:
+    scene = await Scene(b"a", b"b", b"c").up()
+    scene.redis.subscribed.discard(b"b")
+    await scene.audit.audit(scene.link)
+    assert scene.lost() == [b"b"]
+    assert scene.audit.mended == 1
+    assert not scene.transport.aborted
+
+
+@virtual
+async def test_with_a_surplus_the_link_is_given_up() -> None:
+    scene = await Scene(b"a").up()
+    scene.redis.subscribed |= {b"x", b"y"}
+    await scene.audit.audit(scene.link)
+    assert scene.audit.mended == 2
+    assert str(await scene.link.closed) == "more is subscribed on it than should be"
+
+
+@virtual
+async def test_one_missing_and_one_too_many_are_both_found() -> None:
+    scene = await Scene(b"a", b"b").up()
+    scene.redis.subscribed = {b"a", b"x", b"y"}
+    await scene.audit.audit(scene.link)
+    assert scene.lost() == [b"b"]
+    assert scene.audit.mended == 3
+    assert scene.transport.aborted
+
+
+@virtual
+async def test_it_waits_while_a_question_is_open() -> None:
+    scene = await Scene(b"a").up()
+    answer, scene.transport.on_write = scene.transport.on_write, lambda _data: None
+    scene.link.subscribe(b"b")
+    task = asyncio.create_task(scene.audit.audit(scene.link))
+    await asyncio.sleep(1)
+    assert scene.redis.asked == []
+    scene.transport.on_write = answer
+    scene.events.wanted.append(b"b")
+    scene.redis.subscribed.add(b"b")
+    scene.link.data_received(push(b"subscribe", b"b", 2) + resp([None]))
+    await asyncio.sleep(PATIENCE)
+    await task
+    assert (scene.audit.mended, scene.audit.done) == (0, 1)
+
+
+@virtual
+async def test_an_answer_that_comes_amid_a_question_says_nothing() -> None:
+    scene = await Scene(b"a").up()
+    task = asyncio.create_task(scene.audit.audit(scene.link))
+    await asyncio.sleep(0)
+    scene.link.subscribe(b"b")  # behind CLIENT INFO, whose answer is on its way
+    scene.events.wanted.append(b"b")
+    await task
+    assert (scene.audit.mended, scene.lost(), scene.transport.aborted) == (0, [], False)
+    assert [command[0] for command in scene.redis.asked].count(b"CLIENT") >= 2
+
+
+@virtual
+async def test_each_audit_asks_about_the_next_share() -> None:
+    everybody = [b"%d" % i for i in range(SHARE * BATCH + 10)]
+    scene = await Scene(*everybody).up()
+    await scene.audit.audit(scene.link)
+    assert scene.numbers_of() == everybody[: SHARE * BATCH]
+    scene.redis.asked.clear()
+    await scene.audit.audit(scene.link)
+    assert scene.numbers_of() == everybody[SHARE * BATCH :]
+    scene.redis.asked.clear()
+    await scene.audit.audit(scene.link)
+    assert scene.numbers_of()[0] == b"0"
+
+
+@virtual
+async def test_when_the_numbers_differ_everybody_is_asked_about() -> None:
+    everybody = [b"%d" % i for i in range(SHARE * BATCH + 10)]
+    scene = await Scene(*everybody).up()
+    scene.redis.subscribed.discard(everybody[-1])
+    await scene.audit.audit(scene.link)
+    assert scene.lost() == [everybody[-1]]
+
+
+@virtual
+async def test_it_comes_every_now_and_then_until_the_link_is_lost() -> None:
+    scene = await Scene(b"a").up()
+    task = asyncio.create_task(scene.audit.run(scene.link))
+    await asyncio.sleep(3 * EVERY + 1)
+    assert scene.audit.done == 3
+    scene.transport.lose()
+    await task
+    assert scene.audit.done == 3
+
+
+@virtual
+async def test_a_redis_that_may_not_be_asked_is_asked_no_more() -> None:
+    scene = await Scene(b"a").up()
+    scene.redis.refusal = "NOPERM User weak has no permissions to run the 'client|info' command"
+    await scene.audit.run(scene.link)
+    assert (scene.audit.done, scene.audit.mended, scene.transport.aborted) == (0, 0, False)
+
+
+@virtual
+async def test_a_link_that_is_lost_amid_an_audit_ends_it() -> None:
+    scene = await Scene(b"a").up()
+    scene.transport.on_write = lambda _data: None
+    task = asyncio.create_task(scene.audit.audit(scene.link))
+    await turns()
+    scene.transport.lose()
+    with pytest.raises(LinkLost):
+        await task
+    assert scene.audit.done == 0
+
+
+@virtual
+async def test_a_redis_that_does_not_tell_the_number_is_believed() -> None:
+    """Redis before 7.0 knows no ssub, and who knows what a proxy leaves out."""
+    scene = await Scene(b"a").up()
+    scene.redis.execute = lambda command: (  # type: ignore[method-assign]
+        resp(b"id=3") if command[0] == b"CLIENT" else Server.execute(scene.redis, command)
+    )
+    await scene.audit.audit(scene.link)
+    assert (scene.audit.mended, scene.audit.done) == (0, 1)

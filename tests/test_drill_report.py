@@ -1,0 +1,133 @@
+"""gateway.drill.report: the same findings in words and in JSON."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import orjson
+import pytest
+
+from gateway.drill.ledger import Late
+from gateway.drill.report import (
+    Absence,
+    Blindness,
+    Happening,
+    Measure,
+    Options,
+    Report,
+    as_json,
+    conditions,
+    count,
+    table,
+    text,
+)
+
+KEPT = Report(
+    drill="node-kill",
+    summary="a node is killed",
+    options=Options(),
+    redis="Valkey 9.1.2",
+    balanced=True,
+    events=[Happening(0.0, "results begin"), Happening(4.00049, "node 1 is killed")],
+    published=4_000,
+    delivered=4_000,
+    lost=0,
+    duplicates=1,
+    strays=0,
+    unaccepted=0,
+    late=Late(0.0012, 0.3, 0.41),
+    measures=[Measure("back -> again", 0.25, 1.0), Measure("closed", 20, unit="of 20")],
+    nodes=[Blindness("node 1", 3.5, 1, 0, 4.25), Blindness("node 2")],
+    clients=Absence(0.518, 667, 600, 0.2, {1006: 667}),
+)
+
+WORDS = """
+published 4,000   delivered 4,000   lost 0   duplicate 1
+late p50 0.001 s, p99 0.300 s, max 0.410 s, from the first attempt to publish to the client
+
+back -> again   0.250 s  limit 1 s  pass
+closed         20 of 20
+
+blind
+  node 1   3.500 s without Redis in 1 gap, 4.250 s down
+  node 2   0.000 s without Redis
+  clients  0.518 s without a node at most
+           connections ended: 667 with 1006
+           came back: 667, 600 in the busiest second
+           a new one waited 0.200 s for its answer at most
+
+node-kill: no result was lost"""
+
+
+def test_in_words() -> None:
+    assert text(KEPT) == WORDS
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "verdict", "broken"),
+    [
+        ({}, "no result was lost", "pass", False),
+        ({"lost": 1}, "LOST 1 retained result", "LOST 1", True),
+        ({"lost": 1_200}, "LOST 1,200 retained results", "LOST 1,200", True),
+        (
+            {"lost": 2, "options": Options(retain=0)},
+            "2 results lost, none of them retained",
+            "LOST 2",
+            False,
+        ),
+        (
+            {"measures": [Measure("a", 2.0, 1.0), Measure("b", None, 1.0), Measure("c", 1.0, 1.0)]},
+            "no result was lost; 2 limits missed",
+            "MISSED",
+            False,
+        ),
+    ],
+)
+def test_only_a_lost_retained_result_breaks_the_promise(
+    changes: dict[str, object], words: str, verdict: str, broken: bool
+) -> None:
+    report = replace(KEPT, **changes)  # type: ignore[arg-type]
+    assert text(report).endswith(f"\nnode-kill: {words}")
+    assert report.verdict == verdict
+    assert report.broken is broken
+    assert as_json(report)["kept"] is not broken
+
+
+def test_what_must_not_happen_is_said_when_it_does() -> None:
+    nodes = [Blindness("node 1", mended=2)]
+    said = text(replace(KEPT, strays=3, unaccepted=4, nodes=nodes, measures=[Measure("noticed", None, 6.0)]))
+    assert "3 REACHED A CLIENT FOR WHOM THEY WERE NOT\n" in said
+    assert "4 more were not accepted by Redis before the end\n" in said
+    assert "noticed  never  limit 6 s  MISSED\n" in said
+    assert "2 subscriptions MENDED" in said
+
+
+def test_in_json() -> None:
+    found = orjson.loads(orjson.dumps(as_json(KEPT)))
+    assert found["clients"] == 2_000
+    assert found["published"] == found["delivered"] == 4_000
+    assert (found["lost"], found["duplicate"], found["stray"], found["unaccepted"]) == (0, 1, 0, 0)
+    assert found["late"] == {"p50": 0.0012, "p99": 0.3, "max": 0.41}
+    assert found["events"][1] == {"at": 4.0, "text": "node 1 is killed"}
+    assert found["measures"] == [
+        {"what": "back -> again", "value": 0.25, "unit": "s", "limit": 1.0, "verdict": "pass"},
+        {"what": "closed", "value": 20, "unit": "of 20", "limit": None, "verdict": None},
+    ]
+    assert found["blind"][0] == {"node": "node 1", "blind": 3.5, "gaps": 1, "mended": 0, "down": 4.25}
+    assert found["disconnected"]["closes"] == {"1006": 667}
+    assert found["kept"] is True
+
+
+def test_several_drills_are_a_table() -> None:
+    rows = table([KEPT, replace(KEPT, drill="redis-kill", lost=12)]).splitlines()
+    words = [" ".join(row.split()) for row in rows]
+    assert words[0] == "drill published delivered lost duplicate late p99 late max verdict"
+    assert words[1] == "node-kill 4,000 4,000 0 1 0.300 s 0.410 s pass"
+    assert rows[2].endswith("LOST 12")
+    assert len({row.index("4,000") for row in rows[1:]}) == 1, "columns stand below each other"
+
+
+def test_conditions() -> None:
+    assert conditions(Options()) == ("3 nodes, 2,000 clients, 200 results/s for 20 s, retained for 60 s")
+    assert conditions(Options(1, 0.5, 1, 7.5, 0)) == "1 node, 1 client, 0.5 results/s for 7.5 s, not retained"
+    assert count(0, "gap") == "0 gaps"

@@ -1,0 +1,282 @@
+"""gateway.probe: what is published where publishers publish, heard or not. Time is virtual."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from gateway.link import Link
+from gateway.probe import EVERY, GRACE, LONGEST_GRACE, RENEW_AFTER, TIMEOUT, Probe
+
+from .fakes import Events, Redis, Transport, resp, turns, virtual
+
+CHANNEL = b"websocket::probe:1"
+
+
+class Server(Redis):
+    """A Redis that publishes to the one link, unless it is `deaf` or another answer is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.link: Transport | None = None
+        self.deaf = False
+        self.answer: bytes | None = None
+        self.words: list[bytes] = []
+
+    def execute(self, command: list[bytes]) -> bytes:
+        if command[0] != b"PUBLISH":
+            return super().execute(command)
+        self.words.append(command[2])
+        if self.answer is not None:
+            return self.answer
+        if not self.deaf and self.link is not None and not self.link.closing:
+            message = self.publish(command[1], command[2])
+            asyncio.get_running_loop().call_soon(self.link.protocol.data_received, message)
+        return resp(1)
+
+
+class Topology:
+    """Where publishers publish; and the server there is the topology itself."""
+
+    shown = "redis://somewhere"
+    only_masters = False
+    username, password, database = "default", None, 0
+
+    def __init__(self) -> None:
+        self.redis = Server()
+        self.found: Any = self
+        self.opened: list[Transport] = []
+        self.refuses = False
+
+    async def find(self) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        if self.found is None:
+            await asyncio.Event().wait()
+        return self.found
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def open(self, protocol: Any) -> Any:
+        if self.refuses:
+            raise ConnectionRefusedError("Connect call failed")
+        transport = Transport(prompt=True)
+        transport.protocol = protocol
+        self.redis.serve(transport)
+        self.opened.append(transport)
+        protocol.connection_made(transport)
+        return protocol
+
+
+class Scene:
+    """A link that is up, and the probe of it."""
+
+    def __init__(self) -> None:
+        self.topology = Topology()
+        self.redis = self.topology.redis
+        self.channel: bytes | None = CHANNEL
+        self.probe = Probe(self.topology, "gateway-x", lambda: self.channel)
+        self.lay()
+
+    def lay(self) -> None:
+        """A new link, as the broker would make one."""
+        self.link = Link(Events(), 1_000)
+        self.redis.link = self.transport = Transport(prompt=True)
+        self.transport.protocol = self.link
+        self.redis.serve(self.transport)
+        self.redis.subscribed.clear()
+        self.link.connection_made(self.transport)
+        self.link.start()
+        self.task = asyncio.create_task(self.probe.run(self.link, self.topology))  # type: ignore[arg-type]
+
+    async def why(self) -> str:
+        why = str(await self.link.closed)
+        await self.task
+        return why
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.gather(self.task, return_exceptions=True)
+        await turns()
+        assert all(transport.lost for transport in self.topology.opened)
+
+
+@pytest.fixture(autouse=True)
+def _plain_logs() -> None:
+    structlog.reset_defaults()
+
+
+@virtual
+async def test_a_link_that_hears_is_probed_once_a_second() -> None:
+    scene = Scene()
+    await asyncio.sleep(60)
+    assert 60 / EVERY * 0.9 <= scene.probe.heard <= 60 / EVERY * 1.1 + 1
+    assert (scene.probe.deaf, scene.probe.failed, scene.transport.aborted) == (0, 0, False)
+    assert scene.probe.round_trip is not None
+    assert len(set(scene.redis.words)) == len(scene.redis.words), "each has a word of its own"
+    await scene.stop()
+
+
+@virtual
+async def test_its_way_is_found_anew_every_now_and_then() -> None:
+    scene = Scene()
+    await asyncio.sleep(60)
+    assert len(scene.topology.opened) == -(-len(scene.redis.words) // RENEW_AFTER)
+    assert [transport.lost for transport in scene.topology.opened].count(False) == 1
+    await scene.stop()
+
+
+@virtual
+async def test_a_link_that_hears_nothing_is_given_up_within_two_probes() -> None:
+    scene = Scene()
+    await asyncio.sleep(10)
+    scene.redis.deaf = True
+    began = asyncio.get_running_loop().time()
+    assert await scene.why() == "what is published is not heard on it"
+    assert asyncio.get_running_loop().time() - began < 1.1 * EVERY + GRACE + 0.1
+    assert scene.probe.deaf == 1
+
+
+@virtual
+async def test_a_master_that_is_another_now_is_as_good_as_deaf() -> None:
+    scene = Scene()
+    await asyncio.sleep(10)
+    scene.topology.found = Topology()
+    assert await scene.why() == "the master is redis://somewhere now"
+    assert scene.probe.deaf == 1
+
+
+@virtual
+async def test_links_that_are_deaf_one_after_another_get_ever_more_time() -> None:
+    scene = Scene()
+    scene.redis.deaf = True
+    graces = []
+    for _ in range(9):
+        began = asyncio.get_running_loop().time()
+        await scene.why()
+        graces.append(round(asyncio.get_running_loop().time() - began))
+        scene.lay()
+    assert graces[:4] == [1, 2, 4, 8]
+    assert graces[-2:] == [LONGEST_GRACE] * 2
+    scene.redis.deaf = False
+    await asyncio.sleep(5)
+    scene.redis.deaf = True
+    began = asyncio.get_running_loop().time()
+    await scene.why()
+    assert asyncio.get_running_loop().time() - began < 1.1 * EVERY + GRACE + 0.1
+
+
+@virtual
+async def test_a_word_may_come_late_but_within_the_grace() -> None:
+    scene = Scene()
+    scene.redis.deaf = True
+    await asyncio.sleep(GRACE / 2)
+    scene.link.data_received(scene.redis.publish(CHANNEL, b"another"))
+    await asyncio.sleep(GRACE / 4)
+    assert scene.probe.heard == 0
+    scene.link.data_received(scene.redis.publish(CHANNEL, scene.redis.words[-1]))
+    await turns()
+    assert (scene.probe.heard, scene.transport.aborted) == (1, False)
+    assert scene.probe.round_trip == pytest.approx(GRACE * 3 / 4)
+    await scene.stop()
+
+
+@virtual
+async def test_a_channel_that_was_taken_away_proves_nothing() -> None:
+    """A slot may move away and back before anybody has noticed."""
+    scene = Scene()
+    scene.redis.deaf = True
+    await asyncio.sleep(GRACE / 2)
+    scene.link._watched = b""
+    await asyncio.sleep(GRACE)
+    assert (scene.probe.deaf, scene.probe.heard, scene.transport.aborted) == (0, 0, False)
+    scene.redis.deaf = False
+    await asyncio.sleep(2)
+    assert scene.probe.heard > 0, "it is watched again"
+    await scene.stop()
+
+
+@virtual
+async def test_without_a_channel_there_is_no_probe() -> None:
+    scene = Scene()
+    scene.channel = None
+    await asyncio.sleep(10)
+    assert (scene.redis.words, scene.probe.failed, scene.probe.deaf) == ([], 0, 0)
+    scene.channel = CHANNEL
+    await asyncio.sleep(2)
+    assert scene.probe.heard > 0
+    scene.channel = b"websocket::probe:2"
+    await asyncio.sleep(2)
+    assert scene.link.watched == b"websocket::probe:2"
+    assert scene.probe.deaf == 0
+    await scene.stop()
+
+
+def refuse(scene: Scene) -> None:
+    scene.topology.refuses = True
+
+
+def know_nobody(scene: Scene) -> None:
+    scene.topology.found = OSError("no Sentinel names the master")
+
+
+def say_nothing(scene: Scene) -> None:
+    scene.redis.answer = b""
+
+
+def hang(scene: Scene) -> None:
+    scene.topology.found = None
+
+
+def forbid(scene: Scene) -> None:
+    scene.redis.answer = resp(Exception("NOPERM no permissions to run the 'publish' command"))
+
+
+def have_moved(scene: Scene) -> None:
+    scene.redis.answer = resp(Exception("MOVED 7 10.0.0.2:7002"))
+
+
+@pytest.mark.parametrize(
+    ("trouble", "why"),
+    [
+        (refuse, "Connect call failed"),
+        (know_nobody, "no Sentinel names the master"),
+        (say_nothing, f"no answer within {TIMEOUT:g} s"),
+        (hang, f"no answer within {TIMEOUT:g} s"),
+        (forbid, "PUBLISH with: NOPERM"),
+        (have_moved, "PUBLISH with: MOVED"),
+    ],
+)
+def test_what_cannot_be_published_proves_nothing_and_is_told_once(trouble: Any, why: str) -> None:
+    @virtual
+    async def unpublished() -> None:
+        with capture_logs() as logs:
+            scene = Scene()
+            trouble(scene)
+            await asyncio.sleep(30)
+            assert scene.probe.failed > 5
+            assert (scene.probe.heard, scene.probe.deaf, scene.transport.aborted) == (0, 0, False)
+            (line,) = [line for line in logs if line["event"] == "probe not published"]
+            assert why in line["why"]
+            scene.topology.refuses, scene.topology.found, scene.redis.answer = False, scene.topology, None
+            await asyncio.sleep(3)
+            assert scene.probe.heard > 0
+            await scene.stop()
+
+    unpublished()
+
+
+@virtual
+async def test_a_link_that_is_lost_ends_its_probe() -> None:
+    scene = Scene()
+    await asyncio.sleep(5)
+    scene.transport.lose()
+    await scene.task
+    assert (scene.probe.deaf, scene.probe.failed) == (0, 0)
+    await turns()
+    assert all(transport.lost for transport in scene.topology.opened)

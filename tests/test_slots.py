@@ -1,0 +1,112 @@
+"""gateway.slots: which slot a name is in, as Redis computes it, and what a node's view makes of a map."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import slots
+from gateway.redis_url import Address
+from gateway.slots import COUNT, NOBODY, View, changed, name_in, slot, slot_map, view
+
+from . import strategies  # noqa: F401 - sets hypothesis up
+
+A, B, C = Address("a", 7_001), Address("b", 7_002), Address("c", 7_003)
+INFO = b"cluster_state:ok\r\ncluster_current_epoch:7\r\ncluster_my_epoch:3\r\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        (b"123456789", 12_739),
+        (b"", 0),
+        (b"foo", 12_182),
+        (b"websocket:12345678", 11_692),
+        (b"{user1000}.following", 3_443),
+        (b"user1000", 3_443),
+        (b"{}", 15_257),
+        (b"{}foo", 9_500),
+        (b"foo{}{bar}", 8_363),
+        (b"foo{{bar}}zap", 4_015),
+        (b"foo{bar}{zap}", 5_061),
+        (b"foo{bar", 15_278),
+        (b"foo}bar{", 11_073),
+        (b"}{a}", 15_495),
+        (b"a{b}c}", 3_300),
+        (b"{a", 10_276),
+    ],
+)
+def test_slots_are_those_of_cluster_keyslot(name: bytes, number: int) -> None:
+    """As Redis 7.0.15 answers CLUSTER KEYSLOT."""
+    assert slot(name) == number
+
+
+@given(st.binary(), st.binary(min_size=1).filter(lambda tag: b"}" not in tag), st.binary())
+def test_only_the_first_tag_counts(before: bytes, tag: bytes, after: bytes) -> None:
+    before = before.replace(b"{", b"")
+    assert slot(b"%b{%b}%b" % (before, tag, after)) == slot(b"{%b}" % tag)
+
+
+# Views
+
+
+def test_a_view_has_masters_in_order_and_the_epoch_of_the_cluster() -> None:
+    ranges = [
+        [101, COUNT - 1, [b"b", 7_002, b"id", []], [b"c", 7_003, b"id", []]],
+        [0, 100, [b"a", 7_001, b"id"]],
+    ]
+    assert view(INFO, ranges, A) == View(7, ((0, 100, A), (101, COUNT - 1, B)))
+
+
+@pytest.mark.parametrize("host", [None, b"", b"?"])
+def test_a_node_without_a_name_is_the_one_that_was_asked(host: bytes | None) -> None:
+    found = view(INFO, [[0, COUNT - 1, [host, 7_009, b"id", [b"ip", b"10.0.0.1"]]]], A)
+    assert found.ranges == ((0, COUNT - 1, Address("a", 7_009)),)
+
+
+def test_a_cluster_without_slots_has_an_empty_view() -> None:
+    assert view(INFO, [], A) == View(7, ())
+    assert slot_map(()) == NOBODY
+
+
+# Maps
+
+
+def test_a_gap_in_the_ranges_is_nobodys() -> None:
+    known = slot_map(((0, 9, A), (11, 11, B), (20, 29, A)))
+    assert known.owners[9:13] == (A, None, B, None)
+    assert known.owners[29:31] == (A, None)
+    assert len(known.owners) == COUNT
+    assert known.masters == [A, B]
+    assert known.slots(A) == [*range(10), *range(20, 30)]
+    assert known.slots(C) == []
+    assert NOBODY.masters == []
+
+
+def test_claims_change_single_slots() -> None:
+    known = slot_map(((0, COUNT - 1, A),))
+    after = known.with_owners({5: B, COUNT - 1: C})
+    assert (after.slots(B), after.slots(C)) == ([5], [COUNT - 1])
+    assert known.masters == [A]
+    assert changed(known, after) == {5, COUNT - 1}
+    assert changed(known, known.with_owners({})) == frozenset()
+    assert changed(NOBODY, known) == set(range(COUNT))
+
+
+@given(st.lists(st.tuples(st.integers(0, COUNT - 1), st.sampled_from([A, B, C])), max_size=20))
+def test_a_map_from_ranges_is_the_map_from_claims(claims: list[tuple[int, Address]]) -> None:
+    owners = dict(claims)
+    ranges = tuple(sorted((number, number, owner) for number, owner in owners.items()))
+    assert slot_map(ranges) == NOBODY.with_owners(owners)
+
+
+def test_a_name_is_found_for_whoever_serves_a_slot_at_all() -> None:
+    known = slot_map(((0, COUNT - 2, A), (COUNT - 1, COUNT - 1, B)))
+    for owner in (A, B):
+        name = name_in(b"websocket::probe:", known, owner)
+        assert name is not None
+        assert name.startswith(b"websocket::probe:")
+        assert known.owners[slot(name)] == owner
+    assert name_in(b"websocket::probe:", known, C) is None
+    assert slots.name_in(b"x", NOBODY, A) is None
