@@ -357,6 +357,7 @@ def config_(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], 
 @_size("--clients", click.IntRange(1, 100_000), 2_000, "COUNT", "Browsers.")
 @_size("--rate", click.FloatRange(0.1, 10_000), 200, "NUMBER", "Results published a second.")
 @_size("--nodes", click.IntRange(1, 16), 3, "COUNT", "Gateway nodes.")
+@_size("--workers", click.IntRange(1, 16), 1, "COUNT", "Processes of each node.")
 @_size("--retain", click.IntRange(0, 86_400), 60, "SECONDS", "How long a result is retained; 0: not at all.")
 @click.option(
     "--seconds",

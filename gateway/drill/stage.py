@@ -150,6 +150,14 @@ class Stage(Generic[Redis]):
             await asyncio.sleep(NOTICE_SECONDS)
         return None
 
+    def busiest_second(self) -> float:
+        """The most clients that came back within one second."""
+        return busiest_second(self.crowd.returned)
+
+    def longest_absence(self) -> float:
+        """The longest that a client was without a registration, after it had had one, in seconds."""
+        return self.crowd.longest_gap(time.monotonic())
+
     def heard_again(self, since: float, about: Callable[[str], bool] = lambda _: True) -> float | None:
         """Seconds after `since` at which the last place delivered again; None if one has not at all."""
         parts = range(len(self.crowd.places))
@@ -237,6 +245,8 @@ class Stage(Generic[Redis]):
         balanced = self._plan.balanced and available()
         port, admin_port = (free_port(), free_port()) if balanced else (0, 0)
         options = ("--max-sessions-per-ip", "0", "--trusted-proxies", "127.0.0.0/8", *self._plan.node_options)
+        if self.options.workers > 1:
+            options += ("--workers", str(self.options.workers))
 
         def start(number: int) -> Node:
             node = Node(

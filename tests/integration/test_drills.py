@@ -57,6 +57,31 @@ def test_no_result_is_lost(name: str, measured: Measured) -> None:
         assert found["disconnected"]["longest"] < 5
 
 
+@pytest.mark.needs("haproxy")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_new_version_is_rolled_out_under_load(workers: int, measured: Measured) -> None:
+    """Every client is told to come back, and never all of them in the same second."""
+    done = subprocess.run(
+        [*GATEWAY, "drill", "rolling-restart", "--json", "--workers", str(workers)],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    clients = found["disconnected"]
+    measured(f"rolling restart, {workers} workers: without a node at most", clients["longest"])
+    assert (found["lost"], found["duplicate"], found["unaccepted"]) == (0, 0, 0)
+    assert found["delivered"] == found["published"]
+    assert set(clients["closes"]) == {"1012"}, "nobody is cut off"
+    assert clients["returns"] >= found["clients"], "each at least once, for all nodes were restarted"
+    assert clients["busiest_second"] <= found["clients"] / 4
+    assert clients["longest"] < 5
+    ended = [event["text"] for event in found["events"] if "has ended" in event["text"]]
+    assert ended == [f"node {number} has ended with 0" for number in (1, 2, 3)]
+
+
 # The controls: the same drills, smaller, with a cure taken out of the nodes or of the publisher.
 
 SMALL = Options(clients=300, rate=200.0, seconds=8.0)
