@@ -42,5 +42,5 @@ $(READY): pyproject.toml
 	  { echo "No virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) (once) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded]' --group test --group lint --group bench
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,otel]' --group test --group lint --group bench
 	@touch $@

@@ -6,6 +6,7 @@ Reading order, from what is decided to what carries it out:
     wire/              how each protocol says it: bytes in, requests out; answers in, bytes out
     frames             RFC 6455 frames: bytes in, messages out
     handshake          what is wrong with a WebSocket handshake, and the answers
+    latency            how long a result takes, counted in buckets
     redis_url, slots   where Redis is, as its URL says; what a Cluster says of who serves what
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
@@ -37,12 +38,14 @@ Reading order, from what is decided to what carries it out:
     sockjs_views       HTTP: the paths of SockJS
     events             server-sent events: the session and its path
     publish_views      HTTP: results from backends
-    views              HTTP: which path leads where, health, demo page
+    metrics            what a node counts, in Prometheus's words
+    tracing            spans of OpenTelemetry, where they are asked for
+    views              HTTP: which path leads where, health, metrics, demo page
     app                what is built from what; start, drain, stop
     control            the line between a worker and its parent
     worker             one of several processes that serve a port, from fork to exit
     posts              a worker's place: what outlives it, and who stands in
-    workers_views      HTTP: health of all workers
+    workers_views      HTTP: health and metrics of all workers
     supervisor         the parent that keeps workers alive
     embedded           the Valkey that `dev` starts
     watching           the client behind `watch`

@@ -8,15 +8,17 @@ import gc
 import secrets
 import signal
 import socket
+import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from . import __version__, invocation, logs, redis_url
+from . import __version__, invocation, logs, metrics, redis_url
 from .broker import Broker
 from .cluster import Cluster
 from .config import Config, redact
@@ -25,15 +27,20 @@ from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .handover import Handover, Inbox
 from .hub import Hub
+from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
 from .link import Link
 from .messages import CloseCode
+from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publisher import Publisher
 from .session import Node
 from .topology import topology
 from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
+
+if TYPE_CHECKING:
+    from .tracing import Tracing
 
 DRAIN_STEP: Final = 0.05
 """Seconds between two shares of sessions that are closed."""
@@ -91,7 +98,11 @@ class Gateway:
         self._clock = asyncio.get_running_loop().time
         self._redis = redis_url.parse(config.redis)
         by_slot = self._redis.kind is redis_url.Kind.CLUSTER
-        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot)
+        # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
+        soon = asyncio.get_running_loop().call_soon
+        self._latency = Latency(soon, time.monotonic, time.time)
+        self._lag = Histogram(metrics.LAG_BOUNDS)
+        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot, latency=self._latency)
         self._room = room(raise_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
         self._node = Node(config, self._hub, admission, self._clock)
@@ -100,6 +111,7 @@ class Gateway:
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._publisher: Publisher | None = None
+        self._tracing: Tracing | None = None
 
     @property
     def sessions(self) -> int:
@@ -119,13 +131,31 @@ class Gateway:
         self._broker = self._new_broker(f"gateway-{name}" + (f"-{self._share.number}" if self._share else ""))
         self._hub.attach(self._broker)
         self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
-        admin_port = 0 if self._share else await self._open_admin()
+        if config.tracing != "off":
+            self._tracing = self._latency.trace = _tracing(name)
+        publishing = None if self._share else self._publish_views()
+        self._metrics = NodeMetrics(
+            name,
+            self._node,
+            self._room.sessions,
+            self._broker,
+            self._door,
+            self._public.gate,
+            self._admin,
+            self._latency,
+            self._lag,
+            publishing.outcomes if publishing else Counter(),
+        )
+        self._admin.metrics = self.metrics
+        admin_port = await self._open_admin(publishing) if publishing else 0
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
         if self._share is None:
             announce_in_log(self.listening, name)
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
-            asyncio.create_task(sweep(self._node.deadlines, self._clock), name="sessions' deadlines"),
+            asyncio.create_task(
+                sweep(self._node.deadlines, self._clock, self._lag), name="sessions' deadlines"
+            ),
             asyncio.create_task(sweep(self._door.deadlines, self._clock), name="handshakes' deadlines"),
         ]
         return self.listening
@@ -144,19 +174,24 @@ class Gateway:
         port: int = self._share.listeners[0].getsockname()[1]
         return port
 
-    async def _open_admin(self) -> int:
+    def _publish_views(self) -> PublishViews:
         config = self.config
         self._publisher = Publisher(config.redis)
-        publishing = PublishViews(
-            self._publisher, config.token(), config.channel_prefix, config.max_result_size
-        )
+        return PublishViews(self._publisher, config.token(), config.channel_prefix, config.max_result_size)
+
+    async def _open_admin(self, publishing: PublishViews) -> int:
+        """Listen on the admin port; returns it."""
         routes = [*self._admin.routes(), *publishing.routes()]
         admin = await self._run(web_app(routes, max_body=MAX_PUBLISH_BODY))
-        return await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
+        return await self._listen(admin, "admin_port", self.config.admin_host, self.config.admin_port)
 
     def state(self) -> dict[str, Any]:
         """How the node is, as /readyz says."""
         return self._admin.state()
+
+    def metrics(self) -> bytes:
+        """What this process counts, in Prometheus's text format; `metrics.merge` joins several of them."""
+        return self._metrics.render()
 
     async def watch(self) -> None:
         """Wait for a background task to end, which none does by itself; raises what ended it."""
@@ -187,8 +222,12 @@ class Gateway:
                 await asyncio.sleep(DRAIN_STEP)
         end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
         # Between two polls a client cannot be told; it comes again within milliseconds.
-        while (self.sessions or self._public.untold) and self._clock() < end:  # noqa: ASYNC110 - nor need sessions tell, but for now
+        while self._unfinished and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
             await asyncio.sleep(DRAIN_STEP)
+
+    @property
+    def _unfinished(self) -> int:
+        return self.sessions + self._public.untold
 
     async def stop(self) -> None:
         """Drop what is still open and release everything; `drain` first for a gentle end."""
@@ -196,11 +235,7 @@ class Gateway:
             listener.close()
         if self._handover is not None:
             self._handover.close()
-        for session in list(self._node.deadlines):
-            session.abort()
-        if self.listening is not None:
-            for visitor in list(self._door.deadlines):
-                visitor.deadline_passed()
+        self._drop_everybody()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -208,8 +243,17 @@ class Gateway:
             await runner.cleanup()
         if self._publisher is not None:
             await self._publisher.close()
+        if self._tracing is not None:
+            await self._tracing.close()
         if self.listening is not None:
             log.info("stopped")
+
+    def _drop_everybody(self) -> None:
+        for session in list(self._node.deadlines):
+            session.abort()
+        if self.listening is not None:
+            for visitor in list(self._door.deadlines):
+                visitor.deadline_passed()
 
     def _new_broker(self, name: str) -> Broker | Cluster:
         """`name` is what CLIENT LIST shows."""
@@ -271,6 +315,15 @@ def web_app(
     return app
 
 
+def _tracing(node: str) -> Tracing:
+    """Spans for results, by a library that most nodes do not have. Raises ConfigError."""
+    try:
+        from .tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(f"--tracing needs more: pip install 'webflow-gateway[otel]' ({error})") from error
+    return Tracing(node)
+
+
 def announce_in_log(listening: Listening, name: str, **about: object) -> None:
     """Tell of a node that listens."""
     log.info(
@@ -304,10 +357,16 @@ def cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
     return f"port {port} on {host} {why}; choose another with --{flag} (GATEWAY_{setting.upper()})"
 
 
-async def sweep(deadlines: Deadlines[Any], clock: Callable[[], float]) -> None:
-    """Serve everybody's deadlines for ever, in shares that leave the loop to others."""
+async def sweep(deadlines: Deadlines[Any], clock: Callable[[], float], lag: Histogram | None = None) -> None:
+    """Serve everybody's deadlines for ever, in shares that leave the loop to others.
+
+    `lag` is told how late each look at them came.
+    """
     while True:
+        slept_at = time.monotonic()
         await asyncio.sleep(Deadlines.TICK)
+        if lag is not None:
+            lag.observe(max(0.0, time.monotonic() - slept_at - Deadlines.TICK))
         logs.flush()
         for count, item in enumerate(deadlines.expired(clock()), 1):
             try:

@@ -98,6 +98,21 @@ class Broker:
     def probes(self) -> list[Probe]:
         return [self.probe]
 
+    @property
+    def lines(self) -> list[Broker]:
+        """As Cluster.lines."""
+        return [self]
+
+    @property
+    def shown(self) -> str:
+        """Where it leads, for people; without the password."""
+        return self._topology.shown
+
+    @property
+    def moves(self) -> int:
+        """As Cluster.moves: there are no slots."""
+        return 0
+
     def reaches(self, _name: bytes) -> bool:
         """Whether there is a link to ask about a channel."""
         return self._link is not None

@@ -201,6 +201,11 @@ class Cluster:
     def probes(self) -> list[Probe]:
         return [line.probe for line in self._lines.values()]
 
+    @property
+    def lines(self) -> list[Broker]:
+        """The lines that there are at present."""
+        return list(self._lines.values())
+
     def _line(self, name: bytes) -> Broker | None:
         owner = self.map.owners[slot(name)]
         return None if owner is None else self._lines.get(owner)

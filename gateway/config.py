@@ -84,7 +84,7 @@ class Config(BaseModel):
         8081,
         "Listening",
         "PORT",
-        "Admin port: /healthz, /readyz and POST /publish. 0 picks a free one.",
+        "Admin port: /healthz, /readyz, /metrics and POST /publish. 0 picks a free one.",
         ge=0,
         le=65_535,
         validate_default=True,  # the public port may have been given its number
@@ -263,6 +263,14 @@ class Config(BaseModel):
         "Logging",
         "FORMAT",
         "console for people, json for machines (an object a line); auto: console on a terminal, else json.",
+    )
+
+    tracing: Literal["off", "otlp"] = _setting(
+        "off",
+        "Logging",
+        "KIND",
+        "otlp: a span of OpenTelemetry for each result that brings a traceparent, sent to where the OTEL_* "
+        "variables say. Needs the extra otel.",
     )
 
     @field_validator("workers", mode="before")

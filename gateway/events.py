@@ -28,6 +28,8 @@ class EventsSession(Session, asyncio.Protocol):
 
     __slots__ = ("_connection",)
 
+    transport = "eventsource"
+
     def __init__(self, node: Node, address: str, connection: Connection) -> None:
         super().__init__(node, EVENTS_WIRE, address)
         self._connection = connection._replace(lasting=False)  # the stream ends with it

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 
 import structlog
 
-from .logs import short_id
+from . import logs
+from .latency import Latency
 from .messages import InvalidResult, Problem, Result, parse_result
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
 
@@ -52,10 +53,18 @@ class Subscriber(Protocol):
 class Hub:
     """Which members wait for which id, and what happens to a result. Implements `BrokerEvents`."""
 
-    def __init__(self, channel_prefix: str, max_result_size: int, *, by_slot: bool = False) -> None:
+    def __init__(
+        self,
+        channel_prefix: str,
+        max_result_size: int,
+        *,
+        by_slot: bool = False,
+        latency: Latency | None = None,
+    ) -> None:
         """`max_result_size` is in bytes. `attach` a broker before the first registration.
 
-        With `by_slot`, where the broker has connections for some slots of a Cluster each.
+        With `by_slot`, where the broker has connections for some slots of a Cluster each. `latency` is told
+        of each result that goes to somebody as it comes.
         """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
@@ -64,8 +73,15 @@ class Hub:
         self._broker: Subscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
+        self._latency = latency or Latency(lambda _call: None, float, float)
         self.delivered = 0
         """Results handed to members, so far."""
+        self.unclaimed = 0
+        """Results that came when nobody waited for them any more."""
+        self.acknowledged = 0
+        """Registrations that Redis has confirmed, so far."""
+        self.refused_members = 0
+        """Registrations that Redis's access rules did not allow, so far."""
 
     def attach(self, broker: Subscriber) -> None:
         """`broker` carries out what the table asks for."""
@@ -83,6 +99,10 @@ class Hub:
     def channels(self) -> int:
         """Channels that this node is or wants to be subscribed to."""
         return len(self._table)
+
+    def count_confirmed(self) -> int:
+        """How many of them Redis has confirmed: a look at each, some 4 ms for 100,000."""
+        return self._table.count_confirmed()
 
     # What members ask
 
@@ -128,6 +148,7 @@ class Hub:
         if not (confirmed.newcomers or confirmed.veterans):
             return
         web_socket_id = self.web_socket_id(name)
+        self.acknowledged += len(confirmed.newcomers)
         for member in confirmed.newcomers:
             member.acknowledge(web_socket_id)
         for payload in confirmed.payloads:
@@ -159,15 +180,21 @@ class Hub:
         if len(payload) > self._max_size:  # before it is held for anybody
             self._invalid(name, payload, "too big")
             return
-        self._fan_out(name, payload, self._table.listening(name, payload))
+        members = self._table.listening(name, payload)
+        if members:
+            self._fan_out(name, payload, members, live=True)
+        elif not self._table.awaited(name):
+            self.unclaimed += 1
 
     def refused(self, name: bytes, reason: str) -> None:
         log.error("redis refuses a channel", why=reason)
         web_socket_id = self.web_socket_id(name)
-        for member in self._table.refused(name):
+        members = self._table.refused(name)
+        self.refused_members += len(members)
+        for member in members:
             member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
 
-    def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member]) -> None:
+    def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member], *, live: bool = False) -> None:
         if not members:
             return
         web_socket_id = name[self._skip :]
@@ -176,9 +203,23 @@ class Hub:
         except InvalidResult as error:
             self._invalid(name, payload, error.kind)
             return
+        if logs.debugging:
+            self._tell(web_socket_id, result, len(members), live=live)
+        if live:  # as `Latency` asks for
+            latency = self._latency
+            if not latency.running:
+                latency.begin()
+            latency.under_way += 1
+            if result.origin is not None:
+                latency.origins.append(result.origin)
         for member in members:
             member.deliver(web_socket_id, result)
         self.delivered += len(members)
+
+    def _tell(self, web_socket_id: bytes, result: Result, sessions: int, *, live: bool) -> None:
+        about = {} if result.message_id is None else {"message_id": result.message_id}
+        name = logs.short_id(web_socket_id.decode())
+        log.debug("result", id=name, result=result.auth_result, sessions=sessions, live=live, **about)
 
     def _invalid(self, name: bytes, payload: bytes, kind: str) -> None:
         self.invalid[kind] += 1
@@ -186,6 +227,6 @@ class Hub:
             "invalid result",
             kind=kind,
             size=len(payload),
-            id=short_id(self.web_socket_id(name).decode(errors="replace")),
+            id=logs.short_id(self.web_socket_id(name).decode(errors="replace")),
             expected="a word such as CONFIRMED, or an object with authResult",
         )

@@ -36,7 +36,8 @@ class Folding:
     Lines are alike when level, event, `kind` and `code` are. An event with a `kind` tells of what others
     send and passes once a second; any other passes ten times. The next line that passes has `folded`, the
     number of lines left out since the last; `flush` logs the last line left out when no other follows. So
-    the lines and all their `folded` add up to what happened.
+    the lines and all their `folded` add up to what happened. Debug lines all pass: who asks for them wants
+    to follow one session among many.
 
     `now` returns seconds on a clock that only goes forward.
     """
@@ -46,6 +47,8 @@ class Folding:
         self._windows: dict[tuple[object, ...], _Window] = {}
 
     def __call__(self, _logger: object, method: str, event: Event) -> Event:
+        if method == "debug":
+            return event
         key = (method, event.get("event"), event.get("kind"), event.get("code"))
         now = self._now()
         window = self._windows.get(key)
@@ -98,6 +101,10 @@ class _FromStandardLibrary(logging.Handler):
 
 _folding = Folding()
 
+debugging = False
+"""Whether debug lines are logged. Ask before making one where it would be made for each session or result:
+structlog takes some microseconds to find out by itself."""
+
 
 def configure(
     level: str = "info",
@@ -113,12 +120,13 @@ def configure(
 
     `form` is the setting log_format. May be called again, when the node's name has become known.
     """
-    global _folding
+    global _folding, debugging
     _folding = Folding()
     stream = stream or sys.stderr
     terminal = stream.isatty()
     console = form == "console" or (form == "auto" and terminal)
     least = getattr(logging, level.upper())
+    debugging = least <= logging.DEBUG
     structlog.configure(
         processors=[
             _folding,

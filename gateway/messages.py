@@ -18,6 +18,9 @@ AUTH_RESULT = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 MESSAGE_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
 """A messageId: visible ASCII, so that it can also be an HTTP header's value; a UUID has 36 characters."""
 
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+"""The trace that something is a part of: W3C Trace Context, section 3.2.2."""
+
 NO_DATA: Final = object()
 """The `data` of a result that carries none; None is JSON's null, which is data."""
 
@@ -124,25 +127,53 @@ def as_message_id(value: object) -> str | None:
     return value if isinstance(value, str) and MESSAGE_ID.fullmatch(value) else None
 
 
+class Origin(NamedTuple):
+    """Where a result comes from, as far as its publisher has said: for who runs the nodes, not clients."""
+
+    published_at: float | None
+    """Seconds since 1970 by the publisher's clock."""
+    traceparent: object
+    """The trace that it is a part of, in whatever form it came; see TRACEPARENT."""
+
+
 class Result:
     """One published result: what `authResult` says, and what the publisher sent along.
 
     `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none.
     """
 
-    __slots__ = ("auth_result", "data", "message_id")
+    __slots__ = ("auth_result", "data", "message_id", "origin")
 
-    def __init__(self, auth_result: str, message_id: str | None = None, data: object = NO_DATA) -> None:
+    def __init__(
+        self,
+        auth_result: str,
+        message_id: str | None = None,
+        data: object = NO_DATA,
+        origin: Origin | None = None,
+    ) -> None:
         self.auth_result = auth_result
         self.message_id = message_id
         self.data = data
+        self.origin = origin
 
     def __repr__(self) -> str:
         return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
 
 
+INVALID: Final = (
+    "too big",
+    "not JSON",
+    "not a result",
+    "no authResult",
+    "bad messageId",
+    "another webSocketId",
+    "data nested too deeply",
+)
+"""The kinds of payloads that no node forwards."""
+
+
 class InvalidResult(ValueError):
-    """A published payload that no node forwards. `kind` is one of a few words, for counting."""
+    """A published payload that no node forwards. `kind` is one of `INVALID`, for counting."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
@@ -153,7 +184,9 @@ def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
     """What a publisher sent to the channel of `web_socket_id`, at most `max_size` bytes.
 
     It is a bare word such as `CONFIRMED`, or a JSON object with `authResult` and, if the publisher
-    likes, `messageId`, `data` and `webSocketId`. Raises InvalidResult for anything else.
+    likes, `messageId`, `data` and `webSocketId`. Raises InvalidResult for anything else. `publishedAt`
+    (milliseconds since 1970) and `traceparent` are for whoever runs the nodes, and no reason to refuse a
+    result, whatever they are.
     """
     if len(payload) > max_size:
         raise InvalidResult("too big")
@@ -183,7 +216,16 @@ def _result_of(body: dict[str, object], web_socket_id: bytes, max_size: int) -> 
         raise InvalidResult("bad messageId")
     if "webSocketId" in body and body["webSocketId"] != web_socket_id.decode():
         raise InvalidResult("another webSocketId")
-    return Result(auth_result, message_id, _fragment(body["data"], max_size) if "data" in body else NO_DATA)
+    data = _fragment(body["data"], max_size) if "data" in body else NO_DATA
+    return Result(auth_result, message_id, data, _origin_of(body))
+
+
+def _origin_of(body: dict[str, object]) -> Origin | None:
+    if "publishedAt" not in body and "traceparent" not in body:
+        return None
+    published_at = body.get("publishedAt")
+    known = isinstance(published_at, (int, float)) and not isinstance(published_at, bool)
+    return Origin(published_at / 1000 if known else None, body.get("traceparent"))  # type: ignore[operator]
 
 
 def _fragment(data: object, max_size: int) -> orjson.Fragment:

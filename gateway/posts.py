@@ -63,6 +63,7 @@ class Post:
             "pid": self.life.pid if self.life else None,
             "restarts": self.restarts,
             "turns": not self.pulse.hung,
+            "serves": self.accepts,
         }
 
 

@@ -7,6 +7,7 @@ result is retained, or what went wrong. A result that is posted again with the s
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -40,6 +41,8 @@ class PublishViews:
         self._token = token.encode()
         self._channel_prefix = channel_prefix
         self._max_size = max_size
+        self.outcomes: Counter[str] = Counter()
+        """Results by what became of them, in the words of `outcome`; requests that were denied."""
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/publish", self.publish)]
@@ -56,8 +59,10 @@ class PublishViews:
             batch = isinstance(body, dict) and "results" in body
             items = _items(body) if batch else [body]
         except _Refused as refused:
+            self.outcomes["denied"] += 1
             return refused.response
         ends = await self._publisher.send_json(items, self._channel_prefix, self._max_size)
+        self.outcomes.update(map(outcome, ends))
         unconfirmed = [end for end in ends if isinstance(end, Unconfirmed)]
         if unconfirmed:
             log.warning("results unconfirmed", count=len(unconfirmed), of=len(ends), why=unconfirmed[0].why)
@@ -86,6 +91,19 @@ class PublishViews:
             "send the node's publish token: Authorization: Bearer …",
             {"WWW-Authenticate": challenge},
         )
+
+
+def outcome(end: End) -> str:
+    """What became of a result, in a word."""
+    match end:
+        case Published(receivers=0, retained=retained):
+            return "retained" if retained else "nobody"
+        case Published():
+            return "held"
+        case Unconfirmed():
+            return "unconfirmed"
+        case _:
+            return "invalid"
 
 
 class _Refused(Exception):

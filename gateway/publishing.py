@@ -6,6 +6,8 @@ client that registers, or comes back, within `retain` seconds gets the result to
 
 from __future__ import annotations
 
+import sys
+import time
 import uuid
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast, overload
@@ -15,7 +17,7 @@ import redis
 import redis.asyncio
 
 from .errors import PublishError
-from .messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, WEB_SOCKET_ID
+from .messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, TRACEPARENT, WEB_SOCKET_ID
 
 SCRIPT: Final = (
     "if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end "
@@ -38,10 +40,9 @@ MEMBERS: Final = {
     "messageId": "message_id",
     "data": "data",
     "retain": "retain",
+    "traceparent": "traceparent",
 }
 """What a result written as JSON may have, and what it is called in Python."""
-
-_IGNORED: Final = {"traceparent"}  # some backends add it to whatever they send
 
 
 class Options(TypedDict, total=False):
@@ -57,6 +58,8 @@ class Options(TypedDict, total=False):
     """The nodes' setting channel_prefix."""
     max_size: int
     """Bytes of the payload: the nodes' setting max_result_size."""
+    traceparent: str | None
+    """The trace that it is a part of (W3C Trace Context); by default that of OpenTelemetry's current span."""
 
 
 class Published(NamedTuple):
@@ -111,8 +114,8 @@ def publish(
     """Send `auth_result` to the browser that has registered `web_socket_id`, wherever it is.
 
     `client` is redis-py's: plain, from its Sentinel's `master_for`, or a RedisCluster. With a client of
-    redis.asyncio, await what this returns. `options`: `data`, `message_id`, `retain`, `channel_prefix` and
-    `max_size`, as `Options` describes them.
+    redis.asyncio, await what this returns. `options`: `data`, `message_id`, `retain`, `channel_prefix`,
+    `max_size` and `traceparent`, as `Options` describes them.
 
     Raises PublishError, a ValueError, for what no node would forward, and what redis-py raises when Redis
     does not do it; then it is unknown whether the result went out, and publishing it again with the same
@@ -142,13 +145,21 @@ def outgoing(
     retain: int = RETAIN_SECONDS,
     channel_prefix: str = "websocket:",
     max_size: int = MAX_SIZE,
+    traceparent: str | None = None,
 ) -> Outgoing:
-    """The result in the form in which it goes to Redis. Raises PublishError if no node would forward it."""
+    """The result in the form in which it goes to Redis. Raises PublishError if no node would forward it.
+
+    It says when it was published, by which nodes tell how long results take.
+    """
     message_id = uuid.uuid4().hex if message_id is None else message_id
     _check(web_socket_id, auth_result, message_id, retain)
-    body: dict[str, object] = {"authResult": auth_result, "messageId": message_id}
+    now = round(time.time() * 1000, 3)
+    body: dict[str, object] = {"authResult": auth_result, "messageId": message_id, "publishedAt": now}
     if data is not NO_DATA:
         body["data"] = data
+    trace = traceparent if is_trace(traceparent) else current_trace()
+    if trace is not None:
+        body["traceparent"] = trace
     try:
         payload = orjson.dumps(body)
     except TypeError as error:
@@ -165,7 +176,7 @@ def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
     """
     if not isinstance(item, dict):
         raise PublishError("a result is a JSON object with webSocketId and authResult")
-    unknown = [name for name in item if name not in MEMBERS and name not in _IGNORED]
+    unknown = [name for name in item if name not in MEMBERS]
     if unknown:
         raise PublishError(f"{unknown[0][:40]!r} is none of {', '.join(MEMBERS)}")
     missing = [name for name in ("webSocketId", "authResult") if name not in item]
@@ -173,6 +184,25 @@ def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
         raise PublishError(f"{missing[0]} is missing")
     arguments: dict[str, Any] = {MEMBERS[name]: value for name, value in item.items() if name in MEMBERS}
     return outgoing(**arguments, channel_prefix=channel_prefix, max_size=max_size)
+
+
+def is_trace(value: object) -> bool:
+    """Whether it is a traceparent. One that is not is left out: a result is worth more than its trace."""
+    return isinstance(value, str) and TRACEPARENT.fullmatch(value) is not None
+
+
+def current_trace() -> str | None:
+    """OpenTelemetry's current span as a traceparent (W3C Trace Context, section 3.2); None without one.
+
+    A program that has a span has imported OpenTelemetry; all others need not even have it.
+    """
+    trace: Any = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return None
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return None
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
 def _check(web_socket_id: object, auth_result: object, message_id: object, retain: object) -> None:

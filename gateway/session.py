@@ -17,11 +17,16 @@ session has a task or a timer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from functools import partial
+from itertools import count
 from math import inf
 
+import structlog
+
+from . import logs
 from .config import Config
 from .errors import WireError
 from .hub import Hub
@@ -40,6 +45,8 @@ from .messages import (
     WatchStatus,
 )
 from .wire import Wire
+
+log = structlog.get_logger()
 
 MAX_STRIKES = 5
 """Messages that mean nothing here, before the client is taken for one that never will."""
@@ -73,6 +80,16 @@ class Node:
     deadlines: Deadlines[Session] = field(default_factory=Deadlines)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Sessions so far by close code and reason."""
+    open: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Sessions by their wire's name and their transport."""
+    rejected: Counter[str] = field(default_factory=Counter)
+    """Registrations that could not be asked of Redis, so far, by the problem's code."""
+    timed_out: int = 0
+    """Registrations that Redis has not confirmed in time, so far."""
+    numbers: Iterator[int] = field(default_factory=partial(count, 1))
+    """For sessions, when there are debug lines to tell them apart."""
+    duplicates: int = 0
+    """Results that were not sent, so far, since their messageId had been on that connection."""
 
 
 class Session:
@@ -87,6 +104,7 @@ class Session:
         "_had",
         "_limit",
         "_node",
+        "_number",
         "_rate",
         "_strikes",
         "_watches",
@@ -114,8 +132,20 @@ class Session:
         self.due = 0
         self._limit = node.clock() + node.config.registration_timeout  # the end of the state's time
         node.deadlines.set(self, self._limit)
+        node.open[wire.name, self.transport] += 1
+        self._number = 0  # by which debug lines are told apart
+        if logs.debugging:
+            self._number = next(node.numbers)
+            self._tell("session opened", protocol=wire.name, transport=self.transport, address=address)
+
+    def _tell(self, event: str, **about: object) -> None:
+        if logs.debugging:
+            log.debug(event, session=self._number, **about)
 
     # What a subclass brings
+
+    transport = "none"
+    """What brings the bytes, in a word that metrics have."""
 
     def _write(self, message: bytes) -> None:
         """Send one of the wire's messages; must not block or raise."""
@@ -148,7 +178,7 @@ class Session:
         elif isinstance(request, WatchStatus):
             self._watch()
         elif isinstance(request, Rejected):
-            self._say(self._wire.reject(request.web_socket_id, request.problem))
+            self._reject(request.web_socket_id, request.problem)
         elif isinstance(request, Reply):
             self._say(request.payload)
             self._begin_heartbeats()
@@ -170,7 +200,7 @@ class Session:
         name = request.web_socket_id.encode()
         if self._channel is not None and self._node.hub.web_socket_id(self._channel) != name:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
-            self._say(self._wire.reject(request.web_socket_id, problem))
+            self._reject(request.web_socket_id, problem)
             return
         self._remember(request.last_message_id)
         if self._channel is None:
@@ -179,6 +209,10 @@ class Session:
             self._answers += 1  # to say so amid a gap would promise what nobody can hear
         else:
             self._say(self._wire.acknowledge(name))
+
+    def _reject(self, web_socket_id: object, problem: Problem) -> None:
+        self._node.rejected[problem.code] += 1
+        self._say(self._wire.reject(web_socket_id, problem))
 
     def _join(self, name: bytes) -> None:
         self.state = WAITING
@@ -213,6 +247,8 @@ class Session:
     def acknowledge(self, web_socket_id: bytes) -> None:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
+        if logs.debugging:
+            self._tell("registered", id=logs.short_id(web_socket_id.decode()))
         self._set_heartbeat()
         self._answer(web_socket_id)
 
@@ -228,6 +264,7 @@ class Session:
         message_id = result.message_id
         if message_id is not None:
             if message_id in self._had:
+                self._node.duplicates += 1
                 return
             self._had = (*self._had[1 - REMEMBERED :], message_id)
         message = self._wire.result(web_socket_id, result)
@@ -273,6 +310,7 @@ class Session:
         elif self.state is OPEN:
             self.close(CloseCode.POLICY, "registration timeout")
         elif self.state is WAITING:
+            self._node.timed_out += 1
             self.close(CloseCode.TRY_AGAIN_LATER, "results cannot be heard at the moment")
         else:
             self.abort()
@@ -298,7 +336,8 @@ class Session:
         """See to heart-beats from now on, if the wire has just agreed with the client on any."""
         if self._wire.outgoing and self._beat == inf:
             self._beat = self._next_beat()
-            self._schedule()
+            if self._beat < self._limit:  # else it will be looked after before, and comes to it then
+                self._schedule()
 
     def _next_beat(self) -> float:
         # The wheel of deadlines is late by two ticks at most, and a heart-beat must not be.
@@ -339,4 +378,6 @@ class Session:
         self._forget()
         self._node.deadlines.discard(self)
         self._node.admission.release(self._address)
+        self._node.open[self._wire.name, self.transport] -= 1
         self._node.ended[self._why] += 1
+        self._tell("session ended", code=int(self._why[0]), reason=self._why[1])

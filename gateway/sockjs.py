@@ -41,6 +41,8 @@ class SockJSWebSocket(WebSocketSession):
 
     __slots__ = ()
 
+    transport = "sockjs_websocket"
+
     def __init__(self, node: Node, wire: Wire, address: str, transport: asyncio.Transport) -> None:
         super().__init__(node, wire, address, transport)
         self._send(frames.text(sockjs.OPEN))
@@ -273,10 +275,32 @@ class SockJSSession(Session):
     """A session by SockJS's HTTP transports, from its first request to its goodbye, or to its last request
     and `DISCONNECT_DELAY`."""
 
-    __slots__ = ("_back_by", "_farewell", "_name", "_opened", "_outbox", "_receiver", "_sessions", "_unsent")
+    __slots__ = (
+        "_back_by",
+        "_farewell",
+        "_name",
+        "_opened",
+        "_outbox",
+        "_receiver",
+        "_sessions",
+        "_unsent",
+        "transport",
+    )
 
-    def __init__(self, node: Node, wire: Wire, address: str, name: str, sessions: Sessions) -> None:
-        """It stands in `sessions` by its `name` until its end."""
+    def __init__(
+        self,
+        node: Node,
+        wire: Wire,
+        address: str,
+        name: str,
+        sessions: Sessions,
+        kind: str = sockjs.XHR,
+    ) -> None:
+        """It stands in `sessions` by its `name` until its end.
+
+        `kind` is the transport by which its client has begun to listen; it seldom takes another later.
+        """
+        self.transport = f"sockjs_{kind}"
         super().__init__(node, wire, address)
         self._name = name
         self._sessions = sessions

@@ -188,7 +188,9 @@ class SockJSViews:
             refusal = self._gate.refuse_session(address)
             if refusal is not None:
                 return answer(refusal, cors(_origin(request)))
-            session = SockJSSession(self._node, self._wire(), address, place.session, self._sessions)
+            session = SockJSSession(
+                self._node, self._wire(), address, place.session, self._sessions, place.name
+            )
         session.attach(self._receiver(request, place.name))
         return HANDED_OVER
 

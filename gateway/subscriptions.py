@@ -119,6 +119,9 @@ class BySlot(Generic[M]):
             del self._parts[number]
         return channel
 
+    def values(self) -> Iterator[Channel[M]]:
+        return (channel for part in self._parts.values() for channel in part.values())
+
     def within(self, slots: Slots) -> Iterator[bytes]:
         """The channels in these slots."""
         return (name for number in slots for name in self._parts.get(number, ()))
@@ -161,6 +164,15 @@ class Subscriptions(Generic[M]):
     def confirmed_channels(self, slots: Slots | None = None) -> list[bytes]:
         """What Redis has said to be subscribed, in these slots or all."""
         return [name for name in self.names(slots) if self._channels[name].state is CONFIRMED]
+
+    def count_confirmed(self) -> int:
+        """How many channels Redis has said to be subscribed."""
+        return sum(channel.state is CONFIRMED for channel in self._channels.values())
+
+    def awaited(self, name: bytes) -> bool:
+        """Whether somebody waits for the answer about `name`; what comes meanwhile is held for him."""
+        channel = self._channels.get(name)
+        return channel is not None and bool(channel.waiting)
 
     def is_confirmed(self, name: bytes) -> bool:
         """Whether Redis has said that `name` is subscribed."""

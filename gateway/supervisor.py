@@ -36,6 +36,7 @@ from .app import (
 from .config import Config
 from .control import Control, Message
 from .errors import ConfigError
+from .metrics import ParentMetrics
 from .posts import Life, Post, Relief, listen
 from .publish_views import MAX_BODY, PublishViews
 from .publisher import Publisher
@@ -156,7 +157,8 @@ class Supervisor:
         publishing = PublishViews(
             self._publisher, config.token(), config.channel_prefix, config.max_result_size
         )
-        routes = [*WorkersViews(self).routes(), *publishing.routes()]
+        metrics = ParentMetrics(self.accounts, publishing.outcomes)
+        routes = [*WorkersViews(self, metrics.render).routes(), *publishing.routes()]
         self._runner = await running(web_app(routes, max_body=MAX_BODY))
         assert self._runner.server is not None
         host, port, server = config.admin_host, config.admin_port, self._runner.server

@@ -18,6 +18,7 @@ from .door import Door, Endpoint
 from .events import EventsViews
 from .gate import Entrance, Gate
 from .handshake import Handshake, subprotocol
+from .metrics import CONTENT_TYPE as METRICS
 from .probe import Probe
 from .session import Node
 from .sockjs_views import SockJSViews
@@ -109,9 +110,28 @@ class AdminViews:
         self._name = name
         self.draining = False
         """Set as soon as the node is asked to stop: no new browsers should be sent here."""
+        self.metrics: Callable[[], bytes] = bytes
+        """Renders the node's metrics."""
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/healthz", self.health), web.get("/readyz", self.ready)]
+        return [
+            web.get("/healthz", self.health),
+            web.get("/readyz", self.ready),
+            web.get("/metrics", self.measure),
+        ]
+
+    async def measure(self, _request: web.Request) -> web.Response:
+        """GET /metrics: what Prometheus scrapes."""
+        return web.Response(body=self.metrics(), headers={"Content-Type": METRICS})
+
+    def reasons(self) -> list[str]:
+        """Why no browsers should be sent here; empty if they should."""
+        reasons = []
+        if self.draining:
+            reasons.append("draining")
+        if not self._broker.ever_connected:
+            reasons.append("Redis has not been reached yet")
+        return reasons
 
     async def health(self, _request: web.Request) -> web.Response:
         """GET /healthz: 200 as long as the event loop turns; what else could answer?"""
@@ -128,11 +148,7 @@ class AdminViews:
         It stays ready while Redis is away, for however long: all nodes share Redis, and turning every one of
         them away would end the logins that only have to wait.
         """
-        reasons = []
-        if self.draining:
-            reasons.append("draining")
-        if not self._broker.ever_connected:
-            reasons.append("Redis has not been reached yet")
+        reasons = self.reasons()
         return {
             "ready": not reasons,
             "reasons": reasons,

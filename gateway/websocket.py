@@ -29,6 +29,8 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     __slots__ = ("_heard", "_reader", "_transport")
 
+    transport = "websocket"
+
     def __init__(self, node: Node, wire: Wire, address: str, transport: asyncio.Transport) -> None:
         super().__init__(node, wire, address)
         self._transport = transport

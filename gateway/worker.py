@@ -140,5 +140,7 @@ class Worker:
         match message:
             case {"ask": "state"}:
                 self._control.answer(message, self._gateway.state())
+            case {"ask": "metrics"}:
+                self._control.answer(message, self._gateway.metrics().decode())
             case {"stop": [delay, seconds]}:
                 self._orders.put_nowait(Stop(delay, seconds))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from aiohttp import web
 
 from .health import together
+from .metrics import CONTENT_TYPE, merge
+
+PARENT = "parent"
+"""What stands in the label `worker` of the parent's own metrics."""
 
 
 class Workers(Protocol):
@@ -23,13 +28,26 @@ class Workers(Protocol):
 
 
 class WorkersViews:
-    """Health of the workers together and one by one."""
+    """Health and metrics of the workers together and one by one."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self, workers: Workers, metrics: Callable[[], bytes]) -> None:
+        """`metrics` renders the parent's own."""
         self._workers = workers
+        self._metrics = metrics
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/healthz", self.health), web.get("/readyz", self.ready)]
+        return [
+            web.get("/healthz", self.health),
+            web.get("/readyz", self.ready),
+            web.get("/metrics", self.measure),
+        ]
+
+    async def measure(self, _request: web.Request) -> web.Response:
+        """GET /metrics: of each worker that answers, by its number, and of the parent."""
+        answers = enumerate(await self._workers.ask("metrics"), 1)
+        texts = {str(number): text.encode() for number, text in answers if text is not None}
+        body = merge({**texts, PARENT: self._metrics()})
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
 
     async def health(self, _request: web.Request) -> web.Response:
         """GET /healthz: 200 as long as the loops of all workers turn.

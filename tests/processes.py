@@ -14,6 +14,7 @@ from gateway.drill.fleet import (
     free_port,
     wait_until,
 )
+from gateway.drill.fleet.process import spawn
 
 __all__ = [
     "START_SECONDS",
@@ -25,5 +26,6 @@ __all__ = [
     "SentinelSet",
     "Valkey",
     "free_port",
+    "spawn",
     "wait_until",
 ]

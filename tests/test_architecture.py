@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import gateway
+from gateway import drill
 
 PACKAGE = Path(gateway.__file__).parent
+DRILL_FILES = sorted((PACKAGE / "drill").rglob("*.py"))
 ARCHITECTURE = PACKAGE.parent / "docs" / "architecture.md"
 
 # Each may import those before it, and no other.
@@ -22,6 +24,7 @@ ORDER = [
     "wire",
     "frames",
     "handshake",
+    "latency",
     "redis_url",
     "slots",
     "subscriptions",
@@ -60,6 +63,8 @@ ORDER = [
     "gate",
     "sockjs_views",
     "events",
+    "metrics",
+    "tracing",
     "views",
     "app",
     "control",
@@ -80,6 +85,7 @@ PURE = [
     "wire",
     "frames",
     "handshake",
+    "latency",
     "redis_url",
     "slots",
     "subscriptions",
@@ -206,3 +212,30 @@ def test_the_architecture_page_says_what_each_module_owns() -> None:
     rows = [line for line in ARCHITECTURE.read_text().splitlines() if line.startswith("| `")]
     named = [name for row in rows for name in re.findall(r"`([a-z_/]+)`", row.split("|")[1])]
     assert sorted(name.rstrip("/") for name in named) == sorted(set(modules()) - {"__main__"})
+
+
+def drill_order() -> list[str]:
+    """The list in the docstring of gateway.drill."""
+    assert drill.__doc__ is not None
+    return re.findall(r"^    ([a-z]+)/? ", drill.__doc__, re.MULTILINE)
+
+
+def drill_imports(name: str) -> Iterator[str]:
+    """What a module of gateway.drill imports: its neighbours by name, everything else by its first."""
+    for node in ast.walk(ast.parse((PACKAGE / "drill" / f"{name}.py").read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 1 and node.module is None:
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+
+
+def test_a_drill_imports_one_way_too() -> None:
+    order = drill_order()
+    files = {path.relative_to(PACKAGE / "drill").parts[0].removesuffix(".py") for path in DRILL_FILES}
+    assert sorted(order) == sorted(files - {"__init__"})
+    for place, name in enumerate(order[1:], 1):
+        assert set(drill_imports(name)).intersection(order) <= set(order[:place]), name
+    for name in ("ledger", "report"):
+        assert not IMPURE_LIBRARIES.intersection(drill_imports(name))

@@ -87,6 +87,7 @@ def test_all_mistakes_are_told_at_once_by_flag_variable_and_value() -> None:
         ("allowed_origins", "https://*.example"),
         ("trusted_proxies", "proxy"),
         ("log_format", "xml"),
+        ("tracing", "zipkin"),
         ("colour", "red"),
     ],
 )

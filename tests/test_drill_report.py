@@ -43,7 +43,7 @@ KEPT = Report(
 
 WORDS = """
 published 4,000   delivered 4,000   lost 0   duplicate 1
-late p50 0.001 s, p99 0.300 s, max 0.410 s, from the first attempt to publish to the client
+late p50 0.001 s, p99 0.300 s, max 0.410 s after the first attempt to publish
 
 back -> again   0.250 s  limit 1 s  pass
 closed         20 of 20

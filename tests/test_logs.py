@@ -202,6 +202,16 @@ def test_flush_writes_what_is_due(stream: io.StringIO) -> None:
     assert parsed(stream)[-1].items() >= {"event": "bad", "n": 2, "folded": 1}.items()
 
 
+def test_debug_lines_are_never_folded(stream: io.StringIO) -> None:
+    logs.configure("debug", "json", stream=stream)
+    assert logs.debugging
+    for n in range(50):
+        structlog.get_logger().debug("result", kind="x", n=n)
+    assert [line["n"] for line in parsed(stream)] == list(range(50))
+    logs.configure("info", "json", stream=stream)
+    assert not logs.debugging
+
+
 def test_an_id_is_told_in_part() -> None:
     assert logs.short_id("0123456789abcdef") == "01234567…"
     assert logs.short_id("abcdef") == "abc…"

@@ -149,6 +149,6 @@ async def test_an_inbox_is_emptied_when_nobody_comes_for_long(posts: list[Post])
 
 
 def test_an_account(posts: list[Post]) -> None:
-    assert posts[1].account() == {"worker": 2, "pid": 1, "restarts": 0, "turns": True}
+    assert posts[1].account() == {"worker": 2, "pid": 1, "restarts": 0, "turns": True, "serves": True}
     posts[1].life = None
     assert posts[1].account()["pid"] is None

@@ -24,6 +24,9 @@ KNOWN = {"Authorization": f"Bearer {TOKEN}"}
 Client = TestClient[web.Request, web.Application]
 
 
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
 class FakePublisher(Publisher):
     """Says that Redis has confirmed everything but results whose messageId begins with `lost`."""
 
@@ -80,8 +83,17 @@ async def test_one_result(client: Client, publisher: FakePublisher) -> None:
     status, answer = await post(client, result(data={"a": None}, retain=60, traceparent="00-1-2-01"))
     assert status == 200
     assert answer == {"webSocketId": "12345678", "messageId": "m", "receivers": 1, "retained": True}
-    payload = b'{"authResult":"CONFIRMED","messageId":"m","data":{"a":null}}'
-    assert publisher.batches == [[Outgoing("ws:12345678", payload, 60, "m")]]
+    ((sent,),) = publisher.batches
+    assert sent == Outgoing("ws:12345678", sent.payload, 60, "m")
+    body = orjson.loads(sent.payload)
+    assert body.pop("publishedAt") > 0
+    assert body == {"authResult": "CONFIRMED", "messageId": "m", "data": {"a": None}}
+
+
+async def test_a_trace_goes_with_the_result(client: Client, publisher: FakePublisher) -> None:
+    await post(client, result(traceparent=TRACE))
+    ((sent,),) = publisher.batches
+    assert orjson.loads(sent.payload)["traceparent"] == TRACE
 
 
 async def test_the_least_that_a_result_has(client: Client, publisher: FakePublisher) -> None:

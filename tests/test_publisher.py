@@ -61,7 +61,9 @@ async def test_a_result_is_published_and_retained(valkey: Valkey) -> None:
             assert published == Published(1, True, "m")
             assert message is not None
             assert client.get("websocket:one") == message["data"]
-            assert orjson.loads(message["data"]) == {"authResult": "CONFIRMED", "messageId": "m", "data": [1]}
+            body = orjson.loads(message["data"])
+            assert body.pop("publishedAt") > 0
+            assert body == {"authResult": "CONFIRMED", "messageId": "m", "data": [1]}
         assert (await publisher.publish("one", "DONE", retain=0)).retained is False
         with pytest.raises(PublishError):
             await publisher.publish("o ne", "CONFIRMED")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from gateway.errors import WireError
 from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
@@ -677,3 +681,45 @@ def test_refusals_have_the_form_of_a_problem() -> None:
             "error": {"code": "not_allowed", "message": "because"},
         }
     ]
+
+
+# What is logged of it
+
+
+@pytest.fixture
+def debugging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    monkeypatch.setattr("gateway.logs.debugging", True)
+    with capture_logs() as lines:
+        yield lines
+
+
+def test_a_session_can_be_followed_in_debug_lines(debugging: list[Any]) -> None:
+    scene = Scene()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, None)
+    scene.node.hub.received(CHANNEL, b'{"authResult":"DONE","messageId":"m"}')
+    scene.session.close(CloseCode.POLICY, "slow consumer")
+    scene.session.ended()
+    told = [{k: v for k, v in line.items() if k not in ("event", "log_level")} for line in debugging]
+    assert [line["event"] for line in debugging] == [
+        "session opened",
+        "registered",
+        "result",
+        "session ended",
+    ]
+    assert told == [
+        {"session": 1, "protocol": "json", "transport": "none", "address": "192.0.2.1"},
+        {"session": 1, "id": "1234…"},
+        {"id": "1234…", "result": "DONE", "sessions": 1, "live": True, "message_id": "m"},
+        {"session": 1, "code": 1008, "reason": "slow consumer"},
+    ]
+    assert all(line["log_level"] == "debug" for line in debugging)
+
+
+def test_without_debug_lines_none_is_made() -> None:
+    with capture_logs() as lines:
+        scene = Scene()
+        scene.session.message_received(REGISTER)
+        scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
+        scene.session.ended()
+    assert lines == []

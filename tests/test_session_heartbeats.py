@@ -20,6 +20,7 @@ BEAT = b"still here"
 class BeatingWire:
     """Agrees on `interval` seconds, if the client's first message asks for it."""
 
+    name = "beating"
     heartbeat = BEAT
 
     def __init__(self, interval: float) -> None:

@@ -190,6 +190,7 @@ bodies = st.sampled_from(
 @example("1.2", b"SEND\nx:" + b"x" * MAX_HEAD + b"\n\n\0")
 @example("1.2", b"SEND\nx:" + b"x" * (MAX_HEAD - 7) + b"\n\n\0")
 @example("1.2", b"SUBSCRIBE\nid:1\ndestination:x\n\r\nack:no\n\n\0")
+@example("1.2", b"\n\n\n\n\0")
 def test_a_message_that_is_a_frame_means_what_it_means_among_others(
     version: str | None, message: bytes
 ) -> None:

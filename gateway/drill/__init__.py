@@ -7,7 +7,8 @@
     backend      publishes each result until Redis has accepted it
     report       what was found, in words and in JSON
     display      what is shown meanwhile
-    stage        set-up, load and watch
+    installation Redis, nodes and HAProxy of one drill, and what the nodes say of themselves
+    stage        clients, load and watch; what a play has at hand
     plays        the drills: what is done, what is measured
     command      plays and prints them
 
@@ -21,9 +22,10 @@ import asyncio
 from pathlib import Path
 
 from .display import Display
+from .installation import Plan
 from .plays import DRILLS, Drill
 from .report import Options, Report, conditions
-from .stage import Plan, Stage
+from .stage import Stage
 
 SPARE_SECONDS = 180.0  # for set-up, faults that take their time, and what is under way at the end
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import orjson
 
 from . import DRILLS, play, report
@@ -49,7 +50,7 @@ async def play_all(
         size = options._replace(seconds=seconds or drill.seconds)
         found = await play(drill, size, display, logs)
         reports.append(found)
-        _print(orjson.dumps(report.as_json(found)).decode() if as_json else report.text(found))
+        _print(orjson.dumps(report.as_json(found)).decode() if as_json else _words(found))
     if len(reports) > 1 and not as_json:
         _print(f"\n{report.table(reports)}")
     return reports
@@ -60,6 +61,15 @@ def _cancel_on_signals() -> None:
     assert task is not None
     for number in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+
+
+def _words(found: Report) -> str:
+    """The report for people; on a terminal its last line, the verdict, has a colour."""
+    head, _, verdict = report.text(found).rpartition("\n")
+    if sys.stdout.isatty():
+        colour = "red" if found.lost else "green" if found.verdict == "pass" else "yellow"
+        verdict = click.style(verdict, fg=colour, bold=True)
+    return f"{head}\n{verdict}"
 
 
 def _print(text: str) -> None:

@@ -15,7 +15,8 @@ from typing import Any, Final, NamedTuple
 from redis.crc import key_slot
 
 from .fleet import Cluster, SentinelSet, Valkey
-from .stage import Plan, Stage
+from .installation import Body, Plan
+from .stage import Stage
 
 CALM: Final = 4.0
 """Seconds of load before anything happens."""
@@ -200,7 +201,7 @@ async def slow_clients(stage: Stage[Valkey]) -> None:
     )
 
 
-def _without_redis(body: dict[str, Any]) -> bool:
+def _without_redis(body: Body) -> bool:
     return not body["redis"]["connected"]
 
 

@@ -142,6 +142,8 @@ def as_json(report: Report) -> dict[str, Any]:
         "blind": [node._asdict() for node in report.nodes],
         "disconnected": {
             **report.clients._asdict(),
+            "longest": round(report.clients.longest, 4),
+            "slowest_welcome": round(report.clients.slowest_welcome, 4),
             "closes": {str(code): count for code, count in report.clients.closes.items()},
         },
         "verdict": report.verdict,
@@ -149,14 +151,14 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def conditions(options: Options, seconds: str = "") -> str:
+def conditions(options: Options) -> str:
     """The size of an exercise in a line."""
     retained = f"retained for {options.retain} s" if options.retain else "not retained"
     by_workers = "" if options.workers == 1 else f" of {options.workers} workers"
     nodes = count(options.nodes, "node") + by_workers
     return (
         f"{nodes}, {count(options.clients, 'client')}, {options.rate:,.10g} results/s "
-        f"for {seconds or f'{options.seconds:g}'} s, {retained}"
+        f"for {options.seconds:g} s, {retained}"
     )
 
 
@@ -178,7 +180,7 @@ def _results(report: Report) -> list[str]:
         lines.append(f"{report.unaccepted:,} more were not accepted by Redis before the end")
     if report.strays:
         lines.append(f"{report.strays:,} REACHED A CLIENT FOR WHOM THEY WERE NOT")
-    lines.append(f"late {report.late}, from the first attempt to publish to the client")
+    lines.append(f"late {report.late} after the first attempt to publish")
     return lines
 
 

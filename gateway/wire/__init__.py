@@ -16,6 +16,10 @@ class Wire(Protocol):
     """
 
     @property
+    def name(self) -> str:
+        """What it is called in metrics."""
+
+    @property
     def outgoing(self) -> float:
         """Seconds after which a silent gateway owes the client a `heartbeat`; 0 for never.
 

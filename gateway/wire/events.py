@@ -25,6 +25,7 @@ class EventsWire:
 
     __slots__ = ()
 
+    name = "sse"
     outgoing = 0.0
     heartbeat = b":\n\n"
     """A comment."""

@@ -34,6 +34,7 @@ class JsonWire:
 
     __slots__ = ()
 
+    name = "json"
     outgoing = 0.0  # WebSocket's own pings are enough
     heartbeat = b""
 

@@ -131,7 +131,12 @@ GREETING, INFO, IFRAME, RAW_WEBSOCKET = "greeting", "info", "iframe", "raw webso
 XHR, XHR_SEND, XHR_STREAMING, EVENTSOURCE = "xhr", "xhr_send", "xhr_streaming", "eventsource"
 WEBSOCKET = "websocket"
 
-_RESOURCES: Final = {"": GREETING, "/": GREETING, "/info": INFO, "/websocket": RAW_WEBSOCKET}
+_RESOURCES: Final = {
+    "": Place(GREETING),
+    "/": Place(GREETING),
+    "/info": Place(INFO),
+    "/websocket": Place(RAW_WEBSOCKET),
+}
 _IFRAME: Final = re.compile(r"/iframe[0-9A-Za-z._-]*\.html")
 _SESSION: Final = re.compile(
     rf"/[^/.]{{1,{MAX_SEGMENT}}}/([^/.]{{1,{MAX_SEGMENT}}})"
@@ -147,7 +152,7 @@ def place(path: str) -> Place | None:
     """
     resource = _RESOURCES.get(path)
     if resource is not None:
-        return Place(resource)
+        return resource
     if _IFRAME.fullmatch(path):
         return Place(IFRAME)
     found = _SESSION.fullmatch(path)

@@ -15,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 import redis.asyncio
+from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.errors import EmbeddedError
 from gateway.ownership import owner
@@ -189,6 +190,23 @@ async def test_results_come_in_by_http(valkey: Valkey) -> None:
                 assert answer.status == 200
                 assert (await answer.json())["receivers"] == 1
             assert (await browser.message())["authResult"] == "CONFIRMED"
+
+
+async def test_metrics_of_all_workers(valkey: Valkey) -> None:
+    with node_of(valkey, "--publish-token", TOKEN) as node:
+        async with (
+            crowd([node.port], [f"metrics-{number}" for number in range(30)]),
+            aiohttp.ClientSession() as http,
+        ):
+            async with http.get(f"http://127.0.0.1:{node.admin_port}/metrics") as answer:
+                families = {each.name: each for each in text_string_to_metric_families(await answer.text())}
+            held = {sample.labels["worker"]: 0.0 for sample in families["gateway_sessions"].samples}
+            for sample in families["gateway_sessions"].samples:
+                held[sample.labels["worker"]] += sample.value
+            assert list(held) == ["1", "2", "3"]
+            assert sum(held.values()) == 30
+            up = {sample.labels["worker"]: sample.value for sample in families["gateway_worker_up"].samples}
+            assert up == dict.fromkeys("123", 1.0)
 
 
 async def test_limits_are_parted(valkey: Valkey) -> None:

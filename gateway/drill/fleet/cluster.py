@@ -81,6 +81,10 @@ class Cluster(Group):
         """With two of its nodes, from which a client learns the others."""
         return "redis+cluster://" + ",".join(node.address for node in self.nodes[:2])
 
+    @property
+    def version(self) -> str:
+        return self.nodes[0].version
+
     def client(self) -> RedisCluster:
         """A redis-py client that knows where each key belongs; the caller closes it."""
         known = [RedisClusterNode("127.0.0.1", node.port) for node in self.running]  # type: ignore[no-untyped-call]

@@ -85,6 +85,10 @@ class SentinelSet(Group):
         return "redis+sentinel://" + ",".join(sentinel.address for sentinel in self.sentinels) + f"/{NAME}"
 
     @property
+    def version(self) -> str:
+        return self.servers[0].version
+
+    @property
     def master(self) -> Valkey:
         """The server that at least a quorum of the sentinels calls the master and that is one.
 

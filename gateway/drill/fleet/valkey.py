@@ -36,6 +36,11 @@ class Valkey(Process):
             lambda: embedded.answers(self.port), "Valkey", lambda: embedded.last_lines(self._log)
         )
 
+    @property
+    def version(self) -> str:
+        """As `Valkey 9.1.2`."""
+        return f"Valkey {self.info('server').get('valkey_version', '?')}"
+
     def client(self) -> redis.Redis:
         """A plain redis-py client, as a backend service would use; the caller closes it."""
         return redis.Redis(port=self.port)

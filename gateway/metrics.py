@@ -1,0 +1,448 @@
+"""What a node counts, in Prometheus's words: `GET /metrics` on the admin port.
+
+Nothing is counted here. The parts of a node keep their own counters, mostly plain integers, and `NodeMetrics`
+reads them when somebody asks; so it is the scrape that costs something, 2 ms or so, and not a delivery.
+
+Several processes that serve one port are one node with several workers: each renders its own metrics, and
+`merge` makes one text of theirs, in which each sample has the label `worker`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple, Protocol
+
+from prometheus_client import exposition
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
+
+from . import __version__
+from .broker import Broker
+from .cluster import Cluster
+from .door import Door
+from .gate import Gate
+from .handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
+from .latency import Histogram, Latency
+from .messages import INVALID, CloseCode
+from .session import Node
+
+CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
+"""What every Prometheus reads, of whatever age."""
+
+LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+"""Seconds; uvloop's timers come up to a millisecond late by themselves."""
+
+MAX_REASONS: Final = 100
+"""Codes and reasons that sessions may have ended with, told apart; there are some 40 in the code. Further
+ones are summed up: no client can make a node, or Prometheus, keep ever more of them."""
+
+OTHER: Final = "other"
+
+SLOW: Final = "slow consumer"
+
+WIRES: Final = (
+    ("json", "websocket"),
+    ("stomp", "websocket"),
+    ("stomp", "sockjs_websocket"),
+    ("stomp", "sockjs_xhr"),
+    ("stomp", "sockjs_xhr_streaming"),
+    ("stomp", "sockjs_eventsource"),
+    ("sse", "eventsource"),
+)
+"""The kinds of sessions: what they speak, and what brings it."""
+
+Samples = Mapping[Any, Any]
+"""A metric's values by those of its labels, in their order; Histograms if it is one."""
+
+
+class Family(NamedTuple):
+    """One metric: its name as queries have it, what it counts, and by what it is told apart."""
+
+    kind: Any
+    """Prometheus-client's class for it."""
+    name: str
+    help: str
+    labels: tuple[str, ...] = ()
+
+    @property
+    def word(self) -> str:
+        """Its type, in Prometheus's words."""
+        return {
+            CounterMetricFamily: "counter",
+            HistogramMetricFamily: "histogram",
+        }.get(self.kind, "gauge")
+
+
+def _counter(name: str, text: str, *labels: str) -> Family:
+    return Family(CounterMetricFamily, name, text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Family:
+    return Family(GaugeMetricFamily, name, text, labels)
+
+
+def _histogram(name: str, text: str, *labels: str) -> Family:
+    return Family(HistogramMetricFamily, name, text, labels)
+
+
+BUILD = Family(
+    InfoMetricFamily,
+    "gateway_build_info",
+    "What runs: the version, Python's, and the node's name; always 1.",
+    ("version", "python", "node"),
+)
+READY = _gauge("gateway_ready", "1 while /readyz says that browsers should be sent here, else 0.")
+SESSIONS = _gauge(
+    "gateway_sessions", "Open sessions, by what they speak and what brings it.", "protocol", "transport"
+)
+MAX_SESSIONS = _gauge(
+    "gateway_max_sessions", "Sessions that there is room for, by the settings and the limit of open files."
+)
+HANDSHAKES = _gauge("gateway_handshakes", "Connections on the public port that have not sent a request yet.")
+REGISTRATIONS = _counter(
+    "gateway_registrations_total",
+    "Registrations by outcome: acknowledged; rejected for their form (kind says what is wrong with it); "
+    "refused by Redis's access rules; timed_out, since Redis could not be asked in time.",
+    "outcome",
+    "kind",
+)
+RESULTS = _counter(
+    "gateway_results_total",
+    "Results by outcome: delivered to a session; duplicate, so not sent again; no_session, it had just gone; "
+    "invalid payloads (kind says why).",
+    "outcome",
+    "kind",
+)
+LATENCY = _histogram(
+    "gateway_publish_to_socket_seconds",
+    "From a result's publishing until it is written to the socket: since=published where the payload says "
+    "when that was, since=arrived in this node for all others. What was retained is not in it.",
+    "since",
+)
+WRONG_CLOCKS = _counter(
+    "gateway_wrong_clocks_total",
+    "Results whose publishedAt was later than they came, or a minute old: clocks differ. They count with "
+    "their time in this node.",
+)
+PUBLISHED = _counter(
+    "gateway_published_total",
+    "Results by POST /publish here: held by some node; retained for later only; nobody, so lost; unconfirmed "
+    "by Redis; invalid; denied are requests without the token or without a meaning.",
+    "outcome",
+)
+CLOSES = _counter(
+    "gateway_sessions_closed_total", "Sessions that ended, by code and reason.", "code", "reason"
+)
+SLOW_CONSUMERS = _counter(
+    "gateway_slow_consumers_total", "Sessions closed since their client left more unread than --write-buffer."
+)
+REFUSED = _counter("gateway_refused_total", "Requests that did not become sessions, by why.", "kind")
+CONNECTED = _gauge(
+    "gateway_redis_connected", "1 while the line to this server is up and subscribed on, else 0.", "server"
+)
+GAPS = _counter(
+    "gateway_redis_gaps_total",
+    "Times that Redis, or a part of a Cluster, was lost after it had been there.",
+)
+BLIND = _counter("gateway_redis_blind_seconds_total", "Seconds without it, the present gap included.")
+CHANNELS = _gauge(
+    "gateway_redis_channels", "Subscriptions: wanted by sessions here, and confirmed by Redis.", "state"
+)
+ROUND_TRIP = _gauge(
+    "gateway_redis_probe_round_trip_seconds",
+    "The latest probe, from its PUBLISH to its arrival as a message.",
+    "server",
+)
+PROBES = _counter(
+    "gateway_redis_probes_total",
+    "Probes by outcome: heard; failed to be published; deaf, so that the line was dropped.",
+    "server",
+    "outcome",
+)
+AUDITS = _counter(
+    "gateway_redis_audits_total", "Times that the table was held against Redis's own.", "server"
+)
+MENDED = _counter(
+    "gateway_redis_mended_total", "Channels that differed then and were mended. It should stay 0."
+)
+MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that went to another master.")
+LAG = _histogram(
+    "gateway_event_loop_lag_seconds", "How late the event loop was with a timer, four times a second."
+)
+CPU = _counter("process_cpu_seconds_total", "User and system time of this process.")
+MEMORY = _gauge("process_resident_memory_bytes", "Resident memory of this process.")
+STARTED = _gauge("process_start_time_seconds", "When these metrics began, since 1970.")
+MAX_FILES = _gauge("process_max_fds", "Files and connections that this process may have open.")
+
+WORKERS_UP = _gauge(
+    "gateway_worker_up", "1 while this worker listens and gives signs of life, else 0.", "worker"
+)
+WORKER_RESTARTS = _counter(
+    "gateway_worker_restarts_total",
+    "Times that this worker was replaced.",
+    "worker",
+)
+
+PARENT_FAMILIES: Final = (WORKERS_UP, WORKER_RESTARTS, PUBLISHED, CPU, MEMORY, STARTED)
+"""What the parent of several workers has to say; their own metrics are those below."""
+
+FAMILIES: Final = (
+    BUILD,
+    READY,
+    SESSIONS,
+    MAX_SESSIONS,
+    HANDSHAKES,
+    REGISTRATIONS,
+    RESULTS,
+    LATENCY,
+    WRONG_CLOCKS,
+    PUBLISHED,
+    CLOSES,
+    SLOW_CONSUMERS,
+    REFUSED,
+    CONNECTED,
+    GAPS,
+    BLIND,
+    CHANNELS,
+    ROUND_TRIP,
+    PROBES,
+    AUDITS,
+    MENDED,
+    MOVED,
+    LAG,
+    CPU,
+    MEMORY,
+    STARTED,
+    MAX_FILES,
+)
+"""All there are, in the order in which they are shown."""
+
+
+class Readiness(Protocol):
+    """Who knows whether the node is ready; see `views`."""
+
+    def reasons(self) -> list[str]:
+        """Why not; empty if it is."""
+
+
+class NodeMetrics(Collector):
+    """Reads the counters of a node's parts."""
+
+    def __init__(
+        self,
+        name: str,
+        node: Node,
+        room: int,
+        broker: Broker | Cluster,
+        door: Door,
+        gate: Gate,
+        readiness: Readiness,
+        latency: Latency,
+        lag: Histogram,
+        published: Counter[str],
+    ) -> None:
+        """`name` is the node's; `room` is for so many sessions; `published` counts what POST /publish did."""
+        self._name = name
+        self._node = node
+        self._room = room
+        self._broker = broker
+        self._door = door
+        self._gate = gate
+        self._readiness = readiness
+        self._latency = latency
+        self._lag = lag
+        self._published = published
+        self._started = time.time()
+
+    def render(self) -> bytes:
+        """All of it as text, for a scrape or for `merge`."""
+        return exposition.generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        samples: dict[Family, Samples] = {}
+        for part in (self._sessions, self._results, self._redis, self._process):
+            samples.update(part())
+        for family in FAMILIES:
+            yield _metric(family, samples.get(family, {}))
+
+    def _sessions(self) -> dict[Family, Samples]:
+        node = self._node
+        rejected = {("rejected", code): count for code, count in node.rejected.items()}
+        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN)
+        return {
+            READY: {(): float(not self._readiness.reasons())},
+            SESSIONS: {**dict.fromkeys(WIRES, 0), **node.open},
+            MAX_SESSIONS: {(): self._room},
+            HANDSHAKES: {(): self._door.handshakes},
+            REGISTRATIONS: {
+                ("acknowledged", ""): node.hub.acknowledged,
+                ("refused", ""): node.hub.refused_members,
+                ("timed_out", ""): node.timed_out,
+                ("rejected", "invalid_id"): 0,
+                **rejected,
+            },
+            CLOSES: closes(node.ended),
+            SLOW_CONSUMERS: {(): sum(n for (_, reason), n in node.ended.items() if reason == SLOW)},
+            REFUSED: {
+                **{(kind.code,): 0 for kind in kinds},
+                **{(code,): count for code, count in self._gate.refused.items()},
+                (BUSY.code,): self._door.refused,
+            },
+        }
+
+    def _results(self) -> dict[Family, Samples]:
+        hub, latency = self._node.hub, self._latency
+        return {
+            RESULTS: {
+                ("delivered", ""): hub.delivered - self._node.duplicates,
+                ("duplicate", ""): self._node.duplicates,
+                ("no_session", ""): hub.unclaimed,
+                **{("invalid", kind): hub.invalid[kind] for kind in INVALID},
+            },
+            LATENCY: {("published",): latency.from_publisher, ("arrived",): latency.from_arrival},
+            WRONG_CLOCKS: {(): latency.wrong_clocks},
+            PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+        }
+
+    def _redis(self) -> dict[Family, Samples]:
+        broker, hub = self._broker, self._node.hub
+        lines = {line.shown: line for line in broker.lines}
+        probes = {shown: line.probe for shown, line in lines.items()}
+        return {
+            CONNECTED: {(shown,): float(line.connected) for shown, line in lines.items()},
+            GAPS: {(): broker.gaps},
+            BLIND: {(): broker.blind_so_far()},
+            CHANNELS: {("wanted",): hub.channels, ("confirmed",): hub.count_confirmed()},
+            ROUND_TRIP: {
+                (shown,): probe.round_trip for shown, probe in probes.items() if probe.round_trip is not None
+            },
+            PROBES: {
+                (shown, outcome): getattr(probe, outcome)
+                for shown, probe in probes.items()
+                for outcome in ("heard", "failed", "deaf")
+            },
+            AUDITS: {(shown,): line.audit.done for shown, line in lines.items()},
+            MENDED: {(): broker.mended},
+            MOVED: {(): broker.moves},
+        }
+
+    def _process(self) -> dict[Family, Samples]:
+        # prometheus-client's own collector would list a directory with an entry for each connection.
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return {
+            BUILD: {(__version__, platform.python_version(), self._name): 1},
+            LAG: {(): self._lag},
+            CPU: {(): used.ru_utime + used.ru_stime},
+            MEMORY: {(): _resident_memory()},
+            STARTED: {(): self._started},
+            MAX_FILES: {(): resource.getrlimit(resource.RLIMIT_NOFILE)[0]},
+        }
+
+
+class ParentMetrics(Collector):
+    """What the parent of a node's workers knows: how they fare, and what came in on the admin port."""
+
+    def __init__(self, accounts: Callable[[], list[dict[str, Any]]], published: Counter[str]) -> None:
+        """`accounts` tells of each worker; `published` counts what POST /publish did."""
+        self._accounts = accounts
+        self._published = published
+        self._started = time.time()
+
+    def render(self) -> bytes:
+        """All of it as text, for `merge`."""
+        return exposition.generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        accounts = self._accounts()
+        samples: dict[Family, Samples] = {
+            WORKERS_UP: {(str(each["worker"]),): float(each["serves"]) for each in accounts},
+            WORKER_RESTARTS: {(str(each["worker"]),): each["restarts"] for each in accounts},
+            PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+            CPU: {(): used.ru_utime + used.ru_stime},
+            MEMORY: {(): _resident_memory()},
+            STARTED: {(): self._started},
+        }
+        return (_metric(family, samples[family]) for family in PARENT_FAMILIES)
+
+
+OUTCOMES: Final = ("held", "retained", "nobody", "unconfirmed", "invalid", "denied")
+"""What becomes of a result by POST /publish."""
+
+
+def closes(ended: Mapping[tuple[int, str], int]) -> dict[tuple[str, ...], float]:
+    """Sessions by code and reason as labels, of which there are never more than MAX_REASONS and a few.
+
+    Clients may close with any of 2,000 codes; those that nobody has defined are one. The reasons are the
+    gateway's own.
+    """
+    found: Counter[tuple[str, ...]] = Counter()
+    for (code, reason), count in ended.items():
+        label = (str(int(code)) if code in CloseCode._value2member_map_ else OTHER, reason)
+        found[label if label in found or len(found) < MAX_REASONS else (OTHER, OTHER)] += count
+    return dict(found)
+
+
+def _metric(family: Family, samples: Samples) -> Metric:
+    if family.kind is InfoMetricFamily:
+        info = InfoMetricFamily(family.name.removesuffix("_info"), family.help)
+        for values in samples:  # each stands for 1
+            info.add_metric((), dict(zip(family.labels, values, strict=True)))
+        return info
+    if family.kind is HistogramMetricFamily:
+        histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+        for values, value in samples.items():
+            buckets = [(_bound(bound), count) for bound, count in value.cumulative()]
+            histogram.add_metric(values, buckets, value.sum)
+        return histogram
+    metric: Metric = family.kind(family.name, family.help, labels=family.labels)
+    for values, value in samples.items():
+        metric.add_metric(values, value)  # type: ignore[attr-defined]  # of a counter or a gauge
+    return metric
+
+
+def _bound(seconds: float) -> str:
+    return "+Inf" if seconds == float("inf") else repr(seconds)
+
+
+def _resident_memory() -> int:
+    """Bytes; where there is no /proc the most that it has been."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once a scrape, and a file in memory
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class _Merged(Collector):
+    def __init__(self, texts: Mapping[str, bytes]) -> None:
+        self._texts = texts
+
+    def collect(self) -> Iterable[Metric]:
+        families: dict[str, Metric] = {}
+        for worker, text in self._texts.items():
+            for metric in text_string_to_metric_families(text.decode()):
+                family = families.setdefault(metric.name, metric)
+                samples = [each._replace(labels={"worker": worker, **each.labels}) for each in metric.samples]
+                family.samples = samples if family is metric else family.samples + samples
+        return families.values()
+
+
+def merge(texts: Mapping[str, bytes]) -> bytes:
+    """The metrics of several workers as one text: each sample gets the label `worker`, with the text's key.
+
+    They are not added up: `sum without (worker) (…)` does that in a query, and a worker that lags is seen.
+    """
+    return exposition.generate_latest(_Merged(texts))

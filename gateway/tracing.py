@@ -1,0 +1,76 @@
+"""Traces by OpenTelemetry: a span for each result whose publisher has sent a trace along.
+
+It is imported only where the setting `tracing` asks for it, and sees only results that say where they come
+from, once they are written. Where spans go, and how many, is said by OpenTelemetry's own variables
+(OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, …).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Final
+
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
+from opentelemetry.trace import SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from . import __version__
+from .latency import LONGEST
+from .messages import TRACEPARENT, Origin
+
+NAME: Final = "webflow-gateway"
+
+LAST_SPANS: Final = 2.0
+"""Seconds for the last spans to go out when the node stops; a collector that is away must not keep it."""
+
+
+class Tracing:
+    """Makes spans, from a result's publishing to the browser's socket: see `Latency.trace`."""
+
+    def __init__(self, node: str, exporter: SpanExporter | None = None) -> None:
+        """`node` is this node's name. Without an `exporter`, OTLP over HTTP."""
+        self._extract = TraceContextTextMapPropagator().extract
+        # It ends with the node (see `close`), and not by waiting for a collector when the process exits.
+        self._provider = TracerProvider(resource=_resource(node), shutdown_on_exit=False)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        self._tracer = self._provider.get_tracer(NAME, __version__)
+
+    def __call__(self, origin: Origin, arrived: float, written: float) -> None:
+        """A result has been written. Nothing comes of it unless it brings a trace."""
+        given = origin.traceparent
+        if not isinstance(given, str) or not TRACEPARENT.fullmatch(given):
+            return
+        started = origin.published_at
+        if started is None or not arrived - LONGEST <= started <= arrived:  # clocks differ
+            started = arrived
+        span = self._tracer.start_span(
+            "deliver",
+            context=self._extract({"traceparent": given}),
+            kind=SpanKind.CONSUMER,
+            start_time=_nanoseconds(started),
+            attributes={"messaging.system": "redis", "messaging.operation.name": "deliver"},
+        )
+        span.add_event("arrived at the node", timestamp=_nanoseconds(arrived))
+        span.end(_nanoseconds(written))
+
+    async def close(self) -> None:
+        """Send what is left, within LAST_SPANS."""
+        sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
+        sending.start()
+        end = asyncio.get_running_loop().time() + LAST_SPANS
+        while sending.is_alive() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - it is a thread
+            await asyncio.sleep(0.02)
+
+
+def _nanoseconds(seconds: float) -> int:
+    return int(seconds * 1e9)
+
+
+def _resource(node: str) -> Resource:
+    """Who says so: what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes first."""
+    own = Resource({"service.name": NAME, "service.version": __version__, "service.instance.id": node})
+    return own.merge(OTELResourceDetector().detect())
