@@ -51,7 +51,7 @@ def main(counts: Sequence[int], sessions: int, in_flight: int, rounds: int) -> N
         click.echo(f"bench: {error}", err=True)
         sys.exit(1)
     rows = [
-        ["workers", "registrations/s", "cores: node", "Valkey", "driver", "memory, MB"],
+        ["workers", "registrations/s", "CPU for each, µs", "cores: node", "Valkey", "driver", "memory, MB"],
         *([str(count), *_cells(runs)] for count, runs in taken.items()),
     ]
     click.echo(plain(rows))
@@ -60,8 +60,9 @@ def main(counts: Sequence[int], sessions: int, in_flight: int, rounds: int) -> N
 def _cells(runs: Sequence[Taken]) -> list[str]:
     rates = [run.rate for run in runs]
     rate = f"{median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
+    cost = f"{median(run.node / run.rate for run in runs) * 1e6:.0f}"
     cores = [f"{median(getattr(run, name) for run in runs):.2f}" for name in ("node", "valkey", "driver")]
-    return [rate, *cores, f"{median(run.memory for run in runs):.0f}"]
+    return [rate, cost, *cores, f"{median(run.memory for run in runs):.0f}"]
 
 
 def _measure(workers: int, sessions: int, in_flight: int) -> Taken:

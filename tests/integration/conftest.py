@@ -66,6 +66,11 @@ class Place:
 
     port: int
     admin_port: int
+    workers: int = 1
+
+    def holders(self, browsers: int) -> range:
+        """What PUBLISH may answer when so many browsers here have the id: each worker counts for itself."""
+        return range(1, 1 + min(browsers, self.workers))
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +91,7 @@ async def place(request: pytest.FixtureRequest, valkey: Valkey) -> AsyncIterator
     if request.param != "in this loop":
         node = request.getfixturevalue(request.param)
         before = len(complaints(node.logs))
-        yield Place(node.port, node.admin_port)
+        yield Place(node.port, node.admin_port, 3 if request.param == "three_workers" else 1)
         assert not complaints(node.logs)[before:]
         return
     async with gateway_here(valkey.url) as gateway:
