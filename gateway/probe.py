@@ -73,6 +73,7 @@ class Probe:
         """Probe `link`, which leads to `server`, until it is lost; abort it when it is deaf."""
         try:
             while True:
+                due = self._clock() + EVERY * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
                 try:
                     await self._probe(link, server)
                 except Deaf as why:
@@ -83,7 +84,8 @@ class Probe:
                     if link.closed.done():
                         return
                     self._failed(error)
-                await asyncio.sleep(EVERY * random.uniform(0.9, 1.1))  # noqa: S311 - spreads load
+                # A master that hangs costs a probe TIMEOUT, and meanwhile there may be another.
+                await asyncio.sleep(max(0.0, due - self._clock()))
         finally:
             self._drop()
 

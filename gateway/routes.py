@@ -64,9 +64,14 @@ class OneServer:
         self._topology = topology(url)
         self._found: Server | None = None
         self._asked = 0.0
+        self._turn = asyncio.Lock()
         self.lines = Lines(only_masters=self._topology.only_masters)
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
+        async with self._turn:  # one look-up for all who wait; Sentinels take 0.1 s when one is dead
+            return [await self._server()] * len(channels)
+
+    async def _server(self) -> Server:
         now = asyncio.get_running_loop().time()
         if self._found is None:
             self._found = await self._topology.find()
@@ -74,7 +79,7 @@ class OneServer:
         elif now - self._asked >= ASK_AGAIN:
             self._asked = now
             self._found = await self._look_again(self._found)
-        return [self._found] * len(channels)
+        return self._found
 
     async def _look_again(self, present: Server) -> Server:
         try:

@@ -12,6 +12,7 @@ from gateway import routes
 from gateway.errors import NoMaster
 from gateway.redis_url import Address
 from gateway.routes import Route, route
+from gateway.sentinels import Sentinels
 from gateway.slots import slot
 
 from .processes import Cluster, Sentinel, Valkey, free_port
@@ -63,6 +64,22 @@ async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPa
         with pytest.raises(NoMaster):
             await urls(found)
         await found.close()
+
+
+async def test_all_who_wait_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+
+    async def look(sentinels: Sentinels) -> Address:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0)
+        return ASKED
+
+    monkeypatch.setattr(Sentinels, "master", look)
+    found = route("redis+sentinel://a,b,c/mymaster")
+    await asyncio.gather(*(found.servers([b"a"]) for _ in range(100)))
+    assert looks == 1
+    await found.close()
 
 
 async def test_a_server_that_is_no_master_will_not_do() -> None:

@@ -50,10 +50,13 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[Line]]:
 
 
 @contextlib.contextmanager
-def nodes_on(redis_url: str, count: int, *options: str) -> Iterator[list[Node]]:
-    """So many nodes, started side by side; at the end their logs must be free of complaints."""
+def nodes_on(redis_url: str, count: int, *options: str, preface: str = "") -> Iterator[list[Node]]:
+    """So many nodes, started side by side; at the end their logs must be free of complaints.
+
+    `preface` is Python that each runs first.
+    """
     with contextlib.ExitStack() as running, ThreadPoolExecutor() as pool:
-        starting = [pool.submit(Node, redis_url, *options) for _ in range(count)]
+        starting = [pool.submit(Node, redis_url, *options, preface=preface) for _ in range(count)]
         nodes = [running.enter_context(start.result()) for start in starting]
         yield nodes
     for node in nodes:

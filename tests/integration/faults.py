@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from gateway.app import Gateway
+from gateway.broker import Broker
+from gateway.cluster import Cluster
+from gateway.link import Link
 from gateway.subscriptions import Slots
+from gateway.topology import Server
 
 
 class Proxy:
-    """Stands between gateways and Redis: can refuse, cut, and fall silent as a dead network does."""
+    """Stands between gateways and Redis: can refuse, cut, drop, hold up and delay what they say."""
 
     def __init__(self, target: int) -> None:
         self.port = 0
@@ -20,7 +24,11 @@ class Proxy:
         """While set, new connections are closed at once."""
         self.mute = False
         """While set, new connections carry nothing, and stay open."""
+        self.delay = 0.0
+        """Seconds that each piece is late, either way."""
         self._target = target
+        self._flowing = asyncio.Event()
+        self._flowing.set()
         self._silenced: set[asyncio.StreamWriter] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -43,9 +51,22 @@ class Proxy:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}"
 
+    def lead_to(self, target: int) -> None:
+        """New connections go to the server on this port; today's stay where they are."""
+        self._target = target
+
     def silence(self) -> None:
         """From now on today's connections carry nothing, and stay open; new ones are not affected."""
         self._silenced |= self._writers
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing gets through, and all of it does once the block ends."""
+        self._flowing.clear()
+        try:
+            yield
+        finally:
+            self._flowing.set()
 
     def cut(self) -> None:
         """Reset today's connections."""
@@ -74,6 +95,9 @@ class Proxy:
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
+                if self.delay:
+                    await asyncio.sleep(self.delay)
+                await self._flowing.wait()
                 if writer not in self._silenced:
                     writer.write(data)
         if writer not in self._silenced:
@@ -102,3 +126,37 @@ def never_reread(gateway: Gateway) -> None:
         subscribed(name, None)
 
     gateway._hub.subscribed = ignore  # type: ignore[method-assign]
+
+
+def never_probe(gateway: Gateway) -> None:
+    """Nobody looks whether the link hears what is published, or where the master is by now."""
+    assert isinstance(gateway._broker, Broker)
+
+    async def believe(link: Link, server: Server) -> None:
+        pass
+
+    gateway._broker.probe._probe = believe  # type: ignore[method-assign]
+
+
+async def ask_once(gateway: Gateway) -> None:
+    """Where the master is remains what was found first."""
+    assert isinstance(gateway._broker, Broker)
+    topology = gateway._broker._topology
+    first = await topology.find()
+
+    async def remember() -> Server:
+        return first
+
+    topology.find = remember  # type: ignore[method-assign]
+
+
+def never_move(gateway: Gateway) -> None:
+    """What a Cluster says of who serves its slots is not listened to: the map, MOVED and `sunsubscribe`."""
+    assert isinstance(gateway._broker, Cluster)
+
+    def ignore(*_said: object, **_more: object) -> None:
+        pass
+
+    gateway._broker._adopt = ignore  # type: ignore[method-assign]
+    for line in gateway._broker._lines.values():
+        line._events.lost = ignore  # type: ignore[method-assign]

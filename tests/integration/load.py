@@ -20,6 +20,7 @@ from gateway.drill.connection import Connection
 from gateway.drill.connection import frame as frame
 from gateway.drill.connection import take_frame as take_frame
 from gateway.drill.connection import text as text
+from gateway.publisher import Publisher
 
 SECONDS = 10.0  # for anything that takes milliseconds; only a hang takes that long
 
@@ -141,6 +142,30 @@ class Backend:
             for name in names:
                 publishing_all.create_task(self.publish(name, result_of(name), retain=retain))
                 await asyncio.sleep(1 / a_second)
+
+
+class PublisherBackend(Backend):
+    """Leaves it to the project's own Publisher, which knows every kind of Redis, and gives it a minute."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self.accepted = []
+        self._publisher = publisher
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def to(cls, url: str) -> AsyncIterator[PublisherBackend]:
+        async with Publisher(url, timeout=60) as publisher:
+            yield cls(publisher)
+
+    async def publish(self, name: str, result: str, *, retain: int = 60) -> None:
+        message_id = f"of-{name}-{result}"
+        published = await self._publisher.publish(name, result, message_id=message_id, retain=retain)
+        self.accepted.append(Accepted(name, time.time(), published.receivers))
+
+
+def nobody_was_disturbed(browsers: Iterable[Browser]) -> bool:
+    """Whether all connections are open, and none has been asked to close."""
+    return not any(browser.lost_at or browser.close_code for browser in browsers)
 
 
 def result_of(name: str) -> str:

@@ -52,6 +52,8 @@ def test_no_result_is_lost(name: str, measured: Measured) -> None:
     assert [node["mended"] for node in found["blind"]] == [0, 0, 0], "the audit finds nothing to mend"
     if name not in CLIENTS_GO:
         assert found["disconnected"]["closes"] == {}, "clients do not notice that Redis is in trouble"
+    if name == "slow-clients":
+        assert ("of 200", 200) in [(measure["unit"], measure["value"]) for measure in found["measures"]]
     if name in BEHIND_HAPROXY:
         assert found["haproxy"] is True
         assert found["disconnected"]["longest"] < 5

@@ -132,7 +132,9 @@ async def test_publish_tells_when_nobody_is_there(
     async with Raw.registered(place.port, name):
         async with Raw.registered(place.port, name):
             assert await backend.publish(f"websocket:{name}", "CONFIRMED") in place.holders(2)
-        assert await backend.publish(f"websocket:{name}", "CONFIRMED") in place.holders(2), "one of the two is left"
+        assert await backend.publish(f"websocket:{name}", "CONFIRMED") in place.holders(2), (
+            "one of the two is left"
+        )
     await until_status(place.admin_port, "the node has forgotten the id", channels=0, sessions=0)
     assert await backend.publish(f"websocket:{name}", "CONFIRMED") == 0
 

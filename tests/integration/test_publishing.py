@@ -115,7 +115,7 @@ async def test_off_by_default_and_only_on_the_admin_port(valkey: Valkey) -> None
 async def test_a_node_that_publishes_needs_its_own_rights_and_those_of_a_backend() -> None:
     """As docs/deployment.md has them."""
     page = DEPLOYMENT.read_text()
-    (own,) = re.findall(r"ACL SETUSER node on >… (.*?)`", page)
+    (own,) = re.findall(r"ACL SETUSER node on >… (.* \+subscribe .*)\n", page)
     (backends,) = re.findall(r"ACL SETUSER backend on >… (.* \+publish)\n", page)
     with await asyncio.to_thread(Valkey) as valkey:
         valkey.ask("ACL", "SETUSER", "node", "on", ">x", *own.split(), *backends.split())

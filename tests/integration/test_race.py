@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import random
-from functools import partial
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
-import pytest
 import redis.asyncio
 
 from gateway.app import Gateway
+from gateway.hub import Member
 from gateway.messages import Problem, Result
 from gateway.publishing import SCRIPT
 
@@ -20,9 +21,10 @@ from ..processes import Valkey
 from .here import gateway_here
 from .load import until
 
-ROUNDS = {True: 3_000, False: 1_000}  # with the cure and without
-AT_A_TIME = 100
-SPREAD = 0.004  # seconds: over which so many register and so many results are published, each at random
+ROUNDS = {True: 10_000, False: 2_000}  # with the cure and without
+AT_A_TIME = 500
+BEFORE = AFTER = 0.05
+"""Seconds: a result is published so long before its registration begins, or after that, at most."""
 
 
 class Waiting:
@@ -59,36 +61,80 @@ class Publisher(asyncio.Protocol):
         self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # see gateway.link
 
 
-def all_told(members: list[Waiting], which: int, what: str) -> bool:
-    return all(member.told and member.told[which] == what for member in members)
+class Race:
+    """A registration, and a result published at a random moment around it."""
+
+    def __init__(self, name: str, draw: random.Random) -> None:
+        self.member = Waiting(name)
+        self.channel = f"websocket:{name}"
+        self.registers_at = draw.uniform(BEFORE, 2 * BEFORE)
+        # Any moment, and the more often the closer to the registration, where it matters.
+        near = draw.uniform(-1, 1) ** 3
+        self.publishes_at = self.registers_at + near * (BEFORE if near < 0 else AFTER)
+        self.after_the_answer = False
+        """Whether the client had been told that it is registered when the result was published."""
+
+    @property
+    def lost(self) -> bool:
+        return "RESULT" not in self.member.told
 
 
-async def lost_in_a_race(gateway: Gateway, publisher: Publisher, rounds: int) -> int:
-    """Publish `rounds` retained results at random moments around registrations; how many did not arrive."""
-    loop = asyncio.get_running_loop()
+class Lost(NamedTuple):
+    """How many results did not arrive, of those published before the answer and after it."""
+
+    before: int
+    after: int
+
+
+async def lost_in_a_race(gateway: Gateway, publisher: Publisher, rounds: int, retain: int) -> Lost:
+    """Publish `rounds` results at random moments around registrations."""
     hub = gateway._hub
     draw = random.Random(20260101)
-
-    def publish(name: str) -> None:
-        publisher.say("EVAL", SCRIPT, 1, f"websocket:{name}", "RESULT", 60)
-
-    lost = 0
+    before = after = 0
     for start in range(0, rounds, AT_A_TIME):
-        members = [Waiting(f"race-{rounds}-{number}") for number in range(start, start + AT_A_TIME)]
-        for member in members:
-            loop.call_later(draw.uniform(0, SPREAD), hub.register, member.name.encode(), member)
-            loop.call_later(draw.uniform(0, SPREAD), publish, member.name)
-        await asyncio.sleep(SPREAD + 0.001)
-        await until(partial(all_told, members, 0, "registered"), "all are registered")
+        races = [Race(f"race-{retain}-{rounds}-{start + number}", draw) for number in range(AT_A_TIME)]
+        await run(gateway, publisher, races, retain)
         # A last result to each: what has not come before it never will.
-        for member in members:
-            publisher.say("PUBLISH", f"websocket:{member.name}", "LAST")
-        await until(partial(all_told, members, -1, "LAST"), "the last results")
-        assert all_told(members, 0, "registered"), "the answer comes first"
-        lost += sum(member.told != ["registered", "RESULT", "LAST"] for member in members)
-        for member in members:
-            hub.leave(f"websocket:{member.name}".encode(), member)
-    return lost
+        for race in races:
+            publisher.say("PUBLISH", race.channel, "LAST")
+        await until(lambda: all(race.member.told[-1] == "LAST" for race in races), "the last results")  # noqa: B023 - at once
+        assert all(race.member.told[0] == "registered" for race in races), "the answer comes first"
+        assert not any(race.member.told.count("RESULT") > 1 for race in races)
+        before += sum(race.lost and not race.after_the_answer for race in races)
+        after += sum(race.lost and race.after_the_answer for race in races)
+        for race in races:
+            hub.leave(race.channel.encode(), race.member)
+    return Lost(before, after)
+
+
+async def run(gateway: Gateway, publisher: Publisher, races: list[Race], retain: int) -> None:
+    """Until all are registered and all is published."""
+    loop = asyncio.get_running_loop()
+    hub = gateway._hub
+    published = 0
+
+    def publish(race: Race) -> None:
+        nonlocal published
+        published += 1
+        race.after_the_answer = bool(race.member.told)
+        publisher.say("EVAL", SCRIPT, 1, race.channel, "RESULT", retain)
+
+    for race in races:
+        loop.call_later(race.registers_at, hub.register, race.member.name.encode(), race.member)
+        loop.call_later(race.publishes_at, publish, race)
+    await until(lambda: published == len(races), "all is published")
+    await until(lambda: all(hub.is_confirmed(race.channel.encode()) for race in races), "all are registered")
+
+
+def answer_at_once(gateway: Gateway, _client: redis.asyncio.Redis) -> None:
+    """Make `gateway` say that a client is registered without waiting for Redis."""
+    register = gateway._hub.register
+
+    def answer(web_socket_id: bytes, member: Member) -> bytes:
+        member.acknowledge(web_socket_id)
+        return register(web_socket_id, member)
+
+    gateway._hub.register = answer  # type: ignore[method-assign]
 
 
 def read_before_subscribing(gateway: Gateway, client: redis.asyncio.Redis) -> None:
@@ -112,21 +158,46 @@ def read_before_subscribing(gateway: Gateway, client: redis.asyncio.Redis) -> No
 
     hub.attach(
         SimpleNamespace(
-            reaches=broker.reaches, subscribe=subscribe, read=broker.read, unsubscribe=broker.unsubscribe
+            reaches=broker.reaches,
+            subscribe=subscribe,
+            read=broker.read,
+            unsubscribe=broker.unsubscribe,
+            degraded=broker.degraded,
         )
     )
     hub.subscribed = confirmed  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
-async def test_a_result_published_while_its_browser_registers_arrives(
-    valkey: Valkey, backend: redis.asyncio.Redis, cure: bool
-) -> None:
+@asynccontextmanager
+async def race(
+    valkey: Valkey, retain: int, control: Callable[[Gateway, redis.asyncio.Redis], None] | None
+) -> AsyncIterator[Lost]:
     publisher = Publisher()
     transport = await publisher.connect(valkey)
-    async with gateway_here(valkey.url) as gateway:
-        if not cure:
-            read_before_subscribing(gateway, backend)
-        lost = await lost_in_a_race(gateway, publisher, ROUNDS[cure])
+    pool = redis.asyncio.BlockingConnectionPool(port=valkey.port, max_connections=16)
+    async with gateway_here(valkey.url) as gateway, redis.asyncio.Redis.from_pool(pool) as client:
+        if control is not None:
+            control(gateway, client)
+        yield await lost_in_a_race(gateway, publisher, ROUNDS[control is None], retain)
     transport.close()
-    assert (lost == 0) is cure, lost
+
+
+async def test_a_retained_result_arrives_whenever_it_is_published(valkey: Valkey) -> None:
+    async with race(valkey, 60, None) as lost:
+        assert lost == (0, 0)
+
+
+async def test_control_what_is_published_between_reading_and_subscribing_is_lost(valkey: Valkey) -> None:
+    async with race(valkey, 60, read_before_subscribing) as lost:
+        assert sum(lost) > 0
+
+
+async def test_without_retention_a_result_arrives_once_the_answer_is_there(valkey: Valkey) -> None:
+    async with race(valkey, 0, None) as lost:
+        assert lost.after == 0
+        assert lost.before > ROUNDS[True] // 10, "control: what came before the answer needs retention"
+
+
+async def test_control_an_answer_that_does_not_wait_for_redis_promises_too_much(valkey: Valkey) -> None:
+    async with race(valkey, 0, answer_at_once) as lost:
+        assert lost.after > 0

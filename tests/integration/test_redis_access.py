@@ -21,13 +21,10 @@ from .faults import Proxy
 from .here import gateway_here, port_of, unconnected_here
 from .load import text, until
 from .raw import Raw
+from .test_redis_rights import ONE_SERVER
 
 PASSWORD = "p@ss/wo:rd?#"
 QUOTED = "p%40ss%2Fwo%3Ard%3F%23"
-
-# All that a node needs of Redis; where the database is not 0, also +select.
-RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+subscribe", "+unsubscribe", "+eval_ro", "+get"]
-PATTERNS = ["resetchannels", "&websocket:*", "resetkeys", "%R~websocket:*"]
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +33,9 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
     path = tmp_path_factory.mktemp("valkey") / "valkey.sock"
     with Valkey("--unixsocket", str(path)) as server:
         with server.client() as client:
-            client.execute_command("ACL", "SETUSER", "node", "on", f">{PASSWORD}", *RIGHTS, *PATTERNS)
+            client.execute_command("ACL", "SETUSER", "node", "on", f">{PASSWORD}", *ONE_SERVER)
             client.execute_command(
-                "ACL", "SETUSER", "selecting", "on", f">{PASSWORD}", *RIGHTS, "+select", *PATTERNS
+                "ACL", "SETUSER", "selecting", "on", f">{PASSWORD}", *ONE_SERVER, "+select"
             )
         yield server
 
@@ -57,12 +54,6 @@ async def serves(url: str, backend: redis.asyncio.Redis, name: str) -> None:
             assert (await browser.message())["authResult"] == "RETAINED"
             assert await backend.publish(f"websocket:{name}", "LIVE") == 1
             assert (await browser.message())["authResult"] == "LIVE"
-
-
-async def test_a_user_with_no_more_rights_than_a_node_needs(
-    guarded: Valkey, administrator: redis.asyncio.Redis
-) -> None:
-    await serves(f"redis://node:{QUOTED}@127.0.0.1:{guarded.port}", administrator, "rights")
 
 
 async def test_a_password_alone() -> None:
@@ -129,12 +120,15 @@ async def test_a_node_that_redis_does_not_let_in_says_so_and_keeps_trying(
     assert credentials.partition(":")[2] not in told["why"].split()
 
 
+COMMANDS = [right for right in ONE_SERVER if right.startswith("+")]
+
+
 @pytest.fixture
 async def restricted(administrator: redis.asyncio.Redis) -> AsyncIterator[Callable[..., Any]]:
     """Sets which channels and keys the user `restricted` may have; then its URL leads to them."""
 
     async def allow(*rules: str) -> None:
-        rules = ("reset", "on", ">secret", *RIGHTS, "resetchannels", *rules)
+        rules = ("reset", "on", ">secret", *COMMANDS, "resetchannels", *rules)
         await administrator.execute_command("ACL", "SETUSER", "restricted", *rules)  # type: ignore[no-untyped-call]
 
     yield allow

@@ -22,7 +22,7 @@ from ..processes import Node, Valkey, free_port
 from .conftest import Line, Measured, nodes_on
 from .faults import Proxy, never_reread, never_resubscribe
 from .here import admin_port_of, gateway_here, port_of, readiness, unconnected_here
-from .load import Backend, Browser, crowd, frame, result_of, text, until, without_theirs
+from .load import Backend, crowd, frame, nobody_was_disturbed, result_of, text, until, without_theirs
 from .raw import Raw
 from .test_race import Waiting
 
@@ -61,10 +61,6 @@ async def subscribe_calls(client: redis.asyncio.Redis) -> int:
     """How many SUBSCRIBE commands Redis has been sent."""
     statistics: dict[str, Any] = await client.info("commandstats")
     return int(statistics.get("cmdstat_subscribe", {"calls": 0})["calls"])
-
-
-def nobody_was_disturbed(browsers: list[Browser]) -> bool:
-    return not any(browser.lost_at or browser.close_code for browser in browsers)
 
 
 async def test_redis_is_killed_and_restarted_under_load(cluster: Cluster, measured: Measured) -> None:
@@ -173,6 +169,38 @@ async def test_a_connection_that_falls_silent_is_replaced(
                 assert nobody_was_disturbed(browsers)
                 assert len(without_theirs(control_browsers)) == len(control_browsers), "control: all is lost"
             await asyncio.to_thread(node.stop)
+
+
+LATE = 0.15  # seconds
+PAUSED = 2.5  # seconds: less than what ends a link, more than what breaks its silence
+
+
+@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, cure: bool
+) -> None:
+    """What is late is not lost; a deadline that were shorter than a pause would end the link for nothing."""
+    if not cure:
+        monkeypatch.setattr(link, "DEAD_AFTER", PAUSED - 1)
+        monkeypatch.setattr(link, "PING_AFTER", 0.5)
+    names = [f"slow-{cure}-{number}" for number in range(50)]
+    async with (
+        Proxy.before(valkey.port) as proxy,
+        Backend.on(valkey.url) as backend,
+        gateway_here(proxy.url) as gateway,
+    ):
+        proxy.delay = LATE
+        start = time.monotonic()
+        async with crowd([port_of(gateway)], names) as browsers:
+            assert time.monotonic() - start >= 2 * LATE, "the answer waits for Redis"
+            with proxy.paused():
+                await backend.publish_all(names, 10_000, retain=0)
+                await asyncio.sleep(PAUSED)
+                assert not any(browser.results for browser in browsers)
+            if cure:
+                await until(lambda: not without_theirs(browsers), "every result arrives, without retention")
+            assert (gateway._broker.gaps == 0) is cure
+            assert nobody_was_disturbed(browsers)
 
 
 async def missed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -69,13 +70,15 @@ class Sentinel(Valkey):
 class SentinelSet(Group):
     """One master, `replicas` replicas and three sentinels, all in agreement once the block is entered.
 
-    `options` are further ones of the servers. A server or sentinel that was killed can be started again;
-    a master that comes back is made a replica by the sentinels.
+    `options` are further ones of the servers, `lines` more lines of the sentinels' files. A server or
+    sentinel that was killed can be started again; a master that comes back is made a replica by the
+    sentinels.
     """
 
-    def __init__(self, *options: str, replicas: int = 1) -> None:
+    def __init__(self, *options: str, replicas: int = 1, lines: Sequence[str] = ()) -> None:
         super().__init__()
         self._options = options
+        self._lines = lines
         self._replicas = replicas
         self.servers: list[Valkey] = []
         self.sentinels: list[Sentinel] = []
@@ -137,6 +140,7 @@ class SentinelSet(Group):
         # Sentinel reads a master's replicas every 10 s, so they are there before it looks first.
         wait_until(lambda: all(map(replicated, self.servers[1:])), "the replicas follow the master")
         self.sentinels = [
-            running.enter_context(Sentinel(master.port, *TIMES, quorum=QUORUM)) for _ in range(SENTINELS)
+            running.enter_context(Sentinel(master.port, *TIMES, *self._lines, quorum=QUORUM))
+            for _ in range(SENTINELS)
         ]
         self.await_health()

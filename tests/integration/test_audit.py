@@ -1,0 +1,150 @@
+"""The table is held against what Redis has really subscribed, and the difference mended."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from gateway import audit
+from gateway.app import Gateway
+from gateway.broker import Broker
+from gateway.link import Link
+
+from ..processes import Valkey
+from .conftest import Line
+from .here import gateway_here, port_of
+from .load import SECONDS, Backend, crowd, nobody_was_disturbed, result_of, until, without_theirs
+from .test_race import Waiting
+
+CHURN_SECONDS = 1.5
+
+
+def broker_of(gateway: Gateway) -> Broker:
+    assert isinstance(gateway._broker, Broker)
+    return gateway._broker
+
+
+async def audited(gateway: Gateway) -> int:
+    """How many channels differed."""
+    broker = broker_of(gateway)
+    before = broker.mended
+    assert broker.link is not None
+    await broker.audit.audit(broker.link)
+    return broker.mended - before
+
+
+def take_out(event: str, logged: list[Line]) -> None:
+    assert [line["event"] for line in logged if line["log_level"] == "error"] == [event]
+    logged[:] = [line for line in logged if line["event"] != event]
+
+
+async def test_an_id_that_is_missing_in_redis_is_subscribed_again(valkey: Valkey, logged: list[Line]) -> None:
+    names = [f"missing-{number}" for number in range(20)]
+    async with (
+        gateway_here(valkey.url) as gateway,
+        Backend.on(valkey.url) as backend,
+        crowd([port_of(gateway)], names) as browsers,
+    ):
+        # The table takes for confirmed what has never been asked for.
+        gateway._hub.attach(_Liar(gateway))
+        member = Waiting("missing")
+        gateway._hub.register(b"missing", member)
+        gateway._hub.attach(broker_of(gateway))
+        assert member.told == ["registered"]
+        await backend.publish_all([*names, "missing"], 10_000)
+        assert [accepted.name for accepted in backend.accepted if not accepted.receivers] == ["missing"]
+        await until(lambda: not without_theirs(browsers), "the others hear")
+        assert member.told == ["registered"], "control: without the audit it never hears"
+        assert await audited(gateway) == 1
+        await until(lambda: member.told[1:] == [result_of("missing")], "what was retained arrives")
+        assert await backend.publish_plainly(["missing"]) == [1]
+        assert await audited(gateway) == 0
+        assert broker_of(gateway).gaps == 0
+        assert nobody_was_disturbed(browsers)
+        gateway._hub.leave(b"websocket:missing", member)
+    take_out("audit: ids that were not subscribed are again", logged)
+
+
+class _Liar:
+    """Says of everything that it is subscribed."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._hub = gateway._hub
+
+    def reaches(self, name: bytes) -> bool:
+        return True
+
+    def subscribe(self, name: bytes) -> None:
+        # The hub hears nothing while it says something.
+        self._hub._table.confirmed(name, None)
+        self._hub._table._channels[name].listening[0].acknowledge(name)
+
+    def read(self, name: bytes) -> None:
+        raise NotImplementedError
+
+    def unsubscribe(self, name: bytes) -> None:
+        raise NotImplementedError
+
+    def degraded(self, name: bytes) -> bool:
+        return False
+
+
+async def test_with_a_channel_too_many_the_link_is_given_up(valkey: Valkey, logged: list[Line]) -> None:
+    names = [f"surplus-{number}" for number in range(20)]
+    async with (
+        gateway_here(valkey.url) as gateway,
+        Backend.on(valkey.url) as backend,
+        crowd([port_of(gateway)], names) as browsers,
+    ):
+        member = Waiting("forgotten")
+        gateway._hub.register(b"forgotten", member)
+        await until(lambda: member.told, "it is registered")
+        del gateway._hub._table._channels[b"websocket:forgotten"]
+        assert await backend.publish_plainly(["forgotten"]) == [1]
+        assert await audited(gateway) == 1
+        await until(lambda: not broker_of(gateway).connected, "the link is given up")
+        await until(lambda: broker_of(gateway).connected, "there is another")
+        await backend.publish_all(names, 10_000)
+        await until(lambda: not without_theirs(browsers), "the others hear")
+        assert await backend.publish_plainly(["forgotten"]) == [0]
+        assert await audited(gateway) == 0
+        assert nobody_was_disturbed(browsers)
+    take_out("audit: more is subscribed than should be", logged)
+
+
+@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+async def test_whoever_comes_and_goes_the_audit_finds_nothing(
+    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, logged: list[Line], cure: bool
+) -> None:
+    """It compares when no question is open; the control compares at any moment."""
+    monkeypatch.setattr(audit, "EVERY", 0.01)
+    monkeypatch.setattr(audit, "PATIENCE", 0.001)
+    monkeypatch.setattr(audit, "SETTLING", 0.001)
+    if not cure:
+        monkeypatch.setattr(Link, "quiet", True)
+    draw = random.Random(20260101)
+    loop = asyncio.get_running_loop()
+    async with gateway_here(valkey.url) as gateway, Backend.on(valkey.url) as backend:
+        hub, broker = gateway._hub, broker_of(gateway)
+        members: list[Waiting] = []
+        end = loop.time() + (CHURN_SECONDS if cure else SECONDS)
+        number = 0
+        while loop.time() < end and (cure or not broker.mended):
+            for _ in range(draw.randrange(20)):
+                number += 1
+                members.append(Waiting(f"churn-{cure}-{number}"))
+                hub.register(members[-1].name.encode(), members[-1])
+            for _ in range(draw.randrange(min(20, len(members) + 1))):
+                member = members.pop(draw.randrange(len(members)))
+                hub.leave(f"websocket:{member.name}".encode(), member)
+            await asyncio.sleep(draw.uniform(0, 0.004))
+            if number % 50 == 0:
+                await backend.client.client_kill_filter(_type="pubsub")
+        for member in members:
+            hub.leave(f"websocket:{member.name}".encode(), member)
+        assert (broker.mended == 0) is cure, broker.mended
+        assert broker.audit.done >= 3 or not cure
+    if not cure:
+        logged[:] = [line for line in logged if not line["event"].startswith("audit: ")]

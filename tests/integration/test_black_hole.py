@@ -1,0 +1,94 @@
+"""Packets between a node and Redis vanish, in one direction or both; no reset ever tells of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from gateway.drill.fleet import logged_at
+
+from ..processes import Node
+from .conftest import Measured, complaints
+from .load import SECONDS, Backend, Browser, nobody_was_disturbed, until, without_theirs
+from .namespaces import Namespaces, NotAllowed, RemoteNode, RemoteValkey
+
+pytestmark = [
+    pytest.mark.needs("ip", "iptables"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may make namespaces"),
+]
+
+BROWSERS = 50
+NOTICED = 5.0  # seconds: what the gateway promises
+SLACK = 1.0  # seconds, on a busy machine
+
+# Neither our own deadline nor the kernel's, which would come a little later.
+NO_DEADLINES = (
+    "import gateway.link, gateway.connection; "
+    "gateway.link.DEAD_AFTER = 1e9; gateway.connection.TCP_USER_TIMEOUT = 0"
+)
+
+
+@pytest.fixture
+def namespaces() -> Iterator[Namespaces]:
+    try:
+        joined = Namespaces.joined()
+    except NotAllowed as error:  # in a container that may not, say
+        pytest.skip(str(error))
+    with joined as both:
+        yield both
+
+
+@asynccontextmanager
+async def crowd(namespaces: Namespaces, node: Node, stem: str) -> AsyncIterator[list[Browser]]:
+    """Browsers that are registered at `node`."""
+    loop = asyncio.get_running_loop()
+    browsers = [Browser(f"{stem}-{number}") for number in range(BROWSERS)]
+    for browser, connection in zip(browsers, namespaces.connect(node.port, BROWSERS), strict=True):
+        await loop.create_connection(lambda browser=browser: browser, sock=connection)  # type: ignore[misc]
+    await asyncio.wait_for(asyncio.gather(*(browser.answered.wait() for browser in browsers)), SECONDS)
+    try:
+        yield browsers
+    finally:
+        for browser in browsers:
+            browser.abort()
+
+
+@pytest.mark.parametrize(
+    "chains", [("INPUT", "OUTPUT"), ("INPUT",), ("OUTPUT",)], ids=["both ways", "to Redis", "from Redis"]
+)
+async def test_a_black_hole_is_noticed_and_nothing_retained_is_lost(
+    namespaces: Namespaces, chains: tuple[str, ...], measured: Measured
+) -> None:
+    with (
+        RemoteValkey(namespaces) as valkey,
+        RemoteNode(namespaces, valkey.remote_url) as node,
+        RemoteNode(namespaces, valkey.remote_url, preface=NO_DEADLINES) as control,
+    ):
+        async with (
+            Backend.on(valkey.url) as backend,
+            crowd(namespaces, node, "hole") as browsers,
+            crowd(namespaces, control, "control"),
+        ):
+            with namespaces.dropping(*chains):
+                start = time.time()
+                await backend.publish_all([browser.name for browser in browsers], 10_000)
+                assert {accepted.receivers for accepted in backend.accepted} == {1}, "Redis notices nothing"
+                await until(lambda: node.logged("redis lost"), "it is noticed", NOTICED + SLACK)
+                noticed = logged_at(node.logged("redis lost")[0]) - start
+                measured(f"black hole {' and '.join(chains)}: noticed", noticed)
+                assert noticed <= NOTICED + SLACK
+                await asyncio.sleep(start + NOTICED + SLACK - time.time())
+                assert not control.logged("redis lost"), "control: without the deadlines it waits for ever"
+            healed = time.time()
+            await until(lambda: not without_theirs(browsers), "every result arrives")
+            measured(
+                f"black hole {' and '.join(chains)}: all results there, once it was gone",
+                time.time() - healed,
+            )
+            assert nobody_was_disturbed(browsers)
+        assert not complaints(node.logs)

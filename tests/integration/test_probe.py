@@ -1,0 +1,126 @@
+"""A node proves that it hears what is published where publishers publish."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from gateway import probe
+from gateway.app import Gateway
+from gateway.broker import Broker
+from gateway.topology import Server
+
+from ..processes import Valkey
+from .conftest import Line
+from .faults import Proxy, never_probe
+from .here import gateway_here, port_of
+from .load import Backend, crowd, nobody_was_disturbed, until, without_theirs
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes seconds otherwise takes tenths of them."""
+    monkeypatch.setattr(probe, "EVERY", 0.1)
+    monkeypatch.setattr(probe, "RENEW_AFTER", 3)
+    monkeypatch.setattr(probe, "GRACE", 0.2)
+
+
+def broker_of(gateway: Gateway) -> Broker:
+    assert isinstance(gateway._broker, Broker)
+    return gateway._broker
+
+
+async def probed(gateway: Gateway, times: int) -> None:
+    """Wait for so many more probes that come through."""
+    heard = broker_of(gateway).probe.heard
+    await until(lambda: broker_of(gateway).probe.heard >= heard + times, "the probes come through")
+
+
+async def test_probes_come_through_and_have_a_round_trip(valkey: Valkey) -> None:
+    async with gateway_here(valkey.url) as gateway:
+        await probed(gateway, 10)
+        found = broker_of(gateway).probe
+        assert found.round_trip is not None
+        assert found.round_trip < 1
+        assert (found.failed, found.deaf, broker_of(gateway).gaps) == (0, 0, 0)
+
+
+async def test_the_name_of_redis_leads_elsewhere(valkey: Valkey, logged: list[Line]) -> None:
+    """The old server is well, and so are its connections; publishers are at the new one by now."""
+    names = [f"elsewhere-{number}" for number in range(50)]
+    control_names = [f"elsewhere-control-{number}" for number in range(50)]
+    with await asyncio.to_thread(Valkey) as new:
+        async with (
+            Proxy.before(valkey.port) as proxy,
+            gateway_here(proxy.url) as gateway,
+            gateway_here(proxy.url) as control,
+            crowd([port_of(gateway)], names) as browsers,
+            crowd([port_of(control)], control_names) as control_browsers,
+        ):
+            never_probe(control)
+            await probed(gateway, 1)
+            proxy.lead_to(new.port)
+            async with Backend.on(proxy.url) as backend:
+                await backend.publish_all(names + control_names, 10_000)
+                assert {accepted.receivers for accepted in backend.accepted} == {0}, "nobody is there yet"
+                await until(lambda: not without_theirs(browsers), "every result arrives")
+                await backend.publish("elsewhere-0", "LIVE", retain=0)
+                assert backend.accepted[-1].receivers == 1
+            await probed(gateway, 10)
+            assert broker_of(gateway).gaps == broker_of(gateway).probe.deaf == 1
+            assert nobody_was_disturbed(browsers)
+            assert len(without_theirs(control_browsers)) == len(control_browsers), "control: it stays deaf"
+            assert broker_of(control).gaps == 0
+    (lost,) = (line for line in logged if line["event"] == "redis lost")
+    assert lost["why"] == "what is published is not heard on it"
+
+
+RIGHTS = ["~websocket:*", "&websocket:*", "+@all"]
+
+
+@pytest.mark.parametrize(
+    "rules", [["-publish"], ["resetchannels", "&websocket:[^:]*"]], ids=["no command", "no channel"]
+)
+async def test_a_node_that_may_not_probe_works_on(
+    valkey: Valkey, logged: list[Line], rules: list[str]
+) -> None:
+    valkey.ask("ACL", "SETUSER", "mute", "on", ">secret", *RIGHTS, *rules)
+    names = [f"mute-{len(rules)}-{number}" for number in range(10)]
+    async with (
+        gateway_here(valkey.url.replace("//", "//mute:secret@")) as gateway,
+        crowd([port_of(gateway)], names) as browsers,
+        Backend.on(valkey.url) as backend,
+    ):
+        await until(lambda: broker_of(gateway).probe.failed >= 5, "it has tried")
+        await backend.publish_all(names, 10_000)
+        await until(lambda: not without_theirs(browsers), "every result arrives")
+        assert broker_of(gateway).gaps == 0
+        assert broker_of(gateway).probe.deaf == 0
+    warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
+    assert warnings.count("probe not published") == 1, "said once"
+    valkey.ask("ACL", "DELUSER", "mute")
+
+
+async def test_while_a_master_hangs_the_next_one_is_looked_for_no_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A probe that waits in vain for TIMEOUT is followed by the next one at once."""
+    monkeypatch.setattr(probe, "EVERY", 0.3)
+    monkeypatch.setattr(probe, "TIMEOUT", 0.3)
+    with await asyncio.to_thread(Valkey) as valkey:
+        async with gateway_here(valkey.url) as gateway:
+            topology = broker_of(gateway)._topology
+            find: Callable[[], object] = topology.find
+            looks = 0
+
+            async def count() -> Server:
+                nonlocal looks
+                looks += 1
+                return await find()  # type: ignore[no-any-return, misc]
+
+            topology.find = count  # type: ignore[method-assign]
+            with valkey.frozen():
+                await asyncio.sleep(10 * probe.EVERY)
+            assert looks >= 7

@@ -1,0 +1,151 @@
+"""The rights that docs/deployment.md gives to a node: with them all works, and each of them is needed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from gateway import audit, probe
+from gateway.app import Gateway
+from gateway.broker import Broker
+from gateway.cluster import Cluster as Lines
+from gateway.slots import COUNT as SLOTS
+
+from ..processes import Cluster, Valkey
+from .conftest import Line
+from .here import port_of, unconnected_here
+from .load import SECONDS, PublisherBackend, crowd, until, without_theirs
+from .test_cluster import names_in
+
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+
+ONE_SERVER, CLUSTER = (
+    rights.split() for rights in re.findall(r"ACL SETUSER node on >… (.*)\n", DEPLOYMENT.read_text())
+)
+
+FOR_THE_PROBE = {"(+publish &websocket::probe:*)", "(+spublish &websocket::probe:*)"}
+FOR_THE_AUDIT = {"+client|info", "+pubsub|numsub", "+pubsub|shardnumsub"}
+
+PATIENCE = 1.5  # seconds for what takes milliseconds when it is allowed
+
+MIGRATING = 5  # a slot on its way to another node
+
+
+def separately(rights: Sequence[str]) -> list[str]:
+    """What can be given or left out; the rules in parentheses are one."""
+    return re.findall(r"\(.*?\)|\S+", " ".join(rights))
+
+
+@pytest.fixture(autouse=True)
+def often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "EVERY", 0.1)
+    monkeypatch.setattr(audit, "EVERY", 0.1)
+
+
+def brokers_of(gateway: Gateway) -> list[Broker]:
+    lines = gateway._broker
+    return list(lines._lines.values()) if isinstance(lines, Lines) else [lines]
+
+
+async def comes(what: str, condition: Callable[[], object], *, expected: bool) -> bool:
+    try:
+        await until(condition, what, SECONDS if expected else PATIENCE)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def what_works(url: str, names: list[str], backend: PublisherBackend, expected: set[str]) -> set[str]:
+    """Of serving, proving and auditing; what is not `expected` to is not waited for as long."""
+    works: set[str] = set()
+    serves = "serve" in expected
+    deadline = SECONDS if serves else PATIENCE
+    async with unconnected_here(url, registration_timeout=deadline) as gateway:
+        if not await comes("Redis", lambda: gateway._broker.connected, expected=serves):
+            return works
+        await backend.publish_all(names, 1_000)
+        async with crowd([port_of(gateway)], names, registered=False) as browsers:
+            if not await comes("the results", lambda: not without_theirs(browsers), expected=serves):
+                return works
+            brokers = brokers_of(gateway)
+            if await comes(
+                "probes", lambda: all(broker.probe.heard for broker in brokers), expected="probe" in expected
+            ):
+                works.add("probe")
+            enough = {broker: broker.audit.done + 2 for broker in brokers}
+            if await comes(
+                "audits",
+                lambda: all(broker.audit.done >= enough[broker] for broker in brokers),
+                expected="audit" in expected,
+            ):
+                works.add("audit")
+        gone = await comes("the end", lambda: not gateway._hub.channels, expected=serves)
+        if gone and not gateway._broker.gaps:
+            works.add("serve")
+    return works
+
+
+def expected_without(right: str) -> set[str]:
+    if right == "nothing":
+        return {"serve", "probe", "audit"}
+    if right in FOR_THE_PROBE:
+        return {"serve", "audit"}
+    return {"serve", "probe"} if right in FOR_THE_AUDIT else set()
+
+
+async def try_each(
+    servers: Sequence[Valkey], url: str, rights: Sequence[str], names: Callable[[int], list[str]]
+) -> dict[str, set[str]]:
+    """What works without each of the rights, and with all of them."""
+    parts = [part for part in separately(rights) if part != "resetchannels"]
+    trials = {"nothing": parts} | {part: [p for p in parts if p != part] for part in parts}
+    async with PublisherBackend.to(url) as backend:
+        for number, rest in enumerate(trials.values()):
+            for server in servers:
+                server.ask("ACL", "SETUSER", f"node-{number}", "on", ">x", *" ".join(rest).split())
+        users = [url.replace("//", f"//node-{number}:x@") for number in range(len(trials))]
+        tried = await asyncio.gather(
+            *(
+                what_works(user, names(number), backend, expected_without(left_out))
+                for number, (user, left_out) in enumerate(zip(users, trials, strict=True))
+            )
+        )
+        return dict(zip(trials, tried, strict=True))
+
+
+def check(found: dict[str, set[str]], logged: list[Line]) -> None:
+    for right, works in found.items():
+        expected = expected_without(right)
+        assert (works == expected) if expected else ("serve" not in works), (right, works)
+    said = [line["event"] for line in logged]
+    assert said.count("probe not published") >= 1
+    assert said.count("audit not possible") >= 2
+    logged.clear()
+
+
+async def test_one_server(logged: list[Line]) -> None:
+    with await asyncio.to_thread(Valkey) as server:
+        check(await try_each([server], server.url, ONE_SERVER, lambda number: [f"one-{number}"]), logged)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with Cluster(masters=2, replicas=0) as running:
+        yield running
+
+
+async def test_a_cluster(cluster: Cluster, logged: list[Line]) -> None:
+    """With a slot that is on its way, of which the results are read by ASKING."""
+    source, target = cluster.nodes
+    target.ask("CLUSTER", "SETSLOT", MIGRATING, "IMPORTING", source.id)
+    source.ask("CLUSTER", "SETSLOT", MIGRATING, "MIGRATING", target.id)
+
+    def names(number: int) -> list[str]:
+        parts = ([MIGRATING], range(MIGRATING + 1, SLOTS // 2), range(SLOTS // 2, SLOTS))
+        return [name for part in parts for name in names_in(f"cluster-{number}", part, 1)]
+
+    check(await try_each(cluster.nodes, cluster.url, CLUSTER, names), logged)
