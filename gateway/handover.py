@@ -147,11 +147,11 @@ class Handover:
         return True
 
     def _put(self, to: int, transport: asyncio.Transport, data: bytes) -> bool:
-        descriptor = transport.get_extra_info("socket").fileno()
-        if descriptor >= 0:  # else it was lost a moment ago
-            if not self._inboxes[to - 1].put(REQUEST, data, descriptor):
-                return False
-            self.sent += 1
+        if transport.is_closing():  # it was lost while it waited
+            return True
+        if not self._inboxes[to - 1].put(REQUEST, data, transport.get_extra_info("socket").fileno()):
+            return False
+        self.sent += 1
         transport.abort()  # closes the descriptor; the connection lives by the one that was sent
         return True
 
@@ -212,16 +212,15 @@ class Arrival(asyncio.Protocol):
 
 
 def turn_away(inbox: Inbox) -> int:
-    """Answer all that wait in the inbox of a worker that is gone, so that they connect anew; how many."""
+    """Answer some that wait in the inbox of a worker that is gone, so that they connect anew; how many."""
     count = 0
-    while True:
-        try:
+    for _ in range(AT_ONCE):
+        with suppress(OSError):  # it has gone meanwhile
             parcel = inbox.take()
-        except OSError:
-            continue
-        if parcel is None:
-            return count
-        count += 1
-        with parcel[2] as connection, suppress(OSError):
-            connection.setblocking(False)
-            connection.send(UNAVAILABLE.response)
+            if parcel is None:
+                break
+            count += 1
+            with parcel[2] as connection:
+                connection.setblocking(False)
+                connection.send(UNAVAILABLE.response)
+    return count

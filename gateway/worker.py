@@ -61,7 +61,7 @@ def live(birth: Birth) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all in the terminal; the parent tells us
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if sys.platform == "linux":
-        _prctl(PR_SET_NAME, f"gateway worker{birth.share.number}".encode()[:15])
+        _prctl(PR_SET_NAME, f"gateway w{birth.share.number}".encode())
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != birth.parent:  # it died before the choice was made
         return ORPHANED

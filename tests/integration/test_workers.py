@@ -365,7 +365,7 @@ async def test_as_many_workers_as_processors(valkey: Valkey) -> None:
 
 def test_workers_can_be_told_apart(three_workers: Node) -> None:
     names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids(three_workers)]
-    assert names == ["gateway worker1", "gateway worker2", "gateway worker3"]
+    assert names == ["gateway w1", "gateway w2", "gateway w3"]
     connected = {line["worker"] for line in three_workers.logged("redis connected")}
     assert connected == {1, 2, 3}
 
