@@ -10,6 +10,9 @@ Reading order, from what is decided to what carries it out:
     redis_url, slots   where Redis is, as its URL says; what a Cluster says of who serves what
     subscriptions      the table: who waits for which id, and what Redis has confirmed
     limits             whom to admit; which deadline comes next
+    ownership          which worker a request belongs to, where several serve one port
+    restarts, health   when a worker is replaced; what workers are together
+    processors         how many there are to use
     config             the settings, each defined once
     invocation, logs   command lines to show; one line an event
     hub                carries out the table's decisions and fans results out
@@ -30,6 +33,7 @@ Reading order, from what is decided to what carries it out:
     line, routes       connections for publishing; which server a result is published on
     publisher          publishes in bounded time, whatever kind of Redis it is
     descriptors        how many connections there is room for
+    handover           connections that go from one worker to another
     door               the public port, while a connection waits for a request
     gate               who is let in, and where WebSockets open
     sockjs_views       HTTP: the paths of SockJS
@@ -40,12 +44,17 @@ Reading order, from what is decided to what carries it out:
     views              HTTP: which path leads where, health, metrics, demo page
     live               HTTP: the live page, for all nodes at a glance
     app                what is built from what; start, drain, stop
+    control            the line between a worker and its parent
+    worker             one of several processes that serve a port, from fork to exit
+    posts              a worker's place: what outlives it, and who stands in
+    workers_views      HTTP: health and metrics of all workers
+    supervisor         the parent that keeps workers alive
     embedded           the Valkey that `dev` starts
     watching           the client behind `watch`
     drill/             faults under load, against nodes and Redis servers of its own
     cli                the commands
 
-The modules down to `limits` do no I/O and know neither asyncio nor the clock: time is an argument.
+The modules down to `health` do no I/O and know neither asyncio nor the clock: time is an argument.
 Imports go one way, downwards to the top of that list; tests/test_architecture.py holds both rules.
 
 Registering: `door` reads the handshake, `views` lets it in, a `WebSocketSession` takes the transport ->

@@ -7,13 +7,16 @@ import errno
 import gc
 import secrets
 import signal
+import socket
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 
 from . import __version__, invocation, logs, metrics, redis_url
 from .broker import Broker
@@ -22,6 +25,7 @@ from .config import Config, redact
 from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
+from .handover import Handover, Inbox
 from .hub import Hub
 from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
@@ -36,7 +40,7 @@ from .report import Reporter
 from .roster import Roster
 from .session import Node
 from .topology import topology
-from .views import AdminViews, DemoViews, PublicViews, on_response
+from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
 
 if TYPE_CHECKING:
     from .tracing import Tracing
@@ -66,12 +70,32 @@ class Listening:
     admin_port: int
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What makes a gateway one of a node's workers; see `supervisor`, which listens for it."""
+
+    number: int
+    """From 1."""
+    listeners: Sequence[socket.socket]
+    inboxes: Sequence[Inbox]
+    """Of all the workers."""
+
+
+class Stop(NamedTuple):
+    """An order to stop: seconds until the first session is closed, and from there to the last."""
+
+    delay: float
+    seconds: float
+
+
 class Gateway:
     """A node that can be started, drained and stopped, in any process that runs an event loop."""
 
-    def __init__(self, config: Config, *, demo: bool = False) -> None:
-        """With `demo` the public port serves the demo page too."""
+    def __init__(self, config: Config, *, demo: bool = False, share: Share | None = None) -> None:
+        """With `demo` the public port serves the demo page too; with `share` it has no admin port."""
         self.config = config
+        self._share = share
+        self._handover: Handover | None = None
         self.listening: Listening | None = None
         self._demo = demo
         self._clock = asyncio.get_running_loop().time
@@ -105,17 +129,14 @@ class Gateway:
             self._public.endpoint, server, self._room.handshakes, config.handshake_timeout, self._clock
         )
         self._public.attach(self._door)
-        port = await self._listen(self._door, "port", config.host, config.port)
+        port = await self._open_door()
         name = config.node_name(port)
-        self._broker = self._new_broker(f"gateway-{name}")
+        self._broker = self._new_broker(f"gateway-{name}" + (f"-{self._share.number}" if self._share else ""))
         self._hub.attach(self._broker)
         self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
         if config.tracing != "off":
             self._tracing = self._latency.trace = _tracing(name)
-        self._publisher = Publisher(config.redis)
-        publishing = PublishViews(
-            self._publisher, config.token(), config.channel_prefix, config.max_result_size
-        )
+        publishing = None if self._share else self._publish_views()
         self._metrics = NodeMetrics(
             name,
             self._node,
@@ -126,11 +147,11 @@ class Gateway:
             self._admin,
             self._latency,
             self._lag,
-            publishing.outcomes,
+            publishing.outcomes if publishing else Counter(),
         )
         self._admin.metrics = self.metrics
         reporter = Reporter(
-            name,
+            f"{name} worker {self._share.number}" if self._share else name,
             self._node,
             self._broker,
             self._admin,
@@ -141,18 +162,10 @@ class Gateway:
         )
         roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
         self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
-        routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]
-        admin = await self._run(_app(routes, max_body=MAX_PUBLISH_BODY))
-        admin_port = await self._listen(admin, "admin_port", config.admin_host, config.admin_port)
+        admin_port = await self._open_admin(publishing) if publishing else 0
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
-        log.info(
-            "listening",
-            host=config.host,
-            port=port,
-            admin_host=config.admin_host,
-            admin_port=admin_port,
-            node=name,
-        )
+        if self._share is None:
+            announce_in_log(self.listening, name)
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
             asyncio.create_task(roster.run(), name="roster"),
@@ -162,6 +175,35 @@ class Gateway:
             asyncio.create_task(sweep(self._door.deadlines, self._clock), name="handshakes' deadlines"),
         ]
         return self.listening
+
+    async def _open_door(self) -> int:
+        """Listen on the public port, or on the share of it; returns the port."""
+        if self._share is None:
+            return await self._listen(self._door, "port", self.config.host, self.config.port)
+        handover = Handover(self._share.number, self._share.inboxes, SOCKJS, self._door)
+        self._door.pass_on = handover.pass_on
+        loop = asyncio.get_running_loop()
+        for listener in self._share.listeners:
+            self._listeners.append(await loop.create_server(self._door, sock=listener))
+        handover.open()
+        self._handover = handover
+        port: int = self._share.listeners[0].getsockname()[1]
+        return port
+
+    def _publish_views(self) -> PublishViews:
+        config = self.config
+        self._publisher = Publisher(config.redis)
+        return PublishViews(self._publisher, config.token(), config.channel_prefix, config.max_result_size)
+
+    async def _open_admin(self, publishing: PublishViews) -> int:
+        """Listen on the admin port; returns it."""
+        routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]
+        admin = await self._run(web_app(routes, max_body=MAX_PUBLISH_BODY))
+        return await self._listen(admin, "admin_port", self.config.admin_host, self.config.admin_port)
+
+    def state(self) -> dict[str, Any]:
+        """How the node is, as /readyz says."""
+        return self._admin.state()
 
     def metrics(self) -> bytes:
         """What this process counts, in Prometheus's text format; `metrics.merge` joins several of them."""
@@ -179,7 +221,7 @@ class Gateway:
         log.info("draining", sessions=self.sessions, delay=delay, seconds=seconds)
         await asyncio.sleep(delay)
         self._public.gate.closing = True
-        for listener in self._listeners[:1]:
+        for listener in self._listeners[: len(self._share.listeners) if self._share else 1]:
             listener.close()
         await self._close_sessions(seconds)
 
@@ -195,19 +237,21 @@ class Gateway:
             if sessions:
                 await asyncio.sleep(DRAIN_STEP)
         end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
-        while self.sessions and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
+        # Between two polls a client cannot be told; it comes again within milliseconds.
+        while self._unfinished and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
             await asyncio.sleep(DRAIN_STEP)
+
+    @property
+    def _unfinished(self) -> int:
+        return self.sessions + self._public.untold
 
     async def stop(self) -> None:
         """Drop what is still open and release everything; `drain` first for a gentle end."""
         for listener in self._listeners:
             listener.close()
-        for session in list(self._node.deadlines):
-            session.abort()
-        if self.listening is not None:
-            for visitor in list(self._door.deadlines):
-                visitor.deadline_passed()
-            self._live.feed.close()
+        if self._handover is not None:
+            self._handover.close()
+        self._drop_everybody()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -219,6 +263,14 @@ class Gateway:
             await self._tracing.close()
         if self.listening is not None:
             log.info("stopped")
+
+    def _drop_everybody(self) -> None:
+        for session in list(self._node.deadlines):
+            session.abort()
+        if self.listening is not None:
+            for visitor in list(self._door.deadlines):
+                visitor.deadline_passed()
+            self._live.feed.close()
 
     def _new_broker(self, name: str) -> Broker | Cluster:
         """`name` is what CLIENT LIST shows."""
@@ -235,7 +287,8 @@ class Gateway:
         routes = self._public.routes()
         if self._demo:
             routes += DemoViews(self._describe).routes()
-        return _app(routes)
+        # With siblings, a connection must not stay with aiohttp.
+        return web_app(routes, middlewares=[self._public.one_at_a_time] if self._share else [])
 
     def _describe(self) -> Mapping[str, object]:
         """What the demo page shows of this node: its name, and commands that publish to it."""
@@ -250,14 +303,7 @@ class Gateway:
         }
 
     async def _run(self, app: web.Application) -> web.Server:
-        runner = web.AppRunner(
-            app,
-            access_log=None,
-            keepalive_timeout=KEEP_ALIVE,
-            shutdown_timeout=HTTP_SHUTDOWN,
-            lingering_time=0,  # a body that nobody wants is not waited for
-        )
-        await runner.setup()
+        runner = await running(app)
         self._runners.append(runner)
         assert runner.server is not None
         return runner.server
@@ -270,14 +316,17 @@ class Gateway:
         try:
             listener = await loop.create_server(factory, host, port, backlog=self.config.backlog)
         except OSError as error:
-            raise ConfigError(_cannot_listen(error, setting, host, port)) from error
+            raise ConfigError(cannot_listen(error, setting, host, port)) from error
         self._listeners.append(listener)
         actual: int = listener.sockets[0].getsockname()[1]
         return actual
 
 
-def _app(routes: list[web.RouteDef], max_body: int = MAX_BODY) -> web.Application:
-    app = web.Application(client_max_size=max_body)
+def web_app(
+    routes: Sequence[web.RouteDef], max_body: int = MAX_BODY, middlewares: Sequence[Middleware] = ()
+) -> web.Application:
+    """An application of aiohttp's with what all of ours have in common."""
+    app = web.Application(client_max_size=max_body, middlewares=middlewares)
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
     return app
@@ -292,7 +341,34 @@ def _tracing(node: str) -> Tracing:
     return Tracing(node)
 
 
-def _cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
+def announce_in_log(listening: Listening, name: str, **about: object) -> None:
+    """Tell of a node that listens."""
+    log.info(
+        "listening",
+        host=listening.host,
+        port=listening.port,
+        admin_host=listening.admin_host,
+        admin_port=listening.admin_port,
+        node=name,
+        **about,
+    )
+
+
+async def running(app: web.Application) -> web.AppRunner:
+    """A runner of `app`, set up as all of ours are."""
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        keepalive_timeout=KEEP_ALIVE,
+        shutdown_timeout=HTTP_SHUTDOWN,
+        lingering_time=0,  # a body that nobody wants is not waited for
+    )
+    await runner.setup()
+    return runner
+
+
+def cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
+    """A sentence on why there is no listening on an address, and what to do."""
     why = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
     flag = setting.replace("_", "-")
     return f"port {port} on {host} {why}; choose another with --{flag} (GATEWAY_{setting.upper()})"
@@ -329,10 +405,10 @@ async def serve(
     SIGTERM drains as configured, SIGINT without delay, a second signal of either kind ends it at
     once. `announce` is called when the node listens. Raises ConfigError if it cannot.
     """
-    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    orders: asyncio.Queue[Stop] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, signals.put_nowait, number)
+    for number, order in stops(config).items():
+        loop.add_signal_handler(number, orders.put_nowait, order)
     gateway = Gateway(config, demo=demo)
     try:
         try:
@@ -343,33 +419,46 @@ async def serve(
         logs.configure(config.log_level, config.log_format, config.node_name(listening.port))
         if announce is not None:
             announce(listening)
-        _spare_the_collector()
-        watching = asyncio.create_task(gateway.watch())
-        stopping = asyncio.create_task(_drain_on_signal(gateway, signals))
-        done, pending = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
-        for task in pending:
-            task.cancel()
-        if watching in done:
-            log.critical("a background task ended", error=repr(watching.exception()))
-            return 1
-        return 0
+        return await until_stopped(gateway, orders)
     finally:
         await gateway.stop()
 
 
-async def _drain_on_signal(gateway: Gateway, signals: asyncio.Queue[signal.Signals]) -> None:
-    config = gateway.config
-    gentle = await signals.get() is signal.SIGTERM
-    draining = asyncio.create_task(
-        gateway.drain(config.drain_delay if gentle else 0, config.drain_seconds if gentle else 0)
-    )
-    impatient = asyncio.create_task(signals.get())
+def stops(config: Config) -> dict[signal.Signals, Stop]:
+    """What each signal orders."""
+    return {
+        signal.SIGTERM: Stop(config.drain_delay, config.drain_seconds),
+        signal.SIGINT: Stop(0, 0),
+    }
+
+
+async def until_stopped(gateway: Gateway, orders: asyncio.Queue[Stop]) -> int:
+    """Let a gateway that has started serve until it is ordered to stop, and drain it; returns the exit code.
+
+    A second order ends it at once.
+    """
+    spare_the_collector()
+    watching = asyncio.create_task(gateway.watch())
+    stopping = asyncio.create_task(_drain_on_order(gateway, orders))
+    done, pending = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    if watching in done:
+        log.critical("a background task ended", error=repr(watching.exception()))
+        return 1
+    return 0
+
+
+async def _drain_on_order(gateway: Gateway, orders: asyncio.Queue[Stop]) -> None:
+    order = await orders.get()
+    draining = asyncio.create_task(gateway.drain(order.delay, order.seconds))
+    impatient = asyncio.create_task(orders.get())
     _, pending = await asyncio.wait((draining, impatient), return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()
 
 
-def _spare_the_collector() -> None:
+def spare_the_collector() -> None:
     """Make full collections rare: over many live sessions they would double the cost of a registration.
 
     What exists now lives as long as the process. Sessions die by reference counting; only aiohttp's

@@ -191,11 +191,11 @@ def serve(**_: object) -> None:
             valkey = stack.enter_context(_own_valkey())
             log.info("embedded valkey", url=valkey.url, pid=valkey.pid)
             config = config.model_copy(update={"redis": valkey.url})
-        sys.exit(_serve(config))
+        sys.exit(_serve(config) if config.workers == 1 else _serve_by_workers(config))
 
 
 @commands.command(cls=SettingsCommand, short_help="Try it out: a node, Valkey, the demo page.")
-@settings_options(without=("redis",), defaults=DEV_DEFAULTS)
+@settings_options(without=("redis", "workers"), defaults=DEV_DEFAULTS)
 def dev(**_: object) -> None:
     """Run a node with a Valkey of its own and the demo page, to try things out on one machine.
 
@@ -357,6 +357,7 @@ def config_(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], 
 @_size("--clients", click.IntRange(1, 100_000), 2_000, "COUNT", "Browsers.")
 @_size("--rate", click.FloatRange(0.1, 10_000), 200, "NUMBER", "Results published a second.")
 @_size("--nodes", click.IntRange(1, 16), 3, "COUNT", "Gateway nodes.")
+@_size("--workers", click.IntRange(1, 16), 1, "COUNT", "Processes of each node.")
 @_size("--retain", click.IntRange(0, 86_400), 60, "SECONDS", "How long a result is retained; 0: not at all.")
 @click.option(
     "--seconds",
@@ -429,6 +430,17 @@ def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening]
 
     try:
         return _run(serve_node(config, demo=demo, announce=announce))
+    except ConfigError as error:  # an address that cannot be had
+        raise Failure(str(error)) from None
+    finally:
+        logs.flush(at_once=True)
+
+
+def _serve_by_workers(config: Config) -> int:
+    from .supervisor import run
+
+    try:
+        return run(config, _loop_factory())
     except ConfigError as error:  # an address that cannot be had
         raise Failure(str(error)) from None
     finally:

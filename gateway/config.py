@@ -23,11 +23,12 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from redis.asyncio import ConnectionPool
 
-from . import redis_url
+from . import processors, redis_url
 from .errors import ConfigError
 
 PREFIX = "GATEWAY_"
 EMBEDDED = "embedded"
+AUTO = "auto"
 SAME_ORIGIN = "same-origin"
 ANY_ORIGIN = "*"
 A_DAY = 86_400.0  # no timeout of a session that lives for minutes is longer; it catches milliseconds
@@ -97,6 +98,15 @@ class Config(BaseModel):
         ge=1,
         le=65_535,
     )
+    workers: int = _setting(
+        1,
+        "Listening",
+        "COUNT_OR_AUTO",
+        "Processes that serve the public port, to use more than one processor; auto: one for each processor. "
+        "With more than 1, a parent keeps them alive, and each has its own connection to Redis.",
+        ge=1,
+        le=256,
+    )
     redis: str = _setting(
         "redis://127.0.0.1:6379/0",
         "Redis",
@@ -158,7 +168,7 @@ class Config(BaseModel):
         "Limits",
         "COUNT",
         "Sessions on this node; one more is refused with 503. Each needs a file descriptor and some 2 KB, "
-        "and 16 KB more while its client is amid a long message.",
+        "and 16 KB more while its client is amid a long message. Of several workers each has its part.",
         ge=1,
     )
     max_sessions_per_ip: int = _setting(
@@ -166,7 +176,7 @@ class Config(BaseModel):
         "Limits",
         "COUNT",
         "Sessions from one client address; one more is refused with 429. High, because whole companies and "
-        "mobile networks share an address. 0: no limit.",
+        "mobile networks share an address. It holds in each of several workers. 0: no limit.",
         ge=0,
     )
     max_handshakes: int = _setting(
@@ -262,6 +272,11 @@ class Config(BaseModel):
         "otlp: a span of OpenTelemetry for each result that brings a traceparent, sent to where the OTEL_* "
         "variables say. Needs the extra otel.",
     )
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _count_processors(cls, value: object) -> object:
+        return processors.usable() if value == AUTO else value
 
     @field_validator("allowed_origins", mode="before")
     @classmethod
@@ -540,7 +555,8 @@ def _right(setting: Setting) -> str:
     if annotation in (int, float):
         kind = "a whole number" if annotation is int else "a number"
         unit = " of seconds" if setting.metavar == "SECONDS" else ""
-        return kind + unit + _range(setting.field)
+        also = f", or {AUTO}" if setting.metavar == "COUNT_OR_AUTO" else ""
+        return kind + unit + _range(setting.field) + also
     return {
         "ADDRESS": "a host name or an IP address",
         "PREFIX": "1 to 64 printable ASCII characters without spaces",

@@ -7,7 +7,8 @@ cost of a registration (docs/benchmark.md). Any other request goes to aiohttp wi
 aiohttp would wait for a request's head as long as the client likes. Here each connection has a deadline,
 and there may only be so many that have not met it.
 
-A connection that aiohttp has handed over (see `stream`) comes back here when it has its response.
+A connection that aiohttp has handed over (see `stream`) comes back here when it has its response. Where
+several workers serve the port, all do, since the next request may belong to a sibling (see `handover`).
 """
 
 from __future__ import annotations
@@ -37,6 +38,10 @@ class Endpoint(Protocol):
         """Take `transport` over, with the bytes that followed the handshake; or say why not."""
 
 
+PassOn = Callable[[asyncio.Transport, bytes], bool]
+"""Sends a connection to whom its next request, which begins with these bytes, belongs; False for nobody."""
+
+
 class Door:
     """Makes the protocol of each new connection: hand it to `loop.create_server`."""
 
@@ -60,6 +65,8 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._no_body = BaseProtocol(self._loop)  # the parser wants one, for bodies that are not used
         self._waiting = 0
+        self.pass_on: PassOn | None = None
+        """Set where there are siblings."""
         self.deadlines: Deadlines[Visitor | Leaver] = Deadlines()
         self.refused = 0
         """Connections closed because too many handshakes were under way."""
@@ -86,6 +93,14 @@ class Door:
         self._waiting -= 1
         self.deadlines.discard(visitor)
 
+    def welcome(self, transport: asyncio.Transport, rest: bytes) -> None:
+        """Take in a new connection that was accepted elsewhere; `rest` has come of its first request."""
+        visitor = Visitor(self)
+        transport.set_protocol(visitor)
+        visitor.connection_made(transport)
+        if rest:
+            visitor.data_received(rest)
+
     def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Wait for the next request on a connection that has its response; `rest` has come of it already."""
         visitor = Returner(self, transport)
@@ -99,7 +114,9 @@ class Door:
         transport.close()
 
     def answer(self, transport: asyncio.Transport, head: bytes) -> None:
-        """Answer the request that begins with `head`, or have aiohttp do it."""
+        """Answer the request that begins with `head`, or have a sibling or aiohttp do it."""
+        if self.pass_on is not None and self.pass_on(transport, head):
+            return
         try:
             answered = self._upgraded(transport, head)
         except HttpProcessingError:

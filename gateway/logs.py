@@ -110,10 +110,13 @@ def configure(
     level: str = "info",
     form: Literal["auto", "console", "json"] = "auto",
     node: str = "",
+    worker: int = 0,
     *,
     stream: TextIO | None = None,
 ) -> None:
-    """Send every event of `level` and above to `stream`, stderr by default; each line has `node`, if any.
+    """Send every event of `level` and above to `stream`, stderr by default.
+
+    Each line has `node` and the number of the `worker`, if there are any.
 
     `form` is the setting log_format. May be called again, when the node's name has become known.
     """
@@ -127,7 +130,7 @@ def configure(
     structlog.configure(
         processors=[
             _folding,
-            _members(node),
+            _members(node, worker),
             structlog.processors.format_exc_info,
             _cut,
             *(_console(colours=terminal) if console else [_json]),
@@ -152,9 +155,11 @@ def short_id(web_socket_id: str) -> str:
     return web_socket_id[: min(8, len(web_socket_id) // 2)] + "…"
 
 
-def _members(node: str) -> Callable[[object, str, Event], Event]:
+def _members(node: str, worker: int) -> Callable[[object, str, Event], Event]:
     """A processor that puts what every line has in front."""
-    fixed = {"node": node} if node else {}
+    fixed: dict[str, object] = {"node": node} if node else {}
+    if worker:
+        fixed["worker"] = worker
 
     def put(_logger: object, method: str, event: Event) -> Event:
         now = time.time()

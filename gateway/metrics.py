@@ -14,7 +14,7 @@ import platform
 import resource
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from prometheus_client import exposition
@@ -186,6 +186,18 @@ MEMORY = _gauge("process_resident_memory_bytes", "Resident memory of this proces
 STARTED = _gauge("process_start_time_seconds", "When these metrics began, since 1970.")
 MAX_FILES = _gauge("process_max_fds", "Files and connections that this process may have open.")
 
+WORKERS_UP = _gauge(
+    "gateway_worker_up", "1 while this worker listens and gives signs of life, else 0.", "worker"
+)
+WORKER_RESTARTS = _counter(
+    "gateway_worker_restarts_total",
+    "Times that this worker was replaced.",
+    "worker",
+)
+
+PARENT_FAMILIES: Final = (WORKERS_UP, WORKER_RESTARTS, PUBLISHED, CPU, MEMORY, STARTED)
+"""What the parent of several workers has to say; their own metrics are those below."""
+
 FAMILIES: Final = (
     BUILD,
     READY,
@@ -337,6 +349,33 @@ class NodeMetrics(Collector):
             STARTED: {(): self._started},
             MAX_FILES: {(): resource.getrlimit(resource.RLIMIT_NOFILE)[0]},
         }
+
+
+class ParentMetrics(Collector):
+    """What the parent of a node's workers knows: how they fare, and what came in on the admin port."""
+
+    def __init__(self, accounts: Callable[[], list[dict[str, Any]]], published: Counter[str]) -> None:
+        """`accounts` tells of each worker; `published` counts what POST /publish did."""
+        self._accounts = accounts
+        self._published = published
+        self._started = time.time()
+
+    def render(self) -> bytes:
+        """All of it as text, for `merge`."""
+        return exposition.generate_latest(self)
+
+    def collect(self) -> Iterator[Metric]:
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        accounts = self._accounts()
+        samples: dict[Family, Samples] = {
+            WORKERS_UP: {(str(each["worker"]),): float(each["serves"]) for each in accounts},
+            WORKER_RESTARTS: {(str(each["worker"]),): each["restarts"] for each in accounts},
+            PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+            CPU: {(): used.ru_utime + used.ru_stime},
+            MEMORY: {(): _resident_memory()},
+            STARTED: {(): self._started},
+        }
+        return (_metric(family, samples[family]) for family in PARENT_FAMILIES)
 
 
 OUTCOMES: Final = ("held", "retained", "nobody", "unconfirmed", "invalid", "denied")

@@ -217,6 +217,7 @@ class Sessions:
         self._clock = clock
         self._sessions: dict[str, SockJSSession] = {}
         self._farewells: dict[str, tuple[float, bytes]] = {}  # until when, and the frame; the oldest first
+        self._untold: set[str] = set()
 
     def __len__(self) -> int:
         """Those that have not ended."""
@@ -231,23 +232,39 @@ class Sessions:
         until, frame = self._farewells.get(name, (0.0, b""))
         return frame if self._clock() < until else b""
 
+    def heard(self, name: str) -> None:
+        """The client of that session has had the farewell."""
+        self._untold.discard(name)
+
     def add(self, name: str, session: SockJSSession) -> None:
         """`session` has this name until it is removed."""
         self._sessions[name] = session
 
-    def remove(self, name: str, session: SockJSSession, farewell: bytes) -> None:
-        """`session` has ended, with this frame if it is not empty; no harm if another has taken the name."""
+    @property
+    def untold(self) -> int:
+        """Sessions of late that were closed while their clients did not listen, and have not asked since."""
+        return len(self._untold)
+
+    def remove(self, name: str, session: SockJSSession, farewell: bytes, *, told: bool = True) -> None:
+        """`session` has ended, with this frame if it is not empty; no harm if another has taken the name.
+
+        `told` says whether the client has had the frame.
+        """
         if self._sessions.get(name) is session:
             del self._sessions[name]
             if farewell:
                 self._remember(name, farewell)
+                if not told:
+                    self._untold.add(name)
 
     def _remember(self, name: str, farewell: bytes) -> None:
         now = self._clock()
         self._farewells.pop(name, None)
         self._farewells[name] = (now + DISCONNECT_DELAY, farewell)
         while len(self._farewells) > MAX_FAREWELLS or self._oldest < now:
-            del self._farewells[next(iter(self._farewells))]
+            name = next(iter(self._farewells))
+            del self._farewells[name]
+            self._untold.discard(name)
 
     @property
     def _oldest(self) -> float:
@@ -368,7 +385,7 @@ class SockJSSession(Session):
         receiver, self._receiver = self._receiver, None
         if receiver is not None:
             receiver.end(self._farewell)
-        self._finish(self._farewell)
+        self._finish(self._farewell, told=receiver is not None)
 
     # Session
 
@@ -411,6 +428,6 @@ class SockJSSession(Session):
     def ended(self) -> None:
         self._finish(b"")
 
-    def _finish(self, farewell: bytes) -> None:
-        self._sessions.remove(self._name, self, farewell)
+    def _finish(self, farewell: bytes, *, told: bool = True) -> None:
+        self._sessions.remove(self._name, self, farewell, told=told)
         super().ended()

@@ -83,6 +83,11 @@ class SockJSViews:
         }
         self.door: Exit
 
+    @property
+    def untold(self) -> int:
+        """Clients by polls that have not heard yet that their sessions were closed."""
+        return self._sessions.untold
+
     def routes(self) -> list[web.RouteDef]:
         return [
             web.route("*", self._prefix, self.serve),
@@ -175,6 +180,7 @@ class SockJSViews:
         farewell = self._sessions.farewell(place.session)
         if farewell:
             self._receiver(request, place.name).end(farewell)
+            self._sessions.heard(place.session)
             return HANDED_OVER
         session = self._sessions.get(place.session)
         if session is None:

@@ -11,6 +11,7 @@ import asyncio
 import socket
 from collections.abc import Mapping
 from email.utils import formatdate
+from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -59,6 +60,19 @@ def head(connection: Connection, headers: Mapping[str, str], length: int | None 
         fields["Connection"] = "close"
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode()
+
+
+def respond(connection: Connection, response: web.Response, *, without_body: bool) -> None:
+    """Write a response of aiohttp's whole, `without_body` if it answers HEAD."""
+    fields = {**response.headers, "Date": formatdate(usegmt=True)}
+    body = response.body if isinstance(response.body, bytes) else b""
+    if response.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
+        fields["Content-Length"] = str(len(body))
+    if not connection.lasting:
+        fields["Connection"] = "close"
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    status = f"HTTP/1.1 {response.status} {response.reason}\r\n"
+    write(connection.transport, f"{status}{lines}\r\n".encode() + (b"" if without_body else body))
 
 
 def piece(connection: Connection, data: bytes) -> bytes:

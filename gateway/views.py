@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from aiohttp import web
 
+from . import stream
 from .broker import Broker
 from .cluster import Cluster
 from .door import Door, Endpoint
@@ -21,9 +22,12 @@ from .metrics import CONTENT_TYPE as METRICS
 from .probe import Probe
 from .session import Node
 from .sockjs_views import SockJSViews
-from .websocket import open_session
+from .websocket import HANDED_OVER, open_session
 from .wire.json import JSON_WIRE
 from .wire.stomp import SUBPROTOCOLS, StompWire
+
+SOCKJS = "/websocket"
+"""Below this path SockJS is spoken."""
 
 STATIC = Path(__file__).parent / "static"
 
@@ -42,12 +46,40 @@ class PublicViews:
         beat = int(node.config.heartbeat * 1000)
         self._stomp = partial(StompWire, node.config.max_message_size, (beat, beat))
         self._websocket = Entrance(self.gate, self._open)
-        self._sockjs = SockJSViews(node, self.gate, "/websocket", self._stomp)
+        self._sockjs = SockJSViews(node, self.gate, SOCKJS, self._stomp)
         self._events = EventsViews(node, self.gate)
 
     def attach(self, door: Door) -> None:
         """`door` resolves paths by `endpoint`, and has the connections back whose responses are complete."""
         self._sockjs.door = door
+        self._door = door
+
+    @web.middleware
+    async def one_at_a_time(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        """Answer, and give the connection back to the door: its next request may be for another worker.
+
+        Errors end a connection anyway, and so does a body that nobody has read.
+        """
+        response = await handler(request)
+        if request.transport is None or not isinstance(response, web.Response):
+            return response
+        if response.status >= HTTPStatus.BAD_REQUEST or not request.content.is_eof():
+            response.force_close()
+            return response
+        connection = stream.take(request)
+        stream.respond(connection, response, without_body=request.method == "HEAD")
+        if connection.lasting:
+            self._door.readmit(connection.transport, b"")
+        else:
+            self._door.see_out(connection.transport)
+        return HANDED_OVER
+
+    @property
+    def untold(self) -> int:
+        """Clients that have not heard yet that their sessions were closed."""
+        return self._sockjs.untold
 
     def routes(self) -> list[web.RouteDef]:
         websocket = web.get("/ws", self._websocket.serve, allow_head=False)
@@ -106,13 +138,18 @@ class AdminViews:
         return web.json_response({"status": "ok", "node": self._name})
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """GET /readyz: whether browsers should be sent to this node, and how it is.
+        """GET /readyz: whether browsers should be sent to this node, and how it is."""
+        state = self.state()
+        return web.json_response(state, status=200 if state["ready"] else 503)
 
-        It stays ready while Redis is away: all nodes share Redis, and turning every one of them away
-        would end the logins that only have to wait.
+    def state(self) -> dict[str, Any]:
+        """How the node is, for /readyz.
+
+        It stays ready while Redis is away, for however long: all nodes share Redis, and turning every one of
+        them away would end the logins that only have to wait.
         """
         reasons = self.reasons()
-        body = {
+        return {
             "ready": not reasons,
             "reasons": reasons,
             "node": self._name,
@@ -131,7 +168,6 @@ class AdminViews:
                 "mended": self._broker.mended,
             },
         }
-        return web.json_response(body, status=503 if reasons else 200)
 
 
 def _round_trip(probes: Sequence[Probe]) -> float | None:

@@ -29,8 +29,12 @@ ORDER = [
     "slots",
     "subscriptions",
     "limits",
+    "ownership",
+    "restarts",
+    "health",
     "invocation",
     "logs",
+    "processors",
     "config",
     "hub",
     "session",
@@ -56,6 +60,7 @@ ORDER = [
     "publisher",
     "publish_views",
     "descriptors",
+    "handover",
     "door",
     "gate",
     "sockjs_views",
@@ -65,6 +70,11 @@ ORDER = [
     "views",
     "live",
     "app",
+    "control",
+    "worker",
+    "posts",
+    "workers_views",
+    "supervisor",
     "watching",
     "embedded",
     "drill",
@@ -83,6 +93,9 @@ PURE = [
     "slots",
     "subscriptions",
     "limits",
+    "ownership",
+    "restarts",
+    "health",
 ]
 IMPURE_LIBRARIES = {"asyncio", "aiohttp", "redis", "hiredis", "time", "socket", "structlog", "random", "os"}
 
@@ -103,6 +116,9 @@ STRANGERS = [
     ("sockjs", "door"),
     ("session", "sockjs"),
     ("wire", "session"),
+    ("door", "handover"),
+    ("handover", "door"),
+    ("workers_views", "supervisor"),
 ]
 
 

@@ -138,6 +138,7 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "tracing": "otlp",
             "redis": "redis://r",
             "sockjs_url": "/s.js",
+            "workers": "3",
             "publish_token_file": str(token_file),
         }.get(setting.name, "4097")
         if setting.name == "publish_token":

@@ -608,3 +608,22 @@ def test_a_registered_stream_fits_its_budget() -> None:
     kept = [sessions.get(f"{number:08}") for number in range(len(ids))]
     assert all(session is not None and session.state is State.REGISTERED for session in kept)
     assert used / len(sessions) < 2_500
+
+
+def test_who_has_not_heard_of_the_end_is_counted() -> None:
+    clock = Clock()
+    sessions = Sessions(clock)
+
+    def close(name: str, *, told: bool) -> None:
+        session = SockJSSession(node(clock), JSON_WIRE, ADDRESS, name, sessions)
+        sessions.remove(name, session, b"c", told=told)
+
+    close("heard", told=True)
+    close("asks", told=False)
+    close("never asks", told=False)
+    assert sessions.untold == 2
+    sessions.heard("asks")
+    assert sessions.untold == 1
+    clock.now += DISCONNECT_DELAY + 1
+    close("later", told=True)
+    assert sessions.untold == 0, "it could not be told any more"

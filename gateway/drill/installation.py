@@ -48,7 +48,8 @@ class Plan(Generic[Redis]):
 class Installation(Generic[Redis]):
     """First `start_redis`, then `start_nodes`; in any case `stop`. It remembers what its nodes have told."""
 
-    def __init__(self, plan: Plan[Redis], nodes: int) -> None:
+    def __init__(self, plan: Plan[Redis], nodes: int, workers: int = 1) -> None:
+        """Of so many nodes, with so many processes each."""
         self.redis: Redis
         self.nodes: list[Node] = []
         self.balancer: Balancer | None = None
@@ -56,6 +57,7 @@ class Installation(Generic[Redis]):
         """How each node was when it was looked at last, in a few words."""
         self._plan = plan
         self._count = nodes
+        self._by_workers = ("--workers", str(workers)) if workers > 1 else ()
         self._running = ExitStack()
         self._lives: dict[tuple[int, int], Blindness] = {}  # by number and process id
         self._down = [0.0] * nodes
@@ -84,7 +86,7 @@ class Installation(Generic[Redis]):
         node = Node(
             self.redis.url,
             *("--node", f"node-{number + 1}", "--max-sessions-per-ip", "0"),
-            *("--trusted-proxies", "127.0.0.0/8", *self._plan.node_options),
+            *("--trusted-proxies", "127.0.0.0/8", *self._by_workers, *self._plan.node_options),
             host=host,
             port=port,
             admin_port=admin_port,

@@ -34,6 +34,11 @@ NOTICED: Final = 6.0  # of silence they put up with 4.5 s at most; the rest is f
 FAILOVER: Final = 3.0  # two looks at who is the master, and a connection
 MOVED: Final = 1.0  # a node is told by the server that the slot has left
 UNDISTURBED: Final = 0.25  # more than before; a machine that is busy with large results is a little slower
+ABSENT: Final = 5.0  # the longest pause of a client that comes back, and the machine's own
+
+SURGE: Final = 0.25
+"""Limit, as a part of all clients. A node has up to half of them, when another has just been restarted, and
+closes a fifth of those in each second of its drain."""
 
 GIVE_UP: Final = 30.0  # seconds, for what takes a few
 
@@ -41,7 +46,7 @@ SLOT: Final = 0  # the Cluster drills are about the server that holds this one
 ONE_BY_ONE: Final = 100  # slots
 AT_ONCE: Final = 3_000
 
-DRAIN_DELAY, DRAIN_SECONDS = 2, 3  # HAProxy takes up to 1.5 s to notice that a node is unready
+DRAIN_DELAY, DRAIN_SECONDS = 2, 5  # HAProxy takes up to 1.5 s to notice that a node is unready
 
 SLEEPERS: Final = 0.1  # of the clients
 LARGE: Final = 60_000  # bytes
@@ -163,6 +168,11 @@ async def rolling_restart(stage: Stage[Valkey]) -> None:
         ended = stage.say(f"node {number} has ended with {code}")
         await stage.start_again(node, ended)
         stage.say(f"node {number} is back")
+    clients = stage.options.clients
+    stage.measure(
+        "clients back in the busiest second", stage.busiest_second, int(SURGE * clients), f"of {clients:,}"
+    )
+    stage.measure("longest that a client was without a node", stage.longest_absence, ABSENT)
 
 
 async def slow_clients(stage: Stage[Valkey]) -> None:

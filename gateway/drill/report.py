@@ -20,6 +20,8 @@ class Options(NamedTuple):
     """For how long results are published, the fault included; a fault that takes longer prolongs it."""
     retain: int = 60
     """Seconds."""
+    workers: int = 1
+    """Processes of each node."""
 
 
 class Measure(NamedTuple):
@@ -152,8 +154,10 @@ def as_json(report: Report) -> dict[str, Any]:
 def conditions(options: Options) -> str:
     """The size of an exercise in a line."""
     retained = f"retained for {options.retain} s" if options.retain else "not retained"
+    by_workers = "" if options.workers == 1 else f" of {options.workers} workers"
+    nodes = count(options.nodes, "node") + by_workers
     return (
-        f"{count(options.nodes, 'node')}, {count(options.clients, 'client')}, {options.rate:,.10g} results/s "
+        f"{nodes}, {count(options.clients, 'client')}, {options.rate:,.10g} results/s "
         f"for {options.seconds:g} s, {retained}"
     )
 

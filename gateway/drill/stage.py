@@ -53,7 +53,7 @@ class Stage(Generic[Redis]):
 
     def __init__(self, options: Options, plan: Plan[Redis], display: Display) -> None:
         self.options = options
-        self.installation = Installation(plan, options.nodes)
+        self.installation = Installation(plan, options.nodes, options.workers)
         self.ledger = Ledger()
         self.crowd: Crowd
         self._backend: Backend
@@ -111,6 +111,14 @@ class Stage(Generic[Redis]):
                 return now
             await asyncio.sleep(NOTICE_SECONDS)
         return None
+
+    def busiest_second(self) -> float:
+        """The most clients that came back within one second."""
+        return busiest_second(self.crowd.returned)
+
+    def longest_absence(self) -> float:
+        """The longest that a client was without a registration, after it had had one, in seconds."""
+        return self.crowd.longest_gap(time.monotonic())
 
     def heard_again(self, since: float, about: Callable[[str], bool] = lambda _: True) -> float | None:
         """Seconds after `since` at which the last place delivered again; None if one has not at all."""

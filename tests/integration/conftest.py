@@ -69,6 +69,11 @@ class Place:
 
     port: int
     admin_port: int
+    workers: int = 1
+
+    def holders(self, browsers: int) -> range:
+        """What PUBLISH may answer when so many browsers here have the id: each worker counts for itself."""
+        return range(1, 1 + min(browsers, self.workers))
 
 
 @pytest.fixture(scope="session")
@@ -77,13 +82,19 @@ def node_process(valkey: Valkey) -> Iterator[Node]:
         yield node
 
 
-@pytest.fixture(params=["process", "in this loop"])
+@pytest.fixture(scope="session")
+def three_workers(valkey: Valkey) -> Iterator[Node]:
+    with Node(valkey.url, "--workers", "3") as node:
+        yield node
+
+
+@pytest.fixture(params=["node_process", "three_workers", "in this loop"])
 async def place(request: pytest.FixtureRequest, valkey: Valkey) -> AsyncIterator[Place]:
-    """A gateway: as users run it, on uvloop in a process of its own, and on asyncio's own loop."""
-    if request.param == "process":
-        node = request.getfixturevalue("node_process")
+    """A gateway: as users run it, on uvloop, in one process and in three; and on asyncio's own loop."""
+    if request.param != "in this loop":
+        node = request.getfixturevalue(request.param)
         before = len(complaints(node.logs))
-        yield Place(node.port, node.admin_port)
+        yield Place(node.port, node.admin_port, 3 if request.param == "three_workers" else 1)
         assert not complaints(node.logs)[before:]
         return
     async with gateway_here(valkey.url) as gateway:

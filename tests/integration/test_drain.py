@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import aiohttp
 import pytest
 import redis.asyncio
 
 from ..processes import Node, Valkey
 from .conftest import complaints
 from .here import readiness
-from .load import HANDSHAKE, SECONDS, Backend, crowd, frame, until, without_theirs
+from .load import HANDSHAKE, SECONDS, Backend, crowd, frame, result_of, text, until, without_theirs
 from .raw import Raw
 
 SOON = 2.0  # seconds: what takes no time, on a machine that is busy
 DELAY, DRAIN = 2.0, 1.5
 BROWSERS = 90
+TOKEN = "a-token-that-is-long-enough"
 
 
 @contextmanager
@@ -133,3 +137,162 @@ async def test_sigterm_while_redis_is_away() -> None:
             browser.send(frame(8, b"\x03\xf4"))
             assert await exit_of(node) == 0
             assert time.monotonic() - start < SOON
+
+
+# Clients that make it hard
+
+WORKERS = pytest.mark.parametrize("workers", ["1", "2"], ids=["one process", "two workers"])
+
+MUTE, PATIENCE = "0.5", 1.5
+"""--close-timeout, and what that leaves for the end: it and HTTP_SHUTDOWN."""
+
+
+def sockjs(session: str, transport: str, body: bytes = b"") -> bytes:
+    line = f"POST /websocket/000/{session}/{transport} HTTP/1.1\r\n"
+    return f"{line}Host: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@WORKERS
+async def test_each_protocol_says_it_in_its_own_way(
+    valkey: Valkey, backend: redis.asyncio.Redis, workers: str
+) -> None:
+    """All are told to come back, which each protocol has a way to say."""
+    with draining_node(valkey, 0, 0.5, "--workers", workers) as node:
+        async with (
+            Raw.connected(node.port) as polls,
+            Raw.connected(node.port) as streams,
+            Raw.connected(node.port) as events,
+            Raw.connected(node.port) as later,
+        ):
+            polls.send(sockjs("drained-polls", "xhr"))
+            assert (await polls.answer())[2] == b"o\n"
+            polls.send(sockjs("drained-polls", "xhr"))
+            later.send(sockjs("drained-later", "xhr"))
+            assert (await later.answer())[2] == b"o\n"
+            streams.send(sockjs("drained-streams", "xhr_streaming"))
+            await streams.until(b"o\n")
+            events.send(b"GET /events?webSocketId=drained-events HTTP/1.1\r\nHost: x\r\n\r\n")
+            await events.until(b"registrationSucceeded")
+            node.signal(signal.SIGTERM)
+            goodbye = b'c[1012,"service restart"]\n'
+            assert (await polls.answer())[2] == goodbye
+            await streams.until(goodbye)
+            # The end of the response is what makes a browser's EventSource connect anew.
+            assert (await events.rest()).endswith(b"0\r\n\r\n")
+            later.send(sockjs("drained-later", "xhr"))
+            assert (await later.answer())[2] == goodbye, "who comes late hears it too"
+            assert await exit_of(node) == 0
+
+
+@WORKERS
+async def test_clients_that_do_nothing_right_hold_nothing_up(
+    valkey: Valkey, backend: redis.asyncio.Redis, workers: str
+) -> None:
+    with draining_node(
+        valkey, 0, 0, "--close-timeout", MUTE, "--write-buffer", "16777216", "--workers", workers
+    ) as node:
+        async with contextlib.AsyncExitStack() as opened:
+
+            async def connected(**options: int) -> Raw:
+                return await opened.enter_async_context(Raw.connected(node.port, **options))
+
+            for half in (
+                b"",
+                b"GET /ws HTTP/1.1\r\n",
+                HANDSHAKE.encode(),
+                sockjs("half", "xhr", b"x" * 99)[:-9],
+            ):
+                (await connected()).send(half)
+            for name in ("hard-mute", "hard-stuffed"):
+                await opened.enter_async_context(Raw.registered(node.port, name, receive_buffer=4096))
+            stream = await connected(receive_buffer=4096)
+            stream.send(b"GET /events?webSocketId=hard-stuffed HTTP/1.1\r\nHost: x\r\n\r\n")
+            await stream.until(b"registrationSucceeded")
+            stuck = await connected(receive_buffer=4096)
+            stuck.send(sockjs("hard-stream", "xhr_streaming"))
+            await stuck.until(b"o\n")
+            idle = await connected()
+            idle.send(sockjs("hard-poll", "xhr"))
+            await idle.answer()
+            for _ in range(150):  # 9 MB: more than the kernel takes, less than the write buffer
+                await backend.publish(
+                    "websocket:hard-stuffed", json.dumps({"authResult": "A", "data": "x" * 60_000})
+                )
+            start = time.monotonic()
+            node.signal(signal.SIGTERM)
+            assert await exit_of(node) == 0
+            assert time.monotonic() - start < float(MUTE) + PATIENCE + SOON
+
+
+@WORKERS
+async def test_redis_goes_away_amid_the_drain(workers: str) -> None:
+    with (
+        await asyncio.to_thread(Valkey) as valkey,
+        draining_node(valkey, 0.5, 1, "--close-timeout", MUTE, "--workers", workers) as node,
+    ):
+        names = [f"amid-{number}" for number in range(20)]
+        async with crowd([node.port], names) as browsers:
+            valkey.freeze()
+            try:
+                start = time.monotonic()
+                node.signal(signal.SIGTERM)
+                async with Raw.upgraded(node.port) as late:
+                    late.send(text({"webSocketId": "amid-late"}))  # which nobody can confirm
+                    assert await late.closed() == (1012, "service restart")
+                assert await exit_of(node) == 0
+                assert time.monotonic() - start < 1.5 + float(MUTE) + PATIENCE + SOON
+            finally:
+                valkey.thaw()
+            await until(lambda: all(browser.lost_at for browser in browsers), "all connections have ended")
+        assert {browser.close_code for browser in browsers} == {1012}
+
+
+@WORKERS
+async def test_results_come_in_by_http_until_the_end(valkey: Valkey, workers: str) -> None:
+    """A publisher has its answer, from the node or by its connection's end."""
+    with draining_node(valkey, 0.3, 0.7, "--publish-token", TOKEN, "--workers", workers) as node:
+        names = [f"until-{number}" for number in range(20)]
+        url = f"http://127.0.0.1:{node.admin_port}/publish"
+        async with (
+            crowd([node.port], names) as browsers,
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
+        ):
+            node.signal(signal.SIGTERM)
+            sent: list[str] = []
+            with contextlib.suppress(aiohttp.ClientError):
+                for name in itertools.cycle(names):
+                    body = {"webSocketId": name, "authResult": result_of(name), "messageId": name}
+                    async with http.post(url, json=body) as answer:
+                        assert answer.status == 200
+                        assert (await answer.json())["retained"]
+                    sent.append(name)
+            assert set(sent) == set(names), "it went on all the while"
+            assert await exit_of(node) == 0
+            await until(lambda: all(browser.lost_at for browser in browsers), "all connections have ended")
+            assert [browser for browser in browsers if browser.results == [result_of(browser.name)]]
+
+
+@WORKERS
+async def test_a_publication_that_redis_keeps_waiting_does_not_hold_the_end_up(workers: str) -> None:
+    with (
+        await asyncio.to_thread(Valkey) as valkey,
+        draining_node(
+            valkey, 0, 0, "--publish-token", TOKEN, "--close-timeout", MUTE, "--workers", workers
+        ) as node,
+    ):
+        valkey.freeze()
+        try:
+            async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http:
+                body = {"webSocketId": "kept-waiting", "authResult": "CONFIRMED"}
+                posting = asyncio.create_task(
+                    http.post(f"http://127.0.0.1:{node.admin_port}/publish", json=body)
+                )
+                await asyncio.sleep(0.2)
+                start = time.monotonic()
+                node.signal(signal.SIGTERM)
+                assert await exit_of(node) == 0
+                assert time.monotonic() - start < float(MUTE) + PATIENCE + SOON
+                with contextlib.suppress(aiohttp.ClientError):
+                    assert (await posting).status in (500, 503)
+        finally:
+            valkey.thaw()

@@ -57,6 +57,29 @@ def test_no_result_is_lost(name: str, measured: Measured) -> None:
     if name in BEHIND_HAPROXY:
         assert found["haproxy"] is True
         assert found["disconnected"]["longest"] < 5
+    if name == "rolling-restart":
+        assert_rolled_over(found)
+
+
+@pytest.mark.needs("haproxy")
+def test_nodes_of_several_workers_are_rolled_over() -> None:
+    command = [*GATEWAY, "drill", "rolling-restart", "--json", "--workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert (found["lost"], found["duplicate"], found["unaccepted"]) == (0, 0, 0)
+    assert found["delivered"] == found["published"]
+    assert_rolled_over(found)
+
+
+def assert_rolled_over(found: dict[str, Any]) -> None:
+    """Every client has been told to come back, and never all of them in the same second."""
+    clients = found["disconnected"]
+    assert set(clients["closes"]) == {"1012"}, "nobody is cut off"
+    assert clients["returns"] >= found["clients"], "each at least once, for all nodes were restarted"
+    assert [measure for measure in found["measures"] if measure["verdict"] != "pass"] == []
+    ended = [event["text"] for event in found["events"] if "has ended" in event["text"]]
+    assert ended == [f"node {number} has ended with 0" for number in (1, 2, 3)]
 
 
 # The controls: the same drills, smaller, with a cure taken out of the nodes or of the publisher.

@@ -106,7 +106,7 @@ async def test_two_browsers_with_one_id_both_get_the_result(
         Raw.registered(port_of(other), name) as third,
     ):
         nodes = await backend.publish(f"websocket:{name}", "CONFIRMED")
-        assert nodes == 2, "PUBLISH counts nodes, not browsers"
+        assert nodes - 1 in place.holders(2), "PUBLISH counts nodes, not browsers"
         for browser in (first, second, third):
             assert await browser.message() == result(name, "CONFIRMED")
 
@@ -131,8 +131,10 @@ async def test_publish_tells_when_nobody_is_there(
     assert await backend.publish(f"websocket:{name}", "CONFIRMED") == 0
     async with Raw.registered(place.port, name):
         async with Raw.registered(place.port, name):
-            assert await backend.publish(f"websocket:{name}", "CONFIRMED") == 1
-        assert await backend.publish(f"websocket:{name}", "CONFIRMED") == 1, "one of the two is left"
+            assert await backend.publish(f"websocket:{name}", "CONFIRMED") in place.holders(2)
+        assert await backend.publish(f"websocket:{name}", "CONFIRMED") in place.holders(2), (
+            "one of the two is left"
+        )
     await until_status(place.admin_port, "the node has forgotten the id", channels=0, sessions=0)
     assert await backend.publish(f"websocket:{name}", "CONFIRMED") == 0
 

@@ -1,0 +1,97 @@
+"""The line between a worker and its parent: a JSON object a line, both ways, over a pair of Unix sockets.
+
+The parent asks and orders, the worker answers and shows that it lives. Each end learns by the end of the
+line that the other is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+import orjson
+
+Message = dict[str, Any]
+
+MAX_LINE: Final = 16 << 20
+"""Bytes. The longest line is a worker's metrics; this many are a mistake, and the end of the line."""
+
+
+class Control(asyncio.Protocol):
+    """One end of the line."""
+
+    def __init__(self, heard: Callable[[Message], None], lost: Callable[[], None]) -> None:
+        """`heard` gets each message but answers; `lost` is called when the other end is gone."""
+        self._heard = heard
+        self._lost = lost
+        self._buffer = bytearray()
+        self._questions: dict[int, asyncio.Future[Any]] = {}
+        self._count = 0
+        self._transport: asyncio.Transport | None = None
+        self._unsent = b""  # what was said before the line was open
+
+    async def open(self, connection: socket.socket) -> None:
+        """Speak over `connection`, which belongs to this end from now on."""
+        await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connection)
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def say(self, message: Message) -> None:
+        """Send `message`, as soon as the line is open; it is lost with the line."""
+        line = orjson.dumps(message) + b"\n"
+        if self._transport is None:
+            self._unsent += line
+        elif not self._transport.is_closing():
+            self._transport.write(line)
+
+    async def ask(self, what: str, seconds: float) -> Any:
+        """The other end's answer to a question; None when there is none in time."""
+        self._count += 1
+        number = self._count
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._questions[number] = answer
+        self.say({"ask": what, "number": number})
+        try:
+            async with asyncio.timeout(seconds):
+                return await answer
+        except TimeoutError:
+            return None
+        finally:
+            self._questions.pop(number, None)
+
+    def answer(self, question: Message, answer: object) -> None:
+        """Answer a message that asked."""
+        self.say({"answer": answer, "number": question["number"]})
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is none of asyncio's
+        self._transport.write(self._unsent)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        *lines, rest = self._buffer.split(b"\n")
+        self._buffer = rest
+        for line in lines:
+            self._received(orjson.loads(line))
+        if len(rest) > MAX_LINE:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for question in self._questions.values():
+            if not question.done():
+                question.set_result(None)
+        self._lost()
+
+    def _received(self, message: Message) -> None:
+        if "answer" not in message:
+            self._heard(message)
+            return
+        question = self._questions.get(message["number"])
+        if question is not None and not question.done():
+            question.set_result(message["answer"])

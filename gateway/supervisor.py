@@ -1,0 +1,354 @@
+"""The parent of a node's workers: it starts them, keeps them alive, and answers the admin port for all.
+
+Workers are forked once all is imported and the collector has been told to let it be (gc.freeze), so that they
+share those pages. Forking happens while no event loop runs: `run` leaves the loop for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import math
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+
+from . import logs
+from .app import (
+    HTTP_SHUTDOWN,
+    Listening,
+    Share,
+    Stop,
+    announce_in_log,
+    cannot_listen,
+    running,
+    stops,
+    web_app,
+)
+from .config import Config
+from .control import Control, Message
+from .errors import ConfigError
+from .metrics import ParentMetrics
+from .posts import Life, Post, Relief, listen
+from .publish_views import MAX_BODY, PublishViews
+from .publisher import Publisher
+from .restarts import BEAT
+from .worker import Birth, live
+from .workers_views import WorkersViews
+
+MARGIN: Final = 5.0
+"""Seconds that workers may take to end beyond what their own bounds add up to; then they are killed."""
+
+ANSWER: Final = 1.0
+"""Seconds that a worker has for an answer; an orchestrator's probe waits no longer for all of them."""
+
+PARTED: Final = ("max_sessions", "max_handshakes")
+"""Limits of which each worker has its part, since any connection may come to any worker."""
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
+
+log = structlog.get_logger()
+
+
+def run(config: Config, loop_factory: LoopFactory) -> int:
+    """Run a node of `config.workers` workers until SIGTERM or SIGINT; returns the exit code.
+
+    The signals mean what they mean for `app.serve`. Raises ConfigError if an address cannot be had. Workers
+    get their loops from `loop_factory`; the parent, which has little to do, runs on asyncio's own.
+    """
+    with asyncio.Runner() as runner:
+        supervisor = Supervisor(config)
+        try:
+            runner.run(supervisor.open())
+            while (post := runner.run(supervisor.vacancy())) is not None:
+                _fork(supervisor, post, loop_factory)
+        except ConfigError as error:
+            log.error("cannot start", why=str(error))  # noqa: TRY400 - the sentence says it all
+            raise
+        finally:
+            runner.run(supervisor.close())
+    return supervisor.exit_code
+
+
+def _fork(supervisor: Supervisor, post: Post, loop_factory: LoopFactory) -> None:
+    """Start a worker at `post`. The child does not return from here."""
+    parent = os.getpid()
+    ours, theirs = socket.socketpair()
+    gc.collect()
+    gc.freeze()
+    with _signals_blocked():
+        pid = os.fork()
+        if not pid:
+            code = 1
+            try:
+                code = live(supervisor.birth(post, theirs, parent, loop_factory))
+                sys.stderr.flush()
+            finally:
+                os._exit(code)
+    theirs.close()
+    supervisor.born(post, pid, ours)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What comes meanwhile is for the parent, and must not reach the child by the parent's handlers."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class Supervisor:
+    """The parent, between two forks."""
+
+    def __init__(self, config: Config) -> None:
+        self.name = ""
+        self.draining = False
+        self.exit_code = 0
+        self._config = config
+        part = {name: math.ceil(getattr(config, name) / config.workers) for name in PARTED}
+        self._workers_config = config.model_copy(update=part)
+        self._posts: list[Post] = []
+        self._relief: Relief | None = None
+        self._vacant: asyncio.Queue[Post | None] = asyncio.Queue()
+        self._stops = 0
+        self._started = False  # every worker has listened
+        self._listening = Listening(config.host, config.port, config.admin_host, config.admin_port)
+        self._runner: web.AppRunner | None = None
+        self._admin: asyncio.Server | None = None
+        self._publisher: Publisher | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # Starting
+
+    async def open(self) -> None:
+        """Listen, and ask for the workers. Raises ConfigError if an address cannot be had."""
+        config, self._loop = self._config, asyncio.get_running_loop()
+        try:
+            groups = listen(config.host, config.port, config.workers, config.backlog)
+        except OSError as error:
+            raise ConfigError(cannot_listen(error, "port", config.host, config.port)) from error
+        self._posts = [Post(number, group) for number, group in enumerate(groups, 1)]
+        self._relief = Relief(self._posts)
+        port: int = groups[0][0].getsockname()[1]
+        self.name = config.node_name(port)
+        admin_port = await self._open_admin()
+        self._listening = Listening(config.host, port, config.admin_host, admin_port)
+        logs.configure(config.log_level, config.log_format, self.name)
+        for number, order in stops(config).items():
+            self._loop.add_signal_handler(number, self._stop, order)
+        self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._do(self._watch())
+        for post in self._posts:
+            self._vacant.put_nowait(post)
+
+    async def _open_admin(self) -> int:
+        config = self._config
+        self._publisher = Publisher(config.redis)
+        publishing = PublishViews(
+            self._publisher, config.token(), config.channel_prefix, config.max_result_size
+        )
+        metrics = ParentMetrics(self.accounts, publishing.outcomes)
+        routes = [*WorkersViews(self, metrics.render).routes(), *publishing.routes()]
+        self._runner = await running(web_app(routes, max_body=MAX_BODY))
+        assert self._runner.server is not None
+        host, port, server = config.admin_host, config.admin_port, self._runner.server
+        try:
+            self._admin = await self._loop.create_server(server, host, port, backlog=config.backlog)
+        except OSError as error:
+            raise ConfigError(cannot_listen(error, "admin_port", host, port)) from error
+        actual: int = self._admin.sockets[0].getsockname()[1]
+        return actual
+
+    async def vacancy(self) -> Post | None:
+        """The next post that needs a worker; None when the node has stopped."""
+        while True:
+            post = await self._vacant.get()
+            if post is None or not self.draining:
+                return post
+
+    def birth(self, post: Post, control: socket.socket, parent: int, loop_factory: LoopFactory) -> Birth:
+        """What the next worker at `post` is born with."""
+        share = Share(post.number, post.listeners, [each.inbox for each in self._posts])
+        return Birth(self._workers_config, self.name, share, control, parent, loop_factory)
+
+    def born(self, post: Post, pid: int, line: socket.socket) -> None:
+        """A worker runs at `post`; `line` leads to it."""
+        control = Control(lambda message: self._heard(post, message), _ignore)
+        post.life = Life(pid, control)
+        post.pulse.beat()
+        log.info("worker started", worker=post.number, pid=pid)
+        self._do(control.open(line))
+
+    # What workers say
+
+    def accounts(self) -> list[dict[str, Any]]:
+        """What is known of each worker."""
+        return [post.account() for post in self._posts]
+
+    async def ask(self, what: str) -> list[Any]:
+        """Every worker's answer, None where there is none."""
+        return await asyncio.gather(*(self._ask(post, what) for post in self._posts))
+
+    async def _ask(self, post: Post, what: str) -> Any:
+        life = post.life
+        if life is None or not life.listening or post.pulse.quiet:
+            return None
+        return await life.control.ask(what, ANSWER)
+
+    def _heard(self, post: Post, message: Message) -> None:
+        life = post.life
+        if life is None:
+            return
+        match message:
+            case {"beat": _}:
+                post.pulse.beat()
+            case {"listening": _}:
+                life.listening = True
+                self._announce()
+            case {"leave": _}:
+                self._dismiss(post, life)
+        self._adjust()
+
+    def _announce(self) -> None:
+        if not self._started and all(post.life and post.life.listening for post in self._posts):
+            self._started = True
+            announce_in_log(self._listening, self.name, workers=len(self._posts))
+
+    def _dismiss(self, post: Post, life: Life) -> None:
+        """One worker has had a SIGTERM. Service managers send it to every process of a service."""
+        if self.draining or life.leaving:
+            return
+        log.info("worker leaves", worker=post.number, pid=life.pid)
+        life.leaving = True
+        life.control.say({"stop": list(stops(self._config)[signal.SIGTERM])})
+
+    def _adjust(self) -> None:
+        if self._relief is not None and not self.draining:
+            self._relief.adjust()
+
+    # Keeping workers alive
+
+    async def _watch(self) -> None:
+        """Count the workers' signs of life for ever, and kill those that give none."""
+        while True:
+            await asyncio.sleep(BEAT)
+            logs.flush()
+            for post in self._posts:
+                post.pulse.look()
+                if post.life is not None and post.pulse.hung:
+                    _kill(post, post.life, "worker hangs, and is killed")
+            self._adjust()
+
+    def _reap(self) -> None:
+        for post in self._posts:
+            if post.life is None:
+                continue
+            pid, status = os.waitpid(post.life.pid, os.WNOHANG)
+            if pid:
+                self._ended(post, post.life, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, post: Post, life: Life, code: int) -> None:
+        """A worker is gone, by a signal if `code` is negative."""
+        life.control.close()
+        post.life = None
+        expected = code == 0 and (self.draining or life.leaving)
+        say = log.info if expected else log.error
+        how = {"signal": signal.Signals(-code).name} if code < 0 else {"code": code}
+        say("worker ended", worker=post.number, pid=life.pid, **how)
+        if self.draining:
+            self._finish()
+        elif not self._started and not life.listening:  # it never could; neither will the next
+            self.exit_code = 1
+            self._stop(Stop(0, 0))
+        else:
+            self._do(self._replace(post, time.monotonic() - life.born))
+
+    async def _replace(self, post: Post, lived: float) -> None:
+        assert self._relief is not None
+        pause = post.backoff.pause(lived)
+        post.restarts += 1
+        self._adjust()
+        self._relief.empty(post, pause)
+        log.warning("worker is replaced", worker=post.number, restarts=post.restarts, in_seconds=pause)
+        await asyncio.sleep(pause)
+        self._relief.leave_to_worker(post)
+        self._vacant.put_nowait(post)
+
+    # Stopping
+
+    def _stop(self, order: Stop) -> None:
+        """Have all workers drain; the second time, have them end at once."""
+        self._stops += 1
+        if self._stops == 1:
+            log.info("draining", workers=len(self._posts), delay=order.delay, seconds=order.seconds)
+            self.draining = True
+            self._do(self._drain(order))
+        for post in self._posts:
+            # To a worker that leaves already, another order would be the second.
+            if post.life is not None and (not post.life.leaving or self._stops > 1):
+                post.life.control.say({"stop": list(order)})
+        self._finish()
+
+    async def _drain(self, order: Stop) -> None:
+        """Close the port when the workers do, and see that they end."""
+        assert self._relief is not None
+        await asyncio.sleep(order.delay)
+        self._relief.close()
+        self._close_port()
+        await asyncio.sleep(order.seconds + self._config.close_timeout + HTTP_SHUTDOWN + MARGIN)
+        for post in self._posts:
+            if post.life is not None:
+                self.exit_code = 1
+                _kill(post, post.life, "worker does not end, and is killed")
+
+    def _finish(self) -> None:
+        if self.draining and all(post.life is None for post in self._posts):
+            self._vacant.put_nowait(None)
+
+    def _close_port(self) -> None:
+        for post in self._posts:
+            for listener in post.listeners:
+                listener.close()
+
+    async def close(self) -> None:
+        """Release everything; no worker runs by now, unless something failed, and then its line ends."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._relief is not None:
+            self._relief.close()
+        self._close_port()
+        for post in self._posts:
+            post.inbox.close()
+        if self._admin is not None:
+            self._admin.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+        if self._publisher is not None:
+            await self._publisher.close()
+        if self._posts:
+            log.info("stopped")
+
+    def _do(self, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work)  # also between two runs of it
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _kill(post: Post, life: Life, why: str) -> None:
+    log.error(why, worker=post.number, pid=life.pid)
+    os.kill(life.pid, signal.SIGKILL)
+
+
+def _ignore() -> None:
+    """A worker's end is told by the kernel."""

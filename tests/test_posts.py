@@ -1,0 +1,154 @@
+"""gateway.posts: listening sockets for several, and who stands in for whom."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from gateway.control import Control
+from gateway.handover import FRESH, REQUEST, UNAVAILABLE
+from gateway.posts import WORTH_WAITING, Life, Post, Relief, listen
+from gateway.restarts import QUIET
+
+SECONDS = 5.0
+
+
+@pytest.fixture
+def posts() -> Iterator[list[Post]]:
+    """Two posts on a port, with workers that listen; nobody accepts."""
+    found = [Post(number, group) for number, group in enumerate(listen("127.0.0.1", 0, 2, 100), 1)]
+    for post in found:
+        post.life = Life(1, Control(lambda _message: None, lambda: None))
+        post.life.listening = True
+    yield found
+    for post in found:
+        post.inbox.close()
+        for listener in post.listeners:
+            listener.close()
+
+
+def clients(post: Post, count: int) -> list[socket.socket]:
+    return [socket.create_connection(post.listeners[0].getsockname()) for _ in range(count)]
+
+
+def test_all_listen_on_one_port() -> None:
+    groups = listen("127.0.0.1", 0, 3, 10)
+    names = {listener.getsockname() for group in groups for listener in group}
+    assert [len(group) for group in groups] == [1, 1, 1]
+    assert len(names) == 1
+    with pytest.raises(OSError, match="in use"):
+        listen("127.0.0.1", names.pop()[1], 2, 10)
+    for group in groups:
+        group[0].close()
+
+
+def test_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(socket.AF_INET, address) for address in (("127.0.0.1", 0), ("127.0.0.2", 0))]
+    infos = [(family, socket.SOCK_STREAM, 6, "", address) for family, address in both]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: infos)
+    groups = listen("a-host", 0, 2, 10)
+    names = [[listener.getsockname() for listener in group] for group in groups]
+    assert names[0] == names[1]
+    assert [address for address, _ in names[0]] == ["127.0.0.1", "127.0.0.2"]
+    assert len({port for _, port in names[0]}) == 1
+    for listener in (listener for group in groups for listener in group):
+        listener.close()
+
+
+async def test_nobody_is_relieved_without_need(posts: list[Post]) -> None:
+    relief = Relief(posts)
+    relief.adjust()
+    arriving = clients(posts[0], 20)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert relief.given == 0
+    accepted = 0
+    for post in posts:
+        for _ in range(20):
+            try:
+                post.listeners[0].accept()[0].close()
+            except BlockingIOError:
+                break
+            accepted += 1
+    assert accepted == 20
+    for client in arriving:
+        client.close()
+
+
+@pytest.mark.parametrize("why", ["gone", "starting", "leaving", "quiet"])
+async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[Post], why: str) -> None:
+    first = posts[0]
+    assert first.life is not None
+    if why == "gone":
+        first.life = None
+    elif why == "starting":
+        first.life.listening = False
+    elif why == "leaving":
+        first.life.leaving = True
+    else:
+        for _ in range(QUIET + 1):
+            first.pulse.look()
+    # Those that the kernel gives to the second wait there for it; one is enough to see, many make it sure.
+    relief = Relief(posts)
+    relief.adjust()
+    arriving = clients(first, 40)
+    own = 0
+    async with asyncio.timeout(SECONDS):
+        while relief.given + own < 40:
+            try:
+                posts[1].listeners[0].accept()[0].close()
+                own += 1
+            except BlockingIOError:
+                await asyncio.sleep(0.001)
+    assert 0 < relief.given < 40
+    taken = 0
+    while (parcel := posts[1].inbox.take()) is not None:
+        assert parcel[:2] == (FRESH, b"")
+        parcel[2].close()
+        taken += 1
+    assert taken == relief.given
+    assert first.inbox.take() is None
+    relief.close()
+    for client in arriving:
+        client.close()
+
+
+async def test_where_nobody_can_they_wait(posts: list[Post]) -> None:
+    for post in posts:
+        post.life = None
+    relief = Relief(posts)
+    relief.adjust()
+    (client,) = clients(posts[0], 1)
+    await asyncio.sleep(0.01)
+    assert relief.given == 0
+    client.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        client.recv(1)
+    client.close()
+
+
+async def test_an_inbox_is_emptied_when_nobody_comes_for_long(posts: list[Post]) -> None:
+    relief = Relief(posts)
+    here, there = socket.socketpair()
+    there.setblocking(False)
+    with here, there:
+        assert posts[0].inbox.put(REQUEST, b"POST", here.fileno())
+        here.close()
+        relief.empty(posts[0], WORTH_WAITING / 2)
+        await asyncio.sleep(0.01)
+        with pytest.raises(BlockingIOError):
+            there.recv(1)
+        relief.empty(posts[0], WORTH_WAITING * 2)
+        async with asyncio.timeout(SECONDS):
+            assert await asyncio.get_running_loop().sock_recv(there, 65_536) == UNAVAILABLE.response
+        relief.leave_to_worker(posts[0])
+        relief.leave_to_worker(posts[0])
+
+
+def test_an_account(posts: list[Post]) -> None:
+    assert posts[1].account() == {"worker": 2, "pid": 1, "restarts": 0, "turns": True, "serves": True}
+    posts[1].life = None
+    assert posts[1].account()["pid"] is None

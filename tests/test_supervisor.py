@@ -1,0 +1,232 @@
+"""gateway.supervisor: the parent of workers that the test plays: idle processes, and ends of their lines."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway import logs
+from gateway import supervisor as module
+from gateway.app import Stop
+from gateway.config import build
+from gateway.control import Control, Message
+from gateway.errors import ConfigError
+from gateway.posts import Post
+from gateway.supervisor import Supervisor
+
+SECONDS = 5.0
+IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
+
+
+class Played:
+    """A worker: a process that does nothing, and what the test says in its name."""
+
+    def __init__(self, post: Post) -> None:
+        self.post = post
+        self.process = subprocess.Popen(IDLE)
+        self.heard: asyncio.Queue[Message] = asyncio.Queue()
+        self.control = Control(self._hear, lambda: None)
+
+    def _hear(self, message: Message) -> None:
+        if message.get("ask") == "state":
+            self.control.answer(message, {"of": self.post.number})
+        else:
+            self.heard.put_nowait(message)
+
+    async def next(self) -> Message:
+        async with asyncio.timeout(SECONDS):
+            return await self.heard.get()
+
+    def end(self) -> None:
+        """The process is gone, with 0 as one that was told to stop."""
+        self.control.close()
+        self.process.kill()
+
+
+class Scene:
+    """A parent of two."""
+
+    def __init__(self) -> None:
+        where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": "redis://127.0.0.1:1"}
+        self.supervisor = Supervisor(build({**where, "workers": 2, "max_sessions": 101}))
+        self.played: list[Played] = []
+
+    async def vacancy(self) -> Post | None:
+        async with asyncio.timeout(SECONDS):
+            return await self.supervisor.vacancy()
+
+    async def give_birth(self) -> Played:
+        """Fill the next vacancy."""
+        post = await self.vacancy()
+        assert post is not None
+        worker = Played(post)
+        self.played.append(worker)
+        ours, theirs = socket.socketpair()
+        self.supervisor.born(post, worker.process.pid, ours)
+        await worker.control.open(theirs)
+        return worker
+
+    async def both(self) -> tuple[Played, Played]:
+        """Two workers that listen."""
+        one, two = await self.give_birth(), await self.give_birth()
+        for worker in (one, two):
+            worker.control.say({"listening": True})
+        await self.until_answers({"of": 1}, {"of": 2})
+        return one, two
+
+    async def until_answers(self, *expected: object) -> None:
+        """Ask the workers until they answer so."""
+        async with asyncio.timeout(SECONDS):
+            while await self.supervisor.ask("state") != list(expected):
+                pass
+
+
+@contextlib.asynccontextmanager
+async def opened() -> AsyncIterator[Scene]:
+    scene = Scene()
+    await scene.supervisor.open()
+    try:
+        yield scene
+    finally:
+        await scene.supervisor.close()
+        for worker in scene.played:
+            worker.end()
+            worker.process.wait()
+        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+@pytest.fixture(autouse=True)
+def logged(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    monkeypatch.setattr(logs, "configure", lambda *_: None)
+    with capture_logs() as lines:
+        yield lines
+
+
+def events(lines: list[Any]) -> list[str]:
+    return [line["event"] for line in lines]
+
+
+async def test_it_listens_once_all_workers_do(logged: list[Any]) -> None:
+    async with opened() as scene:
+        one = await scene.give_birth()
+        two = await scene.give_birth()
+        one.control.say({"listening": True})
+        await scene.until_answers({"of": 1}, None)
+        assert "listening" not in events(logged)
+        two.control.say({"listening": True})
+        await scene.until_answers({"of": 1}, {"of": 2})
+        assert events(logged).count("listening") == 1
+        assert [account["pid"] for account in scene.supervisor.accounts()] == [
+            one.process.pid,
+            two.process.pid,
+        ]
+
+
+async def test_each_worker_gets_its_part_of_the_limits() -> None:
+    async with opened() as scene:
+        post = await scene.vacancy()
+        assert post is not None
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            birth = scene.supervisor.birth(post, theirs, 1, None)
+            assert birth.config.max_sessions == 51
+            assert birth.config.max_sessions_per_ip == 1_000
+            assert len(birth.share.inboxes) == 2
+            assert {theirs.fileno(), post.listeners[0].fileno()} < birth.descriptors()
+
+
+async def test_who_ends_is_replaced(logged: list[Any]) -> None:
+    async with opened() as scene:
+        one, _ = await scene.both()
+        one.end()
+        assert await scene.vacancy() is one.post
+        assert [account["restarts"] for account in scene.supervisor.accounts()] == [1, 0]
+        (ended,) = [line for line in logged if line["event"] == "worker ended"]
+        assert (ended["worker"], ended["signal"], ended["log_level"]) == (1, "SIGKILL", "error")
+
+
+async def test_who_gives_no_sign_of_life_is_killed(
+    monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    monkeypatch.setattr(module, "BEAT", 0.01)
+    async with opened() as scene:
+        one, two = await scene.both()
+
+        async def beat() -> None:
+            while True:
+                two.control.say({"beat": True})
+                await asyncio.sleep(0.005)
+
+        beating = asyncio.create_task(beat())
+        assert await scene.vacancy() is one.post
+        assert "worker hangs, and is killed" in events(logged)
+        assert two.process.poll() is None
+        beating.cancel()
+
+
+async def test_who_never_could_ends_the_node(logged: list[Any]) -> None:
+    async with opened() as scene:
+        one, two = await scene.give_birth(), await scene.give_birth()
+        one.end()
+        assert await two.next() == {"stop": [0, 0]}
+        two.end()
+        assert await scene.vacancy() is None
+        assert scene.supervisor.exit_code == 1
+        assert "worker is replaced" not in events(logged)
+
+
+async def test_all_are_told_to_stop_and_then_to_end() -> None:
+    async with opened() as scene:
+        workers = await scene.both()
+        for order in (Stop(5, 20), Stop(0, 0)):
+            scene.supervisor._stop(order)
+            assert [await worker.next() for worker in workers] == [{"stop": list(order)}] * 2
+        assert scene.supervisor.draining
+        for worker in workers:
+            worker.end()
+        assert await scene.vacancy() is None
+        assert scene.supervisor.exit_code == 0
+
+
+async def test_one_that_leaves_already_is_told_once(logged: list[Any]) -> None:
+    async with opened() as scene:
+        one, two = await scene.both()
+        one.control.say({"leave": True})
+        assert await one.next() == {"stop": [5.0, 20.0]}
+        assert not one.post.accepts
+        scene.supervisor._stop(Stop(0, 0))
+        assert await two.next() == {"stop": [0, 0]}
+        assert one.heard.empty(), "a second order would end it at once"
+        two.control.say({"leave": True})
+        scene.supervisor._stop(Stop(0, 0))
+        assert await one.next() == {"stop": [0, 0]}
+        assert events(logged).count("worker leaves") == 1
+
+
+async def test_who_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
+    monkeypatch.setattr(module, "MARGIN", -2.9)  # of the 3 s that there are besides
+    async with opened() as scene:
+        await scene.both()
+        scene.supervisor._stop(Stop(0, 0))
+        assert await scene.vacancy() is None
+        assert scene.supervisor.exit_code == 1
+        assert events(logged).count("worker does not end, and is killed") == 2
+
+
+async def test_a_port_that_is_taken() -> None:
+    async with opened() as scene:
+        port = scene.supervisor._listening.port
+        other = Supervisor(build({"host": "127.0.0.1", "port": port, "workers": 2}))
+        with pytest.raises(ConfigError, match="is taken"):
+            await other.open()
+        await other.close()
