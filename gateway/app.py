@@ -30,7 +30,7 @@ from .hub import Hub
 from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
 from .link import Link
-from .live import LiveViews
+from .live import Here, LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
@@ -161,7 +161,8 @@ class Gateway:
             self._clock,
         )
         roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
-        self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
+        self.live = Here(roster, reporter, self._broker, self._hub)
+        self._live = LiveViews(self.live, name, config.admin_host)
         admin_port = await self._open_admin(publishing) if publishing else 0
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
         if self._share is None:

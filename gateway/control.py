@@ -48,13 +48,13 @@ class Control(asyncio.Protocol):
         elif not self._transport.is_closing():
             self._transport.write(line)
 
-    async def ask(self, what: str, seconds: float) -> Any:
-        """The other end's answer to a question; None when there is none in time."""
+    async def ask(self, what: str, seconds: float, about: str = "") -> Any:
+        """The other end's answer to a question, about something if need be; None if none comes in time."""
         self._count += 1
         number = self._count
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._questions[number] = answer
-        self.say({"ask": what, "number": number})
+        self.say({"ask": what, "number": number, **({"about": about} if about else {})})
         try:
             async with asyncio.timeout(seconds):
                 return await answer

@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from http import HTTPStatus
-from typing import Final
+from typing import Any, Final, Protocol
 
 import orjson
 import structlog
@@ -50,13 +50,25 @@ PRIVATE: Final = {
 log = structlog.get_logger()
 
 
+Told = dict[str, Any]
+
+
+class Source(Protocol):
+    """Who knows what the page shows: the node itself, or for a parent any of its workers."""
+
+    async def snapshot(self) -> Told | None:
+        """All nodes as they are now; None if it cannot be had."""
+
+    async def look_up(self, web_socket_id: str) -> Told | None:
+        """Who holds an id; None if it cannot be had."""
+
+
 class Feed:
     """What the open pages are told: made once a second for all of them, and only while there are any."""
 
-    def __init__(self, roster: Roster, reporter: Reporter, about: Mapping[str, object]) -> None:
-        """`about` is told along with the nodes' reports."""
-        self._roster = roster
-        self._reporter = reporter
+    def __init__(self, source: Source, about: Mapping[str, object]) -> None:
+        """`about` is told along with what `source` knows."""
+        self._source = source
         self._about = about
         self._pages = 0
         self._event = b""
@@ -94,40 +106,79 @@ class Feed:
         while True:
             start = clock()
             try:
-                self._event = b"data: %b\n\n" % orjson.dumps(await self.snapshot())
+                snapshot = await self._source.snapshot()
             except Exception:
                 log.exception("live page failed")
-            else:
+                snapshot = None
+            if snapshot is not None:
+                self._event = b"data: %b\n\n" % orjson.dumps({**snapshot, **self._about})
                 news, self._news = self._news, asyncio.Event()
                 news.set()
             await asyncio.sleep(max(0.0, start + EVERY - clock()))
 
-    async def snapshot(self) -> dict[str, object]:
+
+class Here:
+    """A `Source`: this process, which asks all others."""
+
+    def __init__(self, roster: Roster, reporter: Reporter, broker: Broker | Cluster, hub: Hub) -> None:
+        self._roster = roster
+        self._reporter = reporter
+        self._broker = broker
+        self._hub = hub
+
+    async def snapshot(self) -> Told:
         """All nodes as they are now, this one first."""
         asked = await self._roster.ask({"ask": REPORT})
         own = {**self._reporter.report(), "from": self._roster.name}
         reports = [report for answer in (own, *asked.answers) if (report := read_report(answer)) is not None]
         return {
-            **self._about,
             "id": self._roster.name,
             "silent": asked.silent,
             "why": asked.why,
             "nodes": [report.model_dump() for report in reports],
         }
 
+    async def look_up(self, web_socket_id: str) -> Told:
+        """Who holds this id, since when, and what it was sent."""
+        asked, retained = await asyncio.gather(
+            self._roster.ask({"ask": SESSION, "webSocketId": web_socket_id}), self._retained(web_socket_id)
+        )
+        answers = (self._reporter.held(web_socket_id), *asked.answers)
+        held = [found for answer in answers if (found := read_held(answer)) is not None]
+        log.info("looked up", id=short_id(web_socket_id), sessions=_count(held), nodes=len(held))
+        return {
+            "sessions": [session.model_dump() for node in held for session in node.sessions],
+            "more": sum(node.more for node in held),
+            "nodes": len(held),
+            "silent": asked.silent,
+            "why": asked.why,
+            "retained": retained,
+        }
+
+    async def _retained(self, web_socket_id: str) -> dict[str, object]:
+        """Whether Redis has a retained result for the id, and for how many seconds; None for unknown."""
+        channel = self._hub.channel(web_socket_id.encode())
+        link = self._broker.link_to(channel)
+        if link is None:
+            return _unknown(UNHEARD)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                left = await link.ask("PTTL", channel)
+        except TimeoutError:
+            return _unknown(f"Redis gave no answer in {PATIENCE:g} s")
+        except LinkLost as why:
+            return _unknown(str(why))
+        # -2: there is none; -1: for ever, which none of our publishers does.
+        return {"present": left != -2, "seconds": left / 1000 if left >= 0 else None, "why": ""}
+
 
 class LiveViews:
     """The page, what it is told, and the look-up."""
 
-    def __init__(
-        self, roster: Roster, reporter: Reporter, broker: Broker | Cluster, hub: Hub, name: str, host: str
-    ) -> None:
+    def __init__(self, source: Source, name: str, host: str) -> None:
         """`name` is the node's; the admin port listens on `host`."""
-        self._roster = roster
-        self._reporter = reporter
-        self._broker = broker
-        self._hub = hub
-        self.feed = Feed(roster, reporter, {"node": name, "version": __version__, "port": _port(host)})
+        self._source = source
+        self.feed = Feed(source, {"node": name, "version": __version__, "port": _port(host)})
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -168,37 +219,10 @@ class LiveViews:
         if not WEB_SOCKET_ID.fullmatch(wanted):
             form = "webSocketId is 1 to 200 characters of A-Z a-z 0-9 . _ ~ -"
             return _problem(HTTPStatus.BAD_REQUEST, "invalid_id", form)
-        asked, retained = await asyncio.gather(
-            self._roster.ask({"ask": SESSION, "webSocketId": wanted}), self._retained(wanted)
-        )
-        answers = (self._reporter.held(wanted), *asked.answers)
-        held = [found for answer in answers if (found := read_held(answer)) is not None]
-        log.info("looked up", id=short_id(wanted), sessions=_count(held), nodes=len(held))
-        body = {
-            "sessions": [session.model_dump() for node in held for session in node.sessions],
-            "more": sum(node.more for node in held),
-            "nodes": len(held),
-            "silent": asked.silent,
-            "why": asked.why,
-            "retained": retained,
-        }
+        body = await self._source.look_up(wanted)
+        if body is None:
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "no_worker", "no worker of this node answers")
         return _json(body)
-
-    async def _retained(self, web_socket_id: str) -> dict[str, object]:
-        """Whether Redis has a retained result for the id, and for how many seconds; None for unknown."""
-        channel = self._hub.channel(web_socket_id.encode())
-        link = self._broker.link_to(channel)
-        if link is None:
-            return _unknown(UNHEARD)
-        try:
-            async with asyncio.timeout(PATIENCE):
-                left = await link.ask("PTTL", channel)
-        except TimeoutError:
-            return _unknown(f"Redis gave no answer in {PATIENCE:g} s")
-        except LinkLost as why:
-            return _unknown(str(why))
-        # -2: there is none; -1: for ever, which none of our publishers does.
-        return {"present": left != -2, "seconds": left / 1000 if left >= 0 else None, "why": ""}
 
 
 def _count(held: list[Held]) -> int:

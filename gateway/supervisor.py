@@ -36,6 +36,7 @@ from .app import (
 from .config import Config
 from .control import Control, Message
 from .errors import ConfigError
+from .live import LiveViews, Told
 from .metrics import ParentMetrics
 from .posts import Life, Post, Relief, listen
 from .publish_views import MAX_BODY, PublishViews
@@ -125,6 +126,7 @@ class Supervisor:
         self._listening = Listening(config.host, config.port, config.admin_host, config.admin_port)
         self._runner: web.AppRunner | None = None
         self._admin: asyncio.Server | None = None
+        self._live: LiveViews | None = None
         self._publisher: Publisher | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -158,7 +160,12 @@ class Supervisor:
             self._publisher, config.token(), config.channel_prefix, config.max_result_size
         )
         metrics = ParentMetrics(self.accounts, publishing.outcomes)
-        routes = [*WorkersViews(self, metrics.render).routes(), *publishing.routes()]
+        self._live = LiveViews(self, self.name, config.admin_host)
+        routes = [
+            *WorkersViews(self, metrics.render).routes(),
+            *publishing.routes(),
+            *self._live.routes(),
+        ]
         self._runner = await running(web_app(routes, max_body=MAX_BODY))
         assert self._runner.server is not None
         host, port, server = config.admin_host, config.admin_port, self._runner.server
@@ -199,11 +206,26 @@ class Supervisor:
         """Every worker's answer, None where there is none."""
         return await asyncio.gather(*(self._ask(post, what) for post in self._posts))
 
-    async def _ask(self, post: Post, what: str) -> Any:
+    async def snapshot(self) -> Told | None:
+        """What the live page shows, as any worker knows it."""
+        return await self._ask_any("live")
+
+    async def look_up(self, web_socket_id: str) -> Told | None:
+        """Who holds an id, as any worker finds it."""
+        return await self._ask_any("session", web_socket_id)
+
+    async def _ask_any(self, what: str, about: str = "") -> Told | None:
+        for post in self._posts:
+            answer: Told | None = await self._ask(post, what, about)
+            if answer is not None:
+                return answer
+        return None
+
+    async def _ask(self, post: Post, what: str, about: str = "") -> Any:
         life = post.life
         if life is None or not life.listening or post.pulse.quiet:
             return None
-        return await life.control.ask(what, ANSWER)
+        return await life.control.ask(what, ANSWER, about)
 
     def _heard(self, post: Post, message: Message) -> None:
         life = post.life
@@ -332,6 +354,8 @@ class Supervisor:
             post.inbox.close()
         if self._admin is not None:
             self._admin.close()
+        if self._live is not None:
+            self._live.feed.close()
         if self._runner is not None:
             await self._runner.cleanup()
         if self._publisher is not None:

@@ -8,10 +8,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -104,6 +104,7 @@ class Worker:
         self._orphaned = asyncio.Event()
         self._control = Control(self._heard, self._orphaned.set)
         self._gateway = Gateway(birth.config, share=birth.share)
+        self._answering: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
         """Serve until the parent says stop, or is gone; returns the exit code."""
@@ -142,5 +143,19 @@ class Worker:
                 self._control.answer(message, self._gateway.state())
             case {"ask": "metrics"}:
                 self._control.answer(message, self._gateway.metrics().decode())
+            case {"ask": "live"}:
+                self._answer_soon(message, self._gateway.live.snapshot())
+            case {"ask": "session", "about": web_socket_id}:
+                self._answer_soon(message, self._gateway.live.look_up(web_socket_id))
             case {"stop": [delay, seconds]}:
                 self._orders.put_nowait(Stop(delay, seconds))
+
+    def _answer_soon(self, question: Message, finding: Coroutine[Any, Any, object]) -> None:
+        """Answer with what `finding` returns, some time later."""
+
+        async def answer() -> None:
+            self._control.answer(question, await finding)
+
+        task = asyncio.create_task(answer())
+        self._answering.add(task)
+        task.add_done_callback(self._answering.discard)

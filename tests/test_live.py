@@ -273,15 +273,14 @@ async def test_a_page_that_fails_once_goes_on(
     node_here: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert node_here._live is not None
-    feed = node_here._live.feed
-    snapshot, failures = feed.snapshot, iter([RuntimeError("once")])
+    snapshot, failures = node_here.live.snapshot, iter([RuntimeError("once")])
 
-    async def fails_once() -> dict[str, object]:
+    async def fails_once() -> dict[str, Any]:
         if (error := next(failures, None)) is not None:
             raise error
         return await snapshot()
 
-    monkeypatch.setattr(feed, "snapshot", fails_once)
+    monkeypatch.setattr(node_here.live, "snapshot", fails_once)
     async with page(admin_port_of(node_here)) as told:
         assert (await told())["nodes"]
 
@@ -309,6 +308,40 @@ async def test_says_who_reaches_the_port(valkey: Valkey, host: str, expected: st
     async with gateway_here(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
         port = (await told())["port"]
         assert port == f"This port has no authentication. It listens on {host}: {expected}."
+
+
+# Several workers on one port
+
+
+@contextlib.asynccontextmanager
+async def several_workers() -> AsyncIterator[Node]:
+    with await asyncio.to_thread(Valkey) as valkey:
+        node = await asyncio.to_thread(Node, valkey.url, "--workers", "2", "--node", "one")
+        with node:
+            yield node
+
+
+async def test_a_node_of_several_workers_tells_of_each() -> None:
+    """The parent, which listens on the admin port, has no Redis of its own: any worker asks for it."""
+    async with several_workers() as node:
+        names_of_both = ["one worker 1", "one worker 2"]
+        async with crowd([node.port], [f"w-{number}" for number in range(20)]):
+            snapshot = await until_told(
+                node.admin_port,
+                lambda told: sum(report["sessions"] for report in told["nodes"]) == 20,
+                "all sessions are told of",
+            )
+            assert names(snapshot) == names_of_both
+            assert snapshot["node"] == "one"
+            status, found = await look_up(node.admin_port, "w-7")
+            assert (status, found["nodes"]) == (200, 2)
+            assert [session["node"] in names_of_both for session in found["sessions"]] == [True]
+        async with page(node.admin_port) as told:
+            await told()
+            await asyncio.to_thread(node.stop)
+            with contextlib.suppress(EOFError):
+                while await told():
+                    pass
 
 
 # A Cluster
