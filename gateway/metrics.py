@@ -1,7 +1,7 @@
 """What a node counts, in Prometheus's words: `GET /metrics` on the admin port.
 
 Nothing is counted here. The parts of a node keep their own counters, mostly plain integers, and `NodeMetrics`
-reads them when somebody asks; so it is the scrape that costs something, 2 ms or so, and not a delivery.
+reads them when somebody asks; so it is the scrape that costs something, about 1 ms, and not a delivery.
 
 Several processes that serve one port are one node with several workers: each renders its own metrics, and
 `merge` makes one text of theirs, in which each sample has the label `worker`.
