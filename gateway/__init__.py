@@ -28,6 +28,7 @@ Reading order, from what is decided to what carries it out:
     broker             the keeper of a link, that builds the next one
     shard_link         a link to a node of a Cluster
     cluster            a keeper for each master of a Cluster, and the map of who serves what
+    roster, report     nodes that ask each other; what they answer
     publishing         the script that publishes and retains in one step; `publish`
     line, routes       connections for publishing; which server a result is published on
     publisher          publishes in bounded time, whatever kind of Redis it is
@@ -41,6 +42,7 @@ Reading order, from what is decided to what carries it out:
     metrics            what a node counts, in Prometheus's words
     tracing            spans of OpenTelemetry, where they are asked for
     views              HTTP: which path leads where, health, metrics, demo page
+    live               HTTP: the live page, for all nodes at a glance
     app                what is built from what; start, drain, stop
     control            the line between a worker and its parent
     worker             one of several processes that serve a port, from fork to exit

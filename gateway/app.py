@@ -30,11 +30,14 @@ from .hub import Hub
 from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
 from .link import Link
+from .live import LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publisher import Publisher
+from .report import Reporter
+from .roster import Roster
 from .session import Node
 from .topology import topology
 from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
@@ -147,12 +150,25 @@ class Gateway:
             publishing.outcomes if publishing else Counter(),
         )
         self._admin.metrics = self.metrics
+        reporter = Reporter(
+            f"{name} worker {self._share.number}" if self._share else name,
+            self._node,
+            self._broker,
+            self._admin,
+            self._room.sessions,
+            self._latency,
+            self._lag,
+            self._clock,
+        )
+        roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
+        self._live = LiveViews(roster, reporter, self._broker, self._hub, name, config.admin_host)
         admin_port = await self._open_admin(publishing) if publishing else 0
         self.listening = Listening(config.host, port, config.admin_host, admin_port)
         if self._share is None:
             announce_in_log(self.listening, name)
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
+            asyncio.create_task(roster.run(), name="roster"),
             asyncio.create_task(
                 sweep(self._node.deadlines, self._clock, self._lag), name="sessions' deadlines"
             ),
@@ -181,7 +197,7 @@ class Gateway:
 
     async def _open_admin(self, publishing: PublishViews) -> int:
         """Listen on the admin port; returns it."""
-        routes = [*self._admin.routes(), *publishing.routes()]
+        routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]
         admin = await self._run(web_app(routes, max_body=MAX_PUBLISH_BODY))
         return await self._listen(admin, "admin_port", self.config.admin_host, self.config.admin_port)
 
@@ -254,6 +270,7 @@ class Gateway:
         if self.listening is not None:
             for visitor in list(self._door.deadlines):
                 visitor.deadline_passed()
+            self._live.feed.close()
 
     def _new_broker(self, name: str) -> Broker | Cluster:
         """`name` is what CLIENT LIST shows."""

@@ -63,6 +63,7 @@ class Broker:
         self._new_link = new_link
         self._link: Link | None = None
         self._lost_at: float | None = None
+        self._up_at = 0.0
         self._started = clock()
         self._attempts = 0
         self._reminded: tuple[str, float] = ("", 0.0)
@@ -85,8 +86,36 @@ class Broker:
         return self._link is not None
 
     @property
+    def missing_for(self) -> float | None:
+        """Seconds without a link, up to now; None while there is one."""
+        if self._link is not None:
+            return None
+        return self._clock() - (self._started if self._lost_at is None else self._lost_at)
+
+    @property
+    def unheard(self) -> float | None:
+        """Seconds since the present link was proved to hear, or came up; None without one."""
+        if self._link is None:
+            return None
+        return self._clock() - max(self._up_at, self.probe.heard_at or 0.0)
+
+    @property
+    def trouble(self) -> str:
+        """Why the latest attempt to connect failed; empty while there is a link."""
+        return self._reminded[0]
+
+    @property
+    def lines(self) -> list[Broker]:
+        """As Cluster.lines."""
+        return [self]
+
+    @property
     def link(self) -> Link | None:
         """The present link, if there is one."""
+        return self._link
+
+    def link_to(self, _name: bytes) -> Link | None:
+        """The link on which a channel is heard and published, if there is one at present."""
         return self._link
 
     @property
@@ -97,11 +126,6 @@ class Broker:
     @property
     def probes(self) -> list[Probe]:
         return [self.probe]
-
-    @property
-    def lines(self) -> list[Broker]:
-        """As Cluster.lines."""
-        return [self]
 
     @property
     def shown(self) -> str:
@@ -197,6 +221,7 @@ class Broker:
         blind = 0.0 if self._lost_at is None else now - self._lost_at
         self.blind_seconds += blind
         self._lost_at = None
+        self._up_at = now
         self.ever_connected = True
         self._reminded = ("", 0.0)
         self._link = link
@@ -223,7 +248,7 @@ class Broker:
         said, when = self._reminded
         if why != said or now - when >= REMIND_EVERY:
             self._reminded = (why, now)
-            missing = now - (self._started if self._lost_at is None else self._lost_at)
+            missing = self.missing_for or 0.0
             say = log.error if missing >= ALARM_AFTER else log.warning
             say("redis unreachable", redis=self._topology.shown, why=why, for_seconds=round(missing, 1))
 

@@ -569,6 +569,7 @@ def _welcome(config: Config, listening: Listening, web_socket_id: str, notes: li
         *(open_to_all if config.host in EVERYWHERE else []),
         "",
         f"  Demo page  {page}",
+        f"  Live page  http://{config.admin_host}:{listening.admin_port}/",
         f"  Health     http://{config.admin_host}:{listening.admin_port}/readyz",
         "",
         "Open the page, then approve from another terminal, with either line:",

@@ -24,6 +24,7 @@ from . import slots
 from .broker import Broker
 from .config import redact
 from .connection import Connection, LinkLost
+from .link import Link
 from .notice import Notice
 from .probe import Probe
 from .quorum import ask_all
@@ -156,6 +157,7 @@ class Cluster:
         self._hub = hub
         self._name = name
         self._clock = clock
+        self._started = clock()
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
         self.map = slots.NOBODY
@@ -206,9 +208,32 @@ class Cluster:
         """The lines that there are at present."""
         return list(self._lines.values())
 
+    @property
+    def missing_for(self) -> float | None:
+        """Seconds during which some slot has had no line, up to now; None while all have theirs."""
+        if self._whole:
+            return None
+        return self._clock() - (self._started if self._blind_since is None else self._blind_since)
+
+    @property
+    def unheard(self) -> float | None:
+        """As Broker.unheard, of the line where it is longest. A master without slots has no probe."""
+        lines = [self._lines[address] for address in self.map.masters if address in self._lines]
+        return max((line.unheard for line in lines if line.unheard is not None), default=None)
+
+    @property
+    def trouble(self) -> str:
+        """What nodes of the Cluster say when none of them can be asked, or why a line is not up."""
+        return self._said or next((line.trouble for line in self._lines.values() if line.trouble), "")
+
     def _line(self, name: bytes) -> Broker | None:
         owner = self.map.owners[slot(name)]
         return None if owner is None else self._lines.get(owner)
+
+    def link_to(self, name: bytes) -> Link | None:
+        """As Broker.link_to."""
+        line = self._line(name)
+        return None if line is None else line.link
 
     def reaches(self, name: bytes) -> bool:
         """Whether there is a link to ask about a channel."""

@@ -77,14 +77,14 @@ class Config(BaseModel):
         "Listening",
         "ADDRESS",
         "Address of the admin port. Only POST /publish asks who is there, so only this machine reaches it by "
-        "default.",
+        "default; the live page shows the addresses of clients.",
         pattern=r"^[0-9A-Za-z.:_-]+$",
     )
     admin_port: int = _setting(
         8081,
         "Listening",
         "PORT",
-        "Admin port: /healthz, /readyz, /metrics and POST /publish. 0 picks a free one.",
+        "Admin port: the live page at /, /healthz, /readyz, /metrics and POST /publish. 0 picks a free one.",
         ge=0,
         le=65_535,
         validate_default=True,  # the public port may have been given its number

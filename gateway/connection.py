@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
 
         An error of Redis is an answer too, a hiredis.ReplyError. Raises LinkLost.
         """
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             raise LinkLost("the connection is gone")
         self._unanswered.append(Question(reply))
         self._transport.write(pack(*command))

@@ -124,6 +124,14 @@ class Hub:
         """Whether results for the channel `name` cannot be heard, and its members have been told."""
         return self._broker.degraded(name)
 
+    def channel(self, web_socket_id: bytes) -> bytes:
+        """The channel of an id."""
+        return self._prefix + web_socket_id
+
+    def members(self, web_socket_id: bytes) -> Sequence[Member]:
+        """Who waits for an id here."""
+        return self._table.members(self.channel(web_socket_id))
+
     def web_socket_id(self, name: bytes) -> bytes:
         """The id whose channel `name` is."""
         return name[self._skip :]

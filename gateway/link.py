@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import hiredis
@@ -171,8 +171,7 @@ class Link(Connection):
         self._heard = 0.0
         self._ticked = 0.0
         self._ticking: asyncio.TimerHandle | None = None
-        self._watched = b""
-        self._on_watched: Callable[[bytes], object] = lambda _payload: None
+        self._watched: dict[bytes, Callable[[bytes], object]] = {}
 
     # What the broker says
 
@@ -203,9 +202,9 @@ class Link(Connection):
     async def watch(self, name: bytes, heard: Callable[[bytes], object]) -> None:
         """Subscribe `name`, which no browser waits for, and call `heard` with what is published there.
 
-        One such channel a link; another replaces it. Raises Refusal and LinkLost.
+        It lasts as long as the link, or until Redis takes the channel away. Raises Refusal and LinkLost.
         """
-        if self._transport is None:
+        if self._transport is None or self._transport.is_closing():
             raise LinkLost("the connection is gone")
         answer: asyncio.Future[Refusal | None] = self._loop.create_future()
         self._unanswered.append(Watch(name, heard, answer))
@@ -217,9 +216,9 @@ class Link(Connection):
             raise refusal
 
     @property
-    def watched(self) -> bytes:
-        """The channel that `watch` has subscribed; empty for none."""
-        return self._watched
+    def watched(self) -> Collection[bytes]:
+        """The channels that `watch` has subscribed."""
+        return self._watched.keys()
 
     @property
     def quiet(self) -> bool:
@@ -277,7 +276,7 @@ class Link(Connection):
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
         gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
-        message = self._message
+        message, watched = self._message, self._watched
         try:
             self._parser.feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
@@ -285,10 +284,10 @@ class Link(Connection):
                     self._replied(reply)
                 elif reply[0] != message:
                     self._pushed(reply)
-                elif reply[1] != self._watched:
+                elif reply[1] not in watched:  # its hash is kept, for the table
                     received(reply[1], reply[2])
                 else:
-                    self._on_watched(reply[2])
+                    watched[reply[1]](reply[2])
         except (hiredis.ProtocolError, Desynchronised) as error:
             self.abort(f"Redis sent what nobody asked for: {error}")
         if self._waiting:
@@ -304,7 +303,7 @@ class Link(Connection):
         batch = self._unanswered[0] if self._unanswered else None
         if kind == self._subscribed and type(batch) is Watch and batch.names[0] == push[1]:
             self._unanswered.popleft()
-            self._watched, self._on_watched = push[1], batch.heard
+            self._watched[push[1]] = batch.heard
             resolve(batch.answer, None)
         elif kind == self._subscribed:
             self._confirmed(Join, push[1])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -48,8 +49,18 @@ class Deaf(Exception):
 class Probe:
     """Proves one link after another, all of them to the server that `topology` finds."""
 
-    def __init__(self, topology: Topology, name: str, channel: Callable[[], bytes | None]) -> None:
-        """`name` is what CLIENT LIST shows. `channel` chooses the channel for a link; None for no probe."""
+    def __init__(
+        self,
+        topology: Topology,
+        name: str,
+        channel: Callable[[], bytes | None],
+        stopwatch: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`name` is what CLIENT LIST shows. `channel` chooses the channel for a link; None for no probe.
+
+        `stopwatch` times round trips: uvloop's own clock has milliseconds, and they take a part of one.
+        """
+        self._stopwatch = stopwatch
         self._topology = topology
         self._name = name
         self._channel = channel
@@ -59,9 +70,12 @@ class Probe:
         self._word = b""
         self._heard = asyncio.Event()
         self._grace = GRACE
-        self._said = ""
+        self.trouble = ""
+        """Why the latest probe could not be published; empty if it could."""
         self.round_trip: float | None = None
         """Seconds from before the latest PUBLISH until the word was heard; None before the first."""
+        self.heard_at: float | None = None
+        """When that was, by the loop's clock."""
         self.heard = 0
         """Probes that came through."""
         self.failed = 0
@@ -98,18 +112,19 @@ class Probe:
         channel = await self._watched(link)
         if channel is None:
             return
-        start = self._clock()
+        start = self._stopwatch()
         await self._publish(link, found, channel)
         if not await self._listens(link, channel):
             return
-        self.round_trip = self._clock() - start
+        self.round_trip = self._stopwatch() - start
+        self.heard_at = self._clock()
         self.heard += 1
         self._grace = GRACE
-        self._said = ""
+        self.trouble = ""
 
     async def _watched(self, link: Link) -> bytes | None:
         channel = self._channel()
-        if channel is not None and link.watched != channel:
+        if channel is not None and channel not in link.watched:
             await link.watch(channel, self._hear)
         return channel
 
@@ -153,7 +168,7 @@ class Probe:
             async with asyncio.timeout(self._grace):
                 await self._heard.wait()
         except TimeoutError:
-            if link.watched != channel:  # its slot has moved, and may be back
+            if channel not in link.watched:  # its slot has moved, and may be back
                 return False
             self._grace = min(2 * self._grace, LONGEST_GRACE)
             raise Deaf("what is published is not heard on it") from None
@@ -168,6 +183,6 @@ class Probe:
     def _failed(self, error: Exception) -> None:
         self.failed += 1
         why = str(error) or f"no answer within {TIMEOUT:g} s"
-        if why != self._said:
-            self._said = why
+        if why != self.trouble:
+            self.trouble = why
             log.warning("probe not published", why=why)

@@ -106,6 +106,8 @@ class Session:
         "_node",
         "_number",
         "_rate",
+        "_registered",
+        "_results",
         "_strikes",
         "_watches",
         "_why",
@@ -124,6 +126,8 @@ class Session:
         self._strikes = 0
         self._rate = 0.0
         self._had: tuple[str, ...] = ()
+        self._registered = 0.0  # when; 0 until then
+        self._results = 0  # that it was sent
         self._degraded = False  # results cannot be heard; a client that watches the status knows
         self._watches = False
         self._beat = inf  # when the wire owes the client a heart-beat
@@ -247,6 +251,7 @@ class Session:
     def acknowledge(self, web_socket_id: bytes) -> None:
         """Redis has confirmed the registration."""
         self.state = REGISTERED
+        self._registered = self._node.clock()
         if logs.debugging:
             self._tell("registered", id=logs.short_id(web_socket_id.decode()))
         self._set_heartbeat()
@@ -267,6 +272,7 @@ class Session:
                 self._node.duplicates += 1
                 return
             self._had = (*self._had[1 - REMEMBERED :], message_id)
+        self._results += 1
         message = self._wire.result(web_socket_id, result)
         if message:  # as in _say, of which this is the hot twin
             self._write(message)
@@ -295,6 +301,19 @@ class Session:
             return
         self.state = OPEN
         self._say(self._wire.reject(web_socket_id.decode(), problem))
+
+    def about(self) -> dict[str, object]:
+        """What operators may know of it. Times are in seconds before now; what results said is not kept."""
+        return {
+            "state": self.state.name.lower(),
+            "protocol": self._wire.name,
+            "transport": self.transport,
+            "address": self._address,
+            "registered_for": self._node.clock() - self._registered if self._registered else None,
+            "results": self._results,
+            "message_ids": self._had,
+            "degraded": self._degraded,
+        }
 
     # What time and the node say
 

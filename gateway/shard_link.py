@@ -118,8 +118,8 @@ class ShardLink(Link):
     def _left(self, name: bytes) -> None:
         """Whether it answers our question or the slot has just moved: the channel is gone."""
         batch = self._unanswered[0] if self._unanswered else None
-        if name == self._watched:
-            self._watched = b""
+        if name in self._watched:
+            del self._watched[name]
         elif not isinstance(batch, Leave) or batch.names != [name]:
             put_off = self._forget(name)
             self._events.lost(name, answer=put_off is not None and put_off.subscribe)

@@ -179,6 +179,11 @@ class Subscriptions(Generic[M]):
         channel = self._channels.get(name)
         return channel is not None and channel.state is CONFIRMED
 
+    def members(self, name: bytes) -> tuple[M, ...]:
+        """All members of `name`."""
+        channel = self._channels.get(name)
+        return () if channel is None else channel.waiting + channel.listening
+
     def unconfirmed(self, name: bytes) -> tuple[M, ...]:
         """The members of `name` for whom nothing can be heard at this moment."""
         channel = self._channels.get(name)

@@ -191,19 +191,20 @@ class DemoViews:
         ]
 
     async def page(self, _request: web.Request) -> web.StreamResponse:
-        return _file("index.html")
+        return file_response("index.html")
 
     async def asset(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["file"]
         if not (STATIC / name).is_file():
             raise web.HTTPNotFound
-        return _file(name)
+        return file_response(name)
 
     async def describe(self, _request: web.Request) -> web.Response:
         return web.json_response(self._info(), headers={"Cache-Control": "no-store"})
 
 
-def _file(name: str) -> web.FileResponse:
+def file_response(name: str) -> web.FileResponse:
+    """A file of `STATIC`, for a page that loads nothing from elsewhere."""
     return web.FileResponse(
         STATIC / name,
         headers={

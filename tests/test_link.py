@@ -449,10 +449,10 @@ async def watched(scene: Scene, *answers: bytes) -> list[bytes]:
 @virtual
 async def test_watches_a_channel_of_its_own() -> None:
     scene = await up()
-    assert scene.link.watched == b""
+    assert scene.link.watched == set()
     words = await watched(scene, push(b"subscribe", b"probe", 1), push(b"message", b"probe", b"W"))
     assert scene.commands() == [[b"SUBSCRIBE", b"probe"]]
-    assert (words, scene.link.watched) == ([b"W"], b"probe")
+    assert (words, scene.link.watched) == ([b"W"], {b"probe"})
     assert scene.events.taken() == []
 
 
@@ -470,7 +470,7 @@ async def test_what_may_not_be_watched_is_refused_and_nothing_else() -> None:
     scene = await up()
     with pytest.raises(Refusal, match="SUBSCRIBE with: NOPERM"):
         await watched(scene, resp(NOPERM))
-    assert scene.link.watched == b""
+    assert scene.link.watched == set()
     assert not scene.transport.aborted
 
 
@@ -791,3 +791,37 @@ async def quiet(whole: Whole) -> None:
         whole.work()
         await turns(2)
         whole.collect()
+
+
+# Channels that no browser waits for
+
+
+@virtual
+async def test_each_watched_channel_has_its_own_ear() -> None:
+    scene = await up()
+    heard: list[tuple[str, bytes]] = []
+    for name in (b"w::a", b"w::b"):
+        watching = asyncio.create_task(
+            scene.link.watch(name, lambda word, name=name: heard.append((name.decode(), word)))  # type: ignore[misc]
+        )
+        await turns()
+        scene.confirm(name)
+        await watching
+    assert scene.commands() == [[b"SUBSCRIBE", b"w::a"], [b"SUBSCRIBE", b"w::b"]]
+    assert set(scene.link.watched) == {b"w::a", b"w::b"}
+    scene.say(*(push(b"message", name, b"1") for name in (b"w::b", b"w::c", b"w::a")))
+    assert heard == [("w::b", b"1"), ("w::a", b"1")]
+    assert scene.events.taken() == [("received", b"w::c", b"1")]
+
+
+@virtual
+async def test_a_link_that_was_given_up_takes_no_more_questions() -> None:
+    """Until its transport is gone it is still the broker's."""
+    scene = await up()
+    scene.link.abort("no longer trusted")
+    with pytest.raises(LinkLost):
+        await scene.link.watch(b"w::a", lambda _word: None)
+    with pytest.raises(LinkLost):
+        scene.link.send(lambda _reply: None, "PING")
+    await turns()
+    assert await scene.why() == "no longer trusted"

@@ -269,19 +269,20 @@ async def test_a_real_prometheus_understands_and_answers_everything(valkey: Valk
     ids = [f"monitored-{number}" for number in range(BROWSERS)]
     with Prometheus([node.admin_port]) as prometheus:
         async with crowd([node.port], ids), redis.asyncio.Redis(port=valkey.port) as backend:
+            enough = asyncio.Event()
 
-            async def publish_for_ever() -> None:
-                while True:
+            async def publish() -> None:
+                while not enough.is_set():
                     for name in ids:
                         await gateway.publish(backend, name, "CONFIRMED", retain=0)
                         await backend.publish(f"websocket:{name}", "DONE")
 
-            publishing = asyncio.create_task(publish_for_ever())
+            publishing = asyncio.create_task(publish())
             try:
                 await asyncio.to_thread(has_answers, prometheus)
             finally:
-                publishing.cancel()
-                await asyncio.wait([publishing])
+                enough.set()
+                await publishing
 
 
 def has_answers(prometheus: Prometheus) -> None:

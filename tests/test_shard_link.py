@@ -471,7 +471,7 @@ async def test_watches_a_channel_of_its_own() -> None:
     scene = Scene()
     words = await watched(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W"))
     assert words == [b"W"]
-    assert scene.link.watched == b"probe"
+    assert scene.link.watched == {b"probe"}
     assert scene.heard() == []
 
 
@@ -481,7 +481,7 @@ async def test_a_watched_channel_that_is_taken_away_is_watched_no_more() -> None
     scene = Scene()
     await watched(scene, subscribed(b"probe"))
     scene.say(gone(b"probe"))
-    assert scene.link.watched == b""
+    assert scene.link.watched == set()
     assert scene.heard() == []
     assert await watched(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W")) == [b"W"]
 

@@ -1,0 +1,226 @@
+"""HTTP: the live page on the admin port, for somebody who wants to know at a glance how all the nodes are.
+
+The page shows what every node reports, once a second, and looks up one id. While no page is open, no node
+asks another. The port has no authentication, and nothing here changes anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
+from http import HTTPStatus
+from typing import Final
+
+import orjson
+import structlog
+from aiohttp import web
+
+from . import __version__
+from .broker import Broker
+from .cluster import Cluster
+from .connection import LinkLost
+from .hub import Hub
+from .logs import short_id
+from .messages import WEB_SOCKET_ID
+from .report import REPORT, SESSION, Held, Reporter, read_held, read_report
+from .roster import PATIENCE, UNHEARD, Roster
+from .views import file_response
+
+EVERY: Final = 1.0
+"""Seconds between two events."""
+
+MAX_PAGES: Final = 20
+"""Pages that may be open on a node; for each an event of some KB is written every second."""
+
+STALLED: Final = 5.0
+"""Seconds for a page to take an event; one that does not is dropped, and comes back when it can."""
+
+RETRY: Final = b"retry: 1000\n\n"
+"""Milliseconds until a browser asks for the stream again, once it has lost it."""
+
+PRIVATE: Final = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    # No other site's page may have it, not even as something that it cannot read.
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+log = structlog.get_logger()
+
+
+class Feed:
+    """What the open pages are told: made once a second for all of them, and only while there are any."""
+
+    def __init__(self, roster: Roster, reporter: Reporter, about: Mapping[str, object]) -> None:
+        """`about` is told along with the nodes' reports."""
+        self._roster = roster
+        self._reporter = reporter
+        self._about = about
+        self._pages = 0
+        self._event = b""
+        self._news = asyncio.Event()
+        self._making: asyncio.Task[None] | None = None
+        self._closed = False
+
+    @property
+    def full(self) -> bool:
+        return self._pages >= MAX_PAGES
+
+    async def follow(self) -> AsyncGenerator[bytes, None]:
+        """Each event from now on, or the latest where one is slow; until the node stops."""
+        self._pages += 1
+        if self._making is None:
+            self._making = asyncio.create_task(self._make(), name="live page")
+        try:
+            while not self._closed:
+                await self._news.wait()
+                if not self._closed:
+                    yield self._event
+        finally:
+            self._pages -= 1
+            if not self._pages and self._making is not None:
+                self._making.cancel()
+                self._making = None
+
+    def close(self) -> None:
+        """The node stops: so do the streams."""
+        self._closed = True
+        self._news.set()
+
+    async def _make(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            start = clock()
+            try:
+                self._event = b"data: %b\n\n" % orjson.dumps(await self.snapshot())
+            except Exception:
+                log.exception("live page failed")
+            else:
+                news, self._news = self._news, asyncio.Event()
+                news.set()
+            await asyncio.sleep(max(0.0, start + EVERY - clock()))
+
+    async def snapshot(self) -> dict[str, object]:
+        """All nodes as they are now, this one first."""
+        asked = await self._roster.ask({"ask": REPORT})
+        own = {**self._reporter.report(), "from": self._roster.name}
+        reports = [report for answer in (own, *asked.answers) if (report := read_report(answer)) is not None]
+        return {
+            **self._about,
+            "id": self._roster.name,
+            "silent": asked.silent,
+            "why": asked.why,
+            "nodes": [report.model_dump() for report in reports],
+        }
+
+
+class LiveViews:
+    """The page, what it is told, and the look-up."""
+
+    def __init__(
+        self, roster: Roster, reporter: Reporter, broker: Broker | Cluster, hub: Hub, name: str, host: str
+    ) -> None:
+        """`name` is the node's; the admin port listens on `host`."""
+        self._roster = roster
+        self._reporter = reporter
+        self._broker = broker
+        self._hub = hub
+        self.feed = Feed(roster, reporter, {"node": name, "version": __version__, "port": _port(host)})
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/", self.page),
+            web.get(r"/live/{file:live(?:\.chart)?\.(?:css|js)}", self.asset),
+            web.get("/live/events", self.events, allow_head=False),
+            web.get("/live/session", self.session),
+        ]
+
+    async def page(self, _request: web.Request) -> web.StreamResponse:
+        """GET /: the page itself."""
+        return file_response("live.html")
+
+    async def asset(self, request: web.Request) -> web.StreamResponse:
+        return file_response(request.match_info["file"])
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """GET /live/events: server-sent events, each of them all that the page shows."""
+        if self.feed.full:
+            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{MAX_PAGES} pages are open already")
+        headers = {**PRIVATE, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        response = web.StreamResponse(headers=headers)
+        with suppress(ConnectionError, TimeoutError):
+            await response.prepare(request)
+            await response.write(RETRY)
+            async with aclosing(self.feed.follow()) as events:
+                async for event in events:
+                    async with asyncio.timeout(STALLED):
+                        await response.write(event)
+            return response
+        if request.transport is not None:  # it would be waited for
+            request.transport.abort()
+        return response
+
+    async def session(self, request: web.Request) -> web.Response:
+        """GET /live/session?webSocketId=…: who holds this id, since when, and what it was sent."""
+        wanted = request.query.get("webSocketId", "")
+        if not WEB_SOCKET_ID.fullmatch(wanted):
+            form = "webSocketId is 1 to 200 characters of A-Z a-z 0-9 . _ ~ -"
+            return _problem(HTTPStatus.BAD_REQUEST, "invalid_id", form)
+        asked, retained = await asyncio.gather(
+            self._roster.ask({"ask": SESSION, "webSocketId": wanted}), self._retained(wanted)
+        )
+        answers = (self._reporter.held(wanted), *asked.answers)
+        held = [found for answer in answers if (found := read_held(answer)) is not None]
+        log.info("looked up", id=short_id(wanted), sessions=_count(held), nodes=len(held))
+        body = {
+            "sessions": [session.model_dump() for node in held for session in node.sessions],
+            "more": sum(node.more for node in held),
+            "nodes": len(held),
+            "silent": asked.silent,
+            "why": asked.why,
+            "retained": retained,
+        }
+        return _json(body)
+
+    async def _retained(self, web_socket_id: str) -> dict[str, object]:
+        """Whether Redis has a retained result for the id, and for how many seconds; None for unknown."""
+        channel = self._hub.channel(web_socket_id.encode())
+        link = self._broker.link_to(channel)
+        if link is None:
+            return _unknown(UNHEARD)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                left = await link.ask("PTTL", channel)
+        except TimeoutError:
+            return _unknown(f"Redis gave no answer in {PATIENCE:g} s")
+        except LinkLost as why:
+            return _unknown(str(why))
+        # -2: there is none; -1: for ever, which none of our publishers does.
+        return {"present": left != -2, "seconds": left / 1000 if left >= 0 else None, "why": ""}
+
+
+def _count(held: list[Held]) -> int:
+    return sum(len(node.sessions) + node.more for node in held)
+
+
+def _unknown(why: str) -> dict[str, object]:
+    return {"present": None, "seconds": None, "why": why}
+
+
+def _port(host: str) -> str:
+    """What the page says of the port that it came from."""
+    local = re.fullmatch(r"127\.[0-9.]+|::1|localhost", host) is not None
+    reach = "only this machine reaches it" if local else "whoever reaches it sees this page"
+    return f"This port has no authentication. It listens on {host}: {reach}."
+
+
+def _problem(status: HTTPStatus, code: str, message: str) -> web.Response:
+    return _json({"error": {"code": code, "message": message}}, status)
+
+
+def _json(body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
+    return web.Response(
+        body=orjson.dumps(body), status=status, headers=PRIVATE, content_type="application/json"
+    )

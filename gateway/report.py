@@ -1,0 +1,291 @@
+"""What a node tells of itself when another asks, and what it believes of what others tell.
+
+A report has counters, from which whoever reads two of them makes rates, and in words what is wrong: a node
+knows best itself what its figures mean. What comes from another node has come through Redis, where others may
+write too, so it is read as strictly as anything from outside.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Final, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from . import __version__
+from .broker import Broker
+from .cluster import Cluster
+from .latency import Histogram, Latency
+from .messages import WEB_SOCKET_ID
+from .session import REMEMBERED, Node, Session
+
+UNHEARD_AFTER: Final = 3.0
+"""Seconds without a probe that are worth a word: it comes every second, and a late one within another."""
+
+NEARLY_FULL: Final = 0.9
+
+MOST_SESSIONS: Final = 4
+"""Sessions of one id that are described; further ones are counted. Usually there is one."""
+
+MOST_BOUNDS: Final = 40
+"""Of a histogram; latencies have 14."""
+
+REPORT: Final = "report"
+SESSION: Final = "session"
+"""What can be asked."""
+
+_ERRNO: Final = re.compile(r"\[Errno [0-9-]+\] ")
+
+Text = Annotated[str, Field(max_length=300)]
+Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0)]
+Tone = Literal["bad", "warn", "note"]
+
+
+class _Told(BaseModel):
+    """Part of an answer. What a newer version tells besides is left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Trouble(_Told):
+    """What is wrong with a node, or good to know of it, in words that go on where its name ends."""
+
+    tone: Tone
+    text: Text
+
+
+class Redis(_Told):
+    """A node and its Redis. In a Cluster it is connected when every slot has its line."""
+
+    connected: bool
+    lines: Count
+    lines_up: Count
+    missing_for: Seconds | None
+    """Seconds, up to now."""
+    unheard: Seconds | None
+    """Seconds since a probe was heard, on the line where that is longest ago."""
+    round_trip: Seconds | None
+    """Of the slowest line's latest probe."""
+    gaps: Count
+    blind_seconds: Seconds
+
+
+class Times(_Told):
+    """Durations: how many took up to each of these seconds, and in the end how many there were."""
+
+    bounds: Annotated[tuple[Seconds, ...], Field(max_length=MOST_BOUNDS)]
+    counts: Annotated[tuple[Count, ...], Field(max_length=MOST_BOUNDS + 1)]
+
+
+class Report(_Told):
+    """A node at a moment."""
+
+    id: Text = Field(alias="from")
+    node: Text
+    version: Text
+    clock: float
+    """Seconds on the node's own clock, for rates."""
+    up: Seconds
+    draining: bool
+    sessions: Count
+    room: Count
+    registered: Count
+    delivered: Count
+    invalid: Count
+    latency: Times
+    """Of results until they were written to the socket; since they were published, if they say when that was,
+    or else since they arrived."""
+    lag: Times
+    """How late the event loop was."""
+    redis: Redis
+    troubles: Annotated[tuple[Trouble, ...], Field(max_length=10)]
+
+
+class Found(_Told):
+    """A session that was looked up. Times are in seconds before now."""
+
+    node: Text
+    state: Text
+    protocol: Text
+    transport: Text
+    address: Text
+    registered_for: Seconds | None
+    results: Count
+    message_ids: Annotated[tuple[Text, ...], Field(max_length=REMEMBERED)]
+    degraded: bool
+
+
+class Held(_Told):
+    """What a node has of an id."""
+
+    node: Text
+    sessions: Annotated[tuple[Found, ...], Field(max_length=MOST_SESSIONS)]
+    more: Count
+    """Sessions that are not described."""
+
+
+class Readiness(Protocol):
+    """Who knows whether the node drains; see `views`."""
+
+    draining: bool
+
+
+class Reporter:
+    """Answers for this node."""
+
+    def __init__(
+        self,
+        name: str,
+        node: Node,
+        broker: Broker | Cluster,
+        readiness: Readiness,
+        room: int,
+        latency: Latency,
+        lag: Histogram,
+        clock: Callable[[], float],
+    ) -> None:
+        """`name` is the node's, `room` for so many sessions; `clock` is monotonic, in seconds."""
+        self._name = name
+        self._node = node
+        self._broker = broker
+        self._readiness = readiness
+        self._room = room
+        self._latency = latency
+        self._lag = lag
+        self._clock = clock
+        self._started = clock()
+
+    def answer(self, question: Mapping[str, Any]) -> dict[str, object]:
+        """To what another node asks. A question of a newer version gets the node's name."""
+        wanted = question.get("webSocketId")
+        if question.get("ask") == REPORT:
+            return self.report()
+        if question.get("ask") == SESSION and isinstance(wanted, str) and WEB_SOCKET_ID.fullmatch(wanted):
+            return self.held(wanted)
+        return {"node": self._name}
+
+    def report(self) -> dict[str, object]:
+        """A Report, but for who it is from."""
+        node, hub, now = self._node, self._node.hub, self._clock()
+        redis = self._redis()
+        return {
+            "node": self._name,
+            "version": __version__,
+            "clock": now,
+            "up": now - self._started,
+            "draining": self._readiness.draining,
+            "sessions": node.admission.sessions,
+            "room": self._room,
+            "registered": hub.acknowledged,
+            "delivered": hub.delivered,
+            "invalid": sum(hub.invalid.values()),
+            "latency": _times(self._latency.from_publisher, self._latency.from_arrival),
+            "lag": _times(self._lag),
+            "redis": redis.model_dump(),
+            "troubles": [trouble.model_dump() for trouble in self._troubles(redis)],
+        }
+
+    def _redis(self) -> Redis:
+        broker = self._broker
+        trips = [probe.round_trip for probe in broker.probes if probe.round_trip is not None]
+        return Redis(
+            connected=broker.connected,
+            lines=len(broker.lines),
+            lines_up=sum(line.connected for line in broker.lines),
+            missing_for=broker.missing_for,
+            unheard=broker.unheard,
+            round_trip=max(trips, default=None),
+            gaps=broker.gaps,
+            blind_seconds=broker.blind_so_far(),
+        )
+
+    def _troubles(self, redis: Redis) -> list[Trouble]:
+        unpublished = next((probe.trouble for probe in self._broker.probes if probe.trouble), "")
+        sessions = self._node.admission.sessions
+        return [
+            *redis_troubles(redis, self._broker.trouble, unpublished, ever=self._broker.ever_connected),
+            *node_troubles(sessions, self._room, draining=self._readiness.draining),
+        ]
+
+    def held(self, web_socket_id: str) -> dict[str, object]:
+        """A Held."""
+        sessions = [
+            member
+            for member in self._node.hub.members(web_socket_id.encode())
+            if isinstance(member, Session)  # there are no others
+        ]
+        return {
+            "node": self._name,
+            "sessions": [{"node": self._name, **session.about()} for session in sessions[:MOST_SESSIONS]],
+            "more": max(0, len(sessions) - MOST_SESSIONS),
+        }
+
+
+def redis_troubles(redis: Redis, why: str, unpublished: str, *, ever: bool) -> list[Trouble]:
+    """What is wrong between a node and its Redis.
+
+    `why` no connection came about, and why a probe could not be published, where that is so; `ever` whether
+    there has been a connection at all.
+    """
+    if not redis.connected:
+        lines = f"{redis.lines_up} of {redis.lines} servers of the Cluster are connected"
+        what = "has been without Redis" if ever else "has not reached Redis"
+        text = f"{what} for {_seconds(redis.missing_for or 0.0)}"
+        return [Trouble(tone="bad", text=_cut(f"{text}{_because(why)}" + (f"; {lines}" * (redis.lines > 1))))]
+    if redis.unheard is None or redis.unheard < UNHEARD_AFTER:
+        return []
+    # Silence proves nothing when nothing could be published; but then nothing is proved at all.
+    text = f"has not heard its probe for {_seconds(redis.unheard)}{_because(unpublished)}"
+    return [Trouble(tone="warn" if unpublished else "bad", text=_cut(text))]
+
+
+def node_troubles(sessions: int, room: int, *, draining: bool) -> list[Trouble]:
+    """What is wrong within a node, or good to know."""
+    found = []
+    if sessions >= room:
+        found.append(Trouble(tone="bad", text=f"is full: it has {sessions:,} sessions and refuses more"))
+    elif sessions >= NEARLY_FULL * room:
+        found.append(Trouble(tone="warn", text=f"has {sessions:,} of the {room:,} sessions that it takes"))
+    if draining:
+        found.append(Trouble(tone="note", text="is draining: it closes its sessions and takes no new ones"))
+    return found
+
+
+def _times(*histograms: Histogram) -> dict[str, object]:
+    """Times of histograms that have the same bounds, all together."""
+    counts = zip(*([number for _, number in each.cumulative()] for each in histograms), strict=True)
+    return {"bounds": histograms[0].bounds, "counts": [sum(numbers) for numbers in counts]}
+
+
+def read_report(answer: Mapping[str, Any]) -> Report | None:
+    """The report that a node has sent; None if it is none."""
+    try:
+        return Report.model_validate(answer)
+    except ValidationError:
+        return None
+
+
+def read_held(answer: Mapping[str, Any]) -> Held | None:
+    """What a node has told of an id; None if it is nothing of that kind."""
+    try:
+        return Held.model_validate(answer)
+    except ValidationError:
+        return None
+
+
+def _because(why: str) -> str:
+    """As an aside, without the number that the system's words begin with."""
+    return f" ({_ERRNO.sub('', why)})" if why else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= 300 else text[:299] + "…"
+
+
+def _seconds(seconds: float) -> str:
+    """As people say it: 4 s, 2 min, 3 h."""
+    if seconds < 120:
+        return f"{int(seconds)} s"
+    return f"{int(seconds / 60)} min" if seconds < 7200 else f"{int(seconds / 3600)} h"

@@ -1,0 +1,344 @@
+"""gateway.live: what the page is told, by real nodes on a real Valkey, a Cluster, and one that fails them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+
+from gateway import publishing
+from gateway.app import Gateway
+from gateway.live import MAX_PAGES
+from gateway.roster import UNHEARD
+from gateway.slots import slot
+
+from .integration.here import admin_port_of, gateway_here, port_of
+from .integration.load import SECONDS, crowd, until
+from .processes import Cluster, Node, Valkey, wait_until
+
+SHARED = "websocket::{nodes}"
+RIGHTS = "-@all +hello +client|setname +ping +subscribe +unsubscribe +eval_ro +get &websocket:* ~websocket:*"
+
+Snapshot = dict[str, Any]
+
+
+@contextlib.asynccontextmanager
+async def page(admin_port: int) -> AsyncIterator[Callable[[], Any]]:
+    """An open page; each call waits for the next thing that it is told, and raises EOFError at the end."""
+    timeout = aiohttp.ClientTimeout(total=None)
+    url = f"http://127.0.0.1:{admin_port}/live/events"
+    async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url) as answer:
+        assert answer.status == 200
+        assert answer.content_type == "text/event-stream"
+
+        async def told() -> Snapshot:
+            async with asyncio.timeout(SECONDS):
+                async for line in answer.content:
+                    if line.startswith(b"data: "):
+                        snapshot: Snapshot = json.loads(line[6:])
+                        return snapshot
+            raise EOFError
+
+        yield told
+
+
+async def until_told(admin_port: int, condition: Callable[[Snapshot], object], what: str) -> Snapshot:
+    """The first snapshot of which `condition` is true."""
+    snapshot: Snapshot = {}
+    try:
+        async with asyncio.timeout(2 * SECONDS), page(admin_port) as told:
+            while not condition(snapshot := await told()):
+                pass
+    except TimeoutError:
+        raise TimeoutError(f"{what}: the last was {snapshot}") from None
+    return snapshot
+
+
+async def look_up(admin_port: int, web_socket_id: str) -> tuple[int, dict[str, Any]]:
+    url = f"http://127.0.0.1:{admin_port}/live/session"
+    timeout = aiohttp.ClientTimeout(SECONDS)
+    async with (
+        aiohttp.ClientSession(timeout=timeout) as http,
+        http.get(url, params={"webSocketId": web_socket_id}) as answer,
+    ):
+        assert answer.headers["Cache-Control"] == "no-store"
+        body: dict[str, Any] = await answer.json()
+        return answer.status, body
+
+
+def names(snapshot: Snapshot) -> list[str]:
+    return sorted(report["node"] for report in snapshot["nodes"])
+
+
+def own(snapshot: Snapshot) -> dict[str, Any]:
+    """The report of the node that was asked."""
+    (report,) = [report for report in snapshot["nodes"] if report["id"] == snapshot["id"]]
+    return dict(report)
+
+
+@pytest.fixture
+def nodes() -> Iterator[tuple[Valkey, list[Node]]]:
+    """Two nodes, node-1 and node-2, on a Valkey that a test may harm."""
+    with ExitStack() as running:
+        valkey = running.enter_context(Valkey())
+        nodes = [running.enter_context(Node(valkey.url, "--node", f"node-{number}")) for number in (1, 2)]
+        wait_until(lambda: valkey.ask("PUBSUB", "NUMSUB", SHARED) == [SHARED, 2], "they hear questions")
+        yield valkey, nodes
+
+
+async def test_each_node_tells_of_all(nodes: tuple[Valkey, list[Node]]) -> None:
+    valkey, (one, two) = nodes
+    browsers = [f"b-{number}" for number in range(5)]
+    async with crowd([two.port], browsers):
+        with valkey.client() as backend:
+            assert [backend.publish(f"websocket:{name}", "CONFIRMED") for name in browsers] == [1] * 5
+            backend.publish("websocket:b-0", "confirmed")
+        for node in (one, two):
+            snapshot = await until_told(
+                node.admin_port,
+                lambda told: (
+                    sorted(report["delivered"] for report in told["nodes"]) == [0, 5]
+                    and all(report["lag"]["counts"][-1] for report in told["nodes"])
+                ),
+                "both nodes tell what they have delivered, and how late they are",
+            )
+            assert names(snapshot) == ["node-1", "node-2"]
+            assert (snapshot["silent"], snapshot["why"]) == (0, "")
+            (other,) = [report for report in snapshot["nodes"] if report["node"] == "node-2"]
+            counted = {name: other[name] for name in ("sessions", "registered", "invalid", "draining")}
+            assert counted == {"sessions": 5, "registered": 5, "invalid": 1, "draining": False}
+            assert other["redis"]["connected"]
+            assert other["latency"]["counts"][-1] == 5
+            assert other["troubles"] == []
+
+
+async def test_finds_a_session_from_another_node(nodes: tuple[Valkey, list[Node]]) -> None:
+    valkey, (one, two) = nodes
+    name = "0123456789abcdef" * 8
+    async with crowd([two.port], [name]) as (browser,):
+        with valkey.client() as backend:
+            publishing.publish(backend, name, "CONTINUE", message_id="m-1", retain=300)
+            publishing.publish(backend, name, "CONFIRMED", message_id="m-2", retain=300)
+        await until(lambda: len(browser.results) == 2, "both results arrive")
+        status, found = await look_up(one.admin_port, name)
+    assert status == 200
+    (session,) = found["sessions"]
+    assert 0 <= session.pop("registered_for") < SECONDS
+    assert session == {
+        "node": "node-2",
+        "state": "registered",
+        "protocol": "json",
+        "transport": "websocket",
+        "address": "127.0.0.1",
+        "results": 2,
+        "message_ids": ["m-1", "m-2"],
+        "degraded": False,
+    }
+    assert (found["nodes"], found["more"], found["silent"], found["why"]) == (2, 0, 0, "")
+    assert found["retained"]["present"]
+    assert 290 < found["retained"]["seconds"] <= 300
+    for node in (one, two):
+        assert name not in str(node.logs)
+    await until(lambda: one.logged("looked up"), "the look-up is logged")
+    assert [(line["id"], line["sessions"], line["nodes"]) for line in one.logged("looked up")] == [
+        ("01234567…", 1, 2)
+    ]
+
+
+async def test_finds_nobody_where_there_is_nobody(nodes: tuple[Valkey, list[Node]]) -> None:
+    _, (one, _two) = nodes
+    status, found = await look_up(one.admin_port, "nobody")
+    assert status == 200
+    assert (found["sessions"], found["nodes"]) == ([], 2)
+    assert found["retained"] == {"present": False, "seconds": None, "why": ""}
+
+
+@pytest.mark.parametrize("bad", ["", "a b", "é", "*", "x" * 201, "a\n"])
+async def test_looks_up_only_what_can_be_an_id(node_here: Gateway, bad: str) -> None:
+    status, body = await look_up(admin_port_of(node_here), bad)
+    assert status == 400
+    assert body["error"]["code"] == "invalid_id"
+
+
+async def test_says_why_the_others_are_missing_while_redis_is_away(nodes: tuple[Valkey, list[Node]]) -> None:
+    valkey, (one, _two) = nodes
+    async with page(one.admin_port) as told:
+        while len((await told())["nodes"]) < 2:
+            pass
+        valkey.kill()
+        snapshot = await told()
+        while own(snapshot)["redis"]["connected"]:
+            snapshot = await told()
+        assert names(snapshot) == ["node-1"]
+        assert snapshot["why"] == UNHEARD
+        (trouble,) = own(snapshot)["troubles"]
+        assert trouble["tone"] == "bad"
+        assert trouble["text"].startswith("has been without Redis for")
+        _, found = await look_up(one.admin_port, "nobody")
+        assert (found["nodes"], found["why"]) == (1, UNHEARD)
+        assert found["retained"] == {"present": None, "seconds": None, "why": UNHEARD}
+        valkey.start()
+        while len((snapshot := await told())["nodes"]) < 2:
+            pass
+        assert snapshot["why"] == ""
+        assert own(snapshot)["redis"]["gaps"] == 1
+
+
+async def test_a_frozen_redis_is_not_waited_for(nodes: tuple[Valkey, list[Node]]) -> None:
+    valkey, (one, _two) = nodes
+    async with page(one.admin_port) as told:
+        await told()
+        with valkey.frozen():
+            snapshot = await told()
+            while not snapshot["why"]:
+                snapshot = await told()
+        assert names(snapshot) == ["node-1"]
+
+
+async def test_counts_a_node_that_is_frozen(nodes: tuple[Valkey, list[Node]]) -> None:
+    _, (one, two) = nodes
+    with two.frozen():
+        snapshot = await until_told(one.admin_port, lambda told: told["silent"], "node-2 is missed")
+        assert names(snapshot) == ["node-1"]
+        assert (snapshot["silent"], snapshot["why"]) == (1, "")
+    await until_told(one.admin_port, lambda told: len(told["nodes"]) == 2, "node-2 is back")
+
+
+async def test_a_node_without_the_right_to_publish_says_so() -> None:
+    with await asyncio.to_thread(Valkey) as valkey:
+        valkey.ask("ACL", "SETUSER", "node", "on", ">secret", "resetchannels", *RIGHTS.split())
+        url = f"redis://node:secret@127.0.0.1:{valkey.port}"
+        async with gateway_here(url) as here:
+            snapshot = await until_told(admin_port_of(here), lambda told: told["why"], "it says why")
+            assert "NOPERM" in snapshot["why"]
+            assert len(snapshot["nodes"]) == 1
+            _, found = await look_up(admin_port_of(here), "nobody")
+            assert found["retained"]["present"] is None
+            assert "pttl" in found["retained"]["why"]
+
+
+# One node
+
+
+@pytest.fixture
+async def node_here(valkey: Valkey) -> AsyncIterator[Gateway]:
+    async with gateway_here(valkey.url) as here:
+        yield here
+
+
+async def test_asks_others_only_while_a_page_is_open(node_here: Gateway) -> None:
+    assert node_here._live is not None
+    feed = node_here._live.feed
+    assert not feed._making
+    async with page(admin_port_of(node_here)) as told, page(admin_port_of(node_here)) as told_too:
+        making = feed._making or pytest.fail("nobody asks")
+        assert (await told())["id"] == (await told_too())["id"]
+        assert feed._making is making
+    await until(lambda: feed._making is None, "nobody asks any more")
+    await until(making.done, "the last round ends")
+
+
+async def test_so_many_pages_and_no_more(node_here: Gateway) -> None:
+    port = admin_port_of(node_here)
+    assert node_here._live is not None
+    feed = node_here._live.feed
+    async with contextlib.AsyncExitStack() as pages:
+        for _ in range(MAX_PAGES):
+            await pages.enter_async_context(page(port))
+        await until(lambda: feed.full, "all of them are open")
+        async with (
+            aiohttp.ClientSession() as http,
+            http.get(f"http://127.0.0.1:{port}/live/events") as refused,
+        ):
+            assert refused.status == 503
+            assert (await refused.json())["error"]["code"] == "busy"
+
+
+async def test_a_node_that_stops_ends_its_streams(valkey: Valkey) -> None:
+    async with gateway_here(valkey.url) as here, page(admin_port_of(here)) as told:
+        await told()
+        await here.stop()
+        with contextlib.suppress(EOFError):  # else `told` fails for want of an event or an end
+            while await told():
+                pass
+
+
+async def test_a_page_that_fails_once_goes_on(
+    node_here: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert node_here._live is not None
+    feed = node_here._live.feed
+    snapshot, failures = feed.snapshot, iter([RuntimeError("once")])
+
+    async def fails_once() -> dict[str, object]:
+        if (error := next(failures, None)) is not None:
+            raise error
+        return await snapshot()
+
+    monkeypatch.setattr(feed, "snapshot", fails_once)
+    async with page(admin_port_of(node_here)) as told:
+        assert (await told())["nodes"]
+
+
+async def test_the_page_and_its_files_let_nothing_else_in(node_here: Gateway) -> None:
+    port = admin_port_of(node_here)
+    async with aiohttp.ClientSession() as http:
+        for path, kind in (("/", "html"), ("/live/live.js", "javascript"), ("/live/live.css", "css")):
+            async with http.get(f"http://127.0.0.1:{port}{path}") as answer:
+                assert answer.status == 200
+                assert answer.content_type.endswith(kind)
+                policy = answer.headers["Content-Security-Policy"]
+                assert "default-src 'none'" in policy
+                assert "unsafe" not in policy
+        for path in ("/live/index.html", "/live/demo.js", "/live/..%2fapp.py", "/live/live.html"):
+            async with http.get(f"http://127.0.0.1:{port}{path}") as answer:
+                assert answer.status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [("127.0.0.1", "only this machine reaches it"), ("0.0.0.0", "whoever reaches it sees this page")],
+)
+async def test_says_who_reaches_the_port(valkey: Valkey, host: str, expected: str) -> None:
+    async with gateway_here(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
+        port = (await told())["port"]
+        assert port == f"This port has no authentication. It listens on {host}: {expected}."
+
+
+# A Cluster
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    with Cluster(replicas=0) as servers:
+        yield servers
+
+
+def both(snapshot: Snapshot) -> bool:
+    return names(snapshot) == ["one", "two"]
+
+
+async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Cluster) -> None:
+    async with gateway_here(cluster.url, node="one") as one, gateway_here(cluster.url, node="two") as two:
+        ports = [admin_port_of(gateway) for gateway in (one, two)]
+        for port in ports:
+            snapshot = await until_told(port, both, "both nodes are there")
+            assert (own(snapshot)["redis"]["lines"], own(snapshot)["redis"]["lines_up"]) == (3, 3)
+        async with crowd([port_of(two)], ["in-a-cluster"]):
+            _, found = await look_up(ports[0], "in-a-cluster")
+            assert [session["node"] for session in found["sessions"]] == ["two"]
+            assert found["retained"]["present"] is False
+        here = cluster.owner(slot(SHARED.encode()))
+        there = next(node for node in cluster.masters if node is not here)
+        await asyncio.to_thread(cluster.move_slots, here, there, [slot(SHARED.encode())])
+        await until(lambda: two._broker.link_to(SHARED.encode()) is not None, "the new map is known")
+        for port in ports:
+            await until_told(port, both, "both nodes hear each other where the channel is now")
+        numbers = there.ask("PUBSUB", "SHARDNUMSUB", SHARED)
+        assert numbers == [SHARED, 2]

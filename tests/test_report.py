@@ -1,0 +1,290 @@
+"""gateway.report: what is wrong, in words, and what is believed of others."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import orjson
+import pytest
+
+from gateway import __version__
+from gateway.broker import Broker
+from gateway.latency import BOUNDS, Histogram, Latency
+from gateway.messages import Result
+from gateway.report import (
+    MOST_SESSIONS,
+    REPORT,
+    SESSION,
+    Redis,
+    Reporter,
+    node_troubles,
+    read_held,
+    read_report,
+    redis_troubles,
+)
+from gateway.roster import MAX_MESSAGE
+from gateway.session import REMEMBERED, Session
+
+from .fakes import Clock, node
+from .test_session import Spoken
+
+LONGEST = "x" * 200  # an id's and a messageId's
+REFUSED = "[Errno 111] Connection refused"
+
+
+def redis(**different: Any) -> Redis:
+    well = {
+        "connected": True,
+        "lines": 1,
+        "lines_up": 1,
+        "missing_for": None,
+        "unheard": 0.4,
+        "round_trip": 0.001,
+        "gaps": 0,
+        "blind_seconds": 0.0,
+    }
+    return Redis.model_validate(well | different)
+
+
+DOWN = redis(connected=False, lines_up=0, missing_for=12.7, unheard=None)
+
+
+@pytest.mark.parametrize(
+    ("state", "why", "unpublished", "ever", "expected"),
+    [
+        (redis(), "", "", True, None),
+        (redis(), "", "no answer", True, None),  # one missed probe is nothing yet
+        (redis(unheard=2.9), "", "", True, None),
+        (redis(unheard=4.2), "", "", True, ("bad", "has not heard its probe for 4 s")),
+        (redis(unheard=4.2), "", "NOPERM", True, ("warn", "has not heard its probe for 4 s (NOPERM)")),
+        (DOWN, "", "", True, ("bad", "has been without Redis for 12 s")),
+        (DOWN, REFUSED, "", True, ("bad", "has been without Redis for 12 s (Connection refused)")),
+        (DOWN, REFUSED, "", False, ("bad", "has not reached Redis for 12 s (Connection refused)")),
+        (
+            redis(connected=False, lines=3, lines_up=2, missing_for=125.0),
+            "",
+            "",
+            True,
+            (
+                "bad",
+                "has been without Redis for 2 min; 2 of 3 servers of the Cluster are connected",
+            ),
+        ),
+    ],
+)
+def test_says_what_is_wrong_with_redis(
+    state: Redis, why: str, unpublished: str, ever: bool, expected: tuple[str, str] | None
+) -> None:
+    found = [(trouble.tone, trouble.text) for trouble in redis_troubles(state, why, unpublished, ever=ever)]
+    assert found == ([expected] if expected else [])
+
+
+def test_a_long_reason_is_cut() -> None:
+    (trouble,) = redis_troubles(DOWN, "x" * 1000, "", ever=True)
+    assert len(trouble.text) == 300
+
+
+@pytest.mark.parametrize(
+    ("sessions", "draining", "expected"),
+    [
+        (0, False, []),
+        (899, False, []),
+        (900, False, [("warn", "has 900 of the 1,000 sessions that it takes")]),
+        (1_000, False, [("bad", "is full: it has 1,000 sessions and refuses more")]),
+        (3, True, [("note", "is draining: it closes its sessions and takes no new ones")]),
+    ],
+)
+def test_says_what_is_to_know_of_the_node(
+    sessions: int, draining: bool, expected: list[tuple[str, str]]
+) -> None:
+    found = node_troubles(sessions, 1_000, draining=draining)
+    assert [(trouble.tone, trouble.text) for trouble in found] == expected
+
+
+# A node's own answers
+
+
+class Line:
+    """As much of a broker as a report reads."""
+
+    connected = ever_connected = True
+    missing_for: float | None = None
+    unheard: float | None = 0.5
+    trouble = ""
+    gaps = 2
+    probes: tuple[Any, ...] = ()
+
+    @property
+    def lines(self) -> list[Line]:
+        return [self]
+
+    def blind_so_far(self) -> float:
+        return 3.25
+
+
+class Scene:
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.node = node(self.clock)
+        self.line = Line()
+        self.draining = False
+        self.latency = Latency(lambda call: call(), self.clock, self.clock)
+        self.lag = Histogram((0.01, 0.1))
+        self.reporter = Reporter(
+            "node-1", self.node, cast("Broker", self.line), self, 1_000, self.latency, self.lag, self.clock
+        )
+
+    def registered(self, name: str = "12345678") -> Session:
+        self.node.admission.admit("192.0.2.1")
+        session = Spoken(self.node)
+        session.message_received(orjson.dumps({"webSocketId": name}))
+        self.node.hub.subscribed(b"websocket:" + name.encode(), None)
+        return session
+
+    def told(self) -> dict[str, Any]:
+        """Its report, as it comes out at another node."""
+        answer = orjson.loads(orjson.dumps({**self.reporter.answer({"ask": REPORT}), "from": "f" * 16}))
+        report = read_report(answer)
+        assert report is not None
+        return report.model_dump()
+
+
+def test_reports_what_the_node_counts() -> None:
+    scene = Scene()
+    scene.registered()
+    scene.node.hub.received(b"websocket:12345678", b"CONFIRMED")
+    scene.node.hub.received(b"websocket:12345678", b"confirmed")
+    scene.clock.now += 60
+    told = scene.told()
+    expected = {
+        "id": "f" * 16,
+        "node": "node-1",
+        "version": __version__,
+        "up": 60,
+        "draining": False,
+        "sessions": 1,
+        "room": 1_000,
+        "registered": 1,
+        "delivered": 1,
+        "invalid": 1,
+        "troubles": (),
+    }
+    assert {name: told[name] for name in expected} == expected
+    assert told["redis"]["blind_seconds"] == 3.25
+
+
+def test_reports_all_durations_together() -> None:
+    scene = Scene()
+    scene.latency.from_arrival.observe(0.0007, 3)
+    scene.latency.from_publisher.observe(0.002)
+    scene.latency.from_publisher.observe(60.0)
+    scene.lag.observe(0.05)
+    told = scene.told()
+    assert told["latency"]["bounds"] == BOUNDS
+    assert told["latency"]["counts"] == (0, 3, *[4] * (len(BOUNDS) - 2), 5)
+    assert told["lag"] == {"bounds": (0.01, 0.1), "counts": (0, 1, 1)}
+
+
+def test_reports_its_troubles() -> None:
+    scene = Scene()
+    scene.line.unheard = 5.0
+    scene.draining = True
+    assert [trouble["tone"] for trouble in scene.told()["troubles"]] == ["bad", "note"]
+
+
+@pytest.mark.parametrize(
+    "different",
+    [
+        {"node": 7},
+        {"node": "x" * 301},
+        {"sessions": -1},
+        {"sessions": "many"},
+        {"delivered": None},
+        {"clock": float("nan")},
+        {"redis": {}},
+        {"troubles": [{"tone": "loud", "text": ""}]},
+        {"troubles": [{"tone": "bad", "text": ""}] * 11},
+    ],
+)
+def test_a_report_of_another_form_is_none(different: dict[str, Any]) -> None:
+    answer = {**Scene().reporter.report(), "from": "f" * 16}
+    assert read_report(answer) is not None
+    assert read_report({**answer, **different}) is None
+
+
+def test_what_a_newer_version_tells_besides_is_left_out() -> None:
+    answer = {**Scene().reporter.report(), "from": "f" * 16, "colour": "blue"}
+    report = read_report(answer)
+    assert report is not None
+    assert "colour" not in report.model_dump()
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {},
+        {"ask": "weather"},
+        {"ask": SESSION},
+        {"ask": SESSION, "webSocketId": 7},
+        {"ask": SESSION, "webSocketId": "a b"},
+    ],
+)
+def test_what_it_does_not_understand_it_answers_with_its_name(question: dict[str, Any]) -> None:
+    answer = Scene().reporter.answer(question)
+    assert answer == {"node": "node-1"}
+    assert read_report(answer) is None
+    assert read_held(answer) is None
+
+
+# The look-up
+
+
+def test_tells_of_a_session_what_it_was_sent_and_since_when() -> None:
+    scene = Scene()
+    session = scene.registered()
+    for number in range(REMEMBERED + 1):
+        session.deliver(b"12345678", Result("CONFIRMED", f"m-{number}"))
+    session.deliver(b"12345678", Result("CONFIRMED", f"m-{number}"))  # which is not sent again
+    session.deliver(b"12345678", Result("CONFIRMED"))
+    scene.clock.now += 90
+    held = read_held(scene.reporter.answer({"ask": SESSION, "webSocketId": "12345678"}))
+    assert held is not None
+    (found,) = held.sessions
+    assert found.model_dump() == {
+        "node": "node-1",
+        "state": "registered",
+        "protocol": "json",
+        "transport": "none",
+        "address": "192.0.2.1",
+        "registered_for": 90,
+        "results": REMEMBERED + 2,
+        "message_ids": tuple(f"m-{number}" for number in range(1, REMEMBERED + 1)),
+        "degraded": False,
+    }
+
+
+def test_tells_of_one_that_waits_for_its_answer() -> None:
+    scene = Scene()
+    scene.node.admission.admit("192.0.2.1")
+    Spoken(scene.node).message_received(b'{"webSocketId":"12345678"}')
+    held = read_held(scene.reporter.held("12345678"))
+    assert held is not None
+    assert [(found.state, found.registered_for) for found in held.sessions] == [("waiting", None)]
+
+
+def test_tells_of_an_id_that_nobody_has() -> None:
+    assert Scene().reporter.held("12345678") == {"node": "node-1", "sessions": [], "more": 0}
+
+
+def test_the_largest_answer_fits_into_a_message() -> None:
+    """Many sessions may have one id: four are described and the others counted."""
+    scene = Scene()
+    for _ in range(MOST_SESSIONS + 3):
+        session = scene.registered(LONGEST)
+        for number in range(REMEMBERED):
+            session.deliver(LONGEST.encode(), Result("CONFIRMED", f"{number:0200}"))
+    answer = orjson.dumps(scene.reporter.held(LONGEST))
+    assert len(answer) < MAX_MESSAGE - 200
+    held = read_held(orjson.loads(answer))
+    assert held is not None
+    assert (len(held.sessions), held.more) == (MOST_SESSIONS, 3)

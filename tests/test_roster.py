@@ -1,0 +1,316 @@
+"""gateway.roster: questions and answers over a Redis that is a dict, and what must not be believed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import hiredis
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.connection import LinkLost, Refusal
+from gateway.link import Link
+from gateway.roster import ANSWERS_A_SECOND, MAX_MESSAGE, MAX_ROUNDS, PATIENCE, UNHEARD, Answers, Roster
+
+from .fakes import Clock, turns, virtual
+
+SHARED = b"websocket::{nodes}"
+NOPERM = "NOPERM this user has no permissions"
+
+Heard = Callable[[bytes], object]
+
+
+class Bus:
+    """A Redis that passes on what is published, in a later turn of the loop."""
+
+    def __init__(self) -> None:
+        self.links: list[FakeLink] = []
+        self.published: list[tuple[bytes, bytes]] = []
+
+    def publish(self, channel: bytes, message: bytes) -> int:
+        self.published.append((channel, message))
+        hearing = [link for link in self.links if channel in link.watched]
+        for link in hearing:
+            asyncio.get_running_loop().call_soon(link.watched[channel], message)
+        return len(hearing)
+
+
+class FakeLink:
+    """As much of a link as the roster uses."""
+
+    words = Link.words
+
+    def __init__(self, bus: Bus) -> None:
+        bus.links.append(self)
+        self._bus = bus
+        self.watched: dict[bytes, Heard] = {}
+        self.forbidden = False
+        self.hangs = self.lost = False
+
+    async def watch(self, name: bytes, heard: Heard) -> None:
+        if self.forbidden:
+            raise Refusal("SUBSCRIBE", NOPERM)
+        self.watched[name] = heard
+
+    async def ask(self, _command: str, channel: bytes, message: bytes) -> int:
+        if self.lost:
+            raise LinkLost("reset by peer")
+        if self.hangs:
+            await asyncio.get_running_loop().create_future()
+        return self._bus.publish(channel, message)
+
+    def send(self, reply: Callable[[Any], object], _command: str, channel: bytes, message: bytes) -> None:
+        if self.forbidden:
+            reply(hiredis.ReplyError(NOPERM))
+        else:
+            self._bus.publish(channel, message)
+
+
+class Peer:
+    """A node with a roster; without a link it has lost Redis."""
+
+    def __init__(self, bus: Bus, name: str, clock: Clock) -> None:
+        self.link: FakeLink | None = FakeLink(bus)
+        self.questions: list[Mapping[str, Any]] = []
+        self.name = name
+        self.roster = Roster(self, "websocket:", self.answer, clock)
+        self._hearing = asyncio.create_task(self.roster.run())
+
+    def link_to(self, name: bytes) -> Link | None:
+        assert name == SHARED
+        return cast("Link | None", self.link)
+
+    def answer(self, question: Mapping[str, Any]) -> Mapping[str, object]:
+        self.questions.append(question)
+        return {"node": self.name}
+
+    async def stop(self) -> None:
+        self._hearing.cancel()
+        await asyncio.gather(self._hearing, return_exceptions=True)
+
+
+class Scene:
+    """So many nodes that hear each other."""
+
+    def __init__(self, count: int) -> None:
+        self.bus = Bus()
+        self.clock = Clock()
+        self.peers = [Peer(self.bus, f"node-{number}", self.clock) for number in range(1, count + 1)]
+
+    async def __aenter__(self) -> list[Peer]:
+        await turns()
+        return self.peers
+
+    async def __aexit__(self, *_: object) -> None:
+        for peer in self.peers:
+            await peer.stop()
+
+
+def names(answers: Answers) -> list[str]:
+    return sorted(answer["node"] for answer in answers.answers)
+
+
+@virtual
+async def test_asks_all_others_and_not_itself() -> None:
+    async with Scene(3) as (one, two, three):
+        answers = await one.roster.ask({"ask": "report"})
+        assert names(answers) == ["node-2", "node-3"]
+        assert answers[1:] == (0, "")
+        assert not one.questions
+        assert [question["ask"] for question in (*two.questions, *three.questions)] == ["report"] * 2
+        assert {answer["from"] for answer in answers.answers} == {two.roster.name, three.roster.name}
+
+
+@virtual
+async def test_a_node_alone_has_nobody_to_wait_for() -> None:
+    async with Scene(1) as (one,):
+        before = asyncio.get_running_loop().time()
+        assert await one.roster.ask({}) == ([], 0, "")
+        assert asyncio.get_running_loop().time() == before
+
+
+@virtual
+async def test_nothing_is_published_while_nobody_asks() -> None:
+    scene = Scene(3)
+    async with scene:
+        await asyncio.sleep(60)
+        assert not scene.bus.published
+
+
+@virtual
+async def test_counts_those_that_hear_and_say_nothing() -> None:
+    async with Scene(3) as (one, _two, three):
+        assert three.link is not None
+        three.link.watched[SHARED] = lambda _message: None
+        start = asyncio.get_running_loop().time()
+        answers = await one.roster.ask({})
+        assert names(answers) == ["node-2"]
+        assert answers[1:] == (1, "")
+        assert asyncio.get_running_loop().time() - start == pytest.approx(PATIENCE)
+
+
+@virtual
+async def test_without_redis_it_says_so_at_once() -> None:
+    async with Scene(2) as (one, _two):
+        one.link = None
+        assert await one.roster.ask({}) == ([], 0, UNHEARD)
+
+
+@virtual
+async def test_a_redis_that_hangs_is_not_waited_for() -> None:
+    async with Scene(2) as (one, _two):
+        assert one.link is not None
+        one.link.hangs = True
+        assert await one.roster.ask({}) == ([], 0, "Redis gave no answer in 0.5 s")
+
+
+@virtual
+async def test_what_redis_forbids_is_the_reason() -> None:
+    async with Scene(2) as (one, _two):
+        assert one.link is not None
+        one.link.forbidden = True
+        answers = await one.roster.ask({})
+        assert not answers.answers
+        assert NOPERM in answers.why
+
+
+@virtual
+async def test_a_node_that_may_not_answer_says_so_once_in_its_log() -> None:
+    async with Scene(2) as (one, two):
+        assert two.link is not None
+        two.link.forbidden = True
+        with capture_logs() as logs:
+            assert [(await one.roster.ask({})).silent for _ in range(3)] == [1, 1, 1]
+        assert [line["event"] for line in logs] == ["other nodes cannot be talked to"]
+        assert NOPERM in logs[0]["why"]
+
+
+@virtual
+async def test_a_new_link_hears_within_a_second() -> None:
+    scene = Scene(2)
+    async with scene as (one, two):
+        two.link = FakeLink(scene.bus)  # the old one is still counted, as by a Redis that has not noticed
+        assert names(await one.roster.ask({})) == ["node-2"]
+        await asyncio.sleep(1)
+        scene.bus.links.remove(scene.bus.links[1])
+        assert names(await one.roster.ask({})) == ["node-2"]
+
+
+@virtual
+async def test_a_channel_that_cannot_be_had_is_asked_for_again() -> None:
+    async with Scene(2) as (one, two):
+        assert two.link is not None
+        del two.link.watched[SHARED]
+        two.link.forbidden = True
+        with capture_logs() as logs:
+            await asyncio.sleep(5)
+        assert len(logs) == 1
+        two.link.forbidden = False
+        await asyncio.sleep(1)
+        assert names(await one.roster.ask({})) == ["node-2"]
+
+
+@virtual
+async def test_a_failure_is_told_and_nothing_ends_with_it() -> None:
+    async with Scene(2) as (one, two):
+        assert two.link is not None
+        two.link.watched = cast("dict[bytes, Heard]", None)
+        with capture_logs() as logs:
+            await asyncio.sleep(1)
+        assert [line["event"] for line in logs] == ["questions of other nodes are not heard"]
+        two.link.watched = {}
+        await asyncio.sleep(1)
+        assert names(await one.roster.ask({})) == ["node-2"]
+
+
+@virtual
+async def test_only_so_many_rounds_at_a_time() -> None:
+    async with Scene(2) as (one, two):
+        assert two.link is not None
+        two.link.watched[SHARED] = lambda _message: None
+        rounds = [asyncio.create_task(one.roster.ask({})) for _ in range(MAX_ROUNDS)]
+        await turns()
+        assert "too much at a time" in (await one.roster.ask({})).why
+        assert {(await task).silent for task in rounds} == {1}
+        assert (await one.roster.ask({})).why == ""
+
+
+# What others publish on these channels
+
+
+@virtual
+async def test_answers_only_where_nodes_await_answers() -> None:
+    scene = Scene(2)
+    async with scene as (one, _two):
+        for asker in ("someid", "0123456789abcde", "0123456789ABCDEF", "0123456789abcdef\n", 7, None):
+            scene.bus.publish(SHARED, json.dumps({"asker": asker, "token": "t"}).encode())
+        await turns()
+        assert not one.questions
+        assert {channel for channel, _ in scene.bus.published} == {SHARED}
+
+
+@pytest.mark.parametrize("noise", [b"", b"{", b"[]", b"7", b"\xff", b'"' + b"x" * MAX_MESSAGE + b'"', b"{}"])
+def test_noise_is_ignored(noise: bytes) -> None:
+    @virtual
+    async def ignored() -> None:
+        scene = Scene(2)
+        async with scene as (one, two):
+            for channel in (SHARED, one.roster.channel(one.roster.name)):
+                scene.bus.publish(channel, noise)
+            await turns()
+            assert not one.questions
+            assert names(await one.roster.ask({})) == ["node-2"]
+            assert len(two.questions) == 1
+
+    ignored()
+
+
+@virtual
+async def test_an_answer_to_no_question_is_ignored() -> None:
+    scene = Scene(2)
+    async with scene as (one, _two):
+        await one.roster.ask({})
+        forged = {"token": "t", "from": "f", "node": "forged"}
+        scene.bus.publish(one.roster.channel(one.roster.name), json.dumps(forged).encode())
+        await turns()
+        assert names(await one.roster.ask({})) == ["node-2"]
+
+
+@virtual
+async def test_answers_so_many_in_a_second_and_no_more() -> None:
+    scene = Scene(1)
+    async with scene as (one,):
+        question = json.dumps({"asker": "0" * 16, "token": "t"}).encode()
+        for _ in range(2 * ANSWERS_A_SECOND):
+            scene.bus.publish(SHARED, question)
+        await turns()
+        assert len(one.questions) == ANSWERS_A_SECOND
+        scene.clock.now += 1
+        scene.bus.publish(SHARED, question)
+        await turns()
+        assert len(one.questions) == ANSWERS_A_SECOND + 1
+
+
+@virtual
+async def test_an_answer_that_fails_harms_nothing_else() -> None:
+    async with Scene(2) as (one, two):
+
+        def fails(_question: Mapping[str, Any]) -> Mapping[str, object]:
+            raise KeyError("missing")
+
+        two.roster._answer = fails
+        with capture_logs() as logs:
+            assert (await one.roster.ask({})).silent == 1
+        assert [line["event"] for line in logs] == ["no answer for another node"]
+
+
+@virtual
+async def test_a_link_that_ends_meanwhile_is_the_reason() -> None:
+    async with Scene(2) as (one, _two):
+        assert one.link is not None
+
+        one.link.lost = True
+        assert await one.roster.ask({}) == ([], 0, "reset by peer")
