@@ -27,7 +27,7 @@ ONE_SERVER, CLUSTER = (
     rights.split() for rights in re.findall(r"ACL SETUSER node on >… (.*)\n", DEPLOYMENT.read_text())
 )
 
-FOR_THE_PROBE = {"(+publish &websocket::probe:*)", "(+spublish &websocket::probe:*)"}
+FOR_THE_PROBE = {"(+publish &websocket::*)", "(+spublish &websocket::*)"}
 FOR_THE_AUDIT = {"+client|info", "+pubsub|numsub", "+pubsub|shardnumsub"}
 
 PATIENCE = 1.5  # seconds for what takes milliseconds when it is allowed
