@@ -22,6 +22,8 @@ MAX_BUFFER = 1 << 20
 DISK_FULL = "MISCONF"
 """How Redis answers PING, too, while it cannot save to its disk. It subscribes and publishes all the same."""
 
+CLOSED_BY_REDIS = "Redis closed the connection"
+
 NOT_ENOUGH = object()
 
 T = TypeVar("T")
@@ -112,10 +114,15 @@ class Connection(asyncio.Protocol):
 
         An error of Redis is an answer too, a hiredis.ReplyError. Raises LinkLost.
         """
-        if self._transport is None or self._transport.is_closing():
-            raise LinkLost("the connection is gone")
+        transport = self._writable()
         self._unanswered.append(Question(reply))
-        self._transport.write(pack(*command))
+        transport.write(pack(*command))
+
+    def _writable(self) -> asyncio.Transport:
+        """The transport. Raises LinkLost, with what has ended it, when it is gone or about to go."""
+        if self._transport is None or self._transport.is_closing():
+            raise LinkLost(f"the connection is gone: {self._why or CLOSED_BY_REDIS}")
+        return self._transport
 
     def abort(self, why: str) -> None:
         """End the connection now; `closed` is set once the transport is gone."""
@@ -146,7 +153,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if not self.closed.done():
-            why = self._why or (str(exc) if exc else "Redis closed the connection")
+            why = self._why or (str(exc) if exc else CLOSED_BY_REDIS)
             self.closed.set_result(LinkLost(why))
 
     def _pushed(self, push: list[Any]) -> None:

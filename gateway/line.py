@@ -38,6 +38,7 @@ class Line(Connection):
             kind = ConnectionError if refusal.reply.startswith("LOADING") else PermissionError
             raise kind(str(refusal)) from None
         except LinkLost as lost:
+            line.abort("not connected")
             raise ConnectionError(str(lost)) from None
         except BaseException:
             line.abort("not connected")
@@ -53,8 +54,10 @@ class Line(Connection):
 
         Raises ConnectionError when the connection ends before; what was done by then is unknown.
         """
-        if self._transport is None:
-            raise ConnectionError("the connection is gone")
+        try:
+            transport = self._writable()
+        except LinkLost as lost:
+            raise ConnectionError(str(lost)) from None
         replies: list[Any] = []
         answered: asyncio.Future[None] = self._loop.create_future()
 
@@ -64,7 +67,7 @@ class Line(Connection):
                 resolve(answered, None)
 
         self._unanswered.extend(Question(replied) for _ in commands)
-        self._transport.write(b"".join(pack(*command) for command in commands))
+        transport.write(b"".join(pack(*command) for command in commands))
         await asyncio.wait((answered, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
             raise ConnectionError(str(self.closed.result()))

@@ -21,7 +21,6 @@ from .connection import (
     NOT_ENOUGH,
     Connection,
     Desynchronised,
-    LinkLost,
     Question,
     Refusal,
     pack,
@@ -204,11 +203,10 @@ class Link(Connection):
 
         It lasts as long as the link, or until Redis takes the channel away. Raises Refusal and LinkLost.
         """
-        if self._transport is None or self._transport.is_closing():
-            raise LinkLost("the connection is gone")
+        transport = self._writable()
         answer: asyncio.Future[Refusal | None] = self._loop.create_future()
         self._unanswered.append(Watch(name, heard, answer))
-        self._transport.write(pack(self.words.subscribe, name))
+        transport.write(pack(self.words.subscribe, name))
         await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise self.closed.result()
