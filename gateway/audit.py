@@ -73,10 +73,12 @@ class Audit:
         self.done += 1
         if missing:
             log.error("audit: ids that were not subscribed are again", ids=len(missing))
-        if surplus + len(missing) > 0:
-            self.mended += surplus + len(missing)
-            log.error("audit: more is subscribed than should be", channels=surplus + len(missing))
-            link.abort("more is subscribed on it than should be")
+        differ = surplus + len(missing)
+        if differ:  # too few: somebody else holds the id that is missing, so that Redis does not tell which
+            self.mended += abs(differ)
+            word = "more" if differ > 0 else "less"
+            log.error("audit: another number is subscribed than should be", channels=differ)
+            link.abort(f"{word} is subscribed on it than should be")
 
     async def _surplus(self, link: Link) -> int:
         """How many channels more the connection has than the table believes."""

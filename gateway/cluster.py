@@ -132,8 +132,12 @@ class Shard:
             self._hub.lost(name, answer=answer)
 
     def moved(self, name: bytes, host: str, port: int) -> None:
-        if self.owns(name):
-            self._cluster.claimed(slot(name), Address(host or self.address.host, port))
+        owner = Address(host or self.address.host, port)
+        if self.owns(name) and owner != self.address:
+            self._cluster.claimed(slot(name), owner)
+        elif self.owns(name) and (link := self._cluster.link_to(name)) is not None:
+            # No node sends clients to itself: by now another one is behind this address.
+            link.abort(f"{owner} leads to another node")
 
     def migrating(self, name: bytes, host: str, port: int, read: Callable[[Any], object]) -> None:
         if self.owns(name):

@@ -314,6 +314,13 @@ class Config(BaseModel):
             _read_token(value)
         return value
 
+    @field_validator("channel_prefix")
+    @classmethod
+    def _check_prefix(cls, value: str, info: ValidationInfo) -> str:
+        if "{" in value and "+cluster://" in str(info.data.get("redis", "")):
+            raise ValueError("braces would put all ids into one slot of the Cluster: write it without {")
+        return value
+
     @field_validator("admin_port")
     @classmethod
     def _check_ports_differ(cls, value: int, info: ValidationInfo) -> int:
@@ -455,12 +462,13 @@ def _read_token(path: str) -> str:
     """The token in a file. Raises ValueError, without a word of what is in there."""
     try:
         with Path(path).open("rb") as file:
-            text = file.read(1024).decode("ascii", "replace").strip()
+            text = file.read(1025).decode("ascii", "replace")
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from None
-    if not text or not re.fullmatch(_BEARER, text):
+    token = text.strip()
+    if len(text) > 1024 or not token or not re.fullmatch(_BEARER, token):
         raise ValueError("the file must have one line, " + _BEARER_FORM)
-    return text
+    return token
 
 
 def normalise_origin(text: str) -> str:

@@ -17,6 +17,9 @@ from .topology import Server
 NAME: Final = "webflow-publisher"
 """What CLIENT LIST shows."""
 
+NOT_NOW: Final = ("LOADING", "BUSY", "ERR max number of clients")
+"""How Redis answers whom it would have had a moment ago, or will."""
+
 Command = tuple[str | bytes | int, ...]
 
 
@@ -35,7 +38,7 @@ class Line(Connection):
             await line.hello(server.username, server.password, server.database, NAME)
         except Refusal as refusal:
             line.abort("not welcome")
-            kind = ConnectionError if refusal.reply.startswith("LOADING") else PermissionError
+            kind = ConnectionError if refusal.reply.startswith(NOT_NOW) else PermissionError
             raise kind(str(refusal)) from None
         except LinkLost as lost:
             line.abort("not connected")

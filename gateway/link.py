@@ -42,6 +42,9 @@ LATER = 0
 READ = """local left, results = tonumber(ARGV[2]), {}
 for i, key in ipairs(KEYS) do
   local result = redis.pcall('GET', key)
+  if type(result) == 'table' and result.err and not string.find(result.err, 'WRONGTYPE', 1, true) then
+    return redis.error_reply('ERR retained results cannot be read: ' .. result.err)
+  end
   if type(result) ~= 'string' then result = false end
   if result then
     result = string.sub(result, 1, ARGV[1] + 1)

@@ -19,6 +19,7 @@ from .line import Command
 from .publishing import SCRIPT, Options, Outgoing, Published, from_json, outgoing
 from .redis_url import Address
 from .routes import route
+from .slots import redirection
 from .topology import Server
 
 TIMEOUT: Final = 3.0
@@ -36,8 +37,6 @@ BATCH: Final = 100
 
 LONGEST_ID: Final = 200
 """Characters; what is longer was no id and is not repeated in an answer."""
-
-_ELSEWHERE: Final = re.compile(r"(MOVED|ASK) [0-9]+ (\S+):([0-9]+)")
 
 _NOT_NOW: Final = re.compile(
     # Redis 6.2 puts its own words before an error within a script.
@@ -161,9 +160,9 @@ class Publisher:
 
     async def _refused(self, server: Server, sending: _Sending, why: str) -> None:
         sending.why = why
-        if elsewhere := _ELSEWHERE.match(why):
-            kind, host, port = elsewhere.groups()
-            await self._elsewhere(server, sending, kind, self._route.elsewhere(Address(host, int(port))))
+        if (redirected := redirection(why)) is not None:
+            there = Address(redirected.host or server.host, redirected.port)
+            await self._elsewhere(server, sending, redirected.kind, self._route.elsewhere(there))
         elif _NOT_NOW.search(why):
             self._drop(server)
         else:

@@ -13,7 +13,6 @@ another question about the channel takes its place.
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
@@ -22,6 +21,7 @@ import hiredis
 
 from .connection import Desynchronised, pack
 from .link import BrokerEvents, Join, Leave, Link, Words, concerns_ids
+from .slots import Redirection, redirection
 
 MAX_IN_FLIGHT: Final = 1_000
 """Channels on their way: some 100 KB of replies, unless there are retained results among them."""
@@ -36,7 +36,9 @@ RETRY_AFTER: Final = 0.1
 MIGRATING_RETRY: Final = 0.2
 """The same for a retained result that was looked for where its slot is on its way to."""
 
-_REDIRECTION: Final = re.compile(r"(MOVED|ASK) ([0-9]+) (.*):([0-9]+)")
+PUT_OFF_A_SECOND: Final = 10_000
+"""Questions that are asked again, at most: a master whose Cluster is down has enough to do."""
+
 _NOT_SERVED: Final = ("MOVED", "CLUSTERDOWN", "TRYAGAIN")
 
 
@@ -156,8 +158,8 @@ class ShardLink(Link):
             self._events.lost(name, answer=batch.subscribe)
         elif not error or error.startswith("WRONGTYPE"):  # what is no string is no result
             self._has_read(name, None if error else reply, subscribe=batch.subscribe)
-        elif (redirection := _REDIRECTION.match(error)) is not None:
-            self._redirected(batch, redirection)
+        elif (redirected := redirection(error)) is not None:
+            self._redirected(batch, redirected)
         elif error.startswith(("CLUSTERDOWN", "TRYAGAIN")):
             self._ask_later(batch, RETRY_AFTER)
         elif concerns_ids(error):
@@ -167,16 +169,15 @@ class ShardLink(Link):
         else:
             self.abort(f"Redis answered: {error}")
 
-    def _redirected(self, batch: Join, redirection: re.Match[str]) -> None:
+    def _redirected(self, batch: Join, redirected: Redirection) -> None:
         (name,) = batch.names
-        kind, _slot, host, port = redirection.groups()
-        host = host.removeprefix("?")  # which stands for a name that was not told
+        kind, host, port = redirected
         if kind == "ASK":
             put_off = self._ask_later(batch, MIGRATING_RETRY)
             read_there = partial(self._read_there, name, put_off)
-            self._shard_events.migrating(name, host, int(port), read_there)
+            self._shard_events.migrating(name, host, port, read_there)
         elif batch.subscribe:
-            self._shard_events.moved(name, host, int(port))
+            self._shard_events.moved(name, host, port)
         else:  # the node no longer serves what it has told us, so the subscription is gone as well
             self._events.lost(name)
 
@@ -189,7 +190,9 @@ class ShardLink(Link):
 
     def _ask_later(self, batch: Join, seconds: float) -> PutOff:
         (name,) = batch.names
+        self._forget(name)
         ask = self.subscribe if batch.subscribe else self.read
+        seconds += len(self._put_off) / PUT_OFF_A_SECOND
         put_off = PutOff(batch.subscribe, self._loop.call_later(seconds, ask, name))
         self._put_off[name] = put_off
         return put_off

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from binascii import crc_hqx
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
@@ -9,6 +10,9 @@ from typing import Any, Final, NamedTuple
 from .redis_url import Address
 
 COUNT: Final = 16_384
+
+TRIES: Final = 16 * COUNT
+"""Names looked at for one in a certain slot: with one slot of all, 1 of 9 million searches is in vain."""
 
 
 def slot(name: bytes) -> int:
@@ -25,8 +29,27 @@ def slot(name: bytes) -> int:
     return crc_hqx(name, 0) % COUNT
 
 
+_REDIRECTION: Final = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]+)")
+
 Ranges = tuple[tuple[int, int, Address], ...]
 """First slot, last slot, master; in order."""
+
+
+class Redirection(NamedTuple):
+    """What a node answers that does not serve the slot."""
+
+    kind: str
+    """MOVED; or ASK, while the slot is on its way."""
+    host: str
+    """Empty for the host of the node that answers."""
+    port: int
+
+
+def redirection(error: str) -> Redirection | None:
+    """What this error of Redis says, if it is a redirection."""
+    found = _REDIRECTION.match(error)
+    # A question mark stands for a name that was not told.
+    return found and Redirection(found[1], found[2].removeprefix("?"), int(found[3]))
 
 
 class View(NamedTuple):
@@ -90,13 +113,12 @@ def changed(before: SlotMap, after: SlotMap) -> frozenset[int]:
 
 
 def name_in(stem: bytes, known: SlotMap, owner: Address) -> bytes | None:
-    """A name that begins with `stem` and is in a slot of `owner`; None if it serves none.
+    """A name that begins with `stem` and is in a slot of `owner`; None if there is none.
 
-    With a share of a thousandth of the slots it takes a thousand tries, half a microsecond each.
+    With a share of a thousandth of the slots it takes a thousand tries, half a microsecond each. A stem with
+    a hash tag has all its names in one slot.
     """
     if owner not in known.owners:
         return None
-    number = 0
-    while known.owners[slot(name := b"%b%d" % (stem, number))] != owner:
-        number += 1
-    return name
+    names = (b"%b%d" % (stem, number) for number in range(TRIES))
+    return next((name for name in names if known.owners[slot(name)] == owner), None)

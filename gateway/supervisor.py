@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 import structlog
@@ -82,11 +82,15 @@ def run(config: Config, loop_factory: LoopFactory) -> int:
 def _fork(supervisor: Supervisor, post: Post, loop_factory: LoopFactory) -> None:
     """Start a worker at `post`. The child does not return from here."""
     parent = os.getpid()
-    ours, theirs = socket.socketpair()
     gc.collect()
     gc.freeze()
-    with _signals_blocked():
-        pid = os.fork()
+    with ExitStack() as opened, _signals_blocked():
+        try:
+            ours, theirs = (opened.enter_context(end) for end in socket.socketpair())
+            pid = os.fork()
+        except OSError as error:  # no process or no descriptor to be had at the moment
+            supervisor.unborn(post, error)
+            return
         if not pid:
             code = 1
             try:
@@ -94,7 +98,8 @@ def _fork(supervisor: Supervisor, post: Post, loop_factory: LoopFactory) -> None
                 sys.stderr.flush()
             finally:
                 os._exit(code)
-    theirs.close()
+        theirs.close()
+        opened.pop_all()
     supervisor.born(post, pid, ours)
 
 
@@ -196,6 +201,11 @@ class Supervisor:
         log.info("worker started", worker=post.number, pid=pid)
         self._do(control.open(line))
 
+    def unborn(self, post: Post, error: OSError) -> None:
+        """There is no worker at `post`, since the system would not have it."""
+        log.error("worker not started", worker=post.number, why=error.strerror or str(error))
+        self._missed(post, 0.0)
+
     # What workers say
 
     def accounts(self) -> list[dict[str, Any]]:
@@ -285,15 +295,24 @@ class Supervisor:
         post.life = None
         expected = code == 0 and (self.draining or life.leaving)
         say = log.info if expected else log.error
-        how = {"signal": signal.Signals(-code).name} if code < 0 else {"code": code}
+        how = {"signal": _signal_name(-code)} if code < 0 else {"code": code}
         say("worker ended", worker=post.number, pid=life.pid, **how)
+        if life.listening and not self.draining:
+            self._do(self._replace(post, time.monotonic() - life.born))
+        else:
+            self._missed(post, time.monotonic() - life.born)
+
+    def _missed(self, post: Post, lived: float) -> None:
+        """Nobody is at `post`, who perhaps has never listened."""
+        assert self._relief is not None
         if self.draining:
+            self._relief.empty(post, math.inf)
             self._finish()
-        elif not self._started and not life.listening:  # it never could; neither will the next
+        elif not self._started:  # it never could; neither will the next
             self.exit_code = 1
             self._stop(Stop(0, 0))
         else:
-            self._do(self._replace(post, time.monotonic() - life.born))
+            self._do(self._replace(post, lived))
 
     async def _replace(self, post: Post, lived: float) -> None:
         assert self._relief is not None
@@ -327,6 +346,9 @@ class Supervisor:
         await asyncio.sleep(order.delay)
         self._relief.close()
         self._close_port()
+        for post in self._posts:
+            if post.life is None:
+                self._relief.empty(post, math.inf)
         await asyncio.sleep(order.seconds + self._config.close_timeout + HTTP_SHUTDOWN + MARGIN)
         for post in self._posts:
             if post.life is not None:
@@ -370,8 +392,15 @@ class Supervisor:
 
 
 def _kill(post: Post, life: Life, why: str) -> None:
-    log.error(why, worker=post.number, pid=life.pid)
     os.kill(life.pid, signal.SIGKILL)
+    log.error(why, worker=post.number, pid=life.pid)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return str(number)
 
 
 def _ignore() -> None:

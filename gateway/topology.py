@@ -32,7 +32,7 @@ class Server:
         self.password: str | None = options.get("password")
         self.database = int(options.get("db", 0))
         self._path: str | None = options.get("path")
-        self._host: str = options.get("host", "localhost")
+        self.host: str = options.get("host", "localhost")
         self._port = int(options.get("port", 6379))
         connection = pool.connection_class(**options)
         self._tls: ssl.SSLContext | None = None
@@ -45,7 +45,7 @@ class Server:
         if self._path is not None:
             await loop.create_unix_connection(lambda: protocol, self._path)
         else:
-            await loop.create_connection(lambda: protocol, self._host, self._port, ssl=self._tls)
+            await loop.create_connection(lambda: protocol, self.host, self._port, ssl=self._tls)
         return protocol
 
 

@@ -105,6 +105,17 @@ async def test_with_a_surplus_the_link_is_given_up() -> None:
 
 
 @virtual
+async def test_with_too_few_and_nobody_missing_the_link_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else holds the id as well, so that Redis does not tell which it is."""
+    scene = await Scene(b"a", b"b").up()
+    monkeypatch.setattr(scene.audit, "_compare", lambda *_: -1)
+    await scene.audit.audit(scene.link)
+    assert scene.lost() == []
+    assert scene.audit.mended == 1
+    assert str(await scene.link.closed) == "less is subscribed on it than should be"
+
+
+@virtual
 async def test_one_missing_and_one_too_many_are_both_found() -> None:
     scene = await Scene(b"a", b"b").up()
     scene.redis.subscribed = {b"a", b"x", b"y"}

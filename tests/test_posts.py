@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Iterator
 
@@ -114,6 +115,59 @@ async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[Post], 
     relief.close()
     for client in arriving:
         client.close()
+
+
+async def test_while_the_other_has_no_room_they_wait_and_nobody_is_refused(posts: list[Post]) -> None:
+    first, second = posts
+    first.life = None
+    second.inbox.sender.setsockopt(
+        socket.SOL_SOCKET, socket.SO_SNDBUF, 1
+    )  # the kernel's least: a few parcels
+    relief = Relief(posts)
+    relief.adjust()
+    arriving = clients(first, 60)
+    own = taken = 0
+    async with asyncio.timeout(SECONDS):
+        while own + taken < 60:
+            await asyncio.sleep(0.001)
+            try:
+                second.listeners[0].accept()[0].close()
+                own += 1
+            except BlockingIOError:
+                pass
+            if (parcel := second.inbox.take()) is not None:
+                parcel[2].close()
+                taken += 1
+    assert taken == relief.given > 10
+    relief.close()
+    for client in arriving:
+        client.setblocking(False)
+        with contextlib.suppress(ConnectionResetError):
+            assert client.recv(100) == b"", "closed by the test, and told nothing"
+        client.close()
+
+
+async def test_who_waits_for_room_is_told_when_nobody_stands_in_any_more(posts: list[Post]) -> None:
+    first, second = posts
+    first.life = None
+    while second.inbox.put(FRESH, b"", second.listeners[0].fileno()):
+        pass
+    relief = Relief(posts)
+    relief.adjust()
+    arriving = clients(first, 10)
+    async with asyncio.timeout(SECONDS):
+        while relief._kept is None:  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0.001)
+    relief.close()
+    told = 0
+    for client in arriving:
+        client.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            told += client.recv(1_000) == UNAVAILABLE.response
+        client.close()
+    assert told == 1
+    while (parcel := second.inbox.take()) is not None:
+        parcel[2].close()
 
 
 async def test_where_nobody_can_they_wait(posts: list[Post]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import signal
 import socket
 import subprocess
@@ -183,6 +185,33 @@ async def test_who_never_could_ends_the_node(logged: list[Any]) -> None:
         assert await scene.vacancy() is None
         assert scene.supervisor.exit_code == 1
         assert "worker is replaced" not in events(logged)
+
+
+async def test_when_the_system_has_no_process_to_spare_it_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    async with opened() as scene:
+        one, _two = await scene.both()
+        one.end()
+        post = await scene.vacancy()
+        assert post is one.post
+
+        def fork() -> int:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(os, "fork", fork)
+        module._fork(scene.supervisor, post, None)
+        assert await scene.vacancy() is post
+        (line,) = [line for line in logged if line["event"] == "worker not started"]
+        assert (line["worker"], line["why"]) == (1, "Resource temporarily unavailable")
+        assert not scene.supervisor.draining
+
+
+async def test_when_it_has_none_from_the_start_the_node_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as scene:
+        scene.supervisor.unborn(scene.supervisor._posts[0], OSError(errno.ENOMEM, "Cannot allocate memory"))
+        assert scene.supervisor.draining
+        assert scene.supervisor.exit_code == 1
 
 
 async def test_all_are_told_to_stop_and_then_to_end() -> None:

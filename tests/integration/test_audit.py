@@ -111,7 +111,7 @@ async def test_with_a_channel_too_many_the_link_is_given_up(valkey: Valkey, logg
         assert await backend.publish_plainly(["forgotten"]) == [0]
         assert await audited(gateway) == 0
         assert nobody_was_disturbed(browsers)
-    take_out("audit: more is subscribed than should be", logged)
+    take_out("audit: another number is subscribed than should be", logged)
 
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
