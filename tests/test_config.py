@@ -23,6 +23,19 @@ def complaint(**values: object) -> str:
     return str(caught.value)
 
 
+def test_a_file_that_goes_on_is_no_token(tmp_path: Path) -> None:
+    """Its beginning would be taken for one that nobody knows."""
+    file = tmp_path / "token"
+    file.write_text("x" * 1_025)
+    assert "one line, 16 characters or more" in complaint(publish_token_file=str(file))
+
+
+def test_braces_in_the_prefix_would_put_all_ids_into_one_slot() -> None:
+    prefix = {"channel_prefix": "ws:{login}:"}
+    assert "one slot" in complaint(redis="redis+cluster://a,b", **prefix)
+    assert build({"redis": "redis://a", **prefix}).channel_prefix == "ws:{login}:"
+
+
 def test_the_defaults_are_right() -> None:
     assert build({}) == Config()
     assert settings.remarks(Config()) == []
@@ -279,7 +292,9 @@ def test_a_token_is_given_or_stands_in_a_file(token: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "token", ["tooShort", "0123456789 abcdef", "0123456789abcdé", "=" * 20, ""], ids="12345"
+    "token",
+    ["tooShort", "0123456789 abcdef", "0123456789abcdé", "=" * 20, ""],
+    ids="12345",
 )
 def test_what_is_no_token(token: str, tmp_path: Path) -> None:
     file = tmp_path / "token"

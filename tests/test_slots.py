@@ -110,3 +110,27 @@ def test_a_name_is_found_for_whoever_serves_a_slot_at_all() -> None:
         assert known.owners[slot(name)] == owner
     assert name_in(b"websocket::probe:", known, C) is None
     assert slots.name_in(b"x", NOBODY, A) is None
+
+
+def test_no_name_with_a_hash_tag_is_in_another_slot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search without an end would end the node."""
+    monkeypatch.setattr(slots, "TRIES", 1_000)
+    number = slot(b"{login}")
+    known = slot_map(((0, number - 1, A), (number, number, B), (number + 1, COUNT - 1, A)))
+    assert name_in(b"ws:{login}:", known, A) is None
+    assert name_in(b"ws:{login}:", known, B) == b"ws:{login}:0"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("MOVED 3999 127.0.0.1:6381", ("MOVED", "127.0.0.1", 6381)),
+        ("ASK 3999 ::1:6381", ("ASK", "::1", 6381)),
+        ("MOVED 3999 ?:6381", ("MOVED", "", 6381)),
+        ("ASK 3999 :6381", ("ASK", "", 6381)),
+        ("CLUSTERDOWN Hash slot not served", None),
+        ("MOVED somewhere", None),
+    ],
+)
+def test_redirections(error: str, said: tuple[str, str, int] | None) -> None:
+    assert slots.redirection(error) == said

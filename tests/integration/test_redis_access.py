@@ -135,6 +135,19 @@ async def restricted(administrator: redis.asyncio.Redis) -> AsyncIterator[Callab
     await administrator.acl_deluser("restricted")
 
 
+async def test_a_node_that_may_not_read_what_is_retained_registers_nobody(
+    guarded: Valkey, restricted: Callable[..., Any], logged: list[Line]
+) -> None:
+    """It would acknowledge them, and what was published before would never come."""
+    await restricted("&websocket:*", "%R~websocket:*", "-get")
+    url = f"redis://restricted:secret@127.0.0.1:{guarded.port}"
+    async with gateway_here(url) as gateway, Raw.upgraded(port_of(gateway)) as browser:
+        browser.send(text({"webSocketId": "unreadable"}))
+        await until(lambda: "redis lost" in [line["event"] for line in logged], "the node notices")
+    why = next(line["why"] for line in logged if line["event"] == "redis lost")
+    assert "retained results cannot be read" in why
+
+
 EXPECTED_ERROR = "redis refuses a channel"
 
 
