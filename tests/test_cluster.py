@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway import redis_url, slots
-from gateway.cluster import GUEST_SECONDS, Cluster
+from gateway.cluster import GUEST_SECONDS, Cluster, Shard
 from gateway.hub import Hub
 from gateway.messages import Problem, Result
 from gateway.redis_url import Address
@@ -603,3 +604,23 @@ def test_whatever_the_cluster_does_nobody_waits_or_misses_anything(
     drawn: list[tuple[str, int, float]],
 ) -> None:
     virtual(play)(drawn)
+
+
+@virtual
+async def test_a_node_that_names_its_own_address_is_given_up() -> None:
+    """Another one is behind that address by now; to ask it again would have no end."""
+    here, there = Address("here", 1), Address("there", 2)
+    gone: list[str] = []
+    claims: list[Address] = []
+    cluster: Any = SimpleNamespace(
+        map=SlotMap((here,) * COUNT),
+        link_to=lambda _name: SimpleNamespace(abort=gone.append),
+        claimed=lambda _slot, owner: claims.append(owner),
+    )
+    shard = Shard(cluster, Hub("websocket:", 1_000, by_slot=True), here)
+    shard.moved(b"x", "there", 2)
+    assert (claims, gone) == ([there], [])
+    for host in ("here", ""):
+        shard.moved(b"x", host, 1)
+    assert claims == [there]
+    assert gone == ["here:1 leads to another node"] * 2
