@@ -94,7 +94,7 @@ class Audit:
         found = re.search(re.escape(link.words.info) + rb"([0-9]+)", information)
         if found is None or not link.quiet:
             return None if found else 0
-        return int(found[1]) - len(self._events.confirmed()) - len(link.watched)
+        return int(found[1]) - self._events.count_confirmed() - len(link.watched)
 
     async def _missing(self, link: Link, *, everybody: bool) -> list[bytes]:
         """Of the ids whose turn it is, or of everybody's, those that Redis has no subscriber for."""

@@ -3,9 +3,9 @@
     hub --subscribe--> Cluster --by slot--> Broker of a master --> ShardLink
     hub <------------- Shard (only while the channel is its own) <-----'
 
-The map is what the nodes say, and it is asked for every few seconds, and at once when something does not fit
-it. When a slot has moved, its channels are asked for at the new master, with their retained results. What the
-old one still says of them is not listened to, but for results.
+The map is what the nodes say, and it is asked for every second, and sooner when something does not fit it.
+When a slot has moved, its channels are asked for at the new master, with their retained results. What the old
+one still says of them is not listened to, but for results.
 """
 
 from __future__ import annotations
@@ -66,6 +66,7 @@ class HubEvents(Protocol):
     def connected(self, slots: Slots) -> Sequence[bytes]: ...
     def disconnected(self, slots: Slots) -> None: ...
     def confirmed(self, slots: Slots) -> Sequence[bytes]: ...
+    def count_confirmed(self, slots: Slots) -> int: ...
     def is_confirmed(self, name: bytes) -> bool: ...
     def subscribed(self, name: bytes, retained: bytes | None) -> None: ...
     def unsubscribed(self, name: bytes) -> None: ...
@@ -111,6 +112,9 @@ class Shard:
 
     def confirmed(self) -> Sequence[bytes]:
         return self._hub.confirmed(self._slots())
+
+    def count_confirmed(self) -> int:
+        return self._hub.count_confirmed(self._slots())
 
     def is_confirmed(self, name: bytes) -> bool:
         return self.owns(name) and self._hub.is_confirmed(name)

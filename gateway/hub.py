@@ -100,9 +100,9 @@ class Hub:
         """Channels that this node is or wants to be subscribed to."""
         return len(self._table)
 
-    def count_confirmed(self) -> int:
+    def count_confirmed(self, slots: Slots | None = None) -> int:
         """How many of them Redis has confirmed: a look at each, some 4 ms for 100,000."""
-        return self._table.count_confirmed()
+        return self._table.count_confirmed(slots)
 
     # What members ask
 

@@ -75,6 +75,9 @@ class BrokerEvents(Protocol):
     def confirmed(self) -> Sequence[bytes]:
         """The channels that are taken to be subscribed on this connection."""
 
+    def count_confirmed(self) -> int:
+        """How many they are."""
+
     def is_confirmed(self, name: bytes) -> bool:
         """Whether this channel is one of them."""
 

@@ -351,6 +351,9 @@ class Events:
     def confirmed(self) -> list[bytes]:
         return self.wanted
 
+    def count_confirmed(self) -> int:
+        return len(self.wanted)
+
     def is_confirmed(self, name: bytes) -> bool:
         return name in self.wanted
 

@@ -261,6 +261,7 @@ def test_connections_for_some_slots_of_a_cluster() -> None:
     subs.disconnected({slot(b"x"), slot(b"w")})
     assert subs.confirmed_channels() == [b"y", b"z"]
     assert subs.confirmed_channels({slot(b"z"), slot(b"x")}) == [b"z"]
+    assert (subs.count_confirmed(), subs.count_confirmed({slot(b"z"), slot(b"x")})) == (2, 1)
     assert sorted(subs.connected({slot(b"x"), slot(b"w"), slot(b"nobody's")})) == [b"w", b"x"]
     assert subs.confirmed(b"x", b"r").veterans == (A,)
     assert subs.refused(b"y") == (A,)
