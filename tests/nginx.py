@@ -15,9 +15,9 @@ from pathlib import Path
 
 from .clients import SECONDS
 from .nodes import Nodes
+from .paths import DEPLOY
 from .processes import free_port, wait_until
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
 CONFIGURATION = (DEPLOY / "nginx.conf").read_text()
 NODES = (DEPLOY / "nginx-nodes.conf").read_text()
 ANY_SERVER = re.compile(r"^server (\S+)(.*);$", re.MULTILINE)

@@ -25,9 +25,9 @@ from gateway.app import Listening
 from gateway.cli import commands
 from gateway.config import SETTINGS, Config
 
+from .paths import ROOT
 from .processes import Node, Process, Valkey, free_port, wait_until
 
-ROOT = Path(__file__).parent.parent
 TOKEN = "0123456789abcdef+/=="
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
 AS_IN_A_TERMINAL = (

@@ -11,7 +11,6 @@ import json
 import re
 import secrets
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, urlencode
 from urllib.request import urlopen
@@ -31,10 +30,11 @@ from .browser import WAIT_SECONDS, Browser, chromium
 from .integration.conftest import complaints
 from .integration.here import until_status
 from .integration.raw import Raw
+from .paths import DOCS
 from .processes import Node, Valkey, wait_until
 
 IN_BROWSER = pytest.mark.needs("chromium", "chromedriver", "npm")
-DOCUMENT = Path(__file__).parent.parent / "docs" / "clients.md"
+DOCUMENT = DOCS / "clients.md"
 
 LEAVING_SECONDS = 3.0  # under the 5 s for which SockJS's HTTP transports wait for a client that has gone
 SOCKETS = "/websocket/websocket"  # stomp.py and stompman can offer no subprotocol, which /ws needs

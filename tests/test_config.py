@@ -14,7 +14,9 @@ from gateway import config as settings
 from gateway.config import SETTINGS, Config, build, normalise_origin, redact
 from gateway.errors import ConfigError
 
-DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
+from .paths import DOCS
+
+DOCUMENT = DOCS / "configuration.md"
 
 
 def complaint(**values: object) -> str:

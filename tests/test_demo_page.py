@@ -12,7 +12,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -24,11 +23,11 @@ from selenium.webdriver.common.keys import Keys
 import gateway
 
 from .browser import Browser, chromium
+from .paths import ROOT
 from .processes import Node, Valkey, wait_until
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
 
-ROOT = Path(__file__).parent.parent
 KEPT = "was waiting for this page"  # how the page marks a result that came with the registration's answer
 PHONE = 360  # px: the narrowest screen that is common
 READABLE = 4.5  # WCAG 2.2, 1.4.3: the least contrast of ordinary text

@@ -21,6 +21,7 @@ from gateway.drill import DRILLS, Drill, Plan, stage
 from gateway.drill.fleet import Valkey
 from gateway.drill.stage import Stage
 
+from .paths import DOCS
 from .processes import wait_until
 
 DOCUMENTED = set(DRILLS)
@@ -53,7 +54,7 @@ def run(*arguments: str) -> Result:
 
 
 def test_the_documentation_has_every_drill() -> None:
-    page = (Path(__file__).parent.parent / "docs" / "drills.md").read_text()
+    page = (DOCS / "drills.md").read_text()
     assert set(re.findall(r"^\| `([a-z-]+)` \|", page, re.MULTILINE)) == DOCUMENTED
 
 

@@ -24,7 +24,9 @@ from gateway.app import HTTP_SHUTDOWN
 from gateway.config import Config, build, unknown_variables
 from gateway.limits import Deadlines
 
-FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"
+from .paths import DEPLOY
+
+FOLDER = DEPLOY / "kubernetes"
 OVERLAYS = ["base", "example"]
 VERSIONS = ["1.30", "1.33", "1.37"]
 """The oldest that is promised, the newest that the schemas know, and one between."""

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,8 +22,9 @@ from gateway.wire.json import JSON_WIRE
 
 from . import fakes
 from .fakes import virtual
+from .paths import DOCS, PACKAGE
 
-OPERATIONS = Path(__file__).parent.parent / "docs" / "operations.md"
+OPERATIONS = DOCS / "operations.md"
 
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
@@ -220,9 +220,9 @@ def test_no_client_makes_ever_more_series() -> None:
 
 
 def test_every_kind_of_invalid_payload_is_known() -> None:
-    source = (Path(__file__).parent.parent / "gateway" / "messages.py").read_text()
+    source = (PACKAGE / "messages.py").read_text()
     raised = set(re.findall(r'InvalidResult\("([^"]+)"\)', source))
-    hub = (Path(__file__).parent.parent / "gateway" / "hub.py").read_text()
+    hub = (PACKAGE / "hub.py").read_text()
     assert raised | set(re.findall(r'_invalid\(name, payload, "([^"]+)"\)', hub)) == set(INVALID)
     assert InvalidResult("too big").kind in INVALID
 

@@ -26,9 +26,9 @@ import gateway
 from gateway import metrics
 
 from .integration.load import crowd
+from .paths import ROOT
 from .processes import Node, Process, Valkey, free_port, spawn, wait_until
 
-ROOT = Path(__file__).parent.parent
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"
 DASHBOARD = MONITORING / "grafana" / "dashboards" / "gateway.json"

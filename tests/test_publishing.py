@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import fakeredis
@@ -23,10 +22,11 @@ from gateway.messages import parse_result
 from gateway.publisher import Publisher
 from gateway.publishing import SCRIPT, Published, publish
 
+from .paths import DOCS
 from .processes import Cluster, Sentinel, Valkey
 
 CHANNEL = "websocket:12345678"
-DEPLOYMENT = Path(__file__).parent.parent / "docs" / "deployment.md"
+DEPLOYMENT = DOCS / "deployment.md"
 
 
 async def test_a_result_is_published_and_retained_in_one_step() -> None:

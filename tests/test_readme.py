@@ -17,9 +17,9 @@ import redis
 from gateway.publishing import SCRIPT
 from gateway.slots import slot
 
+from .paths import ROOT
 from .processes import Cluster, Node, Valkey
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PUBLISHING = (ROOT / "docs" / "publishing.md").read_text()
 CHANNEL = "websocket:12345678"

@@ -23,9 +23,10 @@ from gateway.descriptors import RESERVED
 from gateway.limits import Deadlines
 
 from .clients import clients_at
+from .paths import DEPLOY
 from .processes import Node, Valkey, wait_until
 
-FOLDER = Path(__file__).parent.parent / "deploy" / "systemd"
+FOLDER = DEPLOY / "systemd"
 UNIT = (FOLDER / "webflow-gateway@.service").read_text()
 PROGRAM = "/opt/webflow-gateway/bin/webflow-gateway"
 EXPOSURE = 15

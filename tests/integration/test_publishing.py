@@ -10,7 +10,6 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -20,6 +19,7 @@ from gateway.app import Gateway
 from gateway.line import NAME
 from gateway.publisher import TIMEOUT
 
+from ..paths import DOCS
 from ..processes import Cluster, SentinelSet, Valkey
 from .conftest import Line
 from .faults import Proxy
@@ -28,7 +28,7 @@ from .load import until
 from .raw import Raw
 
 TOKEN = "a-token-of-sixteen"
-DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+DEPLOYMENT = DOCS / "deployment.md"
 SLACK = 1.0  # seconds, on a busy machine
 
 Fault = Callable[[Valkey, Proxy], Awaitable[Callable[[], None]]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -15,13 +14,14 @@ from gateway.broker import Broker
 from gateway.cluster import Cluster as Lines
 from gateway.slots import COUNT as SLOTS
 
+from ..paths import DOCS
 from ..processes import Cluster, Valkey
 from .conftest import Line
 from .here import port_of, unconnected_here
 from .load import SECONDS, PublisherBackend, crowd, until, without_theirs
 from .test_cluster import names_in
 
-DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
+DEPLOYMENT = DOCS / "deployment.md"
 
 ONE_SERVER, CLUSTER = (
     rights.split() for rights in re.findall(r"ACL SETUSER node on >… (.*)\n", DEPLOYMENT.read_text())
