@@ -18,9 +18,7 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from . import __version__, invocation, logs, metrics, redis_url
-from .broker import Broker
-from .cluster import Cluster
+from . import __version__, invocation, logs, metrics
 from .config import Config, redact
 from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
@@ -29,17 +27,20 @@ from .handover import Handover, Inbox
 from .hub import Hub
 from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
-from .link import Link
 from .live import Here, LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publisher import Publisher
+from .redis import url as redis_url
+from .redis.broker import Broker
+from .redis.cluster.broker import Cluster
+from .redis.subscriber import Link
+from .redis.topology import topology
 from .report import Reporter
 from .roster import Roster
 from .session import Node
-from .topology import topology
 from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
 
 if TYPE_CHECKING:

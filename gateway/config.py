@@ -23,8 +23,9 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from redis.asyncio import ConnectionPool
 
-from . import processors, redis_url
+from . import processors
 from .errors import ConfigError
+from .redis import url as redis_url
 
 PREFIX = "GATEWAY_"
 EMBEDDED = "embedded"

@@ -29,13 +29,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from . import __version__
-from .broker import Broker
-from .cluster import Cluster
 from .door import Door
 from .gate import Gate
 from .handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 from .latency import Histogram, Latency
 from .messages import INVALID, CloseCode
+from .redis.broker import Broker
+from .redis.cluster.broker import Cluster
 from .session import Node
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4

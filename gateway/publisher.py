@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
 from .errors import PublishError, Unconfirmed
-from .line import Command
 from .publishing import SCRIPT, Options, Outgoing, Published, from_json, outgoing
-from .redis_url import Address
+from .redis.cluster.slots import redirection
+from .redis.pool import Command
+from .redis.topology import Server
+from .redis.url import Address
 from .routes import route
-from .slots import redirection
-from .topology import Server
 
 TIMEOUT: Final = 3.0
 """Seconds for everything, and then it is an error."""

@@ -12,14 +12,14 @@ from typing import Any
 from aiohttp import web
 
 from . import stream
-from .broker import Broker
-from .cluster import Cluster
 from .door import Door, Endpoint
 from .events import EventsViews
 from .gate import Entrance, Gate
 from .handshake import Handshake, subprotocol
 from .metrics import CONTENT_TYPE as METRICS
-from .probe import Probe
+from .redis.broker import Broker
+from .redis.cluster.broker import Cluster
+from .redis.probe import Probe
 from .session import Node
 from .sockjs_views import SockJSViews
 from .websocket import HANDED_OVER, open_session

@@ -15,8 +15,8 @@ import hiredis
 from gateway.config import Config
 from gateway.hub import Hub
 from gateway.limits import Admission
-from gateway.link import READ
 from gateway.messages import Problem, Result
+from gateway.redis.subscriber import READ
 from gateway.session import Node
 
 P = ParamSpec("P")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.hub import SHARE, Hub
 from gateway.messages import Result
-from gateway.slots import slot
+from gateway.redis.cluster.slots import slot
 from gateway.subscriptions import Slots
 
 from . import strategies  # noqa: F401 - sets hypothesis up

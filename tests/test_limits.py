@@ -8,14 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.limits import (
-    Admission,
-    Deadlines,
-    Verdict,
-    client_address,
-    is_trusted,
-    origin_allowed,
-)
+from gateway.limits import Admission, Deadlines, Verdict, client_address, is_trusted, origin_allowed
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 

@@ -15,8 +15,8 @@ import pytest
 from gateway import publishing
 from gateway.app import Gateway
 from gateway.live import MAX_PAGES
+from gateway.redis.cluster.slots import slot
 from gateway.roster import UNHEARD
-from gateway.slots import slot
 
 from .integration.here import admin_port_of, gateway_here, port_of
 from .integration.load import SECONDS, crowd, until

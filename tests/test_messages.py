@@ -7,15 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.messages import (
-    NO_DATA,
-    InvalidResult,
-    Register,
-    Rejected,
-    Result,
-    parse_result,
-    registration,
-)
+from gateway.messages import NO_DATA, InvalidResult, Register, Rejected, Result, parse_result, registration
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 

@@ -15,11 +15,11 @@ from gateway import publisher as publisher_module
 from gateway.errors import PublishError, Unconfirmed
 from gateway.publisher import ATTEMPT, TIMEOUT, Publisher
 from gateway.publishing import Outgoing, Published, outgoing
-from gateway.slots import slot
+from gateway.redis.cluster.slots import slot
 
 from .processes import Cluster, Sentinel, SentinelSet, Valkey, free_port
-from .test_line import HELLO, saying
-from .test_sentinels import black_hole
+from .redis.test_pool import HELLO, saying
+from .redis.test_sentinel import black_hole
 
 # All that a publisher needs of Redis besides its keys and channels.
 RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+eval", "+set", "+publish"]

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from gateway.publishing import SCRIPT
-from gateway.slots import slot
+from gateway.redis.cluster.slots import slot
 
 from .paths import ROOT
 from .processes import Cluster, Node, Valkey

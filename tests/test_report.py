@@ -8,9 +8,9 @@ import orjson
 import pytest
 
 from gateway import __version__
-from gateway.broker import Broker
 from gateway.latency import BOUNDS, Histogram, Latency
 from gateway.messages import Result
+from gateway.redis.broker import Broker
 from gateway.report import (
     MOST_SESSIONS,
     REPORT,

@@ -11,8 +11,8 @@ import hiredis
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.connection import LinkLost, Refusal
-from gateway.link import Link
+from gateway.redis.connection import LinkLost, Refusal
+from gateway.redis.subscriber import Link
 from gateway.roster import ANSWERS_A_SECOND, MAX_MESSAGE, MAX_ROUNDS, PATIENCE, UNHEARD, Answers, Roster
 
 from .fakes import Clock, turns, virtual

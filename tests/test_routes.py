@@ -10,13 +10,13 @@ import pytest
 
 from gateway import routes
 from gateway.errors import NoMaster
-from gateway.redis_url import Address
+from gateway.redis.cluster.slots import slot
+from gateway.redis.sentinel import Sentinels
+from gateway.redis.url import Address
 from gateway.routes import Route, route
-from gateway.sentinels import Sentinels
-from gateway.slots import slot
 
 from .processes import Cluster, Sentinel, Valkey, free_port
-from .test_sentinels import black_hole
+from .redis.test_sentinel import black_hole
 
 ASKED = Address("10.0.0.1", 7000)
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gateway.slots import slot
+from gateway.redis.cluster.slots import slot
 from gateway.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
 
 from . import strategies  # noqa: F401 - sets hypothesis up

@@ -7,10 +7,10 @@ import random
 
 import pytest
 
-from gateway import audit
 from gateway.app import Gateway
-from gateway.broker import Broker
-from gateway.link import Link
+from gateway.redis import reconciler as audit
+from gateway.redis.broker import Broker
+from gateway.redis.subscriber import Link
 
 from ..processes import Valkey
 from .conftest import Line

@@ -28,8 +28,8 @@ SLACK = 1.0  # seconds, on a busy machine
 
 # Neither our own deadline nor the kernel's, which would come a little later.
 NO_DEADLINES = (
-    "import gateway.link, gateway.connection; "
-    "gateway.link.DEAD_AFTER = 1e9; gateway.connection.TCP_USER_TIMEOUT = 0"
+    "import gateway.redis.subscriber, gateway.redis.connection; "
+    "gateway.redis.subscriber.DEAD_AFTER = 1e9; gateway.redis.connection.TCP_USER_TIMEOUT = 0"
 )
 
 

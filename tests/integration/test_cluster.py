@@ -14,11 +14,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis.asyncio
 
-from gateway import slots
 from gateway.app import Gateway
-from gateway.cluster import Cluster as Lines
-from gateway.cluster import Shard
 from gateway.drill.fleet import ClusterNode
+from gateway.redis.cluster import slots
+from gateway.redis.cluster.broker import Cluster as Lines
+from gateway.redis.cluster.broker import Shard
 
 from ..processes import Cluster, Node, Process
 from .conftest import Measured, nodes_on
@@ -40,7 +40,7 @@ MOVING = range(1_000, 1_024)
 SLOW = 1_100
 """A slot that takes its time."""
 
-OFTEN_AUDITED = "import gateway.audit; gateway.audit.EVERY = 0.3"
+OFTEN_AUDITED = "import gateway.redis.reconciler; gateway.redis.reconciler.EVERY = 0.3"
 
 
 @pytest.fixture(scope="module")

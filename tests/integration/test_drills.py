@@ -92,7 +92,7 @@ from gateway import link, probe
 link.DEAD_AFTER = probe.GRACE = 1e9
 """
 ASKED_ONCE = """
-from gateway.topology import Sentinel
+from gateway.redis.topology import Sentinel
 find = Sentinel.find
 async def find_once(self):
     if self._found is None:
@@ -101,7 +101,7 @@ async def find_once(self):
 Sentinel.find = find_once
 """
 FIRST_MAP = """
-from gateway.cluster import Cluster
+from gateway.redis.cluster.broker import Cluster
 refresh = Cluster._refresh
 async def refresh_once(self):
     if not self.map.masters:

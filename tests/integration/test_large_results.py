@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis.asyncio
 
-from gateway import link
+from gateway.redis import subscriber as link
 
 from ..processes import Valkey
 from .here import gateway_here, port_of

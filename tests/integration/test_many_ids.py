@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from gateway import link
 from gateway.app import Gateway
+from gateway.redis import subscriber as link
 
 from ..processes import Valkey
 from .conftest import Measured

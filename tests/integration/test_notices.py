@@ -15,8 +15,8 @@ import redis.asyncio
 
 from gateway import publishing
 from gateway.drill.fleet.cluster import Cluster
-from gateway.notice import STATUS_AFTER
-from gateway.slots import slot
+from gateway.redis.cluster.slots import slot
+from gateway.redis.outage import STATUS_AFTER
 
 from ..processes import Valkey, free_port
 from . import stomp

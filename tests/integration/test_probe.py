@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway import probe
 from gateway.app import Gateway
-from gateway.broker import Broker
-from gateway.topology import Server
+from gateway.redis import probe
+from gateway.redis.broker import Broker
+from gateway.redis.topology import Server
 
 from ..processes import Valkey
 from .conftest import Line

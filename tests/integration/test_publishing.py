@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from gateway.app import Gateway
-from gateway.line import NAME
 from gateway.publisher import TIMEOUT
+from gateway.redis.pool import NAME
 
 from ..paths import DOCS
 from ..processes import Cluster, SentinelSet, Valkey

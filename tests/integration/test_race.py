@@ -58,7 +58,7 @@ class Publisher(asyncio.Protocol):
         return self._transport
 
     def say(self, *command: str | int) -> None:
-        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # see gateway.link
+        self._transport.write(hiredis.pack_command(command))  # type: ignore[arg-type]  # see gateway.redis.subscriber
 
 
 class Race:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from gateway import link
 from gateway.app import Gateway
+from gateway.redis import subscriber as link
 
 from ..processes import Node, Valkey, free_port
 from .conftest import Line, Measured, nodes_on

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gateway import audit, probe
 from gateway.app import Gateway
-from gateway.broker import Broker
-from gateway.cluster import Cluster as Lines
-from gateway.slots import COUNT as SLOTS
+from gateway.redis import probe
+from gateway.redis import reconciler as audit
+from gateway.redis.broker import Broker
+from gateway.redis.cluster.broker import Cluster as Lines
+from gateway.redis.cluster.slots import COUNT as SLOTS
 
 from ..paths import DOCS
 from ..processes import Cluster, Valkey

@@ -1,4 +1,4 @@
-"""gateway.link: every command written and every answer read, by a Redis that a test plays."""
+"""gateway.redis.subscriber: every command written and every answer read, by a Redis that a test plays."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.connection import LinkLost, Refusal
 from gateway.hub import Hub
-from gateway.link import BATCH, DEAD_AFTER, LATER, MAX_UNANSWERED, PING_AFTER, TICK, Link
+from gateway.redis.connection import LinkLost, Refusal
+from gateway.redis.subscriber import BATCH, DEAD_AFTER, LATER, MAX_UNANSWERED, PING_AFTER, TICK, Link
 
-from . import strategies  # noqa: F401 - sets hypothesis up
-from .fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
+from .. import strategies  # noqa: F401 - sets hypothesis up
+from ..fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
 
 NOPERM = Exception("NOPERM this user has no permissions")
 

@@ -16,9 +16,9 @@ from typing import Final, NamedTuple
 import redis.asyncio
 from redis.exceptions import ConnectionError as Disconnected
 
-from .errors import NoMaster
-from .quorum import ask_all
-from .redis_url import Address, RedisURL
+from ..errors import NoMaster
+from .majority import ask_all
+from .url import Address, RedisURL
 
 TIMEOUT: Final = 0.5
 """Seconds for one look-up; Sentinels do nothing but answer such questions, in a millisecond."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.redis_url import Address, Kind, parse
+from gateway.redis.url import Address, Kind, parse
 
 CREDENTIALS = "user:p%40ss%3A"
 

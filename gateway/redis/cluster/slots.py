@@ -7,7 +7,7 @@ from binascii import crc_hqx
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from .redis_url import Address
+from ..url import Address
 
 COUNT: Final = 16_384
 

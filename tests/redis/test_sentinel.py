@@ -1,4 +1,4 @@
-"""gateway.sentinels: real Sentinels, each with the view of the world that its test gives it."""
+"""gateway.redis.sentinel: real Sentinels, each with the view of the world that its test gives it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway import sentinels
 from gateway.errors import GatewayError, NoMaster
-from gateway.redis_url import Address, parse
-from gateway.sentinels import Sentinels
+from gateway.redis import sentinel as sentinels
+from gateway.redis.sentinel import Sentinels
+from gateway.redis.url import Address, parse
 
-from .certificates import self_signed
-from .integration.faults import Proxy
-from .integration.load import until
-from .processes import Sentinel, Valkey, free_port, wait_until
+from ..certificates import self_signed
+from ..integration.faults import Proxy
+from ..integration.load import until
+from ..processes import Sentinel, Valkey, free_port, wait_until
 
 BEFORE, AFTER = 7001, 7002  # ports of masters that need not exist
 

@@ -12,10 +12,10 @@ from typing import Protocol, TypeVar
 
 import redis.asyncio
 
-from . import redis_url
-from .config import redact
-from .redis_url import Address, RedisURL
-from .sentinels import Sentinels
+from ..config import redact
+from . import url as redis_url
+from .sentinel import Sentinels
+from .url import Address, RedisURL
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

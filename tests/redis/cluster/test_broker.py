@@ -1,4 +1,4 @@
-"""gateway.cluster: the lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
+"""gateway.redis.cluster.broker: the lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway import redis_url, slots
-from gateway.cluster import GUEST_SECONDS, Cluster, Shard
 from gateway.hub import Hub
 from gateway.messages import Problem, Result
-from gateway.redis_url import Address
-from gateway.slots import SlotMap, slot
-from gateway.topology import Server
+from gateway.redis import url as redis_url
+from gateway.redis.cluster import slots
+from gateway.redis.cluster.broker import GUEST_SECONDS, Cluster, Shard
+from gateway.redis.cluster.slots import SlotMap, slot
+from gateway.redis.topology import Server
+from gateway.redis.url import Address
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from ... import strategies  # noqa: F401 - sets hypothesis up
+from ...fakes import turns, virtual
 from .fake_cluster import WAY, WORK, FakeCluster, Node
-from .fakes import turns, virtual
 
 COUNT = 16
 """Slots, for a test has no time for 16,384."""

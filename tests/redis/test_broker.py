@@ -1,4 +1,4 @@
-"""gateway.broker: keeps a link up. Time is virtual, and Redis does what a test tells it."""
+"""gateway.redis.broker: keeps a link up. Time is virtual, and Redis does what a test tells it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
-from gateway.connection import LinkLost
-from gateway.link import Link
-from gateway.notice import STATUS_AFTER
+from gateway.redis.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
+from gateway.redis.connection import LinkLost
+from gateway.redis.outage import STATUS_AFTER
+from gateway.redis.subscriber import Link
 
-from .fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
+from ..fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

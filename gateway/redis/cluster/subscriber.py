@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import hiredis
 
-from .connection import Desynchronised, pack
-from .link import BrokerEvents, Join, Leave, Link, Words, concerns_ids
+from ..connection import Desynchronised, pack
+from ..subscriber import BrokerEvents, Join, Leave, Link, Words, concerns_ids
 from .slots import Redirection, redirection
 
 MAX_IN_FLIGHT: Final = 1_000

@@ -17,7 +17,7 @@ from typing import Any, Final
 import structlog
 
 from .connection import LinkLost, Refusal
-from .link import BATCH, BrokerEvents, Link
+from .subscriber import BATCH, BrokerEvents, Link
 
 EVERY: Final = 60.0
 """Seconds between two audits of a link."""

@@ -1,13 +1,13 @@
-"""gateway.notice: when it is given, how, and that it ends. Time is virtual."""
+"""gateway.redis.outage: when it is given, how, and that it ends. Time is virtual."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 
-from gateway.notice import STATUS_AFTER, Notice
+from gateway.redis.outage import STATUS_AFTER, Notice
 
-from .fakes import VirtualLoop, turns, virtual
+from ..fakes import VirtualLoop, turns, virtual
 
 
 class Hall:

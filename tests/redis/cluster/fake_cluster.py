@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from gateway import slots
-from gateway.redis_url import Address
-from gateway.slots import slot
+from gateway.redis.cluster import slots
+from gateway.redis.cluster.slots import slot
+from gateway.redis.url import Address
 
-from .fakes import Transport, parse_commands, push, resp
+from ...fakes import Transport, parse_commands, push, resp
 
 WAY: Final = 0.001
 """Seconds that anything takes from one end of a connection to the other."""

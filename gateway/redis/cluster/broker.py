@@ -20,19 +20,19 @@ from typing import Any, Final, Protocol
 
 import structlog
 
+from ...config import redact
+from ...subscriptions import Slots
+from ..broker import Broker
+from ..connection import Connection, LinkLost
+from ..majority import ask_all
+from ..outage import Notice
+from ..probe import Probe
+from ..subscriber import Link
+from ..topology import Fixed, Server
+from ..url import Address, RedisURL
 from . import slots
-from .broker import Broker
-from .config import redact
-from .connection import Connection, LinkLost
-from .link import Link
-from .notice import Notice
-from .probe import Probe
-from .quorum import ask_all
-from .redis_url import Address, RedisURL
-from .shard_link import ShardLink
 from .slots import Ranges, SlotMap, View, slot
-from .subscriptions import Slots
-from .topology import Fixed, Server
+from .subscriber import ShardLink
 
 REFRESH_EVERY: Final = 1.0
 """Seconds between two looks at the map while nothing seems wrong: a frozen master is replaced before its

@@ -1,4 +1,4 @@
-"""gateway.quorum: one question to several servers, in virtual time."""
+"""gateway.redis.majority: one question to several servers, in virtual time."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from gateway.quorum import ask_all
+from gateway.redis.majority import ask_all
 
-from .fakes import turns, virtual
+from ..fakes import turns, virtual
 
 NEVER = 1_000.0
 

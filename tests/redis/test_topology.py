@@ -1,4 +1,4 @@
-"""gateway.topology: what a Redis URL says, and the connection that is made of it."""
+"""gateway.redis.topology: what a Redis URL says, and the connection that is made of it."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.redis_url import Address, RedisURL, parse
-from gateway.topology import Fixed, Sentinel, Server, topology
+from gateway.redis.topology import Fixed, Sentinel, Server, topology
+from gateway.redis.url import Address, RedisURL, parse
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ async def test_behind_sentinels_it_is_another_server_only_when_they_name_another
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """That it is the same object shows the probe that the master is the same."""
-    monkeypatch.setattr("gateway.topology.Sentinels", Names)
+    monkeypatch.setattr("gateway.redis.topology.Sentinels", Names)
     sentinel = Sentinel(parse("redis+sentinel://me:secret@s1,s2/mymaster/3"))
     sentinels = sentinel._sentinels
     assert isinstance(sentinels, Names)

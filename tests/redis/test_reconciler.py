@@ -1,4 +1,4 @@
-"""gateway.audit: the table held against a Redis that has lost or kept what it should not."""
+"""gateway.redis.reconciler: the table held against a Redis that has lost or kept what it should not."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import asyncio
 
 import pytest
 
-from gateway.audit import EVERY, PATIENCE, SHARE, Audit
-from gateway.connection import LinkLost
-from gateway.link import BATCH, Link
+from gateway.redis.connection import LinkLost
+from gateway.redis.reconciler import EVERY, PATIENCE, SHARE, Audit
+from gateway.redis.subscriber import BATCH, Link
 
-from .fakes import Events, Redis, Transport, push, resp, turns, virtual
+from ..fakes import Events, Redis, Transport, push, resp, turns, virtual
 
 
 class Server(Redis):

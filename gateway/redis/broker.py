@@ -9,11 +9,11 @@ from typing import Final
 
 import structlog
 
-from .audit import Audit
 from .connection import LinkLost
-from .link import BrokerEvents, Link
-from .notice import Notice
+from .outage import Notice
 from .probe import Probe
+from .reconciler import Audit
+from .subscriber import BrokerEvents, Link
 from .topology import Server, Topology
 
 CONNECT_TIMEOUT: Final = 2.0

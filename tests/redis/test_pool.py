@@ -1,4 +1,4 @@
-"""gateway.line: commands and their replies over one connection, and the connections that are kept."""
+"""gateway.redis.pool: commands and their replies over one connection, and the connections that are kept."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import hiredis
 import pytest
 import redis
 
-from gateway.line import NAME, Line, Lines
-from gateway.topology import Server
+from gateway.redis.pool import NAME, Line, Lines
+from gateway.redis.topology import Server
 
-from .processes import Valkey, free_port
+from ..processes import Valkey, free_port
 
 HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
 

@@ -1,4 +1,4 @@
-"""gateway.probe: what is published where publishers publish, heard or not. Time is virtual."""
+"""gateway.redis.probe: what is published where publishers publish, heard or not. Time is virtual."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.link import Link
-from gateway.probe import EVERY, GRACE, LONGEST_GRACE, RENEW_AFTER, TIMEOUT, Probe
+from gateway.redis.probe import EVERY, GRACE, LONGEST_GRACE, RENEW_AFTER, TIMEOUT, Probe
+from gateway.redis.subscriber import Link
 
-from .fakes import Events, Redis, Transport, resp, turns, virtual
+from ..fakes import Events, Redis, Transport, resp, turns, virtual
 
 CHANNEL = b"websocket::probe:1"
 

@@ -1,4 +1,4 @@
-"""gateway.shard_link: a channel a command, by a node of a Cluster that a test plays."""
+"""gateway.redis.cluster.subscriber: a channel a command, by a node of a Cluster that a test plays."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gateway.connection import LinkLost, Refusal
-from gateway.shard_link import MAX_IN_FLIGHT, MIGRATING_RETRY, RETRY_AFTER, ShardLink
+from gateway.redis.cluster.subscriber import MAX_IN_FLIGHT, MIGRATING_RETRY, RETRY_AFTER, ShardLink
+from gateway.redis.connection import LinkLost, Refusal
 
-from .fakes import Events, Transport, parse_commands, push, resp, turns, virtual
+from ...fakes import Events, Transport, parse_commands, push, resp, turns, virtual
 
 MOVED = resp(Exception("MOVED 7 10.0.0.2:7002"))
 ASK = resp(Exception("ASK 7 10.0.0.2:7002"))

@@ -16,16 +16,7 @@ from typing import Any, NamedTuple, Protocol
 
 import hiredis
 
-from .connection import (
-    DISK_FULL,
-    NOT_ENOUGH,
-    Connection,
-    Desynchronised,
-    Question,
-    Refusal,
-    pack,
-    resolve,
-)
+from .connection import DISK_FULL, NOT_ENOUGH, Connection, Desynchronised, Question, Refusal, pack, resolve
 
 BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""

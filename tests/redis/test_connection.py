@@ -1,4 +1,4 @@
-"""gateway.connection: questions and answers in order, by a Redis that a test plays."""
+"""gateway.redis.connection: questions and answers in order, by a Redis that a test plays."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 import hiredis
 import pytest
 
-from gateway.connection import Connection, LinkLost, Refusal, pack
+from gateway.redis.connection import Connection, LinkLost, Refusal, pack
 
-from .fakes import Transport, parse_commands, push, resp, turns, virtual
+from ..fakes import Transport, parse_commands, push, resp, turns, virtual
 
 
 class Scene:

@@ -1,4 +1,4 @@
-"""gateway.slots: which slot a name is in, as Redis computes it, and what a node's view makes of a map."""
+"""gateway.redis.cluster.slots: which slot a name is in, as Redis computes it, and what a node's view makes of a map."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import slots
-from gateway.redis_url import Address
-from gateway.slots import COUNT, NOBODY, View, changed, name_in, slot, slot_map, view
+from gateway.redis.cluster import slots
+from gateway.redis.cluster.slots import COUNT, NOBODY, View, changed, name_in, slot, slot_map, view
+from gateway.redis.url import Address
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from ... import strategies  # noqa: F401 - sets hypothesis up
 
 A, B, C = Address("a", 7_001), Address("b", 7_002), Address("c", 7_003)
 INFO = b"cluster_state:ok\r\ncluster_current_epoch:7\r\ncluster_my_epoch:3\r\n"

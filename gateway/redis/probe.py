@@ -20,7 +20,7 @@ from typing import Final
 import structlog
 
 from .connection import Connection, LinkLost, Refusal
-from .link import Link
+from .subscriber import Link
 from .topology import Server, Topology
 
 EVERY: Final = 1.0
