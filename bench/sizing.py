@@ -1,7 +1,7 @@
 """`python -m bench.sizing`: what Redis, the kernel and a node need for each id, message and socket.
 
 The figures of docs/sizing.md that `python -m bench` does not have. Redis is asked in the words of a node and
-of a publisher (`gateway.redis.subscriber`, `gateway.publishing`); its CPU is its process's own, from the scheduler.
+of a publisher (`gateway.redis.subscriber`, `gateway.publishing.api`); its CPU is its process's own, from the scheduler.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.errors import BenchError
 from bench.report import plain
 from bench.servers import SPARE_DESCRIPTORS, Server, memory
 from gateway.drill.fleet.balancer import configuration
-from gateway.publishing import RETAIN_SECONDS, SCRIPT
+from gateway.publishing.api import RETAIN_SECONDS, SCRIPT
 from gateway.redis.subscriber import BATCH, MAX_READ, READ
 from tests.nginx import before
 from tests.nodes import started

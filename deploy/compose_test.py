@@ -18,7 +18,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.publishing import SCRIPT
+from gateway.publishing.api import SCRIPT
 from tests.clients import Clients, clients_at
 from tests.processes import wait_until
 

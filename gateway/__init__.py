@@ -70,7 +70,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .errors import PublishError
-    from .publishing import Published, publish
+    from .publishing.api import Published, publish
 
 __version__ = "0.1.0"
 __all__ = ["publish", "Published", "PublishError"]
@@ -80,6 +80,7 @@ def __getattr__(name: str) -> Any:
     """The package's public names, with redis-py imported only for who publishes (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from . import errors, publishing
+    from . import errors
+    from .publishing import api as publishing
 
     return getattr(errors if name == "PublishError" else publishing, name)

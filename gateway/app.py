@@ -32,7 +32,7 @@ from .messages import CloseCode
 from .metrics import NodeMetrics
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
-from .publisher import Publisher
+from .publishing.publisher import Publisher
 from .redis import url as redis_url
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster

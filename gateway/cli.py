@@ -36,7 +36,7 @@ from .messages import NO_DATA, WEB_SOCKET_ID
 
 if TYPE_CHECKING:
     from .app import Listening
-    from .publishing import Options, Published
+    from .publishing.api import Options, Published
 
 NOBODY = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -482,7 +482,7 @@ def _on_free_port(config: Config, name: str, notes: list[str]) -> Config:
 
 
 async def _publish(config: Config, web_socket_id: str, auth_result: str, options: Options) -> Published:
-    from .publisher import Publisher  # with redis-py, only for this command
+    from .publishing.publisher import Publisher  # with redis-py, only for this command
 
     _keep_the_deadline()
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
@@ -500,7 +500,7 @@ async def _publish(config: Config, web_socket_id: str, auth_result: str, options
 
 async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     """Publish the JSON object on each line as it comes; the exit code."""
-    from .publisher import Publisher, answer
+    from .publishing.publisher import Publisher, answer
 
     _keep_the_deadline()
     codes = {0}

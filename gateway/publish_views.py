@@ -17,8 +17,8 @@ import structlog
 from aiohttp import web
 
 from .errors import Unconfirmed
-from .publisher import End, Publisher, answer
-from .publishing import Published
+from .publishing.api import Published
+from .publishing.publisher import End, Publisher, answer
 
 MAX_RESULTS: Final = 1_000
 MAX_BODY: Final = 2 << 20

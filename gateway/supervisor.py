@@ -40,7 +40,7 @@ from .live import LiveViews, Told
 from .metrics import ParentMetrics
 from .posts import Life, Post, Relief, listen
 from .publish_views import MAX_BODY, PublishViews
-from .publisher import Publisher
+from .publishing.publisher import Publisher
 from .restarts import BEAT
 from .worker import Birth, live
 from .workers_views import WorkersViews

@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
-from gateway.publishing import SCRIPT
+from gateway.publishing.api import SCRIPT
 
 from . import sockjs_pages
 from .clients import SECONDS, Clients, clients_at

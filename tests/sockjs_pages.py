@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
-from gateway.publishing import SCRIPT
+from gateway.publishing.api import SCRIPT
 
 from .clients import SECONDS
 from .integration import stomp

@@ -23,7 +23,7 @@ from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.ui import WebDriverWait
 from stompman.connection_ws import WebSocketConnection
 
-from gateway.publishing import publish
+from gateway.publishing.api import publish
 
 from . import clientlib
 from .browser import WAIT_SECONDS, Browser, chromium

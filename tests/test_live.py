@@ -12,9 +12,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway import publishing
 from gateway.app import Gateway
 from gateway.live import MAX_PAGES
+from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import slot
 from gateway.roster import UNHEARD
 

@@ -15,8 +15,8 @@ from structlog.testing import capture_logs
 
 from gateway.errors import Unconfirmed
 from gateway.publish_views import MAX_BODY, MAX_RESULTS, PublishViews
-from gateway.publisher import Publisher
-from gateway.publishing import Outgoing, Published
+from gateway.publishing.api import Outgoing, Published
+from gateway.publishing.publisher import Publisher
 
 TOKEN = "0123456789abcdef"
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}

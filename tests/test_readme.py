@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from gateway.publishing import SCRIPT
+from gateway.publishing.api import SCRIPT
 from gateway.redis.cluster.slots import slot
 
 from .paths import ROOT

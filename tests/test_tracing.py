@@ -20,7 +20,7 @@ from opentelemetry.trace import SpanKind
 
 import gateway
 from gateway.messages import Origin
-from gateway.publishing import current_trace
+from gateway.publishing.api import current_trace
 from gateway.tracing import Tracing
 
 from .integration.load import until
@@ -112,7 +112,7 @@ def test_who_publishes_within_a_span_passes_it_on() -> None:
 
 def test_who_publishes_needs_no_opentelemetry() -> None:
     without = "import sys; sys.modules['opentelemetry'] = None"
-    code = f"{without}; from gateway.publishing import outgoing; outgoing('a', 'DONE')"
+    code = f"{without}; from gateway.publishing.api import outgoing; outgoing('a', 'DONE')"
     subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
 
 

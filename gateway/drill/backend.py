@@ -8,8 +8,8 @@ from typing import Self
 
 from ..errors import Unconfirmed
 from ..messages import NO_DATA
-from ..publisher import Publisher
-from ..publishing import Published, outgoing
+from ..publishing.api import Published, outgoing
+from ..publishing.publisher import Publisher
 
 RESULT = "CONFIRMED"
 

@@ -14,13 +14,13 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from gateway import publishing
 from gateway.drill.connection import HANDSHAKE as HANDSHAKE
 from gateway.drill.connection import Connection
 from gateway.drill.connection import frame as frame
 from gateway.drill.connection import take_frame as take_frame
 from gateway.drill.connection import text as text
-from gateway.publisher import Publisher
+from gateway.publishing import api as publishing
+from gateway.publishing.publisher import Publisher
 
 SECONDS = 10.0  # for anything that takes milliseconds; only a hang takes that long
 

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from gateway import publishing
+from gateway.publishing import api as publishing
 from gateway.wire.events import REFUSED
 
 from ..processes import Valkey

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from gateway import publishing
+from gateway.publishing import api as publishing
 
 from ..processes import Valkey
 from .conftest import Line, Place

@@ -13,8 +13,8 @@ import orjson
 import pytest
 import redis.asyncio
 
-from gateway import publishing
 from gateway.drill.fleet.cluster import Cluster
+from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import slot
 from gateway.redis.outage import STATUS_AFTER
 

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 
 from gateway.app import Gateway
-from gateway.publisher import TIMEOUT
+from gateway.publishing.publisher import TIMEOUT
 from gateway.redis.pool import NAME
 
 from ..paths import DOCS

@@ -15,7 +15,7 @@ import redis.asyncio
 from gateway.app import Gateway
 from gateway.hub import Member
 from gateway.messages import Problem, Result
-from gateway.publishing import SCRIPT
+from gateway.publishing.api import SCRIPT
 
 from ..processes import Valkey
 from .here import gateway_here

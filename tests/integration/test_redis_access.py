@@ -12,7 +12,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from gateway import publishing
+from gateway.publishing import api as publishing
 
 from ..certificates import self_signed
 from ..processes import Valkey

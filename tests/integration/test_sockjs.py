@@ -12,7 +12,8 @@ import pytest
 import redis.asyncio
 from yarl import URL
 
-from gateway import publishing, sockjs
+from gateway import sockjs
+from gateway.publishing import api as publishing
 
 from ..processes import Valkey
 from . import stomp

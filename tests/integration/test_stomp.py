@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from gateway import publishing
+from gateway.publishing import api as publishing
 
 from ..processes import Valkey
 from . import stomp

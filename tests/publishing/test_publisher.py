@@ -1,4 +1,4 @@
-"""gateway.publisher: on real servers of every kind, well and not so well, and always in bounded time."""
+"""gateway.publishing.publisher: on real servers of every kind, well and not so well, and always in bounded time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import orjson
 import pytest
 
 from gateway import publish
-from gateway import publisher as publisher_module
 from gateway.errors import PublishError, Unconfirmed
-from gateway.publisher import ATTEMPT, TIMEOUT, Publisher
-from gateway.publishing import Outgoing, Published, outgoing
+from gateway.publishing import publisher as publisher_module
+from gateway.publishing.api import Outgoing, Published, outgoing
+from gateway.publishing.publisher import ATTEMPT, TIMEOUT, Publisher
 from gateway.redis.cluster.slots import slot
 
-from .processes import Cluster, Sentinel, SentinelSet, Valkey, free_port
-from .redis.test_pool import HELLO, saying
-from .redis.test_sentinel import black_hole
+from ..processes import Cluster, Sentinel, SentinelSet, Valkey, free_port
+from ..redis.test_pool import HELLO, saying
+from ..redis.test_sentinel import black_hole
 
 # All that a publisher needs of Redis besides its keys and channels.
 RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+eval", "+set", "+publish"]

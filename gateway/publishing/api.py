@@ -16,8 +16,8 @@ import orjson
 import redis
 import redis.asyncio
 
-from .errors import PublishError
-from .messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, TRACEPARENT, WEB_SOCKET_ID
+from ..errors import PublishError
+from ..messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, TRACEPARENT, WEB_SOCKET_ID
 
 SCRIPT: Final = (
     "if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end "

@@ -11,12 +11,12 @@ from typing import Final, Protocol
 
 import hiredis
 
-from .redis.cluster import slots
-from .redis.cluster.slots import SlotMap, View, slot_map
-from .redis.majority import ask_all
-from .redis.pool import Lines
-from .redis.topology import Server, topology
-from .redis.url import Address, Kind, RedisURL, parse
+from ..redis.cluster import slots
+from ..redis.cluster.slots import SlotMap, View, slot_map
+from ..redis.majority import ask_all
+from ..redis.pool import Lines
+from ..redis.topology import Server, topology
+from ..redis.url import Address, Kind, RedisURL, parse
 
 ASK_AGAIN: Final = 1.0
 """Seconds after which the Sentinels are asked again: a master that is cut off from them, but not from us,

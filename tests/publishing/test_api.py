@@ -19,11 +19,11 @@ import redis.asyncio
 import gateway
 from gateway.errors import GatewayError, PublishError
 from gateway.messages import parse_result
-from gateway.publisher import Publisher
-from gateway.publishing import SCRIPT, Published, publish
+from gateway.publishing.api import SCRIPT, Published, publish
+from gateway.publishing.publisher import Publisher
 
-from .paths import DOCS
-from .processes import Cluster, Sentinel, Valkey
+from ..paths import DOCS
+from ..processes import Cluster, Sentinel, Valkey
 
 CHANNEL = "websocket:12345678"
 DEPLOYMENT = DOCS / "deployment.md"

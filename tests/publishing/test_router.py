@@ -1,4 +1,4 @@
-"""gateway.routes: which server a channel belongs on, and what makes a route look anew."""
+"""gateway.publishing.router: which server a channel belongs on, and what makes a route look anew."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway import routes
 from gateway.errors import NoMaster
+from gateway.publishing import router as routes
+from gateway.publishing.router import Route, route
 from gateway.redis.cluster.slots import slot
 from gateway.redis.sentinel import Sentinels
 from gateway.redis.url import Address
-from gateway.routes import Route, route
 
-from .processes import Cluster, Sentinel, Valkey, free_port
-from .redis.test_sentinel import black_hole
+from ..processes import Cluster, Sentinel, Valkey, free_port
+from ..redis.test_sentinel import black_hole
 
 ASKED = Address("10.0.0.1", 7000)
 

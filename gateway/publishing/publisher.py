@@ -14,13 +14,13 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
-from .errors import PublishError, Unconfirmed
-from .publishing import SCRIPT, Options, Outgoing, Published, from_json, outgoing
-from .redis.cluster.slots import redirection
-from .redis.pool import Command
-from .redis.topology import Server
-from .redis.url import Address
-from .routes import route
+from ..errors import PublishError, Unconfirmed
+from ..redis.cluster.slots import redirection
+from ..redis.pool import Command
+from ..redis.topology import Server
+from ..redis.url import Address
+from .api import SCRIPT, Options, Outgoing, Published, from_json, outgoing
+from .router import route
 
 TIMEOUT: Final = 3.0
 """Seconds for everything, and then it is an error."""
