@@ -29,8 +29,8 @@ from wsproto.events import CloseConnection, TextMessage
 
 from bench.driver import client_frame
 from bench.report import plain
-from gateway import frames
 from gateway.errors import WireError
+from gateway.wire import frames
 
 MAX_SIZE = 16_384
 CONNECTIONS = 2_000
@@ -53,7 +53,7 @@ class Codec(Protocol):
 
 
 class Own:
-    """`gateway.frames`."""
+    """`gateway.wire.frames`."""
 
     def __init__(self) -> None:
         self._reader = frames.FrameReader(MAX_SIZE)
@@ -153,7 +153,7 @@ class Websockets:
 
 
 CODECS: dict[str, Callable[[], Codec]] = {
-    "gateway.frames": Own,
+    "gateway.wire.frames": Own,
     f"aiohttp {version('aiohttp')}": Aiohttp,
     f"wsproto {version('wsproto')}": Wsproto,
     f"websockets {version('websockets')}": Websockets,

@@ -9,12 +9,12 @@ from aiohttp import web
 
 from . import stream
 from .gate import Gate, answer, asked, cors
-from .handshake import Refusal
 from .messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
 from .session import Node, Session
 from .stream import Connection
 from .websocket import HANDED_OVER
-from .wire.events import EVENTS_WIRE, REFUSED, RETRY, farewell
+from .wire.handshake import Refusal
+from .wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 HEADERS: Final = {
     "Content-Type": "text/event-stream",

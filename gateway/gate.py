@@ -11,10 +11,10 @@ from types import MappingProxyType
 import structlog
 from aiohttp import web
 
-from .handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
 from .limits import Verdict, client_address, is_trusted, origin_allowed
 from .session import Node
 from .websocket import HANDED_OVER, take_over
+from .wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
 
 log = structlog.get_logger()
 

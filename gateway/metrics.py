@@ -31,12 +31,12 @@ from prometheus_client.registry import Collector
 from . import __version__
 from .door import Door
 from .gate import Gate
-from .handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 from .latency import Histogram, Latency
 from .messages import INVALID, CloseCode
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
 from .session import Node
+from .wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
 """What every Prometheus reads, of whatever age."""

@@ -18,12 +18,12 @@ from aiohttp import web
 from . import stream
 from .errors import WireError
 from .gate import Entrance, Gate, answer, asked, cors
-from .handshake import NO_UPGRADE, Handshake, subprotocol
 from .messages import CloseCode
 from .session import Node
 from .sockjs import RESPONSE_LIMIT, Exit, Poll, Receiver, Sessions, SockJSSession, SockJSWebSocket, Stream
 from .websocket import HANDED_OVER, WebSocketSession, open_session
 from .wire import Wire, sockjs
+from .wire.handshake import NO_UPGRADE, Handshake, subprotocol
 from .wire.sockjs import Place
 from .wire.stomp import SUBPROTOCOLS
 

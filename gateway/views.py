@@ -15,7 +15,6 @@ from . import stream
 from .door import Door, Endpoint
 from .events import EventsViews
 from .gate import Entrance, Gate
-from .handshake import Handshake, subprotocol
 from .metrics import CONTENT_TYPE as METRICS
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
@@ -23,6 +22,7 @@ from .redis.probe import Probe
 from .session import Node
 from .sockjs_views import SockJSViews
 from .websocket import HANDED_OVER, open_session
+from .wire.handshake import Handshake, subprotocol
 from .wire.json import JSON_WIRE
 from .wire.stomp import SUBPROTOCOLS, StompWire
 

@@ -13,13 +13,12 @@ from typing import Final
 
 from aiohttp import web
 
-from . import frames
 from .errors import WireError
-from .frames import FrameReader, Opcode
-from .handshake import Handshake, acceptance
 from .messages import CloseCode
 from .session import CLOSING, Node, Session
-from .wire import Wire
+from .wire import Wire, frames
+from .wire.frames import FrameReader, Opcode
+from .wire.handshake import Handshake, acceptance
 
 REASON_BY_CLIENT = "closed by the client"
 

@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.descriptors import RESERVED, Room, raise_limit, room
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 
 def test_what_fits_stays_as_it_is() -> None:

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.door import KEEP_ALIVE, MAX_HEAD, Door, Visitor
-from gateway.handshake import MALFORMED, ORIGIN, Handshake, Refusal
+from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Refusal
 
-from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Clock, Transport, virtual
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 HANDSHAKE = (
     b"GET /ws?x=1 HTTP/1.1\r\nHost: gw.example\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import frames
 from gateway.drill.connection import CLOSE, HANDSHAKE, PING, PONG, TEXT, Connection, frame, take_frame, text
+from gateway.wire import frames
 
 from .fakes import Transport
 

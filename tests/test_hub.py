@@ -11,8 +11,8 @@ from gateway.messages import Result
 from gateway.redis.cluster.slots import slot
 from gateway.subscriptions import Slots
 
-from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Member, Subscriber
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 CHANNEL = b"websocket:id"
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.latency import BOUNDS, LONGEST, Histogram, Latency
 from gateway.messages import Origin
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 WALL = 1_700_000_000.0
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.limits import Admission, Deadlines, Verdict, client_address, is_trusted, origin_allowed
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 # Admission
 

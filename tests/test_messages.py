@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.messages import NO_DATA, InvalidResult, Register, Rejected, Result, parse_result, registration
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 SHA512 = "0123456789abcdef" * 8
 

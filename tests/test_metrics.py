@@ -13,11 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.door import Door
 from gateway.gate import Gate
-from gateway.handshake import ORIGIN
 from gateway.latency import Histogram, Latency
 from gateway.messages import INVALID, CloseCode, InvalidResult
 from gateway.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
 from gateway.session import Session
+from gateway.wire.handshake import ORIGIN
 from gateway.wire.json import JSON_WIRE
 
 from . import fakes

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.ownership import owner
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 PREFIX = b"/websocket"
 

@@ -16,8 +16,8 @@ from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
 from gateway.session import MAX_STRIKES, REMEMBERED, Node, Session, State
 from gateway.wire.json import JSON_WIRE
 
-from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Clock, Subscriber, node
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 CHANNEL = b"websocket:12345678"
 REGISTER = b'{"webSocketId":"12345678"}'

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import frames, sockjs
-from gateway.frames import Opcode
+from gateway import sockjs
 from gateway.messages import CloseCode
 from gateway.session import State
 from gateway.sockjs import (
@@ -26,13 +25,15 @@ from gateway.sockjs import (
     Stream,
 )
 from gateway.stream import Connection
+from gateway.wire import frames
 from gateway.wire import sockjs as codec
+from gateway.wire.frames import Opcode
 from gateway.wire.json import JSON_WIRE
 from gateway.wire.stomp import StompWire
 
-from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Clock, Subscriber, Transport, node
-from .strategies import client_frame
+from .wire import strategies  # noqa: F401 - sets hypothesis up
+from .wire.strategies import client_frame
 
 ADDRESS = "192.0.2.1"
 CHANNEL = b"websocket:12345678"

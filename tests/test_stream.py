@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from gateway import stream
 from gateway.stream import Connection
 
-from . import strategies  # noqa: F401 - sets hypothesis up
 from .fakes import Transport
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 
 def read(response: bytes) -> tuple[h11.Response, bytes]:

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from gateway.redis.cluster.slots import slot
 from gateway.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
 
-from . import strategies  # noqa: F401 - sets hypothesis up
+from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 A, B, C = "anna", "bert", "cleo"
 

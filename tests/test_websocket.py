@@ -16,16 +16,16 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
-from gateway import frames
-from gateway.frames import Opcode
-from gateway.handshake import Handshake
 from gateway.messages import CloseCode
 from gateway.session import State
 from gateway.websocket import WebSocketSession, open_session
+from gateway.wire import frames
+from gateway.wire.frames import Opcode
+from gateway.wire.handshake import Handshake
 from gateway.wire.json import JSON_WIRE
 
 from .fakes import Clock, Subscriber, Transport, node
-from .strategies import client_frame
+from .wire.strategies import client_frame
 
 CHANNEL = b"websocket:12345678"
 REGISTER = '{"webSocketId":"12345678"}'

@@ -13,7 +13,7 @@ import pytest
 import redis.asyncio
 
 from gateway.publishing import api as publishing
-from gateway.wire.events import REFUSED
+from gateway.wire.sse import REFUSED
 
 from ..processes import Valkey
 from .conftest import Place

@@ -14,8 +14,8 @@ from gateway.hub import Hub
 from gateway.redis.connection import LinkLost, Refusal
 from gateway.redis.subscriber import BATCH, DEAD_AFTER, LATER, MAX_UNANSWERED, PING_AFTER, TICK, Link
 
-from .. import strategies  # noqa: F401 - sets hypothesis up
 from ..fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 NOPERM = Exception("NOPERM this user has no permissions")
 

@@ -22,8 +22,8 @@ from gateway.redis.cluster.slots import SlotMap, slot
 from gateway.redis.topology import Server
 from gateway.redis.url import Address
 
-from ... import strategies  # noqa: F401 - sets hypothesis up
 from ...fakes import turns, virtual
+from ...wire import strategies  # noqa: F401 - sets hypothesis up
 from .fake_cluster import WAY, WORK, FakeCluster, Node
 
 COUNT = 16

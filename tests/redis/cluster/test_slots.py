@@ -10,7 +10,7 @@ from gateway.redis.cluster import slots
 from gateway.redis.cluster.slots import COUNT, NOBODY, View, changed, name_in, slot, slot_map, view
 from gateway.redis.url import Address
 
-from ... import strategies  # noqa: F401 - sets hypothesis up
+from ...wire import strategies  # noqa: F401 - sets hypothesis up
 
 A, B, C = Address("a", 7_001), Address("b", 7_002), Address("c", 7_003)
 INFO = b"cluster_state:ok\r\ncluster_current_epoch:7\r\ncluster_my_epoch:3\r\n"

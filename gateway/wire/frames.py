@@ -17,8 +17,8 @@ from enum import IntEnum
 from functools import lru_cache
 from struct import Struct
 
-from .errors import WireError
-from .messages import CloseCode
+from ..errors import WireError
+from ..messages import CloseCode
 
 _U16 = Struct("!H")
 _U64 = Struct("!Q")

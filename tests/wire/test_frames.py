@@ -1,4 +1,4 @@
-"""gateway.frames against RFC 6455: each MUST for who reads, any cut of the stream, a peer of another make."""
+"""gateway.wire.frames against RFC 6455: each MUST for who reads, any cut of the stream, a peer of another make."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, Pong, TextMessage
 
-from gateway import frames
 from gateway.errors import WireError
-from gateway.frames import FrameReader, Opcode
 from gateway.messages import CloseCode
+from gateway.wire import frames
+from gateway.wire.frames import FrameReader, Opcode
 
 from .strategies import Frame, chunks, client_frame, conversations, keys, masked
 

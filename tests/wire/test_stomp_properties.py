@@ -15,7 +15,7 @@ from gateway.messages import registration as asked_for
 from gateway.wire.stomp import MAX_HEAD, MAX_ID, StompWire
 
 from . import strategies  # noqa: F401 - sets hypothesis up
-from .test_wire_stomp import ID, MAX_BODY, connected, receive, subscribe
+from .test_stomp import ID, MAX_BODY, connected, receive, subscribe
 
 # By the book: section "Value Encoding" of 1.1 and of 1.2; 1.0 has no escapes.
 ESCAPES = {

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from gateway.frames import Opcode
+from gateway.wire.frames import Opcode
 
 _SLOW_MACHINE = [HealthCheck.too_slow]  # a busy machine is no finding
 

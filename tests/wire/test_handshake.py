@@ -1,4 +1,4 @@
-"""gateway.handshake: what is no handshake, and the two kinds of answer."""
+"""gateway.wire.handshake: what is no handshake, and the two kinds of answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.handshake import (
+from gateway.wire.handshake import (
     BAD_KEY,
     NO_HOST,
     NO_UPGRADE,

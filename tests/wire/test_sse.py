@@ -1,4 +1,4 @@
-"""gateway.wire.events: what is written, read as HTML 9.2.6 says (Interpreting an event stream)."""
+"""gateway.wire.sse: what is written, read as HTML 9.2.6 says (Interpreting an event stream)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gateway.messages import (
     Problem,
     Result,
 )
-from gateway.wire.events import EVENTS_WIRE, REFUSED, RETRY, farewell
+from gateway.wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
