@@ -18,14 +18,13 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from . import __version__, invocation, logs, metrics
+from . import __version__, invocation, metrics
 from .config import Config, redact
 from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .handover import Handover, Inbox
 from .hub import Hub
-from .latency import Histogram, Latency
 from .limits import Admission, Deadlines
 from .live import Here, LiveViews
 from .messages import CloseCode
@@ -41,10 +40,12 @@ from .redis.topology import topology
 from .report import Reporter
 from .roster import Roster
 from .session import Node
+from .telemetry import logs
+from .telemetry.latency import Histogram, Latency
 from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
 
 if TYPE_CHECKING:
-    from .tracing import Tracing
+    from .telemetry.tracing import Tracing
 
 DRAIN_STEP: Final = 0.05
 """Seconds between two shares of sessions that are closed."""
@@ -337,7 +338,7 @@ def web_app(
 def _tracing(node: str) -> Tracing:
     """Spans for results, by a library that most nodes do not have. Raises ConfigError."""
     try:
-        from .tracing import Tracing
+        from .telemetry.tracing import Tracing
     except ImportError as error:
         raise ConfigError(f"--tracing needs more: pip install 'webflow-gateway[otel]' ({error})") from error
     return Tracing(node)

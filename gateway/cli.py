@@ -28,11 +28,12 @@ import orjson
 import structlog
 from click.core import ParameterSource
 
-from . import __version__, embedded, invocation, logs
+from . import __version__, embedded, invocation
 from . import config as settings
 from .config import EMBEDDED, SETTINGS, Config, Setting
 from .errors import ConfigError, DrillError, EmbeddedError, PublishError, Unconfirmed
 from .messages import NO_DATA, WEB_SOCKET_ID
+from .telemetry import logs
 
 if TYPE_CHECKING:
     from .app import Listening

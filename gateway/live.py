@@ -19,13 +19,13 @@ from aiohttp import web
 
 from . import __version__
 from .hub import Hub
-from .logs import short_id
 from .messages import WEB_SOCKET_ID
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
 from .redis.connection import LinkLost
 from .report import REPORT, SESSION, Held, Reporter, read_held, read_report
 from .roster import PATIENCE, UNHEARD, Roster
+from .telemetry.logs import short_id
 from .views import file_response
 
 EVERY: Final = 1.0

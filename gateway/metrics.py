@@ -31,11 +31,11 @@ from prometheus_client.registry import Collector
 from . import __version__
 from .door import Door
 from .gate import Gate
-from .latency import Histogram, Latency
 from .messages import INVALID, CloseCode
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
 from .session import Node
+from .telemetry.latency import Histogram, Latency
 from .wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4

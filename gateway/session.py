@@ -26,7 +26,6 @@ from math import inf
 
 import structlog
 
-from . import logs
 from .config import Config
 from .errors import WireError
 from .hub import Hub
@@ -44,6 +43,7 @@ from .messages import (
     Result,
     WatchStatus,
 )
+from .telemetry import logs
 from .wire import Wire
 
 log = structlog.get_logger()

@@ -21,7 +21,6 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
-from . import logs
 from .app import (
     HTTP_SHUTDOWN,
     Listening,
@@ -42,6 +41,7 @@ from .posts import Life, Post, Relief, listen
 from .publish_views import MAX_BODY, PublishViews
 from .publishing.publisher import Publisher
 from .restarts import BEAT
+from .telemetry import logs
 from .worker import Birth, live
 from .workers_views import WorkersViews
 

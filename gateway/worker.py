@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import structlog
 
-from . import logs
 from .app import Gateway, Share, Stop, until_stopped
 from .config import Config
 from .control import Control, Message
 from .restarts import BEAT
+from .telemetry import logs
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15

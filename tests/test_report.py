@@ -8,7 +8,6 @@ import orjson
 import pytest
 
 from gateway import __version__
-from gateway.latency import BOUNDS, Histogram, Latency
 from gateway.messages import Result
 from gateway.redis.broker import Broker
 from gateway.report import (
@@ -24,6 +23,7 @@ from gateway.report import (
 )
 from gateway.roster import MAX_MESSAGE
 from gateway.session import REMEMBERED, Session
+from gateway.telemetry.latency import BOUNDS, Histogram, Latency
 
 from .fakes import Clock, node
 from .test_session import Spoken

@@ -688,7 +688,7 @@ def test_refusals_have_the_form_of_a_problem() -> None:
 
 @pytest.fixture
 def debugging(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    monkeypatch.setattr("gateway.logs.debugging", True)
+    monkeypatch.setattr("gateway.telemetry.logs.debugging", True)
     with capture_logs() as lines:
         yield lines
 

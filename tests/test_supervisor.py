@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import logs
 from gateway import supervisor as module
 from gateway.app import Stop
 from gateway.config import build
@@ -24,6 +23,7 @@ from gateway.control import Control, Message
 from gateway.errors import ConfigError
 from gateway.posts import Post
 from gateway.supervisor import Supervisor
+from gateway.telemetry import logs
 
 SECONDS = 5.0
 IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]

@@ -1,4 +1,4 @@
-"""gateway.latency: what is timed, from when, and what wrong clocks do to it."""
+"""gateway.telemetry.latency: what is timed, from when, and what wrong clocks do to it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.latency import BOUNDS, LONGEST, Histogram, Latency
 from gateway.messages import Origin
+from gateway.telemetry.latency import BOUNDS, LONGEST, Histogram, Latency
 
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 WALL = 1_700_000_000.0
 

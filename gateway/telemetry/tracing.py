@@ -18,9 +18,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from . import __version__
+from .. import __version__
+from ..messages import TRACEPARENT, Origin
 from .latency import LONGEST
-from .messages import TRACEPARENT, Origin
 
 NAME: Final = "webflow-gateway"
 

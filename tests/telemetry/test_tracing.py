@@ -1,4 +1,4 @@
-"""gateway.tracing: which results become spans, from when to when, and in whose trace."""
+"""gateway.telemetry.tracing: which results become spans, from when to when, and in whose trace."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from opentelemetry.trace import SpanKind
 import gateway
 from gateway.messages import Origin
 from gateway.publishing.api import current_trace
-from gateway.tracing import Tracing
+from gateway.telemetry.tracing import Tracing
 
-from .integration.load import until
-from .integration.raw import Raw
-from .processes import Node, Valkey
+from ..integration.load import until
+from ..integration.raw import Raw
+from ..processes import Node, Valkey
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT = 0xB7AD6B7169203331
