@@ -20,12 +20,13 @@ from aiohttp.typedefs import Middleware
 
 from . import __version__, invocation, metrics
 from .config import Config, redact
+from .core.admission import Admission, Deadlines
+from .core.hub import Hub
+from .core.session import Node
 from .descriptors import raise_limit, room
 from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
 from .handover import Handover, Inbox
-from .hub import Hub
-from .limits import Admission, Deadlines
 from .live import Here, LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
@@ -39,7 +40,6 @@ from .redis.subscriber import Link
 from .redis.topology import topology
 from .report import Reporter
 from .roster import Roster
-from .session import Node
 from .telemetry import logs
 from .telemetry.latency import Histogram, Latency
 from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response

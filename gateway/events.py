@@ -8,9 +8,9 @@ from typing import Final
 from aiohttp import web
 
 from . import stream
+from .core.session import Node, Session
 from .gate import Gate, answer, asked, cors
 from .messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
-from .session import Node, Session
 from .stream import Connection
 from .websocket import HANDED_OVER
 from .wire.handshake import Refusal

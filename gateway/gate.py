@@ -11,8 +11,8 @@ from types import MappingProxyType
 import structlog
 from aiohttp import web
 
-from .limits import Verdict, client_address, is_trusted, origin_allowed
-from .session import Node
+from .core.admission import Verdict, client_address, is_trusted, origin_allowed
+from .core.session import Node
 from .websocket import HANDED_OVER, take_over
 from .wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
 

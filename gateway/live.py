@@ -18,7 +18,7 @@ import structlog
 from aiohttp import web
 
 from . import __version__
-from .hub import Hub
+from .core.hub import Hub
 from .messages import WEB_SOCKET_ID
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster

@@ -15,9 +15,9 @@ from math import inf
 from typing import Final, Protocol
 
 from . import stream
+from .core.session import CLOSED, CLOSING, Node, Session
 from .errors import WireError
 from .messages import CloseCode
-from .session import CLOSED, CLOSING, Node, Session
 from .stream import Connection
 from .websocket import WebSocketSession
 from .wire import Wire, frames, sockjs

@@ -16,10 +16,10 @@ from typing import Final, NamedTuple
 from aiohttp import web
 
 from . import stream
+from .core.session import Node
 from .errors import WireError
 from .gate import Entrance, Gate, answer, asked, cors
 from .messages import CloseCode
-from .session import Node
 from .sockjs import RESPONSE_LIMIT, Exit, Poll, Receiver, Sessions, SockJSSession, SockJSWebSocket, Stream
 from .websocket import HANDED_OVER, WebSocketSession, open_session
 from .wire import Wire, sockjs

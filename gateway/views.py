@@ -12,6 +12,7 @@ from typing import Any
 from aiohttp import web
 
 from . import stream
+from .core.session import Node
 from .door import Door, Endpoint
 from .events import EventsViews
 from .gate import Entrance, Gate
@@ -19,7 +20,6 @@ from .metrics import CONTENT_TYPE as METRICS
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
 from .redis.probe import Probe
-from .session import Node
 from .sockjs_views import SockJSViews
 from .websocket import HANDED_OVER, open_session
 from .wire.handshake import Handshake, subprotocol

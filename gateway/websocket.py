@@ -13,9 +13,9 @@ from typing import Final
 
 from aiohttp import web
 
+from .core.session import CLOSING, Node, Session
 from .errors import WireError
 from .messages import CloseCode
-from .session import CLOSING, Node, Session
 from .wire import Wire, frames
 from .wire.frames import FrameReader, Opcode
 from .wire.handshake import Handshake, acceptance

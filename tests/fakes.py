@@ -13,11 +13,11 @@ from typing import Any, ParamSpec
 import hiredis
 
 from gateway.config import Config
-from gateway.hub import Hub
-from gateway.limits import Admission
+from gateway.core.admission import Admission
+from gateway.core.hub import Hub
+from gateway.core.session import Node
 from gateway.messages import Problem, Result
 from gateway.redis.subscriber import READ
-from gateway.session import Node
 
 P = ParamSpec("P")
 

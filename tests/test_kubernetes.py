@@ -22,7 +22,7 @@ import yaml
 
 from gateway.app import HTTP_SHUTDOWN
 from gateway.config import Config, build, unknown_variables
-from gateway.limits import Deadlines
+from gateway.core.admission import Deadlines
 
 from .paths import DEPLOY
 

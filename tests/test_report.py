@@ -8,6 +8,7 @@ import orjson
 import pytest
 
 from gateway import __version__
+from gateway.core.session import REMEMBERED, Session
 from gateway.messages import Result
 from gateway.redis.broker import Broker
 from gateway.report import (
@@ -22,11 +23,10 @@ from gateway.report import (
     redis_troubles,
 )
 from gateway.roster import MAX_MESSAGE
-from gateway.session import REMEMBERED, Session
 from gateway.telemetry.latency import BOUNDS, Histogram, Latency
 
+from .core.test_session import Spoken
 from .fakes import Clock, node
-from .test_session import Spoken
 
 LONGEST = "x" * 200  # an id's and a messageId's
 REFUSED = "[Errno 111] Connection refused"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import sockjs
+from gateway.core.session import State
 from gateway.messages import CloseCode
-from gateway.session import State
 from gateway.sockjs import (
     DISCONNECT_DELAY,
     MAX_REST,

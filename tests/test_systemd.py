@@ -19,8 +19,8 @@ import pytest
 
 from gateway.app import HTTP_SHUTDOWN
 from gateway.config import Config, build, unknown_variables
+from gateway.core.admission import Deadlines
 from gateway.descriptors import RESERVED
-from gateway.limits import Deadlines
 
 from .clients import clients_at
 from .paths import DEPLOY

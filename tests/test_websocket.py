@@ -16,8 +16,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
+from gateway.core.session import State
 from gateway.messages import CloseCode
-from gateway.session import State
 from gateway.websocket import WebSocketSession, open_session
 from gateway.wire import frames
 from gateway.wire.frames import Opcode

@@ -8,11 +8,11 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 
 from gateway.app import Gateway
+from gateway.core.subscriptions import Slots
 from gateway.redis.broker import Broker
 from gateway.redis.cluster.broker import Cluster
 from gateway.redis.subscriber import Link
 from gateway.redis.topology import Server
-from gateway.subscriptions import Slots
 
 
 class Proxy:

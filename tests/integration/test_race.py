@@ -13,7 +13,7 @@ import hiredis
 import redis.asyncio
 
 from gateway.app import Gateway
-from gateway.hub import Member
+from gateway.core.hub import Member
 from gateway.messages import Problem, Result
 from gateway.publishing.api import SCRIPT
 

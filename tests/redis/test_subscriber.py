@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.hub import Hub
+from gateway.core.hub import Hub
 from gateway.redis.connection import LinkLost, Refusal
 from gateway.redis.subscriber import BATCH, DEAD_AFTER, LATER, MAX_UNANSWERED, PING_AFTER, TICK, Link
 

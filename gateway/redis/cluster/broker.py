@@ -21,7 +21,7 @@ from typing import Any, Final, Protocol
 import structlog
 
 from ...config import redact
-from ...subscriptions import Slots
+from ...core.subscriptions import Slots
 from ..broker import Broker
 from ..connection import Connection, LinkLost
 from ..majority import ask_all

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.hub import Hub
+from gateway.core.hub import Hub
 from gateway.messages import Problem, Result
 from gateway.redis import url as redis_url
 from gateway.redis.cluster import slots

@@ -1,4 +1,4 @@
-"""gateway.limits: admission, the client's address, origins, deadlines."""
+"""gateway.core.admission: admission, the client's address, origins, deadlines."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.limits import Admission, Deadlines, Verdict, client_address, is_trusted, origin_allowed
+from gateway.core.admission import Admission, Deadlines, Verdict, client_address, is_trusted, origin_allowed
 
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 # Admission
 

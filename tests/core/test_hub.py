@@ -1,4 +1,4 @@
-"""gateway.hub: what the broker is asked, what members are told, and in which order."""
+"""gateway.core.hub: what the broker is asked, what members are told, and in which order."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.hub import SHARE, Hub
+from gateway.core.hub import SHARE, Hub
+from gateway.core.subscriptions import Slots
 from gateway.messages import Result
 from gateway.redis.cluster.slots import slot
-from gateway.subscriptions import Slots
 
-from .fakes import Member, Subscriber
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..fakes import Member, Subscriber
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 CHANNEL = b"websocket:id"
 

@@ -26,11 +26,9 @@ from math import inf
 
 import structlog
 
-from .config import Config
-from .errors import WireError
-from .hub import Hub
-from .limits import Admission, Deadlines
-from .messages import (
+from ..config import Config
+from ..errors import WireError
+from ..messages import (
     DEGRADED,
     RESTORED,
     CloseCode,
@@ -43,8 +41,10 @@ from .messages import (
     Result,
     WatchStatus,
 )
-from .telemetry import logs
-from .wire import Wire
+from ..telemetry import logs
+from ..wire import Wire
+from .admission import Admission, Deadlines
+from .hub import Hub
 
 log = structlog.get_logger()
 

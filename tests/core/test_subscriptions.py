@@ -1,4 +1,4 @@
-"""gateway.subscriptions: the table by example, and against a model of Redis in any order of events."""
+"""gateway.core.subscriptions: the table by example, and against a model of Redis in any order of events."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from gateway.core.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
 from gateway.redis.cluster.slots import slot
-from gateway.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
 
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 A, B, C = "anna", "bert", "cleo"
 

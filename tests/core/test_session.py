@@ -1,4 +1,4 @@
-"""gateway.session: what a session does whatever carries it; time is an argument, the carrier a list."""
+"""gateway.core.session: what a session does whatever carries it; time is an argument, the carrier a list."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from gateway.core.session import MAX_STRIKES, REMEMBERED, Node, Session, State
 from gateway.errors import WireError
 from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
-from gateway.session import MAX_STRIKES, REMEMBERED, Node, Session, State
 from gateway.wire.json import JSON_WIRE
 
-from .fakes import Clock, Subscriber, node
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..fakes import Clock, Subscriber, node
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 CHANNEL = b"websocket:12345678"
 REGISTER = b'{"webSocketId":"12345678"}'

@@ -1,4 +1,4 @@
-"""gateway.session: what it makes of a wire that has promised signs of life."""
+"""gateway.core.session: what it makes of a wire that has promised signs of life."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from itertools import pairwise
 
 import pytest
 
+from gateway.core.session import Node, Session, State
 from gateway.errors import WireError
 from gateway.messages import CloseCode, Leave, Problem, Register, Reply, Request, Result
-from gateway.session import Node, Session, State
 
-from .fakes import Clock, Subscriber, node
+from ..fakes import Clock, Subscriber, node
 
 CHANNEL = b"websocket:a"
 BEAT = b"still here"

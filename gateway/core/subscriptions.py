@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator
 from enum import Enum, auto
 from typing import Generic, NamedTuple, TypeVar
 
-from .redis.cluster.slots import slot
+from ..redis.cluster.slots import slot
 
 HELD = 64
 """How many live payloads a channel holds for members that wait for their answer, the newest.

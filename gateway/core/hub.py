@@ -8,10 +8,10 @@ from typing import Final, Protocol
 
 import structlog
 
-from .messages import InvalidResult, Problem, Result, parse_result
+from ..messages import InvalidResult, Problem, Result, parse_result
+from ..telemetry import logs
+from ..telemetry.latency import Latency
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
-from .telemetry import logs
-from .telemetry.latency import Latency
 
 SHARE: Final = 200
 """Channels and members that `Hub.degraded` sees to before others get the loop: 200 messages are some 2 ms."""
