@@ -13,7 +13,7 @@ from aiohttp import web
 
 from .core.admission import Verdict, client_address, is_trusted, origin_allowed
 from .core.session import Node
-from .websocket import HANDED_OVER, take_over
+from .transports.websocket import HANDED_OVER, take_over
 from .wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
 
 log = structlog.get_logger()

@@ -15,13 +15,22 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from . import stream
 from .core.session import Node
 from .errors import WireError
 from .gate import Entrance, Gate, answer, asked, cors
 from .messages import CloseCode
-from .sockjs import RESPONSE_LIMIT, Exit, Poll, Receiver, Sessions, SockJSSession, SockJSWebSocket, Stream
-from .websocket import HANDED_OVER, WebSocketSession, open_session
+from .transports import http as stream
+from .transports.sockjs import (
+    RESPONSE_LIMIT,
+    Exit,
+    Poll,
+    Receiver,
+    Sessions,
+    SockJSSession,
+    SockJSWebSocket,
+    Stream,
+)
+from .transports.websocket import HANDED_OVER, WebSocketSession, open_session
 from .wire import Wire, sockjs
 from .wire.handshake import NO_UPGRADE, Handshake, subprotocol
 from .wire.sockjs import Place

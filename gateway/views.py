@@ -11,17 +11,17 @@ from typing import Any
 
 from aiohttp import web
 
-from . import stream
 from .core.session import Node
 from .door import Door, Endpoint
-from .events import EventsViews
 from .gate import Entrance, Gate
 from .metrics import CONTENT_TYPE as METRICS
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
 from .redis.probe import Probe
 from .sockjs_views import SockJSViews
-from .websocket import HANDED_OVER, open_session
+from .transports import http as stream
+from .transports.sse import EventsViews
+from .transports.websocket import HANDED_OVER, open_session
 from .wire.handshake import Handshake, subprotocol
 from .wire.json import JSON_WIRE
 from .wire.stomp import SUBPROTOCOLS, StompWire

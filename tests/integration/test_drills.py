@@ -110,7 +110,7 @@ Cluster._refresh = refresh_once
 Cluster.claimed = lambda self, number, owner: None
 """
 PATIENT = """
-from gateway.websocket import WebSocketSession
+from gateway.transports.websocket import WebSocketSession
 WebSocketSession.pause_writing = lambda self: None
 """
 

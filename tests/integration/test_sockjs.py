@@ -12,8 +12,8 @@ import pytest
 import redis.asyncio
 from yarl import URL
 
-from gateway import sockjs
 from gateway.publishing import api as publishing
+from gateway.transports import sockjs
 
 from ..processes import Valkey
 from . import stomp

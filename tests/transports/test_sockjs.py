@@ -1,4 +1,4 @@
-"""gateway.sockjs: sessions between a hub and requests that come and go, with no network."""
+"""gateway.transports.sockjs: sessions between a hub and requests that come and go, with no network."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import sockjs
 from gateway.core.session import State
 from gateway.messages import CloseCode
-from gateway.sockjs import (
+from gateway.transports import sockjs
+from gateway.transports.http import Connection
+from gateway.transports.sockjs import (
     DISCONNECT_DELAY,
     MAX_REST,
     Poll,
@@ -24,16 +25,15 @@ from gateway.sockjs import (
     SockJSWebSocket,
     Stream,
 )
-from gateway.stream import Connection
 from gateway.wire import frames
 from gateway.wire import sockjs as codec
 from gateway.wire.frames import Opcode
 from gateway.wire.json import JSON_WIRE
 from gateway.wire.stomp import StompWire
 
-from .fakes import Clock, Subscriber, Transport, node
-from .wire import strategies  # noqa: F401 - sets hypothesis up
-from .wire.strategies import client_frame
+from ..fakes import Clock, Subscriber, Transport, node
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
+from ..wire.strategies import client_frame
 
 ADDRESS = "192.0.2.1"
 CHANNEL = b"websocket:12345678"

@@ -7,14 +7,14 @@ from typing import Final
 
 from aiohttp import web
 
-from . import stream
-from .core.session import Node, Session
-from .gate import Gate, answer, asked, cors
-from .messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
-from .stream import Connection
+from ..core.session import Node, Session
+from ..gate import Gate, answer, asked, cors
+from ..messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
+from ..wire.handshake import Refusal
+from ..wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
+from . import http as stream
+from .http import Connection
 from .websocket import HANDED_OVER
-from .wire.handshake import Refusal
-from .wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
 
 HEADERS: Final = {
     "Content-Type": "text/event-stream",

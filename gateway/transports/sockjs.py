@@ -14,13 +14,13 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol
 
-from . import stream
-from .core.session import CLOSED, CLOSING, Node, Session
-from .errors import WireError
-from .messages import CloseCode
-from .stream import Connection
+from ..core.session import CLOSED, CLOSING, Node, Session
+from ..errors import WireError
+from ..messages import CloseCode
+from ..wire import Wire, frames, sockjs
+from . import http as stream
+from .http import Connection
 from .websocket import WebSocketSession
-from .wire import Wire, frames, sockjs
 
 DISCONNECT_DELAY: Final = 5.0
 """Seconds that a session waits for its client to listen again, and that a closed one says so: the protocol's

@@ -13,12 +13,12 @@ from typing import Final
 
 from aiohttp import web
 
-from .core.session import CLOSING, Node, Session
-from .errors import WireError
-from .messages import CloseCode
-from .wire import Wire, frames
-from .wire.frames import FrameReader, Opcode
-from .wire.handshake import Handshake, acceptance
+from ..core.session import CLOSING, Node, Session
+from ..errors import WireError
+from ..messages import CloseCode
+from ..wire import Wire, frames
+from ..wire.frames import FrameReader, Opcode
+from ..wire.handshake import Handshake, acceptance
 
 REASON_BY_CLIENT = "closed by the client"
 

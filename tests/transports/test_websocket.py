@@ -1,4 +1,4 @@
-"""gateway.websocket: a browser of another make (wsproto) at one end, a session at the other, no network."""
+"""gateway.transports.websocket: a browser of another make (wsproto) at one end, a session at the other, no network."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from gateway.core.session import State
 from gateway.messages import CloseCode
-from gateway.websocket import WebSocketSession, open_session
+from gateway.transports.websocket import WebSocketSession, open_session
 from gateway.wire import frames
 from gateway.wire.frames import Opcode
 from gateway.wire.handshake import Handshake
 from gateway.wire.json import JSON_WIRE
 
-from .fakes import Clock, Subscriber, Transport, node
-from .wire.strategies import client_frame
+from ..fakes import Clock, Subscriber, Transport, node
+from ..wire.strategies import client_frame
 
 CHANNEL = b"websocket:12345678"
 REGISTER = '{"webSocketId":"12345678"}'

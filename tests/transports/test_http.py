@@ -1,4 +1,4 @@
-"""gateway.stream: heads and pieces of responses, read by a parser of another make (wsproto's h11)."""
+"""gateway.transports.http: heads and pieces of responses, read by a parser of another make (wsproto's h11)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import stream
-from gateway.stream import Connection
+from gateway.transports import http as stream
+from gateway.transports.http import Connection
 
-from .fakes import Transport
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..fakes import Transport
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 
 def read(response: bytes) -> tuple[h11.Response, bytes]:
