@@ -24,9 +24,7 @@ from .core.admission import Admission, Deadlines
 from .core.hub import Hub
 from .core.session import Node
 from .descriptors import raise_limit, room
-from .door import KEEP_ALIVE, Door
 from .errors import ConfigError
-from .handover import Handover, Inbox
 from .live import Here, LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
@@ -40,9 +38,11 @@ from .redis.subscriber import Link
 from .redis.topology import topology
 from .report import Reporter
 from .roster import Roster
+from .server.acceptor import KEEP_ALIVE, Door
+from .server.app import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
+from .server.handoff import Handover, Inbox
 from .telemetry import logs
 from .telemetry.latency import Histogram, Latency
-from .views import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
 
 if TYPE_CHECKING:
     from .telemetry.tracing import Tracing

@@ -25,8 +25,8 @@ from .redis.cluster.broker import Cluster
 from .redis.connection import LinkLost
 from .report import REPORT, SESSION, Held, Reporter, read_held, read_report
 from .roster import PATIENCE, UNHEARD, Roster
+from .server.app import file_response
 from .telemetry.logs import short_id
-from .views import file_response
 
 EVERY: Final = 1.0
 """Seconds between two events."""

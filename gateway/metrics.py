@@ -30,11 +30,11 @@ from prometheus_client.registry import Collector
 
 from . import __version__
 from .core.session import Node
-from .door import Door
-from .gate import Gate
 from .messages import INVALID, CloseCode
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
+from .server.acceptor import Door
+from .server.access import Gate
 from .telemetry.latency import Histogram, Latency
 from .wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 

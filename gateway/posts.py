@@ -15,8 +15,8 @@ from contextlib import suppress
 from typing import Any, Final
 
 from .control import Control
-from .handover import FRESH, UNAVAILABLE, Inbox, turn_away
 from .restarts import Backoff, Pulse
+from .server.handoff import FRESH, UNAVAILABLE, Inbox, turn_away
 
 AT_ONCE: Final = 64
 """Connections accepted for a worker before others get the loop."""

@@ -12,10 +12,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.session import Session
-from gateway.door import Door
-from gateway.gate import Gate
 from gateway.messages import INVALID, CloseCode, InvalidResult
 from gateway.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
+from gateway.server.acceptor import Door
+from gateway.server.access import Gate
 from gateway.telemetry.latency import Histogram, Latency
 from gateway.wire.handshake import ORIGIN
 from gateway.wire.json import JSON_WIRE

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.control import Control
-from gateway.handover import FRESH, REQUEST, UNAVAILABLE
 from gateway.posts import WORTH_WAITING, Life, Post, Relief, listen
 from gateway.restarts import QUIET
+from gateway.server.handoff import FRESH, REQUEST, UNAVAILABLE
 
 SECONDS = 5.0
 

@@ -13,8 +13,8 @@ from gateway import worker as module
 from gateway.app import Share
 from gateway.config import build
 from gateway.control import Control, Message
-from gateway.handover import Inbox
 from gateway.posts import listen
+from gateway.server.handoff import Inbox
 from gateway.worker import ORPHANED, Birth, Worker
 
 SECONDS = 5.0

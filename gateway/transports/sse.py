@@ -8,8 +8,8 @@ from typing import Final
 from aiohttp import web
 
 from ..core.session import Node, Session
-from ..gate import Gate, answer, asked, cors
 from ..messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
+from ..server.access import Gate, answer, asked, cors
 from ..wire.handshake import Refusal
 from ..wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
 from . import http as stream

@@ -18,7 +18,7 @@ import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.errors import EmbeddedError
-from gateway.ownership import owner
+from gateway.server.affinity import owner
 
 from ..processes import Node, Valkey, free_port
 from . import stomp
@@ -143,7 +143,7 @@ async def test_one_connection_serves_sessions_of_all_workers_in_turn(
 async def test_control_without_handing_over_sessions_are_not_found(
     valkey: Valkey, backend: redis.asyncio.Redis
 ) -> None:
-    keep = "import gateway.handover as h; h.owner = lambda *_: None\n"
+    keep = "import gateway.server.handoff as h; h.owner = lambda *_: None\n"
     with node_of(valkey, preface=keep) as node:
         async with contextlib.AsyncExitStack() as opened:
             raws = [await opened.enter_async_context(Raw.connected(node.port)) for _ in range(12)]

@@ -1,4 +1,4 @@
-"""gateway.door: a connection's first request, with the rest of the gateway played by the test."""
+"""gateway.server.acceptor: a connection's first request, with the rest of the gateway played by the test."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.door import KEEP_ALIVE, MAX_HEAD, Door, Visitor
+from gateway.server.acceptor import KEEP_ALIVE, MAX_HEAD, Door, Visitor
 from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Refusal
 
-from .fakes import Clock, Transport, virtual
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..fakes import Clock, Transport, virtual
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 HANDSHAKE = (
     b"GET /ws?x=1 HTTP/1.1\r\nHost: gw.example\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"

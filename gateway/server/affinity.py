@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zlib
 
-from .wire import sockjs
+from ..wire import sockjs
 
 _REQUEST = re.compile(rb"[A-Z]+ (?:https?://[^/? ]*)?(/[^? ]*)")
 """The path of a request's line; proxies may send the whole URL (RFC 9112 section 3.2.2)."""

@@ -21,8 +21,8 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from .core.admission import Deadlines
-from .wire.handshake import BUSY, MALFORMED, TOO_LARGE, Handshake, Refusal
+from ..core.admission import Deadlines
+from ..wire.handshake import BUSY, MALFORMED, TOO_LARGE, Handshake, Refusal
 
 MAX_HEAD: Final = 16_384
 """Bytes of a first request's head; a browser's, with large cookies, has 4 to 8 KB."""

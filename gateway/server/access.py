@@ -11,10 +11,10 @@ from types import MappingProxyType
 import structlog
 from aiohttp import web
 
-from .core.admission import Verdict, client_address, is_trusted, origin_allowed
-from .core.session import Node
-from .transports.websocket import HANDED_OVER, take_over
-from .wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
+from ..core.admission import Verdict, client_address, is_trusted, origin_allowed
+from ..core.session import Node
+from ..transports.websocket import HANDED_OVER, take_over
+from ..wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
 
 log = structlog.get_logger()
 

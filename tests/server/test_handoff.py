@@ -1,4 +1,4 @@
-"""gateway.handover: connections between workers, here in one process, on both event loops."""
+"""gateway.server.handoff: connections between workers, here in one process, on both event loops."""
 
 from __future__ import annotations
 
@@ -11,9 +11,18 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway import handover
-from gateway.handover import FRESH, MAX_BYTES, OVERSIZED, REQUEST, UNAVAILABLE, Handover, Inbox, turn_away
-from gateway.ownership import owner
+from gateway.server import handoff as handover
+from gateway.server.affinity import owner
+from gateway.server.handoff import (
+    FRESH,
+    MAX_BYTES,
+    OVERSIZED,
+    REQUEST,
+    UNAVAILABLE,
+    Handover,
+    Inbox,
+    turn_away,
+)
 
 SECONDS = 5.0
 PREFIX = "/websocket"

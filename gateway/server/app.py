@@ -11,25 +11,25 @@ from typing import Any
 
 from aiohttp import web
 
-from .core.session import Node
-from .door import Door, Endpoint
-from .gate import Entrance, Gate
-from .metrics import CONTENT_TYPE as METRICS
-from .redis.broker import Broker
-from .redis.cluster.broker import Cluster
-from .redis.probe import Probe
-from .sockjs_views import SockJSViews
-from .transports import http as stream
-from .transports.sse import EventsViews
-from .transports.websocket import HANDED_OVER, open_session
-from .wire.handshake import Handshake, subprotocol
-from .wire.json import JSON_WIRE
-from .wire.stomp import SUBPROTOCOLS, StompWire
+from ..core.session import Node
+from ..metrics import CONTENT_TYPE as METRICS
+from ..redis.broker import Broker
+from ..redis.cluster.broker import Cluster
+from ..redis.probe import Probe
+from ..transports import http as stream
+from ..transports.sse import EventsViews
+from ..transports.websocket import HANDED_OVER, open_session
+from ..wire.handshake import Handshake, subprotocol
+from ..wire.json import JSON_WIRE
+from ..wire.stomp import SUBPROTOCOLS, StompWire
+from .acceptor import Door, Endpoint
+from .access import Entrance, Gate
+from .sockjs import SockJSViews
 
 SOCKJS = "/websocket"
 """Below this path SockJS is spoken."""
 
-STATIC = Path(__file__).parent / "static"
+STATIC = Path(__file__).parents[1] / "static"
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "

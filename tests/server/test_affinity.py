@@ -1,4 +1,4 @@
-"""gateway.ownership: which worker a request belongs to."""
+"""gateway.server.affinity: which worker a request belongs to."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.ownership import owner
+from gateway.server.affinity import owner
 
-from .wire import strategies  # noqa: F401 - sets hypothesis up
+from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 PREFIX = b"/websocket"
 

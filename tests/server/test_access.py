@@ -1,4 +1,4 @@
-"""gateway.gate: who is let in, and what the others are told."""
+"""gateway.server.access: who is let in, and what the others are told."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
-from gateway.gate import Gate, answer, cors
+from gateway.server.access import Gate, answer, cors
 from gateway.wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
 
-from .fakes import node
+from ..fakes import node
 
 GOOD = {
     "Host": "gw.example",

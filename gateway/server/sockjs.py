@@ -15,12 +15,11 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from .core.session import Node
-from .errors import WireError
-from .gate import Entrance, Gate, answer, asked, cors
-from .messages import CloseCode
-from .transports import http as stream
-from .transports.sockjs import (
+from ..core.session import Node
+from ..errors import WireError
+from ..messages import CloseCode
+from ..transports import http as stream
+from ..transports.sockjs import (
     RESPONSE_LIMIT,
     Exit,
     Poll,
@@ -30,11 +29,12 @@ from .transports.sockjs import (
     SockJSWebSocket,
     Stream,
 )
-from .transports.websocket import HANDED_OVER, WebSocketSession, open_session
-from .wire import Wire, sockjs
-from .wire.handshake import NO_UPGRADE, Handshake, subprotocol
-from .wire.sockjs import Place
-from .wire.stomp import SUBPROTOCOLS
+from ..transports.websocket import HANDED_OVER, WebSocketSession, open_session
+from ..wire import Wire, sockjs
+from ..wire.handshake import NO_UPGRADE, Handshake, subprotocol
+from ..wire.sockjs import Place
+from ..wire.stomp import SUBPROTOCOLS
+from .access import Entrance, Gate, answer, asked, cors
 
 YEAR: Final = 31_536_000
 """Seconds that answers may be cached which never change."""

@@ -16,8 +16,8 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from .ownership import owner
-from .wire.handshake import Refusal
+from ..wire.handshake import Refusal
+from .affinity import owner
 
 MAX_BYTES: Final = 131_072
 """Of a request, in a parcel; its head and body have 80 KB at most, and a datagram must fit the buffer."""
