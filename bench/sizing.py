@@ -30,8 +30,8 @@ from gateway.drill.fleet.balancer import configuration
 from gateway.publishing.api import RETAIN_SECONDS, SCRIPT
 from gateway.redis.subscriber import BATCH, MAX_READ, READ
 from tests.nginx import before
-from tests.nodes import started
 from tests.processes import Balancer, Node, Valkey
+from tests.running_nodes import started
 
 PAYLOAD = '{"authResult":"CONFIRMED","messageId":"01234567-89ab-cdef-0123-456789abcdef"}'
 MAX_RESULT_SIZE = 65_536

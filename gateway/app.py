@@ -28,6 +28,8 @@ from .errors import ConfigError
 from .live import Here, LiveViews
 from .messages import CloseCode
 from .metrics import NodeMetrics
+from .nodes.info import Reporter
+from .nodes.survey import Roster
 from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
 from .publish_views import PublishViews
 from .publishing.publisher import Publisher
@@ -36,8 +38,6 @@ from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
 from .redis.subscriber import Link
 from .redis.topology import topology
-from .report import Reporter
-from .roster import Roster
 from .server.acceptor import KEEP_ALIVE, Door
 from .server.app import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
 from .server.handoff import Handover, Inbox

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .clients import SECONDS
-from .nodes import Nodes
 from .paths import DEPLOY
 from .processes import free_port, wait_until
+from .running_nodes import Nodes
 
 CONFIGURATION = (DEPLOY / "nginx.conf").read_text()
 NODES = (DEPLOY / "nginx-nodes.conf").read_text()

@@ -16,8 +16,8 @@ from pytest_aiohttp import AiohttpServer
 
 from . import balanced
 from .clients import SECONDS
-from .nodes import Nodes, sessions, started
 from .processes import Balancer, wait_until
+from .running_nodes import Nodes, sessions, started
 from .sockjs_pages import pages, publish, register, result
 from .test_haproxy import CONFIGURATION
 

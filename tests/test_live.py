@@ -14,9 +14,9 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.live import MAX_PAGES
+from gateway.nodes.survey import UNHEARD
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import slot
-from gateway.roster import UNHEARD
 
 from .integration.here import admin_port_of, gateway_here, port_of
 from .integration.load import SECONDS, crowd, until

@@ -17,11 +17,11 @@ import aiohttp
 import pytest
 
 from . import balanced
-from . import nodes as behind
+from . import running_nodes as behind
 from .clients import SECONDS, Clients, clients_at
 from .nginx import CONFIGURATION, NODES, Nginx, before, replaced
-from .nodes import Nodes, sessions
 from .processes import wait_until
+from .running_nodes import Nodes, sessions
 from .sockjs_pages import pages, publish, register, result
 
 pytestmark = pytest.mark.needs("nginx")

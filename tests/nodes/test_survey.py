@@ -1,4 +1,4 @@
-"""gateway.roster: questions and answers over a Redis that is a dict, and what must not be believed."""
+"""gateway.nodes.survey: questions and answers over a Redis that is a dict, and what must not be believed."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import hiredis
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.nodes.survey import ANSWERS_A_SECOND, MAX_MESSAGE, MAX_ROUNDS, PATIENCE, UNHEARD, Answers, Roster
 from gateway.redis.connection import LinkLost, Refusal
 from gateway.redis.subscriber import Link
-from gateway.roster import ANSWERS_A_SECOND, MAX_MESSAGE, MAX_ROUNDS, PATIENCE, UNHEARD, Answers, Roster
 
-from .fakes import Clock, turns, virtual
+from ..fakes import Clock, turns, virtual
 
 SHARED = b"websocket::{nodes}"
 NOPERM = "NOPERM this user has no permissions"

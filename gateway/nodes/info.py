@@ -13,12 +13,12 @@ from typing import Annotated, Any, Final, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from . import __version__
-from .core.session import REMEMBERED, Node, Session
-from .messages import WEB_SOCKET_ID
-from .redis.broker import Broker
-from .redis.cluster.broker import Cluster
-from .telemetry.latency import Histogram, Latency
+from .. import __version__
+from ..core.session import REMEMBERED, Node, Session
+from ..messages import WEB_SOCKET_ID
+from ..redis.broker import Broker
+from ..redis.cluster.broker import Cluster
+from ..telemetry.latency import Histogram, Latency
 
 UNHEARD_AFTER: Final = 3.0
 """Seconds without a probe that are worth a word: it comes every second, and a late one within another."""

@@ -20,8 +20,8 @@ from typing import Any, Final, NamedTuple, Protocol
 import orjson
 import structlog
 
-from .redis.connection import LinkLost, Refusal
-from .redis.subscriber import Link
+from ..redis.connection import LinkLost, Refusal
+from ..redis.subscriber import Link
 
 LOOK_EVERY: Final = 1.0
 """Seconds until it is looked whether the questions are still heard: there may be another link, or another

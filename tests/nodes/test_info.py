@@ -1,4 +1,4 @@
-"""gateway.report: what is wrong, in words, and what is believed of others."""
+"""gateway.nodes.info: what is wrong, in words, and what is believed of others."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from gateway import __version__
 from gateway.core.session import REMEMBERED, Session
 from gateway.messages import Result
-from gateway.redis.broker import Broker
-from gateway.report import (
+from gateway.nodes.info import (
     MOST_SESSIONS,
     REPORT,
     SESSION,
@@ -22,11 +21,12 @@ from gateway.report import (
     read_report,
     redis_troubles,
 )
-from gateway.roster import MAX_MESSAGE
+from gateway.nodes.survey import MAX_MESSAGE
+from gateway.redis.broker import Broker
 from gateway.telemetry.latency import BOUNDS, Histogram, Latency
 
-from .core.test_session import Spoken
-from .fakes import Clock, node
+from ..core.test_session import Spoken
+from ..fakes import Clock, node
 
 LONGEST = "x" * 200  # an id's and a messageId's
 REFUSED = "[Errno 111] Connection refused"
