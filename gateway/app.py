@@ -18,20 +18,21 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from . import __version__, invocation, metrics
+from . import __version__, invocation
+from .admin import metrics
+from .admin.dashboard import Here, LiveViews
+from .admin.metrics import NodeMetrics
+from .admin.publish import MAX_BODY as MAX_PUBLISH_BODY
+from .admin.publish import PublishViews
 from .config import Config, redact
 from .core.admission import Admission, Deadlines
 from .core.hub import Hub
 from .core.session import Node
 from .descriptors import raise_limit, room
 from .errors import ConfigError
-from .live import Here, LiveViews
 from .messages import CloseCode
-from .metrics import NodeMetrics
 from .nodes.info import Reporter
 from .nodes.survey import Roster
-from .publish_views import MAX_BODY as MAX_PUBLISH_BODY
-from .publish_views import PublishViews
 from .publishing.publisher import Publisher
 from .redis import url as redis_url
 from .redis.broker import Broker

@@ -21,6 +21,10 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
+from .admin.dashboard import LiveViews, Told
+from .admin.metrics import ParentMetrics
+from .admin.publish import MAX_BODY, PublishViews
+from .admin.workers import WorkersViews
 from .app import (
     HTTP_SHUTDOWN,
     Listening,
@@ -35,15 +39,11 @@ from .app import (
 from .config import Config
 from .control import Control, Message
 from .errors import ConfigError
-from .live import LiveViews, Told
-from .metrics import ParentMetrics
 from .posts import Life, Post, Relief, listen
-from .publish_views import MAX_BODY, PublishViews
 from .publishing.publisher import Publisher
 from .restarts import BEAT
 from .telemetry import logs
 from .worker import Birth, live
-from .workers_views import WorkersViews
 
 MARGIN: Final = 5.0
 """Seconds that workers may take to end beyond what their own bounds add up to; then they are killed."""

@@ -23,7 +23,7 @@ import redis.asyncio
 import yaml
 
 import gateway
-from gateway import metrics
+from gateway.admin import metrics
 
 from .integration.load import crowd
 from .paths import ROOT

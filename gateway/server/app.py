@@ -11,8 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
+from ..admin.metrics import CONTENT_TYPE as METRICS
 from ..core.session import Node
-from ..metrics import CONTENT_TYPE as METRICS
 from ..redis.broker import Broker
 from ..redis.cluster.broker import Cluster
 from ..redis.probe import Probe

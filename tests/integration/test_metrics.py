@@ -12,7 +12,7 @@ import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
 import gateway
-from gateway import metrics
+from gateway.admin import metrics
 
 from ..processes import Node, Valkey
 from .load import crowd, text

@@ -1,4 +1,4 @@
-"""gateway.workers_views: health over HTTP, with the workers played by the test."""
+"""gateway.admin.workers: health over HTTP, with the workers played by the test."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from gateway.workers_views import WorkersViews
+from gateway.admin.workers import WorkersViews
 
-from .test_health import state
+from .test_aggregate import state
 
 METRICS = "# HELP sessions Open.\n# TYPE sessions gauge\nsessions 2.0\n"
 PARENTS = (

@@ -17,16 +17,16 @@ import orjson
 import structlog
 from aiohttp import web
 
-from . import __version__
-from .core.hub import Hub
-from .messages import WEB_SOCKET_ID
-from .nodes.info import REPORT, SESSION, Held, Reporter, read_held, read_report
-from .nodes.survey import PATIENCE, UNHEARD, Roster
-from .redis.broker import Broker
-from .redis.cluster.broker import Cluster
-from .redis.connection import LinkLost
-from .server.app import file_response
-from .telemetry.logs import short_id
+from .. import __version__
+from ..core.hub import Hub
+from ..messages import WEB_SOCKET_ID
+from ..nodes.info import REPORT, SESSION, Held, Reporter, read_held, read_report
+from ..nodes.survey import PATIENCE, UNHEARD, Roster
+from ..redis.broker import Broker
+from ..redis.cluster.broker import Cluster
+from ..redis.connection import LinkLost
+from ..server.app import file_response
+from ..telemetry.logs import short_id
 
 EVERY: Final = 1.0
 """Seconds between two events."""

@@ -1,10 +1,10 @@
-"""gateway.health: what workers are together."""
+"""gateway.admin.aggregate: what workers are together."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from gateway.health import NO_WORKER, together
+from gateway.admin.aggregate import NO_WORKER, together
 
 
 def state(**members: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""gateway.publish_views: who may publish over HTTP, what is refused, and what the answers say."""
+"""gateway.admin.publish: who may publish over HTTP, what is refused, and what the answers say."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from structlog.testing import capture_logs
 
+from gateway.admin.publish import MAX_BODY, MAX_RESULTS, PublishViews
 from gateway.errors import Unconfirmed
-from gateway.publish_views import MAX_BODY, MAX_RESULTS, PublishViews
 from gateway.publishing.api import Outgoing, Published
 from gateway.publishing.publisher import Publisher
 

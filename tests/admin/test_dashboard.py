@@ -1,4 +1,4 @@
-"""gateway.live: what the page is told, by real nodes on a real Valkey, a Cluster, and one that fails them."""
+"""gateway.admin.dashboard: what the page is told, by real nodes on a real Valkey, a Cluster, and one that fails them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.admin.dashboard import MAX_PAGES
 from gateway.app import Gateway
-from gateway.live import MAX_PAGES
 from gateway.nodes.survey import UNHEARD
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import slot
 
-from .integration.here import admin_port_of, gateway_here, port_of
-from .integration.load import SECONDS, crowd, until
-from .processes import Cluster, Node, Valkey, wait_until
+from ..integration.here import admin_port_of, gateway_here, port_of
+from ..integration.load import SECONDS, crowd, until
+from ..processes import Cluster, Node, Valkey, wait_until
 
 SHARED = "websocket::{nodes}"
 RIGHTS = "-@all +hello +client|setname +ping +subscribe +unsubscribe +eval_ro +get &websocket:* ~websocket:*"

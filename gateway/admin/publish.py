@@ -16,9 +16,9 @@ import orjson
 import structlog
 from aiohttp import web
 
-from .errors import Unconfirmed
-from .publishing.api import Published
-from .publishing.publisher import End, Publisher, answer
+from ..errors import Unconfirmed
+from ..publishing.api import Published
+from ..publishing.publisher import End, Publisher, answer
 
 MAX_RESULTS: Final = 1_000
 MAX_BODY: Final = 2 << 20

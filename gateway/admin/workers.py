@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from .health import together
+from .aggregate import together
 from .metrics import CONTENT_TYPE, merge
 
 PARENT = "parent"

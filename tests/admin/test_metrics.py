@@ -1,4 +1,4 @@
-"""gateway.metrics: what stands in a scrape, held against what was done; and what several of them make."""
+"""gateway.admin.metrics: what stands in a scrape, held against what was done; and what several of them make."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.admin.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
 from gateway.core.session import Session
 from gateway.messages import INVALID, CloseCode, InvalidResult
-from gateway.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
 from gateway.server.acceptor import Door
 from gateway.server.access import Gate
 from gateway.telemetry.latency import Histogram, Latency
 from gateway.wire.handshake import ORIGIN
 from gateway.wire.json import JSON_WIRE
 
-from . import fakes
-from .fakes import virtual
-from .paths import DOCS, PACKAGE
+from .. import fakes
+from ..fakes import virtual
+from ..paths import DOCS, PACKAGE
 
 OPERATIONS = DOCS / "operations.md"
 

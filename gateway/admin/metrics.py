@@ -28,15 +28,15 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from . import __version__
-from .core.session import Node
-from .messages import INVALID, CloseCode
-from .redis.broker import Broker
-from .redis.cluster.broker import Cluster
-from .server.acceptor import Door
-from .server.access import Gate
-from .telemetry.latency import Histogram, Latency
-from .wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
+from .. import __version__
+from ..core.session import Node
+from ..messages import INVALID, CloseCode
+from ..redis.broker import Broker
+from ..redis.cluster.broker import Cluster
+from ..server.acceptor import Door
+from ..server.access import Gate
+from ..telemetry.latency import Histogram, Latency
+from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
 """What every Prometheus reads, of whatever age."""
