@@ -438,7 +438,7 @@ def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening]
 
 
 def _serve_by_workers(config: Config) -> int:
-    from .supervisor import run
+    from .workers.supervisor import run
 
     try:
         return run(config, _loop_factory())

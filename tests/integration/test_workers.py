@@ -31,10 +31,10 @@ COUNT = 3
 BROWSERS = 60
 SOON = 2.0  # seconds: what takes no time, on a machine that is busy
 
-QUICK = "import gateway.restarts as r; r.BEAT = 0.1\n"
+QUICK = "import gateway.workers.liveness as r; r.BEAT = 0.1\n"
 """Signs of life every tenth of a second, so that nobody has to wait for a worker to count as hung."""
 
-SLOW_TO_REPLACE = "import gateway.restarts as r; r.FIRST_PAUSE = 4.0\n"
+SLOW_TO_REPLACE = "import gateway.workers.liveness as r; r.FIRST_PAUSE = 4.0\n"
 
 TOKEN = "a-token-that-is-long-enough"
 
@@ -266,7 +266,7 @@ async def arrivals(node: Node, count: int) -> AsyncIterator[list[Browser]]:
 
 @pytest.mark.parametrize("relieved", [True, False], ids=["", "control"])
 async def test_others_take_what_comes_for_one_that_is_gone(valkey: Valkey, relieved: bool) -> None:
-    never = "import gateway.posts as p; p.Relief.adjust = lambda self: None\n"
+    never = "import gateway.workers.slots as p; p.Relief.adjust = lambda self: None\n"
     preface = SLOW_TO_REPLACE + ("" if relieved else never)
     with node_of(valkey, preface=preface) as node:
         await until(lambda: all(pids(node)), "all are there")

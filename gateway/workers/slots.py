@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from ..server.handoff import FRESH, UNAVAILABLE, Inbox, turn_away
 from .control import Control
-from .restarts import Backoff, Pulse
-from .server.handoff import FRESH, UNAVAILABLE, Inbox, turn_away
+from .liveness import Backoff, Pulse
 
 AT_ONCE: Final = 64
 """Connections accepted for a worker before others get the loop."""

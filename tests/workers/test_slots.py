@@ -1,4 +1,4 @@
-"""gateway.posts: listening sockets for several, and who stands in for whom."""
+"""gateway.workers.slots: listening sockets for several, and who stands in for whom."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from gateway.control import Control
-from gateway.posts import WORTH_WAITING, Life, Post, Relief, listen
-from gateway.restarts import QUIET
 from gateway.server.handoff import FRESH, REQUEST, UNAVAILABLE
+from gateway.workers.control import Control
+from gateway.workers.liveness import QUIET
+from gateway.workers.slots import WORTH_WAITING, Life, Post, Relief, listen
 
 SECONDS = 5.0
 

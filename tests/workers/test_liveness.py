@@ -1,8 +1,8 @@
-"""gateway.restarts: when a worker counts as hung, and when it is replaced."""
+"""gateway.workers.liveness: when a worker counts as hung, and when it is replaced."""
 
 from __future__ import annotations
 
-from gateway.restarts import FIRST_PAUSE, HUNG, LAST_PAUSE, QUIET, STABLE, Backoff, Pulse
+from gateway.workers.liveness import FIRST_PAUSE, HUNG, LAST_PAUSE, QUIET, STABLE, Backoff, Pulse
 
 
 def test_a_pulse_that_stops() -> None:

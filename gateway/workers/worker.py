@@ -15,11 +15,11 @@ from typing import Any, Final
 
 import structlog
 
-from .app import Gateway, Share, Stop, until_stopped
-from .config import Config
+from ..app import Gateway, Share, Stop, until_stopped
+from ..config import Config
+from ..telemetry import logs
 from .control import Control, Message
-from .restarts import BEAT
-from .telemetry import logs
+from .liveness import BEAT
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15

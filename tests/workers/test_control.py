@@ -1,4 +1,4 @@
-"""gateway.control: both ends of the line, over real sockets."""
+"""gateway.workers.control: both ends of the line, over real sockets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 
-from gateway.control import MAX_LINE, Control, Message
+from gateway.workers.control import MAX_LINE, Control, Message
 
 SECONDS = 5.0
 

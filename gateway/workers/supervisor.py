@@ -21,11 +21,11 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
-from .admin.dashboard import LiveViews, Told
-from .admin.metrics import ParentMetrics
-from .admin.publish import MAX_BODY, PublishViews
-from .admin.workers import WorkersViews
-from .app import (
+from ..admin.dashboard import LiveViews, Told
+from ..admin.metrics import ParentMetrics
+from ..admin.publish import MAX_BODY, PublishViews
+from ..admin.workers import WorkersViews
+from ..app import (
     HTTP_SHUTDOWN,
     Listening,
     Share,
@@ -36,13 +36,13 @@ from .app import (
     stops,
     web_app,
 )
-from .config import Config
+from ..config import Config
+from ..errors import ConfigError
+from ..publishing.publisher import Publisher
+from ..telemetry import logs
 from .control import Control, Message
-from .errors import ConfigError
-from .posts import Life, Post, Relief, listen
-from .publishing.publisher import Publisher
-from .restarts import BEAT
-from .telemetry import logs
+from .liveness import BEAT
+from .slots import Life, Post, Relief, listen
 from .worker import Birth, live
 
 MARGIN: Final = 5.0

@@ -1,4 +1,4 @@
-"""gateway.supervisor: the parent of workers that the test plays: idle processes, and ends of their lines."""
+"""gateway.workers.supervisor: the parent of workers that the test plays: idle processes, and ends of their lines."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway import supervisor as module
 from gateway.app import Stop
 from gateway.config import build
-from gateway.control import Control, Message
 from gateway.errors import ConfigError
-from gateway.posts import Post
-from gateway.supervisor import Supervisor
 from gateway.telemetry import logs
+from gateway.workers import supervisor as module
+from gateway.workers.control import Control, Message
+from gateway.workers.slots import Post
+from gateway.workers.supervisor import Supervisor
 
 SECONDS = 5.0
 IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]

@@ -1,4 +1,4 @@
-"""gateway.worker: a worker in the test's own process, whose parent the test plays."""
+"""gateway.workers.worker: a worker in the test's own process, whose parent the test plays."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 
-from gateway import worker as module
 from gateway.app import Share
 from gateway.config import build
-from gateway.control import Control, Message
-from gateway.posts import listen
 from gateway.server.handoff import Inbox
-from gateway.worker import ORPHANED, Birth, Worker
+from gateway.workers import worker as module
+from gateway.workers.control import Control, Message
+from gateway.workers.slots import listen
+from gateway.workers.worker import ORPHANED, Birth, Worker
 
 SECONDS = 5.0
 
