@@ -36,7 +36,7 @@ from .messages import NO_DATA, WEB_SOCKET_ID
 from .telemetry import logs
 
 if TYPE_CHECKING:
-    from .app import Listening
+    from .node import Listening
     from .publishing.api import Options, Published
 
 NOBODY = 3
@@ -297,7 +297,7 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
 
     Exit code 4: the gateway refuses this client for good. Ctrl-C ends it with 0.
     """
-    from . import watching  # with aiohttp, which the other commands need not wait for
+    from . import client as watching  # with aiohttp, which the other commands need not wait for
 
     if not WEB_SOCKET_ID.fullmatch(web_socket_id):
         raise WrongUse("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
@@ -427,7 +427,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening], None] | None = None) -> int:
-    from .app import serve as serve_node  # with aiohttp, which the other commands need not wait for
+    from .node import serve as serve_node  # with aiohttp, which the other commands need not wait for
 
     try:
         return _run(serve_node(config, demo=demo, announce=announce))

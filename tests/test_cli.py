@@ -21,9 +21,9 @@ import redis
 from click.testing import CliRunner, Result
 
 from gateway import cli, embedded
-from gateway.app import Listening
 from gateway.cli import commands
 from gateway.config import SETTINGS, Config
+from gateway.node import Listening
 
 from .paths import ROOT
 from .processes import Node, Process, Valkey, free_port, wait_until

@@ -20,9 +20,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gateway.app import HTTP_SHUTDOWN
 from gateway.config import Config, build, unknown_variables
 from gateway.core.admission import Deadlines
+from gateway.node import HTTP_SHUTDOWN
 
 from .paths import DEPLOY
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from gateway.app import HTTP_SHUTDOWN
 from gateway.config import Config, build, unknown_variables
 from gateway.core.admission import Deadlines
-from gateway.descriptors import RESERVED
+from gateway.node import HTTP_SHUTDOWN
+from gateway.system import RESERVED
 
 from .clients import clients_at
 from .paths import DEPLOY

@@ -14,8 +14,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..client import Backoff
 from ..messages import AUTHORIZATION, REGISTRATION
-from ..watching import Backoff
 from .connection import Connection
 from .ledger import Ledger, Result
 

@@ -12,8 +12,8 @@ from typing import Generic, TypeVar
 
 import orjson
 
-from ..descriptors import RESERVED, raise_limit
 from ..errors import DrillError
+from ..system import RESERVED, raise_limit
 from .backend import Backend
 from .crowd import FILLER, Client, Crowd
 from .display import Display, Snapshot

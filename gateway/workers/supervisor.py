@@ -25,7 +25,9 @@ from ..admin.dashboard import LiveViews, Told
 from ..admin.metrics import ParentMetrics
 from ..admin.publish import MAX_BODY, PublishViews
 from ..admin.workers import WorkersViews
-from ..app import (
+from ..config import Config
+from ..errors import ConfigError
+from ..node import (
     HTTP_SHUTDOWN,
     Listening,
     Share,
@@ -36,8 +38,6 @@ from ..app import (
     stops,
     web_app,
 )
-from ..config import Config
-from ..errors import ConfigError
 from ..publishing.publisher import Publisher
 from ..telemetry import logs
 from .control import Control, Message

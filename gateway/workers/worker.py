@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import structlog
 
-from ..app import Gateway, Share, Stop, until_stopped
 from ..config import Config
+from ..node import Gateway, Share, Stop, until_stopped
 from ..telemetry import logs
 from .control import Control, Message
 from .liveness import BEAT

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from gateway.admin.dashboard import MAX_PAGES
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.nodes.survey import UNHEARD
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import slot

@@ -7,8 +7,8 @@ import contextlib
 import ssl
 from collections.abc import AsyncIterator, Iterator
 
-from gateway.app import Gateway
 from gateway.core.subscriptions import Slots
+from gateway.node import Gateway
 from gateway.redis.broker import Broker
 from gateway.redis.cluster.broker import Cluster
 from gateway.redis.subscriber import Link

@@ -9,8 +9,8 @@ from typing import Any
 
 import aiohttp
 
-from gateway.app import Gateway
 from gateway.config import build
+from gateway.node import Gateway
 
 from .load import SECONDS, until
 

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.redis import reconciler as audit
 from gateway.redis.broker import Broker
 from gateway.redis.subscriber import Link

@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis.asyncio
 
-from gateway.app import Gateway
 from gateway.drill.fleet import ClusterNode
+from gateway.node import Gateway
 from gateway.redis.cluster import slots
 from gateway.redis.cluster.broker import Cluster as Lines
 from gateway.redis.cluster.broker import Shard

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.redis import subscriber as link
 
 from ..processes import Valkey

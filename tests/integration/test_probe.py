@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.redis import probe
 from gateway.redis.broker import Broker
 from gateway.redis.topology import Server

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.publishing.publisher import TIMEOUT
 from gateway.redis.pool import NAME
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import hiredis
 import redis.asyncio
 
-from gateway.app import Gateway
 from gateway.core.hub import Member
 from gateway.messages import Problem, Result
+from gateway.node import Gateway
 from gateway.publishing.api import SCRIPT
 
 from ..processes import Valkey

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.redis import subscriber as link
 
 from ..processes import Node, Valkey, free_port

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gateway.app import Gateway
+from gateway.node import Gateway
 from gateway.redis import probe
 from gateway.redis import reconciler as audit
 from gateway.redis.broker import Broker

@@ -356,7 +356,7 @@ def test_a_taken_port_is_complained_of(valkey: Valkey) -> None:
 
 def test_workers_that_cannot_start_end_the_node(valkey: Valkey) -> None:
     broken = (
-        "import gateway.app as a\nasync def fail(self): raise RuntimeError('no')\na.Gateway.start = fail\n"
+        "import gateway.node as a\nasync def fail(self): raise RuntimeError('no')\na.Gateway.start = fail\n"
     )
     with pytest.raises(EmbeddedError, match="it ended with 1") as caught:
         Node(valkey.url, "--workers", "2", preface=broken)

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.app import Stop
 from gateway.config import build
 from gateway.errors import ConfigError
+from gateway.node import Stop
 from gateway.telemetry import logs
 from gateway.workers import supervisor as module
 from gateway.workers.control import Control, Message

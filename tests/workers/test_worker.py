@@ -9,8 +9,8 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 
-from gateway.app import Share
 from gateway.config import build
+from gateway.node import Share
 from gateway.server.handoff import Inbox
 from gateway.workers import worker as module
 from gateway.workers.control import Control, Message

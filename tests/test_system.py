@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.descriptors import RESERVED, Room, raise_limit, room
+from gateway.system import RESERVED, Room, raise_limit, room
 
 from .wire import strategies  # noqa: F401 - sets hypothesis up
 

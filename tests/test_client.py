@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.watching import Backoff, Refused, origin_of, watch
+from gateway.client import Backoff, Refused, origin_of, watch
 
 from .processes import free_port
 

@@ -28,7 +28,6 @@ from .config import Config, redact
 from .core.admission import Admission, Deadlines
 from .core.hub import Hub
 from .core.session import Node
-from .descriptors import raise_limit, room
 from .errors import ConfigError
 from .messages import CloseCode
 from .nodes.info import Reporter
@@ -42,6 +41,7 @@ from .redis.topology import topology
 from .server.acceptor import KEEP_ALIVE, Door
 from .server.app import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
 from .server.handoff import Handover, Inbox
+from .system import raise_limit, room
 from .telemetry import logs
 from .telemetry.latency import Histogram, Latency
 
