@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .cli import commands
+from .cli.commands import commands
 
 
 def main() -> None:

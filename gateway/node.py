@@ -18,12 +18,13 @@ import structlog
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from . import __version__, invocation
+from . import __version__
 from .admin import metrics
 from .admin.dashboard import Here, LiveViews
 from .admin.metrics import NodeMetrics
 from .admin.publish import MAX_BODY as MAX_PUBLISH_BODY
 from .admin.publish import PublishViews
+from .cli import invocation
 from .config import Config, redact
 from .core.admission import Admission, Deadlines
 from .core.hub import Hub

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway.cli import commands
+from gateway.cli.commands import commands
 from gateway.drill import DRILLS, Drill, Plan, stage
 from gateway.drill.fleet import Valkey
 from gateway.drill.stage import Stage

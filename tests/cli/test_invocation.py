@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.invocation import program, redis_cli
+from gateway.cli.invocation import program, redis_cli
 
 
 @pytest.fixture

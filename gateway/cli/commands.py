@@ -28,16 +28,17 @@ import orjson
 import structlog
 from click.core import ParameterSource
 
-from . import __version__, embedded, invocation
-from . import config as settings
-from .config import EMBEDDED, SETTINGS, Config, Setting
-from .errors import ConfigError, DrillError, EmbeddedError, PublishError, Unconfirmed
-from .messages import NO_DATA, WEB_SOCKET_ID
-from .telemetry import logs
+from .. import __version__, embedded
+from .. import config as settings
+from ..config import EMBEDDED, SETTINGS, Config, Setting
+from ..errors import ConfigError, DrillError, EmbeddedError, PublishError, Unconfirmed
+from ..messages import NO_DATA, WEB_SOCKET_ID
+from ..telemetry import logs
+from . import invocation
 
 if TYPE_CHECKING:
-    from .node import Listening
-    from .publishing.api import Options, Published
+    from ..node import Listening
+    from ..publishing.api import Options, Published
 
 NOBODY = 3
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -297,7 +298,7 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
 
     Exit code 4: the gateway refuses this client for good. Ctrl-C ends it with 0.
     """
-    from . import client as watching  # with aiohttp, which the other commands need not wait for
+    from .. import client as watching  # with aiohttp, which the other commands need not wait for
 
     if not WEB_SOCKET_ID.fullmatch(web_socket_id):
         raise WrongUse("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
@@ -389,7 +390,7 @@ def drill_(
 
     Exit code 0: nothing that was retained was lost. 1: something was, or the drill could not be played.
     """
-    from .drill import Options, command  # with aiohttp and redis, which other commands need not wait for
+    from ..drill import Options, command  # with aiohttp and redis, which other commands need not wait for
 
     if listing:
         click.echo(command.listing())
@@ -427,7 +428,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening], None] | None = None) -> int:
-    from .node import serve as serve_node  # with aiohttp, which the other commands need not wait for
+    from ..node import serve as serve_node  # with aiohttp, which the other commands need not wait for
 
     try:
         return _run(serve_node(config, demo=demo, announce=announce))
@@ -438,7 +439,7 @@ def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening]
 
 
 def _serve_by_workers(config: Config) -> int:
-    from .workers.supervisor import run
+    from ..workers.supervisor import run
 
     try:
         return run(config, _loop_factory())
@@ -483,7 +484,7 @@ def _on_free_port(config: Config, name: str, notes: list[str]) -> Config:
 
 
 async def _publish(config: Config, web_socket_id: str, auth_result: str, options: Options) -> Published:
-    from .publishing.publisher import Publisher  # with redis-py, only for this command
+    from ..publishing.publisher import Publisher  # with redis-py, only for this command
 
     _keep_the_deadline()
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
@@ -501,7 +502,7 @@ async def _publish(config: Config, web_socket_id: str, auth_result: str, options
 
 async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     """Publish the JSON object on each line as it comes; the exit code."""
-    from .publishing.publisher import Publisher, answer
+    from ..publishing.publisher import Publisher, answer
 
     _keep_the_deadline()
     codes = {0}

@@ -20,13 +20,14 @@ import pytest
 import redis
 from click.testing import CliRunner, Result
 
-from gateway import cli, embedded
-from gateway.cli import commands
+from gateway import embedded
+from gateway.cli import commands as cli
+from gateway.cli.commands import commands
 from gateway.config import SETTINGS, Config
 from gateway.node import Listening
 
-from .paths import ROOT
-from .processes import Node, Process, Valkey, free_port, wait_until
+from ..paths import ROOT
+from ..processes import Node, Process, Valkey, free_port, wait_until
 
 TOKEN = "0123456789abcdef+/=="
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
