@@ -22,10 +22,10 @@ import asyncio
 from pathlib import Path
 
 from .display import Display
-from .installation import Plan
-from .plays import DRILLS, Drill
+from .environment import Plan
 from .report import Options, Report, conditions
-from .stage import Stage
+from .runner import Stage
+from .scenarios import DRILLS, Drill
 
 SPARE_SECONDS = 180.0  # for set-up, faults that take their time, and what is under way at the end
 

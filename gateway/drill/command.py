@@ -13,8 +13,8 @@ import orjson
 
 from . import DRILLS, play, report
 from .display import Display
-from .plays import Drill
 from .report import Options, Report
+from .scenarios import Drill
 
 
 def named(names: Sequence[str]) -> list[Drill]:

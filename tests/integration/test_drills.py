@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from gateway.drill import DRILLS, Display, Options, play, plays, stage
+from gateway.drill import DRILLS, Display, Options, play
+from gateway.drill import runner as stage
+from gateway.drill import scenarios as plays
 from gateway.drill.report import Report, text
 
 from .conftest import Measured

@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 
 from redis.crc import key_slot
 
+from .environment import Body, Plan
 from .fleet import Cluster, SentinelSet, Valkey
-from .installation import Body, Plan
-from .stage import Stage
+from .runner import Stage
 
 CALM: Final = 4.0
 """Seconds of load before anything happens."""

@@ -1,4 +1,4 @@
-"""gateway.drill.crowd: browsers that register, come back, come and go, against real nodes."""
+"""gateway.drill.clients: browsers that register, come back, come and go, against real nodes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from gateway.drill.backend import Backend
-from gateway.drill.crowd import Crowd, Place
+from gateway.drill.clients import Crowd, Place
 from gateway.drill.ledger import Ledger
 
-from .integration.load import until
-from .processes import Node, Valkey
+from ..integration.load import until
+from ..processes import Node, Valkey
 
 OPTIONS = ("--max-sessions-per-ip", "0")
 

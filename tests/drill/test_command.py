@@ -17,12 +17,13 @@ import pytest
 from click.testing import CliRunner, Result
 
 from gateway.cli.commands import commands
-from gateway.drill import DRILLS, Drill, Plan, stage
+from gateway.drill import DRILLS, Drill, Plan
+from gateway.drill import runner as stage
 from gateway.drill.fleet import Valkey
-from gateway.drill.stage import Stage
+from gateway.drill.runner import Stage
 
-from .paths import DOCS
-from .processes import wait_until
+from ..paths import DOCS
+from ..processes import wait_until
 
 DOCUMENTED = set(DRILLS)
 SMALL = ("--clients", "20", "--rate", "50", "--nodes", "1")

@@ -15,10 +15,10 @@ import orjson
 from ..errors import DrillError
 from ..system import RESERVED, raise_limit
 from .backend import Backend
-from .crowd import FILLER, Client, Crowd
+from .clients import FILLER, Client, Crowd
 from .display import Display, Snapshot
+from .environment import Body, Installation, Plan, Redis
 from .fleet import Node
-from .installation import Body, Installation, Plan, Redis
 from .ledger import Ledger, busiest_second
 from .report import Absence, Happening, Measure, Options, Report, count
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from .crowd import Place
+from .clients import Place
 from .fleet import (
     Balancer,
     Cluster,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.drill.connection import CLOSE, HANDSHAKE, PING, PONG, TEXT, Connection, frame, take_frame, text
 from gateway.wire import frames
 
-from .fakes import Transport
+from ..fakes import Transport
 
 UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
 
