@@ -29,7 +29,7 @@ from bench.servers import SPARE_DESCRIPTORS, Server, memory
 from gateway.drill.fleet.balancer import configuration
 from gateway.publishing.api import RETAIN_SECONDS, SCRIPT
 from gateway.redis.subscriber import BATCH, MAX_READ, READ
-from tests.nginx import before
+from tests.deploy.nginx import before
 from tests.processes import Balancer, Node, Valkey
 from tests.running_nodes import started
 

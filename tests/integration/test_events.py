@@ -156,7 +156,7 @@ async def test_a_bad_id_is_a_bad_request(place: Place, http: Http, query: str, c
 
 
 async def test_who_has_been_refused_need_not_come_again(valkey: Valkey, http: Http, new_id: NewId) -> None:
-    """204 ends an EventSource for good; tests/test_client_libraries.py has a real one."""
+    """204 ends an EventSource for good; tests/browser/test_client_libraries.py has a real one."""
     async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
         where = f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId={new_id()}"
         for query, headers in (("", {"Last-Event-ID": REFUSED}), (f"&lastEventId={quote(REFUSED)}", {})):

@@ -25,13 +25,13 @@ from stompman.connection_ws import WebSocketConnection
 
 from gateway.publishing.api import publish
 
+from ..integration.conftest import complaints
+from ..integration.here import until_status
+from ..integration.raw import Raw
+from ..paths import DOCS
+from ..processes import Node, Valkey, wait_until
 from . import clientlib
-from .browser import WAIT_SECONDS, Browser, chromium
-from .integration.conftest import complaints
-from .integration.here import until_status
-from .integration.raw import Raw
-from .paths import DOCS
-from .processes import Node, Valkey, wait_until
+from .chromium import WAIT_SECONDS, Browser, chromium
 
 IN_BROWSER = pytest.mark.needs("chromium", "chromedriver", "npm")
 DOCUMENT = DOCS / "clients.md"

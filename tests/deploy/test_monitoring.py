@@ -25,9 +25,9 @@ import yaml
 import gateway
 from gateway.admin import metrics
 
-from .integration.load import crowd
-from .paths import ROOT
-from .processes import Node, Process, Valkey, free_port, spawn, wait_until
+from ..integration.load import crowd
+from ..paths import ROOT
+from ..processes import Node, Process, Valkey, free_port, spawn, wait_until
 
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"

@@ -13,11 +13,11 @@ import pytest
 
 from gateway.drill.fleet.balancer import configuration
 
+from .. import running_nodes as nodes
+from ..clients import SECONDS, Clients, clients_at
+from ..processes import Balancer, wait_until
+from ..running_nodes import Nodes, sessions
 from . import balanced
-from . import running_nodes as nodes
-from .clients import SECONDS, Clients, clients_at
-from .processes import Balancer, wait_until
-from .running_nodes import Nodes, sessions
 
 pytestmark = pytest.mark.needs("haproxy")
 

@@ -22,9 +22,9 @@ from gateway.core.admission import Deadlines
 from gateway.node import HTTP_SHUTDOWN
 from gateway.system import RESERVED
 
-from .clients import clients_at
-from .paths import DEPLOY
-from .processes import Node, Valkey, wait_until
+from ..clients import clients_at
+from ..paths import DEPLOY
+from ..processes import Node, Valkey, wait_until
 
 FOLDER = DEPLOY / "systemd"
 UNIT = (FOLDER / "webflow-gateway@.service").read_text()

@@ -13,10 +13,10 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .clients import SECONDS
-from .paths import DEPLOY
-from .processes import free_port, wait_until
-from .running_nodes import Nodes
+from ..clients import SECONDS
+from ..paths import DEPLOY
+from ..processes import free_port, wait_until
+from ..running_nodes import Nodes
 
 CONFIGURATION = (DEPLOY / "nginx.conf").read_text()
 NODES = (DEPLOY / "nginx-nodes.conf").read_text()

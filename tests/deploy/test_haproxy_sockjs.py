@@ -14,11 +14,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pytest_aiohttp import AiohttpServer
 
+from ..clients import SECONDS
+from ..processes import Balancer, wait_until
+from ..running_nodes import Nodes, sessions, started
+from ..sockjs_pages import pages, publish, register, result
 from . import balanced
-from .clients import SECONDS
-from .processes import Balancer, wait_until
-from .running_nodes import Nodes, sessions, started
-from .sockjs_pages import pages, publish, register, result
 from .test_haproxy import CONFIGURATION
 
 pytestmark = pytest.mark.needs("haproxy")

@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from .browser import Browser, chromium
-from .integration.load import Backend, crowd
-from .processes import Node, Valkey
+from ..integration.load import Backend, crowd
+from ..processes import Node, Valkey
+from .chromium import Browser, chromium
 from .test_demo_page import CONTRASTS, PHONE, READABLE, TOO_WIDE
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]

@@ -16,13 +16,13 @@ from typing import NamedTuple
 import aiohttp
 import pytest
 
+from .. import running_nodes as behind
+from ..clients import SECONDS, Clients, clients_at
+from ..processes import wait_until
+from ..running_nodes import Nodes, sessions
+from ..sockjs_pages import pages, publish, register, result
 from . import balanced
-from . import running_nodes as behind
-from .clients import SECONDS, Clients, clients_at
 from .nginx import CONFIGURATION, NODES, Nginx, before, replaced
-from .processes import wait_until
-from .running_nodes import Nodes, sessions
-from .sockjs_pages import pages, publish, register, result
 
 pytestmark = pytest.mark.needs("nginx")
 

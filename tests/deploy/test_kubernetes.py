@@ -24,7 +24,7 @@ from gateway.config import Config, build, unknown_variables
 from gateway.core.admission import Deadlines
 from gateway.node import HTTP_SHUTDOWN
 
-from .paths import DEPLOY
+from ..paths import DEPLOY
 
 FOLDER = DEPLOY / "kubernetes"
 OVERLAYS = ["base", "example"]

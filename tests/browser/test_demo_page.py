@@ -22,9 +22,9 @@ from selenium.webdriver.common.keys import Keys
 
 import gateway
 
-from .browser import Browser, chromium
-from .paths import ROOT
-from .processes import Node, Valkey, wait_until
+from ..paths import ROOT
+from ..processes import Node, Valkey, wait_until
+from .chromium import Browser, chromium
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
 

@@ -17,8 +17,8 @@ import redis
 from gateway.publishing.api import SCRIPT
 from gateway.redis.cluster.slots import slot
 
-from .paths import ROOT
-from .processes import Cluster, Node, Valkey
+from ..paths import ROOT
+from ..processes import Cluster, Node, Valkey
 
 README = (ROOT / "README.md").read_text()
 PUBLISHING = (ROOT / "docs" / "publishing.md").read_text()

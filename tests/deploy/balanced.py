@@ -12,12 +12,12 @@ import pytest
 
 from gateway.publishing.api import SCRIPT
 
-from . import sockjs_pages
-from .clients import SECONDS, Clients, clients_at
-from .integration import stomp
-from .processes import wait_until
-from .running_nodes import LoadBalancer, Nodes
-from .sockjs_pages import Lost, Page, pages, publish, register
+from .. import sockjs_pages
+from ..clients import SECONDS, Clients, clients_at
+from ..integration import stomp
+from ..processes import wait_until
+from ..running_nodes import LoadBalancer, Nodes
+from ..sockjs_pages import Lost, Page, pages, publish, register
 
 CLIENTS = 99
 PAGES = 60
