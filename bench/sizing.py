@@ -1,7 +1,8 @@
 """`python -m bench.sizing`: what Redis, the kernel and a node need for each id, message and socket.
 
 The figures of docs/sizing.md that `python -m bench` does not have. Redis is asked in the words of a node and
-of a publisher (`gateway.redis.subscriber`, `gateway.publishing.api`); its CPU is its process's own, from the scheduler.
+of a publisher (`gateway.redis.subscriber`, `gateway.publishing.api`); its CPU is its process's own, from the
+scheduler.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import orjson
 
+from .backoff import Backoff
 from .errors import GatewayError
 from .messages import AUTHORIZATION, ERROR, REGISTRATION, STATUS, CloseCode
 
@@ -28,31 +28,6 @@ Say = Callable[[dict[str, Any]], None]
 
 class Refused(GatewayError):
     """The gateway will not have this client or this id; trying again would not change it."""
-
-
-@dataclass
-class Backoff:
-    """Delays that double up to `longest` seconds, each drawn at random from 0 to that ("full jitter").
-
-    When a node dies its clients come back spread over the whole delay instead of all at once.
-    `draw(low, high)` is the source of chance.
-    """
-
-    first: float = FIRST_DELAY
-    longest: float = LONGEST_DELAY
-    draw: Callable[[float, float], float] = random.uniform
-    _tries: int = field(default=0, init=False)
-
-    def next(self) -> float:
-        """Seconds to wait before the next try."""
-        ceiling = min(self.longest, self.first * 2**self._tries)
-        if ceiling < self.longest:
-            self._tries += 1
-        return self.draw(0.0, ceiling)
-
-    def reset(self) -> None:
-        """Start anew: the last try succeeded."""
-        self._tries = 0
 
 
 async def watch(
@@ -70,7 +45,9 @@ async def watch(
     unreachable or retrying, and what belongs to it. `origin` is the page's, by default one of the URL's own
     host. Raises Refused when the gateway gives an answer that is final.
     """
-    client = _Client(url, web_socket_id, say, origin or origin_of(url), backoff or Backoff())
+    client = _Client(
+        url, web_socket_id, say, origin or origin_of(url), backoff or Backoff(FIRST_DELAY, LONGEST_DELAY)
+    )
     async with aiohttp.ClientSession() as http:
         while True:
             least = await client.connect(http)

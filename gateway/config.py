@@ -12,7 +12,7 @@ import difflib
 import ipaddress
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,9 +23,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from redis.asyncio import ConnectionPool
 
-from . import processors
 from .errors import ConfigError
 from .redis import url as redis_url
+from .redis.url import _SECRET
+from .system import cpu_count
 
 PREFIX = "GATEWAY_"
 EMBEDDED = "embedded"
@@ -277,7 +278,7 @@ class Config(BaseModel):
     @field_validator("workers", mode="before")
     @classmethod
     def _count_processors(cls, value: object) -> object:
-        return processors.usable() if value == AUTO else value
+        return cpu_count() if value == AUTO else value
 
     @field_validator("allowed_origins", mode="before")
     @classmethod
@@ -443,20 +444,6 @@ def show(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return _SECRET[name](str(value)) if name in _SECRET else str(value)
-
-
-def redact(url: str) -> str:
-    """The Redis URL with its password as ***, also when it is malformed: it may stand in an error."""
-    url = re.sub(r"^((?:[A-Za-z+]*://)?+[^:]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
-
-
-def _masked(token: str) -> str:
-    return "***" if token else ""
-
-
-_SECRET: dict[str, Callable[[str], str]] = {"redis": redact, "publish_token": _masked}
-"""Settings that are not to be seen as they are, and what is shown in their place."""
 
 
 def _read_token(path: str) -> str:

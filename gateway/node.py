@@ -16,19 +16,21 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import structlog
 from aiohttp import web
-from aiohttp.typedefs import Middleware
 
 from . import __version__
 from .admin import metrics
 from .admin.dashboard import Here, LiveViews
+from .admin.demo import DemoViews
+from .admin.health import AdminViews
 from .admin.metrics import NodeMetrics
 from .admin.publish import MAX_BODY as MAX_PUBLISH_BODY
 from .admin.publish import PublishViews
 from .cli import invocation
-from .config import Config, redact
-from .core.admission import Admission, Deadlines
+from .config import Config
+from .core.admission import Admission
 from .core.hub import Hub
 from .core.session import Node
+from .core.timer_wheel import Deadlines
 from .errors import ConfigError
 from .messages import CloseCode
 from .nodes.info import Reporter
@@ -37,12 +39,14 @@ from .publishing.publisher import Publisher
 from .redis import url as redis_url
 from .redis.broker import Broker
 from .redis.cluster.broker import Cluster
+from .redis.cluster.slots import slot
 from .redis.subscriber import Link
 from .redis.topology import topology
-from .server.acceptor import KEEP_ALIVE, Door
-from .server.app import SOCKJS, AdminViews, DemoViews, PublicViews, on_response
+from .redis.url import redact
+from .server.acceptor import Door
+from .server.app import SOCKJS, PublicViews, running, web_app
 from .server.handoff import Handover, Inbox
-from .system import raise_limit, room
+from .system import capacity, raise_nofile_limit
 from .telemetry import logs
 from .telemetry.latency import Histogram, Latency
 
@@ -55,11 +59,6 @@ DRAIN_STEP: Final = 0.05
 SWEEP_SHARE: Final = 200
 """Deadlines handled before others get the loop: 200 pings are some 2 ms."""
 
-MAX_BODY: Final = 65_536
-"""Bytes of a request's body on the public port; what a SockJS client sends at once is a few hundred."""
-
-HTTP_SHUTDOWN: Final = 1.0
-"""Seconds for HTTP requests under way to end when the node stops."""
 
 log = structlog.get_logger()
 
@@ -104,13 +103,13 @@ class Gateway:
         self._demo = demo
         self._clock = asyncio.get_running_loop().time
         self._redis = redis_url.parse(config.redis)
-        by_slot = self._redis.kind is redis_url.Kind.CLUSTER
+        slot_of = slot if self._redis.kind is redis_url.Kind.CLUSTER else None
         # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
         soon = asyncio.get_running_loop().call_soon
         self._latency = Latency(soon, time.monotonic, time.time)
         self._lag = Histogram(metrics.LAG_BOUNDS)
-        self._hub = Hub(config.channel_prefix, config.max_result_size, by_slot=by_slot, latency=self._latency)
-        self._room = room(raise_limit(), config.max_sessions, config.max_handshakes)
+        self._hub = Hub(config.channel_prefix, config.max_result_size, slot_of=slot_of, latency=self._latency)
+        self._room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
         self._node = Node(config, self._hub, admission, self._clock)
         self._public = PublicViews(self._node)
@@ -327,16 +326,6 @@ class Gateway:
         return actual
 
 
-def web_app(
-    routes: Sequence[web.RouteDef], max_body: int = MAX_BODY, middlewares: Sequence[Middleware] = ()
-) -> web.Application:
-    """An application of aiohttp's with what all of ours have in common."""
-    app = web.Application(client_max_size=max_body, middlewares=middlewares)
-    app.add_routes(routes)
-    app.on_response_prepare.append(on_response)
-    return app
-
-
 def _tracing(node: str) -> Tracing:
     """Spans for results, by a library that most nodes do not have. Raises ConfigError."""
     try:
@@ -357,19 +346,6 @@ def announce_in_log(listening: Listening, name: str, **about: object) -> None:
         node=name,
         **about,
     )
-
-
-async def running(app: web.Application) -> web.AppRunner:
-    """A runner of `app`, set up as all of ours are."""
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=KEEP_ALIVE,
-        shutdown_timeout=HTTP_SHUTDOWN,
-        lingering_time=0,  # a body that nobody wants is not waited for
-    )
-    await runner.setup()
-    return runner
 
 
 def cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from gateway import config as settings
-from gateway.config import SETTINGS, Config, build, normalise_origin, redact
+from gateway.config import SETTINGS, Config, build, normalise_origin
 from gateway.errors import ConfigError
+from gateway.redis.url import redact
 
 from .paths import DOCS
 

@@ -1,4 +1,4 @@
-"""gateway.messages: ids, requests, published results."""
+"""Ids, requests, published results."""
 
 from __future__ import annotations
 

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import resource
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.system import RESERVED, Room, raise_limit, room
+from gateway.system import RESERVED, Capacity, capacity, cpu_count, raise_nofile_limit
 
 from .wire import strategies  # noqa: F401 - sets hypothesis up
 
 
 def test_what_fits_stays_as_it_is() -> None:
     with capture_logs() as lines:
-        assert room(10_000, 5_000, 4_000) == Room(5_000, 4_000)
-        assert room(resource.RLIM_INFINITY, 100_000, 5_000) == Room(100_000, 5_000)
+        assert capacity(10_000, 5_000, 4_000) == Capacity(5_000, 4_000)
+        assert capacity(resource.RLIM_INFINITY, 100_000, 5_000) == Capacity(100_000, 5_000)
     assert lines == []
 
 
 @given(st.integers(RESERVED + 2, 200_000), st.integers(1, 200_000), st.integers(1, 10_000))
 def test_what_does_not_fit_is_cut_and_said(limit: int, sessions: int, handshakes: int) -> None:
     with capture_logs() as lines:
-        fits = room(limit, sessions, handshakes)
+        fits = capacity(limit, sessions, handshakes)
     assert 1 <= fits.sessions <= sessions
     assert 1 <= fits.handshakes <= handshakes
     assert sum(fits) + RESERVED <= limit
@@ -35,9 +37,9 @@ def test_the_limit_is_raised_as_far_as_it_may(monkeypatch: pytest.MonkeyPatch) -
     limits = [(1_024, 4_096)]
     monkeypatch.setattr(resource, "getrlimit", lambda _which: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _which, new: limits.append(new))
-    assert raise_limit() == 4_096
+    assert raise_nofile_limit() == 4_096
     assert limits[-1] == (4_096, 4_096)
-    assert raise_limit() == 4_096
+    assert raise_nofile_limit() == 4_096
     assert len(limits) == 2
 
 
@@ -47,4 +49,29 @@ def test_a_limit_that_is_not_granted_stays(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, resource.RLIM_INFINITY))
     monkeypatch.setattr(resource, "setrlimit", refuse)
-    assert raise_limit() == 256
+    assert raise_nofile_limit() == 256
+
+
+ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("max 100000\n", ALLOWED),
+        ("50000 100000\n", 1),
+        ("100000 100000\n", 1),
+        ("110000 100000\n", min(2, ALLOWED)),
+        ("99900000 100000\n", ALLOWED),
+        ("", ALLOWED),
+    ],
+)
+def test_what_the_container_grants(tmp_path: Path, text: str, count: int) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text(text)
+    assert cpu_count(quota) == count
+
+
+def test_without_a_container(tmp_path: Path) -> None:
+    assert cpu_count(tmp_path / "none") == ALLOWED
+    assert cpu_count() >= 1

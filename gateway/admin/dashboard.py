@@ -25,8 +25,8 @@ from ..nodes.survey import PATIENCE, UNHEARD, Roster
 from ..redis.broker import Broker
 from ..redis.cluster.broker import Cluster
 from ..redis.connection import LinkLost
-from ..server.app import file_response
 from ..telemetry.logs import short_id
+from .static import file_response
 
 EVERY: Final = 1.0
 """Seconds between two events."""

@@ -33,6 +33,7 @@ from .. import config as settings
 from ..config import EMBEDDED, SETTINGS, Config, Setting
 from ..errors import ConfigError, DrillError, EmbeddedError, PublishError, Unconfirmed
 from ..messages import NO_DATA, WEB_SOCKET_ID
+from ..redis.url import redact
 from ..telemetry import logs
 from . import invocation
 
@@ -495,7 +496,7 @@ async def _publish(config: Config, web_socket_id: str, auth_result: str, options
         except Unconfirmed as error:
             repeat = f"--message-id {shlex.quote(error.message_id)}"
             raise Failure(
-                f"Redis at {settings.redact(config.redis)}: {error.why}; "
+                f"Redis at {redact(config.redis)}: {error.why}; "
                 f"it is unknown whether the result went out: repeat with {repeat}"
             ) from None
 

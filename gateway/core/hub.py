@@ -11,7 +11,7 @@ import structlog
 from ..messages import InvalidResult, Problem, Result, parse_result
 from ..telemetry import logs
 from ..telemetry.latency import Latency
-from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, Slots, Subscriptions
+from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, SlotOf, Slots, Subscriptions
 
 SHARE: Final = 200
 """Channels and members that `Hub.degraded` sees to before others get the loop: 200 messages are some 2 ms."""
@@ -58,18 +58,18 @@ class Hub:
         channel_prefix: str,
         max_result_size: int,
         *,
-        by_slot: bool = False,
+        slot_of: SlotOf | None = None,
         latency: Latency | None = None,
     ) -> None:
         """`max_result_size` is in bytes. `attach` a broker before the first registration.
 
-        With `by_slot`, where the broker has connections for some slots of a Cluster each. `latency` is told
-        of each result that goes to somebody as it comes.
+        `slot_of` tells the slot of a channel where the broker has connections for some slots of a Cluster
+        each. `latency` is told of each result that goes to somebody as it comes.
         """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
         self._max_size = max_result_size
-        self._table: Subscriptions[Member] = Subscriptions(by_slot=by_slot)
+        self._table: Subscriptions[Member] = Subscriptions(slot_of)
         self._broker: Subscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""

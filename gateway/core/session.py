@@ -43,8 +43,9 @@ from ..messages import (
 )
 from ..telemetry import logs
 from ..wire import Wire
-from .admission import Admission, Deadlines
+from .admission import Admission
 from .hub import Hub
+from .timer_wheel import Deadlines
 
 log = structlog.get_logger()
 

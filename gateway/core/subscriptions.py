@@ -21,11 +21,9 @@ members therefore always has a SUBSCRIBE or a read on its way.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from enum import Enum, auto
 from typing import Generic, NamedTuple, TypeVar
-
-from ..redis.cluster.slots import slot
 
 HELD = 64
 """How many live payloads a channel holds for members that wait for their answer, the newest.
@@ -62,6 +60,9 @@ M = TypeVar("M")
 Slots = Collection[int]
 """The slots of a Cluster that a connection is for."""
 
+SlotOf = Callable[[bytes], int]
+"""Tells in which slot a channel is."""
+
 
 class Channel(Generic[M]):
     """One channel's row: `waiting` members have no answer yet, `listening` ones have."""
@@ -85,9 +86,10 @@ class BySlot(Generic[M]):
     It takes no more memory than one dict, and a microsecond more for each look.
     """
 
-    __slots__ = ("_parts",)
+    __slots__ = ("_parts", "_slot_of")
 
-    def __init__(self) -> None:
+    def __init__(self, slot_of: SlotOf) -> None:
+        self._slot_of = slot_of
         self._parts: dict[int, dict[bytes, Channel[M]]] = {}
 
     def __len__(self) -> int:
@@ -97,20 +99,20 @@ class BySlot(Generic[M]):
         return (name for part in self._parts.values() for name in part)
 
     def __getitem__(self, name: bytes) -> Channel[M]:
-        return self._parts[slot(name)][name]
+        return self._parts[self._slot_of(name)][name]
 
     def __setitem__(self, name: bytes, channel: Channel[M]) -> None:
-        self._parts.setdefault(slot(name), {})[name] = channel
+        self._parts.setdefault(self._slot_of(name), {})[name] = channel
 
     def __delitem__(self, name: bytes) -> None:
         self.pop(name)
 
     def get(self, name: bytes) -> Channel[M] | None:
-        part = self._parts.get(slot(name))
+        part = self._parts.get(self._slot_of(name))
         return None if part is None else part.get(name)
 
     def pop(self, name: bytes, default: Channel[M] | None = None) -> Channel[M] | None:
-        number = slot(name)
+        number = self._slot_of(name)
         part = self._parts.get(number)
         if part is None:
             return default
@@ -146,9 +148,9 @@ class Subscriptions(Generic[M]):
 
     __slots__ = ("_channels",)
 
-    def __init__(self, *, by_slot: bool = False) -> None:
-        """With `by_slot`, where connections are for some slots of a Cluster each."""
-        self._channels: dict[bytes, Channel[M]] | BySlot[M] = BySlot() if by_slot else {}
+    def __init__(self, slot_of: SlotOf | None = None) -> None:
+        """`slot_of` tells the slot of a channel where each connection is for some slots of a Cluster."""
+        self._channels: dict[bytes, Channel[M]] | BySlot[M] = BySlot(slot_of) if slot_of else {}
 
     def __len__(self) -> int:
         """Channels with members, or that Redis still believes to be subscribed."""

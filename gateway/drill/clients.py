@@ -14,7 +14,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..client import Backoff
+from ..backoff import Backoff
 from ..messages import AUTHORIZATION, REGISTRATION
 from .connection import Connection
 from .ledger import Ledger, Result

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 import orjson
 
 from ..errors import DrillError
-from ..system import RESERVED, raise_limit
+from ..system import RESERVED, raise_nofile_limit
 from .backend import Backend
 from .clients import FILLER, Client, Crowd
 from .display import Display, Snapshot
@@ -185,7 +185,7 @@ class Stage(Generic[Redis]):
             await in_thread(installation.stop)
 
     def _check_room(self) -> None:
-        limit, needed = raise_limit(), self.options.clients + RESERVED
+        limit, needed = raise_nofile_limit(), self.options.clients + RESERVED
         if limit < needed:
             raise DrillError(
                 f"{self.options.clients:,} clients need {needed:,} open files, and the system allows "

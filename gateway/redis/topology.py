@@ -12,10 +12,9 @@ from typing import Protocol, TypeVar
 
 import redis.asyncio
 
-from ..config import redact
 from . import url as redis_url
 from .sentinel import Sentinels
-from .url import Address, RedisURL
+from .url import Address, RedisURL, redact
 
 P = TypeVar("P", bound=asyncio.Protocol)
 

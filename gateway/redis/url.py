@@ -13,6 +13,7 @@ in the options `sentinel_username` and `sentinel_password`; without these they a
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -133,3 +134,17 @@ def _path(kind: Kind, path: str) -> tuple[str, str]:
     if not re.fullmatch("[0-9]*", second):
         raise ValueError("what follows the master's name is the number of a database, such as /mymaster/0")
     return unquote(first), second
+
+
+def redact(url: str) -> str:
+    """The Redis URL with its password as ***, also when it is malformed: it may stand in an error."""
+    url = re.sub(r"^((?:[A-Za-z+]*://)?+[^:]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
+
+
+def _masked(token: str) -> str:
+    return "***" if token else ""
+
+
+_SECRET: dict[str, Callable[[str], str]] = {"redis": redact, "publish_token": _masked}
+"""Settings that are not to be seen as they are, and what is shown in their place."""

@@ -21,7 +21,7 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from ..core.admission import Deadlines
+from ..core.timer_wheel import Deadlines
 from ..wire.handshake import BUSY, MALFORMED, TOO_LARGE, Handshake, Refusal
 
 MAX_HEAD: Final = 16_384

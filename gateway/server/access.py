@@ -11,10 +11,12 @@ from types import MappingProxyType
 import structlog
 from aiohttp import web
 
-from ..core.admission import Verdict, client_address, is_trusted, origin_allowed
+from ..core.admission import Verdict
 from ..core.session import Node
-from ..transports.websocket import HANDED_OVER, take_over
+from ..transports.hijack import HANDED_OVER, take_over
 from ..wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, Handshake, Refusal, fault
+from .client_address import client_address, is_trusted
+from .origins import origin_allowed
 
 log = structlog.get_logger()
 

@@ -19,6 +19,7 @@ from ..core.session import Node
 from ..errors import WireError
 from ..messages import CloseCode
 from ..transports import http as stream
+from ..transports.hijack import HANDED_OVER
 from ..transports.sockjs import (
     RESPONSE_LIMIT,
     Exit,
@@ -29,7 +30,7 @@ from ..transports.sockjs import (
     SockJSWebSocket,
     Stream,
 )
-from ..transports.websocket import HANDED_OVER, WebSocketSession, open_session
+from ..transports.websocket import WebSocketSession, open_session
 from ..wire import Wire, sockjs
 from ..wire.handshake import NO_UPGRADE, Handshake, subprotocol
 from ..wire.sockjs import Place

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from .websocket import take_over
+from .hijack import take_over
 
 CHUNKS_END: Final = b"0\r\n\r\n"
 

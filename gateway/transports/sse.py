@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
-
-from aiohttp import web
 
 from ..core.session import Node, Session
-from ..messages import CloseCode, Problem, Register, Rejected, WatchStatus, as_message_id, registration
-from ..server.access import Gate, answer, asked, cors
-from ..wire.handshake import Refusal
-from ..wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
+from ..messages import CloseCode, Problem, Register, WatchStatus
+from ..wire.sse import EVENTS_WIRE, RETRY, farewell
 from . import http as stream
 from .http import Connection
-from .websocket import HANDED_OVER
-
-HEADERS: Final = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": stream.NO_STORE,
-    "X-Accel-Buffering": "no",
-}
 
 
 class EventsSession(Session, asyncio.Protocol):
@@ -88,41 +76,3 @@ class EventsSession(Session, asyncio.Protocol):
 
     def abort(self) -> None:
         self._connection.transport.abort()
-
-
-class EventsViews:
-    """What is at /events."""
-
-    def __init__(self, node: Node, gate: Gate) -> None:
-        self._node = node
-        self._gate = gate
-
-    def routes(self) -> list[web.RouteDef]:
-        return [web.route("*", "/events", self.listen)]
-
-    async def listen(self, request: web.Request) -> web.StreamResponse:
-        """GET /events: register, and stay."""
-        if request.method != "GET":
-            return web.Response(status=405, headers={"Allow": "GET"})
-        if request.transport is None:  # the client has gone meanwhile
-            return HANDED_OVER
-        asking = asked(request)
-        address = self._gate.address(asking)
-        # The browser itself says what it has had last when it connects again, and a page may, at any time.
-        wanted = registration(request.query.get("webSocketId"), request.headers.get("Last-Event-ID"))
-        also_had = as_message_id(request.query.get("lastEventId"))
-        refusal = self._gate.refuse_origin(asking)
-        if refusal is not None:
-            return answer(refusal)
-        origin = cors(request.headers.get("Origin"))
-        last_ids = (request.headers.get("Last-Event-ID"), request.query.get("lastEventId"))
-        if REFUSED in last_ids:  # its registration failed, and it comes again only because browsers do
-            return web.Response(status=204, headers=origin)
-        if isinstance(wanted, Rejected):
-            return answer(self._gate.count(Refusal(400, *wanted.problem)), origin)
-        refusal = self._gate.refuse_session(address)
-        if refusal is not None:
-            return answer(refusal, origin)
-        session = EventsSession(self._node, address, stream.take(request))
-        session.begin(wanted, also_had, {**HEADERS, **origin})
-        return HANDED_OVER

@@ -27,22 +27,15 @@ from ..admin.publish import MAX_BODY, PublishViews
 from ..admin.workers import WorkersViews
 from ..config import Config
 from ..errors import ConfigError
-from ..node import (
-    HTTP_SHUTDOWN,
-    Listening,
-    Share,
-    Stop,
-    announce_in_log,
-    cannot_listen,
-    running,
-    stops,
-    web_app,
-)
+from ..node import Listening, Share, Stop, announce_in_log, cannot_listen, stops
 from ..publishing.publisher import Publisher
+from ..server.app import HTTP_SHUTDOWN, running, web_app
 from ..telemetry import logs
 from .control import Control, Message
+from .listeners import listen
 from .liveness import BEAT
-from .slots import Life, Post, Relief, listen
+from .slots import Life, Post
+from .standby import Relief
 from .worker import Birth, live
 
 MARGIN: Final = 5.0

@@ -1,4 +1,4 @@
-"""gateway.admin.aggregate: what workers are together."""
+"""What workers are together."""
 
 from __future__ import annotations
 

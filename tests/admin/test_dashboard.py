@@ -1,4 +1,4 @@
-"""gateway.admin.dashboard: what the page is told, by real nodes on a real Valkey, a Cluster, and one that fails them."""
+"""What the page is told, by real nodes on a real Valkey, a Cluster, and one that fails them."""
 
 from __future__ import annotations
 

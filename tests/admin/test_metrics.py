@@ -1,4 +1,4 @@
-"""gateway.admin.metrics: what stands in a scrape, held against what was done; and what several of them make."""
+"""What stands in a scrape, held against what was done; and what several of them make."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.admin.publish: who may publish over HTTP, what is refused, and what the answers say."""
+"""Who may publish over HTTP, what is refused, and what the answers say."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.admin.workers: health over HTTP, with the workers played by the test."""
+"""Health over HTTP, with the workers played by the test."""
 
 from __future__ import annotations
 

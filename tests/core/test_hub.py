@@ -1,6 +1,8 @@
-"""gateway.core.hub: what the broker is asked, what members are told, and in which order."""
+"""What the broker is asked, what members are told, and in which order."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -20,8 +22,8 @@ CHANNEL = b"websocket:id"
 class Scene:
     """A connected hub, the broker it asks, and members that register for `id`."""
 
-    def __init__(self, max_result_size: int = 1_000, *, by_slot: bool = False) -> None:
-        self.hub = Hub("websocket:", max_result_size, by_slot=by_slot)
+    def __init__(self, max_result_size: int = 1_000, slot_of: Callable[[bytes], int] | None = None) -> None:
+        self.hub = Hub("websocket:", max_result_size, slot_of=slot_of)
         self.broker = Subscriber()
         self.hub.attach(self.broker)
 
@@ -197,7 +199,7 @@ def test_those_are_not_told_who_are_heard_for_by_now() -> None:
 
 
 def test_of_a_cluster_only_those_in_the_slots_that_cannot_be_heard() -> None:
-    scene = Scene(by_slot=True)
+    scene = Scene(slot_of=slot)
     scene.broker.lose(scene.hub)
     members = {name: Member(name.decode()) for name in (b"a", b"b", b"c")}
     for name, member in members.items():

@@ -1,4 +1,4 @@
-"""gateway.core.session: what a session does whatever carries it; time is an argument, the carrier a list."""
+"""What a session does whatever carries it; time is an argument, the carrier a list."""
 
 from __future__ import annotations
 

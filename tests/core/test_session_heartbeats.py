@@ -1,4 +1,4 @@
-"""gateway.core.session: what it makes of a wire that has promised signs of life."""
+"""What it makes of a wire that has promised signs of life."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.core.subscriptions: the table by example, and against a model of Redis in any order of events."""
+"""The table by example, and against a model of Redis in any order of events."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ def test_what_is_taken_away_while_it_is_given_up_is_not_asked_for() -> None:
 
 
 def test_connections_for_some_slots_of_a_cluster() -> None:
-    subs: Subscriptions[str] = Subscriptions(by_slot=True)
+    subs: Subscriptions[str] = Subscriptions(slot)
     for name in (b"x", b"y", b"z"):
         subs.join(name, A, connected=True)
         subs.confirmed(name, None)
@@ -312,7 +312,7 @@ class Conversation(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table: Subscriptions[Client] = Subscriptions(by_slot=self.by_slot)
+        self.table: Subscriptions[Client] = Subscriptions(slot if self.by_slot else None)
         self.connected = True
         self.clients: list[Client] = []
         self.published = 0

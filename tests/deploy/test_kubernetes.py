@@ -21,8 +21,8 @@ import pytest
 import yaml
 
 from gateway.config import Config, build, unknown_variables
-from gateway.core.admission import Deadlines
-from gateway.node import HTTP_SHUTDOWN
+from gateway.core.timer_wheel import Deadlines
+from gateway.server.app import HTTP_SHUTDOWN
 
 from ..paths import DEPLOY
 

@@ -18,8 +18,8 @@ import aiohttp
 import pytest
 
 from gateway.config import Config, build, unknown_variables
-from gateway.core.admission import Deadlines
-from gateway.node import HTTP_SHUTDOWN
+from gateway.core.timer_wheel import Deadlines
+from gateway.server.app import HTTP_SHUTDOWN
 from gateway.system import RESERVED
 
 from ..clients import clients_at

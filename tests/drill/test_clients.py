@@ -1,4 +1,4 @@
-"""gateway.drill.clients: browsers that register, come back, come and go, against real nodes."""
+"""Browsers that register, come back, come and go, against real nodes."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def test_a_drill_that_cannot_be_played_says_why(monkeypatch: pytest.MonkeyPatch)
     done = run("broken", *SMALL)
     assert done.exit_code == 1
     assert "Error: the drill could not be played: the moon: not within 30 s" in done.stderr
-    monkeypatch.setattr(stage, "raise_limit", lambda: 83)
+    monkeypatch.setattr(stage, "raise_nofile_limit", lambda: 83)
     done = run("calm", *SMALL)
     assert done.exit_code == 1
     assert "20 clients need 84 open files, and the system allows 83" in done.stderr

@@ -1,4 +1,4 @@
-"""gateway.drill.connection: a client's side of one WebSocket."""
+"""A client's side of one WebSocket."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.drill.display: live on a terminal, a line at a time elsewhere."""
+"""Live on a terminal, a line at a time elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.drill.fleet: the processes that drills and tests harm, and that they leave nothing behind."""
+"""The processes that drills and tests harm, and that they leave nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.drill.ledger: what a drill's figures are made of."""
+"""What a drill's figures are made of."""
 
 from __future__ import annotations
 

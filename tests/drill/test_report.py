@@ -1,4 +1,4 @@
-"""gateway.drill.report: the same findings in words and in JSON."""
+"""The same findings in words and in JSON."""
 
 from __future__ import annotations
 

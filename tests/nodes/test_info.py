@@ -1,4 +1,4 @@
-"""gateway.nodes.info: what is wrong, in words, and what is believed of others."""
+"""What is wrong, in words, and what is believed of others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.nodes.survey: questions and answers over a Redis that is a dict, and what must not be believed."""
+"""Questions and answers over a Redis that is a dict, and what must not be believed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.publishing.publisher: on real servers of every kind, well and not so well, and always in bounded time."""
+"""On real servers of every kind, well and not so well, and always in bounded time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.publishing.router: which server a channel belongs on, and what makes a route look anew."""
+"""Which server a channel belongs on, and what makes a route look anew."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.redis.broker: keeps a link up. Time is virtual, and Redis does what a test tells it."""
+"""Keeps a link up. Time is virtual, and Redis does what a test tells it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.redis.connection: questions and answers in order, by a Redis that a test plays."""
+"""Questions and answers in order, by a Redis that a test plays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.redis.majority: one question to several servers, in virtual time."""
+"""One question to several servers, in virtual time."""
 
 from __future__ import annotations
 

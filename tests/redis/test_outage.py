@@ -1,4 +1,4 @@
-"""gateway.redis.outage: when it is given, how, and that it ends. Time is virtual."""
+"""When it is given, how, and that it ends. Time is virtual."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.redis.pool: commands and their replies over one connection, and the connections that are kept."""
+"""Commands and their replies over one connection, and the connections that are kept."""
 
 from __future__ import annotations
 

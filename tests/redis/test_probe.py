@@ -1,4 +1,4 @@
-"""gateway.redis.probe: what is published where publishers publish, heard or not. Time is virtual."""
+"""What is published where publishers publish, heard or not. Time is virtual."""
 
 from __future__ import annotations
 

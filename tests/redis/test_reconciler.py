@@ -1,4 +1,4 @@
-"""gateway.redis.reconciler: the table held against a Redis that has lost or kept what it should not."""
+"""The table held against a Redis that has lost or kept what it should not."""
 
 from __future__ import annotations
 

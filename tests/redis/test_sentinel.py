@@ -1,4 +1,4 @@
-"""gateway.redis.sentinel: real Sentinels, each with the view of the world that its test gives it."""
+"""Real Sentinels, each with the view of the world that its test gives it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.redis.subscriber: every command written and every answer read, by a Redis that a test plays."""
+"""Every command written and every answer read, by a Redis that a test plays."""
 
 from __future__ import annotations
 

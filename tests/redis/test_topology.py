@@ -1,4 +1,4 @@
-"""gateway.redis.topology: what a Redis URL says, and the connection that is made of it."""
+"""What a Redis URL says, and the connection that is made of it."""
 
 from __future__ import annotations
 

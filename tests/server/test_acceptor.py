@@ -1,4 +1,4 @@
-"""gateway.server.acceptor: a connection's first request, with the rest of the gateway played by the test."""
+"""A connection's first request, with the rest of the gateway played by the test."""
 
 from __future__ import annotations
 

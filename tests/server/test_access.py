@@ -1,4 +1,4 @@
-"""gateway.server.access: who is let in, and what the others are told."""
+"""Who is let in, and what the others are told."""
 
 from __future__ import annotations
 

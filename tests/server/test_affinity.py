@@ -1,4 +1,4 @@
-"""gateway.server.affinity: which worker a request belongs to."""
+"""Which worker a request belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.server.handoff: connections between workers, here in one process, on both event loops."""
+"""Connections between workers, here in one process, on both event loops."""
 
 from __future__ import annotations
 

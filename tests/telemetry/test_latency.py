@@ -1,4 +1,4 @@
-"""gateway.telemetry.latency: what is timed, from when, and what wrong clocks do to it."""
+"""What is timed, from when, and what wrong clocks do to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.telemetry.tracing: which results become spans, from when to when, and in whose trace."""
+"""Which results become spans, from when to when, and in whose trace."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.transports.http: heads and pieces of responses, read by a parser of another make (wsproto's h11)."""
+"""Heads and pieces of responses, read by a parser of another make (wsproto's h11)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.transports.sockjs: sessions between a hub and requests that come and go, with no network."""
+"""Sessions between a hub and requests that come and go, with no network."""
 
 from __future__ import annotations
 

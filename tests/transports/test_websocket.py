@@ -1,4 +1,4 @@
-"""gateway.transports.websocket: a browser of another make (wsproto) at one end, a session at the other, no network."""
+"""A browser of another make (wsproto) at one end, a session at the other, no network."""
 
 from __future__ import annotations
 

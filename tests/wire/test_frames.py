@@ -1,4 +1,4 @@
-"""gateway.wire.frames against RFC 6455: each MUST for who reads, any cut of the stream, a peer of another make."""
+"""Frames against RFC 6455: each MUST for who reads, any cut of the stream, a peer of another make."""
 
 from __future__ import annotations
 

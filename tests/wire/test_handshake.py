@@ -1,4 +1,4 @@
-"""gateway.wire.handshake: what is no handshake, and the two kinds of answer."""
+"""What is no handshake, and the two kinds of answer."""
 
 from __future__ import annotations
 

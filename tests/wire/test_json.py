@@ -1,4 +1,4 @@
-"""gateway.wire.json: what clients may say, and every answer to the letter."""
+"""What clients may say, and every answer to the letter."""
 
 from __future__ import annotations
 

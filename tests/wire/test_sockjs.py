@@ -1,4 +1,4 @@
-"""gateway.wire.sockjs: frames, quoting and paths, beside Python's own JSON."""
+"""Frames, quoting and paths, beside Python's own JSON."""
 
 from __future__ import annotations
 

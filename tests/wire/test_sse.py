@@ -1,4 +1,4 @@
-"""gateway.wire.sse: what is written, read as HTML 9.2.6 says (Interpreting an event stream)."""
+"""What is written, read as HTML 9.2.6 says (Interpreting an event stream)."""
 
 from __future__ import annotations
 

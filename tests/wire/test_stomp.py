@@ -1,4 +1,4 @@
-"""gateway.wire.stomp: each version's rules, every frame to the letter, and what real clients send."""
+"""Each version's rules, every frame to the letter, and what real clients send."""
 
 from __future__ import annotations
 

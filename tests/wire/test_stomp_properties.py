@@ -1,4 +1,4 @@
-"""gateway.wire.stomp: any legal frame survives any split; any bytes at all end in an answer or an ERROR."""
+"""Any legal frame survives any split; any bytes at all end in an answer or an ERROR."""
 
 from __future__ import annotations
 

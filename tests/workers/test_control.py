@@ -1,4 +1,4 @@
-"""gateway.workers.control: both ends of the line, over real sockets."""
+"""Both ends of the line, over real sockets."""
 
 from __future__ import annotations
 

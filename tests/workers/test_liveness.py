@@ -1,4 +1,4 @@
-"""gateway.workers.liveness: when a worker counts as hung, and when it is replaced."""
+"""When a worker counts as hung, and when it is replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""gateway.workers.supervisor: the parent of workers that the test plays: idle processes, and ends of their lines."""
+"""The parent of workers that the test plays: idle processes, and ends of their lines."""
 
 from __future__ import annotations
 

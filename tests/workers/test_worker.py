@@ -1,4 +1,4 @@
-"""gateway.workers.worker: a worker in the test's own process, whose parent the test plays."""
+"""A worker in the test's own process, whose parent the test plays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.node import Share
 from gateway.server.handoff import Inbox
 from gateway.workers import worker as module
 from gateway.workers.control import Control, Message
-from gateway.workers.slots import listen
+from gateway.workers.listeners import listen
 from gateway.workers.worker import ORPHANED, Birth, Worker
 
 SECONDS = 5.0

@@ -20,8 +20,6 @@ from typing import Any, Final, Protocol
 
 import structlog
 
-from ...config import redact
-from ...core.subscriptions import Slots
 from ..broker import Broker
 from ..connection import Connection, LinkLost
 from ..majority import ask_all
@@ -29,9 +27,9 @@ from ..outage import Notice
 from ..probe import Probe
 from ..subscriber import Link
 from ..topology import Fixed, Server
-from ..url import Address, RedisURL
+from ..url import Address, RedisURL, redact
 from . import slots
-from .slots import Ranges, SlotMap, View, slot
+from .slots import Ranges, SlotMap, Slots, View, slot
 from .subscriber import ShardLink
 
 REFRESH_EVERY: Final = 1.0

@@ -1,4 +1,4 @@
-"""gateway.redis.cluster.broker: the lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
+"""The lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Scene:
     def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
         self.redis = redis
         self.loop = asyncio.get_running_loop()
-        self.hub = Hub("websocket:", 1_000, by_slot=True)
+        self.hub = Hub("websocket:", 1_000, slot_of=slot)
         self.cluster = Cluster(
             redis_url.parse(url), self.hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
         )
@@ -618,7 +618,7 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
         link_to=lambda _name: SimpleNamespace(abort=gone.append),
         claimed=lambda _slot, owner: claims.append(owner),
     )
-    shard = Shard(cluster, Hub("websocket:", 1_000, by_slot=True), here)
+    shard = Shard(cluster, Hub("websocket:", 1_000, slot_of=slot), here)
     shard.moved(b"x", "there", 2)
     assert (claims, gone) == ([there], [])
     for host in ("here", ""):

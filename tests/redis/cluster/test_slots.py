@@ -1,4 +1,4 @@
-"""gateway.redis.cluster.slots: which slot a name is in, as Redis computes it, and what a node's view makes of a map."""
+"""Which slot a name is in, as Redis computes it, and what a node's view makes of a map."""
 
 from __future__ import annotations
 

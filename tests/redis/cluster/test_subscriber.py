@@ -1,4 +1,4 @@
-"""gateway.redis.cluster.subscriber: a channel a command, by a node of a Cluster that a test plays."""
+"""A channel a command, by a node of a Cluster that a test plays."""
 
 from __future__ import annotations
 

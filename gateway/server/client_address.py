@@ -1,0 +1,59 @@
+"""The client's address, by which limits are counted, behind proxies that are trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Address = IPv4Address | IPv6Address
+
+
+Network = IPv4Network | IPv6Network
+
+
+def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> str:
+    """The address that limits are counted by, for a connection from `peer`.
+
+    `forwarded` holds the request's X-Forwarded-For headers in order. Each proxy appended the address
+    that it saw, so the list is read from its end, and only as far as the proxies that said so are
+    trusted: what stands before that is the client's own invention. IPv6 counts by /64, the smallest
+    network that a provider hands to one customer. A hop that is no address ends the walk.
+    """
+    if not trusted and ":" not in peer:  # the kernel's own spelling of an IPv4 address, or no address
+        return peer
+    current = _address(peer)
+    if current is None:
+        return peer
+    for hop in reversed([hop for header in forwarded for hop in header.split(",")]):
+        if not any(current in network for network in trusted):
+            break
+        previous = _address(hop.strip())
+        if previous is None:
+            break
+        current = previous
+    if current.version == 6:
+        return str(IPv6Network((int(current) >> 64 << 64, 64)))
+    return str(current)
+
+
+def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
+    """Whether `peer` is a proxy whose headers are believed."""
+    if not trusted:
+        return False
+    address = _address(peer)
+    return address is not None and any(address in network for network in trusted)
+
+
+@lru_cache(1024)  # a few proxies bring everybody
+def _address(text: str) -> Address | None:
+    """Also with a port, as some proxies write it; an IPv4 address mapped into IPv6 as what it is."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return (address.version == 6 and address.ipv4_mapped) or address

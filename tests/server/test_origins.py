@@ -1,0 +1,90 @@
+"""Which pages may connect."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.server.origins import origin_allowed
+
+url_like = st.text("htps:/[]@.%é\udc80a0:#?\t", max_size=20)
+
+SAME = ("same-origin",)
+
+
+BANK = ("https://bank.example",)
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "scheme", "allowed", "verdict"),
+    [
+        # Programs send none
+        (None, "gw", None, BANK, True),
+        # Exact
+        ("https://bank.example", "gw", None, BANK, True),
+        ("HTTPS://Bank.Example", "gw", None, BANK, True),
+        ("http://bank.example", "gw", None, BANK, False),
+        ("https://bank.example:8443", "gw", None, BANK, False),
+        ("https://bank.example.evil.example", "gw", None, BANK, False),
+        ("https://evilbank.example", "gw", None, BANK, False),
+        ("https://www.bank.example", "gw", None, BANK, False),
+        ("https://bank.example/", "gw", None, BANK, False),
+        ("https://bank.example", "bank.example", None, ("https://other.example",), False),
+        ("https://b.example", "gw", None, ("https://a.example", "https://b.example"), True),
+        # Anybody, asked for
+        ("https://evil.example", "gw", None, ("*",), True),
+        ("null", "gw", None, ("*",), True),
+        # A sandboxed frame, a file, garbage
+        ("null", "gw", None, BANK + SAME, False),
+        ("null", "null", None, SAME, False),
+        ("", "", None, SAME, False),
+        ("file://", "", None, SAME, False),
+        ("*", "gw", None, BANK, False),
+        ("same-origin", "gw", None, SAME, False),
+        ("https://", "", None, SAME, False),
+        ("https://[::1", "[::1", None, SAME, False),
+        ("https://gw:port", "gw:port", None, SAME, False),
+        ("https://gw:99999", "gw:99999", None, SAME, False),
+        ("gw", "gw", None, SAME, False),
+        ("ftp://gw", "gw", None, SAME, False),
+        # Same origin
+        ("https://gw.example", "gw.example", None, SAME, True),
+        ("http://gw.example", "gw.example", None, SAME, True),
+        ("https://GW.example", "gw.EXAMPLE", None, SAME, True),
+        ("https://gw.example", "gw.example:443", None, SAME, True),
+        ("http://gw.example", "gw.example:80", None, SAME, True),
+        ("http://gw.example:8080", "gw.example:8080", None, SAME, True),
+        ("http://localhost:8080", "localhost:8080", None, SAME, True),
+        ("http://[::1]:8080", "[::1]:8080", None, SAME, True),
+        ("https://gw.example", "gw.example:8443", None, SAME, False),
+        ("https://gw.example:8443", "gw.example", None, SAME, False),
+        ("http://gw.example", "gw.example:443", None, SAME, False),
+        ("https://evil.example", "gw.example", None, SAME, False),
+        ("https://gw.example.evil.example", "gw.example", None, SAME, False),
+        ("https://gw.example", "", None, SAME, False),
+        # Same origin, and a trusted proxy has told the scheme
+        ("https://gw.example", "gw.example", "https", SAME, True),
+        ("http://gw.example", "gw.example", "https", SAME, False),
+        ("https://gw.example", "gw.example", "http", SAME, False),
+        ("https://gw.example", "gw.example", "HTTPS", SAME, True),
+        ("https://gw.example", "gw.example", "wss", SAME, True),  # Traefik names a WebSocket's scheme so
+        ("http://gw.example", "gw.example", "ws", SAME, True),
+        ("http://gw.example", "gw.example", "wss", SAME, False),
+    ],
+)
+def test_origins(
+    origin: str | None, host: str, scheme: str | None, allowed: tuple[str, ...], verdict: bool
+) -> None:
+    assert origin_allowed(origin, host, scheme, allowed) is verdict
+
+
+@given(
+    st.text(max_size=30) | url_like.map("https://".__add__) | url_like,
+    st.text(max_size=20) | url_like,
+    st.none() | st.text(max_size=6),
+)
+def test_no_origin_is_too_strange(origin: str, host: str, scheme: str | None) -> None:
+    assert origin_allowed(origin, host, scheme, BANK) is (origin.lower() in BANK)
+    assert origin_allowed(origin, host, scheme, SAME) in (True, False)
+    assert origin_allowed(origin, host, scheme, ("*",)) is True
