@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.errors import BenchError
-from tests.processes import Valkey, free_port
+from tests.processes import ValkeyProcess, free_port
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / ".bench"
@@ -207,7 +207,7 @@ def redis_server(address: str | None) -> Iterator[Address]:
     if address is not None:
         yield _parse(address)
         return
-    with Valkey() as valkey:
+    with ValkeyProcess() as valkey:
         yield ("127.0.0.1", valkey.port)
 
 

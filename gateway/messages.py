@@ -75,14 +75,14 @@ class WatchStatus(NamedTuple):
     """The client wants to know when results cannot be heard, and when they can be again."""
 
 
-class Rejected(NamedTuple):
+class InvalidRegistration(NamedTuple):
     """The client asked to register what cannot be registered."""
 
     web_socket_id: object
     problem: Problem
 
 
-class Unknown(NamedTuple):
+class UnknownMessage(NamedTuple):
     """The client sent a well-formed message that means nothing here."""
 
     problem: Problem
@@ -94,16 +94,18 @@ class Reply(NamedTuple):
     payload: bytes
 
 
-class Leave(NamedTuple):
+class Disconnect(NamedTuple):
     """The client takes its leave: send `payload` unless it is empty, then close normally."""
 
     payload: bytes
 
 
-Request = Register | WatchStatus | Rejected | Unknown | Reply | Leave
+Request = Register | WatchStatus | InvalidRegistration | UnknownMessage | Reply | Disconnect
 
 
-def registration(web_socket_id: object, last_message_id: object = None) -> Register | Rejected:
+def parse_registration(
+    web_socket_id: object, last_message_id: object = None
+) -> Register | InvalidRegistration:
     """The request to register `web_socket_id`, whatever it is that came as one.
 
     A `last_message_id` that no publisher could have given is left out and nothing else: a result that comes
@@ -119,7 +121,7 @@ def registration(web_socket_id: object, last_message_id: object = None) -> Regis
         problem = Problem("invalid_id", "webSocketId must have 1 to 200 characters")
     else:
         problem = Problem("invalid_id", "webSocketId may contain only A-Z a-z 0-9 . _ ~ -")
-    return Rejected(web_socket_id, problem)
+    return InvalidRegistration(web_socket_id, problem)
 
 
 def as_message_id(value: object) -> str | None:
@@ -160,7 +162,7 @@ class Result:
         return f"Result({self.auth_result!r}, message_id={self.message_id!r})"
 
 
-INVALID: Final = (
+INVALID_KINDS: Final = (
     "too big",
     "not JSON",
     "not a result",
@@ -173,7 +175,7 @@ INVALID: Final = (
 
 
 class InvalidResult(ValueError):
-    """A published payload that no node forwards. `kind` is one of `INVALID`, for counting."""
+    """A published payload that no node forwards. `kind` is one of `INVALID_KINDS`, for counting."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)

@@ -19,33 +19,33 @@ from aiohttp import web
 
 from . import __version__
 from .admin import metrics
-from .admin.dashboard import Here, LiveViews
-from .admin.demo import DemoViews
-from .admin.health import AdminViews
+from .admin.dashboard import Dashboard, LocalSource
+from .admin.demo import DemoPages
+from .admin.health import HealthEndpoints
 from .admin.metrics import NodeMetrics
-from .admin.publish import MAX_BODY as MAX_PUBLISH_BODY
-from .admin.publish import PublishViews
+from .admin.publish import MAX_PUBLISH_BODY as MAX_PUBLISH_BODY
+from .admin.publish import PublishEndpoint
 from .cli import invocation
 from .config import Config
 from .core.admission import Admission
 from .core.hub import Hub
-from .core.session import Node
-from .core.timer_wheel import Deadlines
+from .core.session import SessionContext
+from .core.timer_wheel import TimerWheel
 from .errors import ConfigError
 from .messages import CloseCode
-from .nodes.info import Reporter
-from .nodes.survey import Roster
+from .nodes.info import InfoSource
+from .nodes.survey import Survey
 from .publishing.publisher import Publisher
 from .redis import url as redis_url
 from .redis.broker import Broker
-from .redis.cluster.broker import Cluster
-from .redis.cluster.slots import slot
-from .redis.subscriber import Link
-from .redis.topology import topology
+from .redis.cluster.broker import ClusterBroker
+from .redis.cluster.slots import key_slot
+from .redis.subscriber import SubscriberConnection
+from .redis.topology import topology_of
 from .redis.url import redact
-from .server.acceptor import Door
-from .server.app import SOCKJS, PublicViews, running, web_app
-from .server.handoff import Handover, Inbox
+from .server.acceptor import Acceptor
+from .server.app import SOCKJS_PATH, PublicApp, start_runner, web_app
+from .server.handoff import Handoff, Inbox
 from .system import capacity, raise_nofile_limit
 from .telemetry import logs
 from .telemetry.latency import Histogram, Latency
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 DRAIN_STEP: Final = 0.05
 """Seconds between two shares of sessions that are closed."""
 
-SWEEP_SHARE: Final = 200
+TIMERS_PER_TURN: Final = 200
 """Deadlines handled before others get the loop: 200 pings are some 2 ms."""
 
 
@@ -64,7 +64,7 @@ log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
+class ListenAddresses:
     """Where a node listens, with the ports it really got."""
 
     host: str
@@ -74,7 +74,7 @@ class Listening:
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class WorkerShare:
     """What makes a gateway one of a node's workers; see `supervisor`, which listens for it."""
 
     number: int
@@ -84,26 +84,26 @@ class Share:
     """Of all the workers."""
 
 
-class Stop(NamedTuple):
+class StopOrder(NamedTuple):
     """An order to stop: seconds until the first session is closed, and from there to the last."""
 
     delay: float
     seconds: float
 
 
-class Gateway:
+class Node:
     """A node that can be started, drained and stopped, in any process that runs an event loop."""
 
-    def __init__(self, config: Config, *, demo: bool = False, share: Share | None = None) -> None:
+    def __init__(self, config: Config, *, demo: bool = False, share: WorkerShare | None = None) -> None:
         """With `demo` the public port serves the demo page too; with `share` it has no admin port."""
         self.config = config
         self._share = share
-        self._handover: Handover | None = None
-        self.listening: Listening | None = None
+        self._handover: Handoff | None = None
+        self.listening: ListenAddresses | None = None
         self._demo = demo
         self._clock = asyncio.get_running_loop().time
-        self._redis = redis_url.parse(config.redis)
-        slot_of = slot if self._redis.kind is redis_url.Kind.CLUSTER else None
+        self._redis = redis_url.parse_redis_url(config.redis)
+        slot_of = key_slot if self._redis.kind is redis_url.RedisKind.CLUSTER else None
         # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
         soon = asyncio.get_running_loop().call_soon
         self._latency = Latency(soon, time.monotonic, time.time)
@@ -111,8 +111,8 @@ class Gateway:
         self._hub = Hub(config.channel_prefix, config.max_result_size, slot_of=slot_of, latency=self._latency)
         self._room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
-        self._node = Node(config, self._hub, admission, self._clock)
-        self._public = PublicViews(self._node)
+        self._node = SessionContext(config, self._hub, admission, self._clock)
+        self._public = PublicApp(self._node)
         self._listeners: list[asyncio.Server] = []
         self._runners: list[web.AppRunner] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -124,11 +124,11 @@ class Gateway:
         """Sessions that are open on this node."""
         return self._node.admission.sessions
 
-    async def start(self) -> Listening:
+    async def start(self) -> ListenAddresses:
         """Listen, and begin to connect to Redis. Raises ConfigError if an address cannot be had."""
         config = self.config
         server = await self._run(self._public_app())
-        self._door = Door(
+        self._door = Acceptor(
             self._public.endpoint, server, self._room.handshakes, config.handshake_timeout, self._clock
         )
         self._public.attach(self._door)
@@ -136,7 +136,7 @@ class Gateway:
         name = config.node_name(port)
         self._broker = self._new_broker(f"gateway-{name}" + (f"-{self._share.number}" if self._share else ""))
         self._hub.attach(self._broker)
-        self._admin = AdminViews(self._node, self._broker, self._door, self._public.gate.refused, name)
+        self._admin = HealthEndpoints(self._node, self._broker, self._door, self._public.gate.refused, name)
         if config.tracing != "off":
             self._tracing = self._latency.trace = _tracing(name)
         publishing = None if self._share else self._publish_views()
@@ -153,7 +153,7 @@ class Gateway:
             publishing.outcomes if publishing else Counter(),
         )
         self._admin.metrics = self.metrics
-        reporter = Reporter(
+        reporter = InfoSource(
             f"{name} worker {self._share.number}" if self._share else name,
             self._node,
             self._broker,
@@ -163,20 +163,20 @@ class Gateway:
             self._lag,
             self._clock,
         )
-        roster = Roster(self._broker, config.channel_prefix, reporter.answer, self._clock)
-        self.live = Here(roster, reporter, self._broker, self._hub)
-        self._live = LiveViews(self.live, name, config.admin_host)
+        roster = Survey(self._broker, config.channel_prefix, reporter.answer, self._clock)
+        self.live = LocalSource(roster, reporter, self._broker, self._hub)
+        self._live = Dashboard(self.live, name, config.admin_host)
         admin_port = await self._open_admin(publishing) if publishing else 0
-        self.listening = Listening(config.host, port, config.admin_host, admin_port)
+        self.listening = ListenAddresses(config.host, port, config.admin_host, admin_port)
         if self._share is None:
             announce_in_log(self.listening, name)
         self._tasks = [
             asyncio.create_task(self._broker.run(), name="broker"),
             asyncio.create_task(roster.run(), name="roster"),
             asyncio.create_task(
-                sweep(self._node.deadlines, self._clock, self._lag), name="sessions' deadlines"
+                run_timers(self._node.deadlines, self._clock, self._lag), name="sessions' deadlines"
             ),
-            asyncio.create_task(sweep(self._door.deadlines, self._clock), name="handshakes' deadlines"),
+            asyncio.create_task(run_timers(self._door.deadlines, self._clock), name="handshakes' deadlines"),
         ]
         return self.listening
 
@@ -184,7 +184,7 @@ class Gateway:
         """Listen on the public port, or on the share of it; returns the port."""
         if self._share is None:
             return await self._listen(self._door, "port", self.config.host, self.config.port)
-        handover = Handover(self._share.number, self._share.inboxes, SOCKJS, self._door)
+        handover = Handoff(self._share.number, self._share.inboxes, SOCKJS_PATH, self._door)
         self._door.pass_on = handover.pass_on
         loop = asyncio.get_running_loop()
         for listener in self._share.listeners:
@@ -194,12 +194,12 @@ class Gateway:
         port: int = self._share.listeners[0].getsockname()[1]
         return port
 
-    def _publish_views(self) -> PublishViews:
+    def _publish_views(self) -> PublishEndpoint:
         config = self.config
         self._publisher = Publisher(config.redis)
-        return PublishViews(self._publisher, config.token(), config.channel_prefix, config.max_result_size)
+        return PublishEndpoint(self._publisher, config.token(), config.channel_prefix, config.max_result_size)
 
-    async def _open_admin(self, publishing: PublishViews) -> int:
+    async def _open_admin(self, publishing: PublishEndpoint) -> int:
         """Listen on the admin port; returns it."""
         routes = [*self._admin.routes(), *publishing.routes(), *self._live.routes()]
         admin = await self._run(web_app(routes, max_body=MAX_PUBLISH_BODY))
@@ -240,7 +240,7 @@ class Gateway:
             del sessions[keep:]
             if sessions:
                 await asyncio.sleep(DRAIN_STEP)
-        end = self._clock() + self.config.close_timeout + 2 * Deadlines.TICK
+        end = self._clock() + self.config.close_timeout + 2 * TimerWheel.TICK
         # Between two polls a client cannot be told; it comes again within milliseconds.
         while self._unfinished and self._clock() < end:  # noqa: ASYNC110 - sessions need not tell, but for now
             await asyncio.sleep(DRAIN_STEP)
@@ -276,21 +276,26 @@ class Gateway:
                 visitor.deadline_passed()
             self._live.feed.close()
 
-    def _new_broker(self, name: str) -> Broker | Cluster:
+    def _new_broker(self, name: str) -> Broker | ClusterBroker:
         """`name` is what CLIENT LIST shows."""
         hub, clock, max_result_size = self._hub, self._clock, self.config.max_result_size
         # No webSocketId has a colon, so no browser can register it.
         probe = f"{self.config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
-        if self._redis.kind is redis_url.Kind.CLUSTER:
-            return Cluster(self._redis, hub, name, clock, max_result_size, probe + b":")
+        if self._redis.kind is redis_url.RedisKind.CLUSTER:
+            return ClusterBroker(self._redis, hub, name, clock, max_result_size, probe + b":")
         return Broker(
-            topology(self._redis), hub, name, clock, lambda: Link(hub, max_result_size), lambda: probe
+            topology_of(self._redis),
+            hub,
+            name,
+            clock,
+            lambda: SubscriberConnection(hub, max_result_size),
+            lambda: probe,
         )
 
     def _public_app(self) -> web.Application:
         routes = self._public.routes()
         if self._demo:
-            routes += DemoViews(self._describe).routes()
+            routes += DemoPages(self._describe).routes()
         # With siblings, a connection must not stay with aiohttp.
         return web_app(routes, middlewares=[self._public.one_at_a_time] if self._share else [])
 
@@ -307,7 +312,7 @@ class Gateway:
         }
 
     async def _run(self, app: web.Application) -> web.Server:
-        runner = await running(app)
+        runner = await start_runner(app)
         self._runners.append(runner)
         assert runner.server is not None
         return runner.server
@@ -335,7 +340,7 @@ def _tracing(node: str) -> Tracing:
     return Tracing(node)
 
 
-def announce_in_log(listening: Listening, name: str, **about: object) -> None:
+def announce_in_log(listening: ListenAddresses, name: str, **about: object) -> None:
     """Tell of a node that listens."""
     log.info(
         "listening",
@@ -355,23 +360,25 @@ def cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
     return f"port {port} on {host} {why}; choose another with --{flag} (GATEWAY_{setting.upper()})"
 
 
-async def sweep(deadlines: Deadlines[Any], clock: Callable[[], float], lag: Histogram | None = None) -> None:
+async def run_timers(
+    deadlines: TimerWheel[Any], clock: Callable[[], float], lag: Histogram | None = None
+) -> None:
     """Serve everybody's deadlines for ever, in shares that leave the loop to others.
 
     `lag` is told how late each look at them came.
     """
     while True:
         slept_at = time.monotonic()
-        await asyncio.sleep(Deadlines.TICK)
+        await asyncio.sleep(TimerWheel.TICK)
         if lag is not None:
-            lag.observe(max(0.0, time.monotonic() - slept_at - Deadlines.TICK))
+            lag.observe(max(0.0, time.monotonic() - slept_at - TimerWheel.TICK))
         logs.flush()
         for count, item in enumerate(deadlines.expired(clock()), 1):
             try:
                 item.deadline_passed()
             except Exception:
                 log.exception("deadline failed")
-            if not count % SWEEP_SHARE:
+            if not count % TIMERS_PER_TURN:
                 await asyncio.sleep(0)
 
 
@@ -379,18 +386,18 @@ async def serve(
     config: Config,
     *,
     demo: bool = False,
-    announce: Callable[[Listening], None] | None = None,
+    announce: Callable[[ListenAddresses], None] | None = None,
 ) -> int:
     """Run a node until SIGTERM or SIGINT; returns the exit code.
 
     SIGTERM drains as configured, SIGINT without delay, a second signal of either kind ends it at
     once. `announce` is called when the node listens. Raises ConfigError if it cannot.
     """
-    orders: asyncio.Queue[Stop] = asyncio.Queue()
+    orders: asyncio.Queue[StopOrder] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    for number, order in stops(config).items():
+    for number, order in stop_orders(config).items():
         loop.add_signal_handler(number, orders.put_nowait, order)
-    gateway = Gateway(config, demo=demo)
+    gateway = Node(config, demo=demo)
     try:
         try:
             listening = await gateway.start()
@@ -405,20 +412,20 @@ async def serve(
         await gateway.stop()
 
 
-def stops(config: Config) -> dict[signal.Signals, Stop]:
+def stop_orders(config: Config) -> dict[signal.Signals, StopOrder]:
     """What each signal orders."""
     return {
-        signal.SIGTERM: Stop(config.drain_delay, config.drain_seconds),
-        signal.SIGINT: Stop(0, 0),
+        signal.SIGTERM: StopOrder(config.drain_delay, config.drain_seconds),
+        signal.SIGINT: StopOrder(0, 0),
     }
 
 
-async def until_stopped(gateway: Gateway, orders: asyncio.Queue[Stop]) -> int:
+async def until_stopped(gateway: Node, orders: asyncio.Queue[StopOrder]) -> int:
     """Let a gateway that has started serve until it is ordered to stop, and drain it; returns the exit code.
 
     A second order ends it at once.
     """
-    spare_the_collector()
+    tune_collector()
     watching = asyncio.create_task(gateway.watch())
     stopping = asyncio.create_task(_drain_on_order(gateway, orders))
     done, pending = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -430,7 +437,7 @@ async def until_stopped(gateway: Gateway, orders: asyncio.Queue[Stop]) -> int:
     return 0
 
 
-async def _drain_on_order(gateway: Gateway, orders: asyncio.Queue[Stop]) -> None:
+async def _drain_on_order(gateway: Node, orders: asyncio.Queue[StopOrder]) -> None:
     order = await orders.get()
     draining = asyncio.create_task(gateway.drain(order.delay, order.seconds))
     impatient = asyncio.create_task(orders.get())
@@ -439,7 +446,7 @@ async def _drain_on_order(gateway: Gateway, orders: asyncio.Queue[Stop]) -> None
         task.cancel()
 
 
-def spare_the_collector() -> None:
+def tune_collector() -> None:
     """Make full collections rare: over many live sessions they would double the cost of a registration.
 
     What exists now lives as long as the process. Sessions die by reference counting; only aiohttp's

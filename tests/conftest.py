@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .processes import Valkey
+from .processes import ValkeyProcess
 
 NEED_ALL = os.environ.get("GATEWAY_TEST_ALL") == "1"
 
@@ -43,7 +43,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture(scope="session")
-def valkey() -> Iterator[Valkey]:
+def valkey() -> Iterator[ValkeyProcess]:
     """One real Valkey for all tests that neither harm it nor mind each other's channels."""
-    with Valkey() as server:
+    with ValkeyProcess() as server:
         yield server

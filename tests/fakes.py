@@ -15,9 +15,9 @@ import hiredis
 from gateway.config import Config
 from gateway.core.admission import Admission
 from gateway.core.hub import Hub
-from gateway.core.session import Node
+from gateway.core.session import SessionContext
 from gateway.messages import Problem, Result
-from gateway.redis.subscriber import READ
+from gateway.redis.subscriber import READ_SCRIPT
 
 P = ParamSpec("P")
 
@@ -239,13 +239,13 @@ class Subscriber:
         return asked
 
 
-def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **settings: Any) -> Node:
+def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **settings: Any) -> SessionContext:
     """What the sessions of a test share; its hub is connected to `subscriber`."""
     config = Config(**settings)
     hub = Hub(config.channel_prefix, config.max_result_size)
     hub.attach(subscriber or Subscriber())
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
-    return Node(config, hub, admission, clock or Clock())
+    return SessionContext(config, hub, admission, clock or Clock())
 
 
 # Redis
@@ -278,7 +278,7 @@ def parse_commands(data: bytes) -> list[list[bytes]]:
     reader.feed(data)
     commands = []
     while (command := reader.gets()) is not False:
-        if command[:2] == [b"EVAL", READ.encode()]:
+        if command[:2] == [b"EVAL", READ_SCRIPT.encode()]:
             command = [b"READ", *command[3 : 3 + int(command[2])]]
         commands.append(command)
     return commands

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.drill.fleet.balancer import address
 
-from .processes import Node, Valkey, free_port, wait_until
+from .processes import NodeProcess, ValkeyProcess, free_port, wait_until
 
 
 class LoadBalancer(Protocol):
@@ -27,8 +27,8 @@ class LoadBalancer(Protocol):
 class Nodes(NamedTuple):
     """The nodes, by their number from 0, and the Valkey that they share."""
 
-    nodes: list[Node]
-    valkey: Valkey
+    nodes: list[NodeProcess]
+    valkey: ValkeyProcess
 
     @property
     def port(self) -> int:
@@ -60,18 +60,18 @@ def started(*options_by_node: Sequence[str]) -> Iterator[Nodes]:
     # At the end nobody answers the nodes' close frames, because the test waits for the nodes.
     common = ["--trusted-proxies", "127.0.0.0/8", "--close-timeout", "0.2"]
 
-    def start(number: int) -> Node:
+    def start(number: int) -> NodeProcess:
         options = [*common, *options_by_node[number]]
-        node = Node(valkey.url, *options, host=address(number), port=port, admin_port=admin_port)
+        node = NodeProcess(valkey.url, *options, host=address(number), port=port, admin_port=admin_port)
         return running.enter_context(node)
 
-    with Valkey() as valkey, contextlib.ExitStack() as running:
+    with ValkeyProcess() as valkey, contextlib.ExitStack() as running:
         with ThreadPoolExecutor() as pool:
             nodes = list(pool.map(start, range(len(options_by_node))))
         yield Nodes(nodes, valkey)
 
 
-def sessions(node: Node) -> int:
+def sessions(node: NodeProcess) -> int:
     """The sessions on `node`, by its own account."""
     ready = node.readyz()
     assert ready is not None, "it does not answer"

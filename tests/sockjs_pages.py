@@ -14,7 +14,7 @@ from gateway.publishing.api import SCRIPT
 
 from .clients import SECONDS
 from .integration import stomp
-from .processes import Valkey
+from .processes import ValkeyProcess
 
 TRANSPORTS = ["xhr", "xhr_streaming", "eventsource"]
 
@@ -116,7 +116,7 @@ async def pages(port: int, count: int, prefix: str = "page") -> AsyncIterator[di
         yield opened
 
 
-def publish(valkey: Valkey, names: Sequence[str], result: str) -> list[int]:
+def publish(valkey: ValkeyProcess, names: Sequence[str], result: str) -> list[int]:
     """Publish `result` and the number in its name to each, with retention; how many nodes held each."""
     with valkey.client() as client:
         arguments = [(f"websocket:{name}", f"{result}_{name.rpartition('-')[2]}") for name in names]

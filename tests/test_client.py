@@ -11,7 +11,7 @@ from aiohttp import WSCloseCode, web
 from aiohttp.test_utils import TestServer
 
 from gateway.backoff import Backoff
-from gateway.client import Refused, origin_of, watch
+from gateway.client import ClientRejected, origin_of, watch
 
 from .processes import free_port
 
@@ -133,7 +133,7 @@ async def test_connections_that_never_register_wait_longer_each_time(aiohttp_ser
 
 async def test_a_refused_registration_ends_it(aiohttp_server: AiohttpServer) -> None:
     url = await serving(aiohttp_server, saying(REFUSED))
-    with pytest.raises(Refused, match=r"no such id \(invalid_id\)"):
+    with pytest.raises(ClientRejected, match=r"no such id \(invalid_id\)"):
         await watch(url, "a", lambda event: None)
 
 
@@ -145,9 +145,9 @@ async def test_http_403_ends_it_and_names_the_origin(aiohttp_server: AiohttpServ
         raise web.HTTPForbidden
 
     url = await serving(aiohttp_server, handler)
-    with pytest.raises(Refused, match=r"HTTP 403 .*https://bank\.example"):
+    with pytest.raises(ClientRejected, match=r"HTTP 403 .*https://bank\.example"):
         await watch(url, "a", lambda event: None, origin="https://bank.example")
-    with pytest.raises(Refused, match="HTTP 403"):
+    with pytest.raises(ClientRejected, match="HTTP 403"):
         await watch(url, "a", lambda event: None)
     assert origins == ["https://bank.example", url.replace("ws:", "http:").removesuffix("/ws")]
 

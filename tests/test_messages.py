@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.messages import NO_DATA, InvalidResult, Register, Rejected, Result, parse_result, registration
+from gateway.messages import (
+    NO_DATA,
+    InvalidRegistration,
+    InvalidResult,
+    Register,
+    Result,
+    parse_registration,
+    parse_result,
+)
 
 from .wire import strategies  # noqa: F401 - sets hypothesis up
 
@@ -19,7 +27,7 @@ SHA512 = "0123456789abcdef" * 8
 
 @pytest.mark.parametrize("text", ["12345678", SHA512, "a", ".", "A-z_0.9~", "x" * 200])
 def test_ids_that_register(text: str) -> None:
-    assert registration(text) == Register(text)
+    assert parse_registration(text) == Register(text)
 
 
 @pytest.mark.parametrize(
@@ -47,8 +55,8 @@ def test_ids_that_register(text: str) -> None:
     ],
 )
 def test_ids_that_do_not(value: object, code: str) -> None:
-    request = registration(value)
-    assert isinstance(request, Rejected)
+    request = parse_registration(value)
+    assert isinstance(request, InvalidRegistration)
     assert request.web_socket_id == value
     assert request.problem.code == code
     assert request.problem.message.startswith("webSocketId")
@@ -58,23 +66,23 @@ def test_ids_that_do_not(value: object, code: str) -> None:
 def test_only_ids_in_their_form_register(value: object) -> None:
     allowed = set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._~-")
     good = isinstance(value, str) and 1 <= len(value) <= 200 and set(value) <= allowed
-    assert isinstance(registration(value), Register) is good
+    assert isinstance(parse_registration(value), Register) is good
 
 
 @pytest.mark.parametrize("last", ["m-1", "!", "~" * 200, '{"a":1}'])
 def test_a_registration_may_say_what_the_client_has_had_last(last: str) -> None:
-    assert registration("a", last) == Register("a", last)
+    assert parse_registration("a", last) == Register("a", last)
 
 
 @pytest.mark.parametrize(
     "last", [None, "", " ", "a b", "é", "a\n", "x" * 201, 7, True, ["m-1"], {"m": 1}, b"m-1"]
 )
 def test_what_is_no_message_id_is_left_out_and_the_id_registers_all_the_same(last: object) -> None:
-    assert registration("a", last) == Register("a")
+    assert parse_registration("a", last) == Register("a")
 
 
 def test_a_message_id_makes_no_bad_id_good() -> None:
-    assert isinstance(registration("a b", "m-1"), Rejected)
+    assert isinstance(parse_registration("a b", "m-1"), InvalidRegistration)
 
 
 # parse_result

@@ -15,7 +15,7 @@ _SUMS_BY_NAME: Final = ("invalid", "refused", "ended")
 NO_WORKER: Final = "no worker serves"
 
 
-def together(states: Sequence[State | None], name: str, *, draining: bool) -> dict[str, Any]:
+def aggregate(states: Sequence[State | None], name: str, *, draining: bool) -> dict[str, Any]:
     """The account of node `name`, in the form of a single one's, from its workers', None for who gave none.
 
     One worker that is ready makes it ready: the others' new connections go there meanwhile. Counts are sums,

@@ -20,27 +20,34 @@ from aiohttp import web
 from .. import __version__
 from ..core.hub import Hub
 from ..messages import WEB_SOCKET_ID
-from ..nodes.info import REPORT, SESSION, Held, Reporter, read_held, read_report
-from ..nodes.survey import PATIENCE, UNHEARD, Roster
+from ..nodes.info import (
+    NODE_QUESTION,
+    SESSION_QUESTION,
+    HolderInfo,
+    InfoSource,
+    parse_holder_info,
+    parse_node_info,
+)
+from ..nodes.survey import NOT_CONNECTED, SURVEY_TIMEOUT, Survey
 from ..redis.broker import Broker
-from ..redis.cluster.broker import Cluster
-from ..redis.connection import LinkLost
+from ..redis.cluster.broker import ClusterBroker
+from ..redis.connection import ConnectionLost
 from ..telemetry.logs import short_id
 from .static import file_response
 
-EVERY: Final = 1.0
+UPDATE_INTERVAL: Final = 1.0
 """Seconds between two events."""
 
 MAX_PAGES: Final = 20
 """Pages that may be open on a node; for each an event of some KB is written every second."""
 
-STALLED: Final = 5.0
+WRITE_TIMEOUT: Final = 5.0
 """Seconds for a page to take an event; one that does not is dropped, and comes back when it can."""
 
-RETRY: Final = b"retry: 1000\n\n"
+EVENT_SOURCE_RETRY: Final = b"retry: 1000\n\n"
 """Milliseconds until a browser asks for the stream again, once it has lost it."""
 
-PRIVATE: Final = {
+PRIVATE_HEADERS: Final = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     # No other site's page may have it, not even as something that it cannot read.
@@ -50,23 +57,23 @@ PRIVATE: Final = {
 log = structlog.get_logger()
 
 
-Told = dict[str, Any]
+JsonObject = dict[str, Any]
 
 
-class Source(Protocol):
+class DashboardSource(Protocol):
     """Who knows what the page shows: the node itself, or for a parent any of its workers."""
 
-    async def snapshot(self) -> Told | None:
+    async def snapshot(self) -> JsonObject | None:
         """All nodes as they are now; None if it cannot be had."""
 
-    async def look_up(self, web_socket_id: str) -> Told | None:
+    async def look_up(self, web_socket_id: str) -> JsonObject | None:
         """Who holds an id; None if it cannot be had."""
 
 
-class Feed:
+class EventFeed:
     """What the open pages are told: made once a second for all of them, and only while there are any."""
 
-    def __init__(self, source: Source, about: Mapping[str, object]) -> None:
+    def __init__(self, source: DashboardSource, about: Mapping[str, object]) -> None:
         """`about` is told along with what `source` knows."""
         self._source = source
         self._about = about
@@ -114,23 +121,27 @@ class Feed:
                 self._event = b"data: %b\n\n" % orjson.dumps({**snapshot, **self._about})
                 news, self._news = self._news, asyncio.Event()
                 news.set()
-            await asyncio.sleep(max(0.0, start + EVERY - clock()))
+            await asyncio.sleep(max(0.0, start + UPDATE_INTERVAL - clock()))
 
 
-class Here:
-    """A `Source`: this process, which asks all others."""
+class LocalSource:
+    """A `DashboardSource`: this process, which asks all others."""
 
-    def __init__(self, roster: Roster, reporter: Reporter, broker: Broker | Cluster, hub: Hub) -> None:
+    def __init__(
+        self, roster: Survey, reporter: InfoSource, broker: Broker | ClusterBroker, hub: Hub
+    ) -> None:
         self._roster = roster
         self._reporter = reporter
         self._broker = broker
         self._hub = hub
 
-    async def snapshot(self) -> Told:
+    async def snapshot(self) -> JsonObject:
         """All nodes as they are now, this one first."""
-        asked = await self._roster.ask({"ask": REPORT})
+        asked = await self._roster.ask({"ask": NODE_QUESTION})
         own = {**self._reporter.report(), "from": self._roster.name}
-        reports = [report for answer in (own, *asked.answers) if (report := read_report(answer)) is not None]
+        reports = [
+            report for answer in (own, *asked.answers) if (report := parse_node_info(answer)) is not None
+        ]
         return {
             "id": self._roster.name,
             "silent": asked.silent,
@@ -138,13 +149,14 @@ class Here:
             "nodes": [report.model_dump() for report in reports],
         }
 
-    async def look_up(self, web_socket_id: str) -> Told:
+    async def look_up(self, web_socket_id: str) -> JsonObject:
         """Who holds this id, since when, and what it was sent."""
         asked, retained = await asyncio.gather(
-            self._roster.ask({"ask": SESSION, "webSocketId": web_socket_id}), self._retained(web_socket_id)
+            self._roster.ask({"ask": SESSION_QUESTION, "webSocketId": web_socket_id}),
+            self._retained(web_socket_id),
         )
         answers = (self._reporter.held(web_socket_id), *asked.answers)
-        held = [found for answer in answers if (found := read_held(answer)) is not None]
+        held = [found for answer in answers if (found := parse_holder_info(answer)) is not None]
         log.info("looked up", id=short_id(web_socket_id), sessions=_count(held), nodes=len(held))
         return {
             "sessions": [session.model_dump() for node in held for session in node.sessions],
@@ -160,25 +172,25 @@ class Here:
         channel = self._hub.channel(web_socket_id.encode())
         link = self._broker.link_to(channel)
         if link is None:
-            return _unknown(UNHEARD)
+            return _unknown(NOT_CONNECTED)
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(SURVEY_TIMEOUT):
                 left = await link.ask("PTTL", channel)
         except TimeoutError:
-            return _unknown(f"Redis gave no answer in {PATIENCE:g} s")
-        except LinkLost as why:
+            return _unknown(f"Redis gave no answer in {SURVEY_TIMEOUT:g} s")
+        except ConnectionLost as why:
             return _unknown(str(why))
         # -2: there is none; -1: for ever, which none of our publishers does.
         return {"present": left != -2, "seconds": left / 1000 if left >= 0 else None, "why": ""}
 
 
-class LiveViews:
+class Dashboard:
     """The page, what it is told, and the look-up."""
 
-    def __init__(self, source: Source, name: str, host: str) -> None:
+    def __init__(self, source: DashboardSource, name: str, host: str) -> None:
         """`name` is the node's; the admin port listens on `host`."""
         self._source = source
-        self.feed = Feed(source, {"node": name, "version": __version__, "port": _port(host)})
+        self.feed = EventFeed(source, {"node": name, "version": __version__, "port": _port(host)})
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -199,14 +211,14 @@ class LiveViews:
         """GET /live/events: server-sent events, each of them all that the page shows."""
         if self.feed.full:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{MAX_PAGES} pages are open already")
-        headers = {**PRIVATE, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+        headers = {**PRIVATE_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
         response = web.StreamResponse(headers=headers)
         with suppress(ConnectionError, TimeoutError):
             await response.prepare(request)
-            await response.write(RETRY)
+            await response.write(EVENT_SOURCE_RETRY)
             async with aclosing(self.feed.follow()) as events:
                 async for event in events:
-                    async with asyncio.timeout(STALLED):
+                    async with asyncio.timeout(WRITE_TIMEOUT):
                         await response.write(event)
             return response
         if request.transport is not None:  # it would be waited for
@@ -225,7 +237,7 @@ class LiveViews:
         return _json(body)
 
 
-def _count(held: list[Held]) -> int:
+def _count(held: list[HolderInfo]) -> int:
     return sum(len(node.sessions) + node.more for node in held)
 
 
@@ -246,5 +258,5 @@ def _problem(status: HTTPStatus, code: str, message: str) -> web.Response:
 
 def _json(body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
     return web.Response(
-        body=orjson.dumps(body), status=status, headers=PRIVATE, content_type="application/json"
+        body=orjson.dumps(body), status=status, headers=PRIVATE_HEADERS, content_type="application/json"
     )

@@ -10,7 +10,7 @@ from aiohttp import web
 from .static import STATIC, file_response
 
 
-class DemoViews:
+class DemoPages:
     """The demo page, served by `dev` only. `info` is what it shows of this node."""
 
     def __init__(self, info: Callable[[], Mapping[str, Any]]) -> None:

@@ -7,19 +7,24 @@ from typing import Any
 
 from aiohttp import web
 
-from ..core.session import Node
+from ..core.session import SessionContext
 from ..redis.broker import Broker
-from ..redis.cluster.broker import Cluster
+from ..redis.cluster.broker import ClusterBroker
 from ..redis.probe import Probe
-from ..server.acceptor import Door
+from ..server.acceptor import Acceptor
 from .metrics import CONTENT_TYPE as METRICS
 
 
-class AdminViews:
+class HealthEndpoints:
     """What operators and load balancers reach."""
 
     def __init__(
-        self, node: Node, broker: Broker | Cluster, door: Door, refused: Mapping[str, int], name: str
+        self,
+        node: SessionContext,
+        broker: Broker | ClusterBroker,
+        door: Acceptor,
+        refused: Mapping[str, int],
+        name: str,
     ) -> None:
         """`refused` counts requests by why they were."""
         self._node = node

@@ -29,12 +29,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..core.session import Node
-from ..messages import INVALID, CloseCode
+from ..core.session import SessionContext
+from ..messages import INVALID_KINDS, CloseCode
 from ..redis.broker import Broker
-from ..redis.cluster.broker import Cluster
-from ..server.acceptor import Door
-from ..server.access import Gate
+from ..redis.cluster.broker import ClusterBroker
+from ..server.acceptor import Acceptor
+from ..server.access import AccessControl
 from ..telemetry.latency import Histogram, Latency
 from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
@@ -52,7 +52,7 @@ OTHER: Final = "other"
 
 SLOW: Final = "slow consumer"
 
-WIRES: Final = (
+SESSION_KINDS: Final = (
     ("json", "websocket"),
     ("stomp", "websocket"),
     ("stomp", "sockjs_websocket"),
@@ -131,7 +131,7 @@ LATENCY = _histogram(
     "when that was, since=arrived in this node for all others. What was retained is not in it.",
     "since",
 )
-WRONG_CLOCKS = _counter(
+CLOCK_SKEW = _counter(
     "gateway_wrong_clocks_total",
     "Results whose publishedAt was later than they came, or a minute old: clocks differ. They count with "
     "their time in this node.",
@@ -152,11 +152,13 @@ REFUSED = _counter("gateway_refused_total", "Requests that did not become sessio
 CONNECTED = _gauge(
     "gateway_redis_connected", "1 while the line to this server is up and subscribed on, else 0.", "server"
 )
-GAPS = _counter(
+OUTAGES = _counter(
     "gateway_redis_gaps_total",
     "Times that Redis, or a part of a Cluster, was lost after it had been there.",
 )
-BLIND = _counter("gateway_redis_blind_seconds_total", "Seconds without it, the present gap included.")
+OUTAGE_SECONDS = _counter(
+    "gateway_redis_blind_seconds_total", "Seconds without it, the present gap included."
+)
 CHANNELS = _gauge(
     "gateway_redis_channels", "Subscriptions: wanted by sessions here, and confirmed by Redis.", "state"
 )
@@ -171,10 +173,10 @@ PROBES = _counter(
     "server",
     "outcome",
 )
-AUDITS = _counter(
+RECONCILIATIONS = _counter(
     "gateway_redis_audits_total", "Times that the table was held against Redis's own.", "server"
 )
-MENDED = _counter(
+REPAIRED = _counter(
     "gateway_redis_mended_total", "Channels that differed then and were mended. It should stay 0."
 )
 MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that went to another master.")
@@ -207,19 +209,19 @@ FAMILIES: Final = (
     REGISTRATIONS,
     RESULTS,
     LATENCY,
-    WRONG_CLOCKS,
+    CLOCK_SKEW,
     PUBLISHED,
     CLOSES,
     SLOW_CONSUMERS,
     REFUSED,
     CONNECTED,
-    GAPS,
-    BLIND,
+    OUTAGES,
+    OUTAGE_SECONDS,
     CHANNELS,
     ROUND_TRIP,
     PROBES,
-    AUDITS,
-    MENDED,
+    RECONCILIATIONS,
+    REPAIRED,
     MOVED,
     LAG,
     CPU,
@@ -243,11 +245,11 @@ class NodeMetrics(Collector):
     def __init__(
         self,
         name: str,
-        node: Node,
+        node: SessionContext,
         room: int,
-        broker: Broker | Cluster,
-        door: Door,
-        gate: Gate,
+        broker: Broker | ClusterBroker,
+        door: Acceptor,
+        gate: AccessControl,
         readiness: Readiness,
         latency: Latency,
         lag: Histogram,
@@ -283,7 +285,7 @@ class NodeMetrics(Collector):
         kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN)
         return {
             READY: {(): float(not self._readiness.reasons())},
-            SESSIONS: {**dict.fromkeys(WIRES, 0), **node.open},
+            SESSIONS: {**dict.fromkeys(SESSION_KINDS, 0), **node.open},
             MAX_SESSIONS: {(): self._room},
             HANDSHAKES: {(): self._door.handshakes},
             REGISTRATIONS: {
@@ -309,10 +311,10 @@ class NodeMetrics(Collector):
                 ("delivered", ""): hub.delivered - self._node.duplicates,
                 ("duplicate", ""): self._node.duplicates,
                 ("no_session", ""): hub.unclaimed,
-                **{("invalid", kind): hub.invalid[kind] for kind in INVALID},
+                **{("invalid", kind): hub.invalid[kind] for kind in INVALID_KINDS},
             },
             LATENCY: {("published",): latency.from_publisher, ("arrived",): latency.from_arrival},
-            WRONG_CLOCKS: {(): latency.wrong_clocks},
+            CLOCK_SKEW: {(): latency.wrong_clocks},
             PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
         }
 
@@ -322,8 +324,8 @@ class NodeMetrics(Collector):
         probes = {shown: line.probe for shown, line in lines.items()}
         return {
             CONNECTED: {(shown,): float(line.connected) for shown, line in lines.items()},
-            GAPS: {(): broker.gaps},
-            BLIND: {(): broker.blind_so_far()},
+            OUTAGES: {(): broker.gaps},
+            OUTAGE_SECONDS: {(): broker.blind_so_far()},
             CHANNELS: {("wanted",): hub.channels, ("confirmed",): hub.count_confirmed()},
             ROUND_TRIP: {
                 (shown,): probe.round_trip for shown, probe in probes.items() if probe.round_trip is not None
@@ -333,8 +335,8 @@ class NodeMetrics(Collector):
                 for shown, probe in probes.items()
                 for outcome in ("heard", "failed", "deaf")
             },
-            AUDITS: {(shown,): line.audit.done for shown, line in lines.items()},
-            MENDED: {(): broker.mended},
+            RECONCILIATIONS: {(shown,): line.audit.done for shown, line in lines.items()},
+            REPAIRED: {(): broker.mended},
             MOVED: {(): broker.moves},
         }
 

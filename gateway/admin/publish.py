@@ -18,13 +18,13 @@ from aiohttp import web
 
 from ..errors import Unconfirmed
 from ..publishing.api import Published
-from ..publishing.publisher import End, Publisher, answer
+from ..publishing.publisher import Outcome, Publisher, outcome_as_json
 
 MAX_RESULTS: Final = 1_000
-MAX_BODY: Final = 2 << 20
+MAX_PUBLISH_BODY: Final = 2 << 20
 """Bytes of a request: a thousand results with ids of 128 characters have 300 KB, without data."""
 
-RETRY_AFTER: Final = "1"
+RETRY_AFTER_HEADER: Final = "1"
 """Seconds; the publisher has been trying for three by then."""
 
 JSON: Final = "application/json"
@@ -32,7 +32,7 @@ JSON: Final = "application/json"
 log = structlog.get_logger()
 
 
-class PublishViews:
+class PublishEndpoint:
     """POST /publish, for who has the token."""
 
     def __init__(self, publisher: Publisher, token: str, channel_prefix: str, max_size: int) -> None:
@@ -58,22 +58,22 @@ class PublishViews:
             body = await _body(request)
             batch = isinstance(body, dict) and "results" in body
             items = _items(body) if batch else [body]
-        except _Refused as refused:
+        except _RejectedRequest as refused:
             self.outcomes["denied"] += 1
             return refused.response
         ends = await self._publisher.send_json(items, self._channel_prefix, self._max_size)
-        self.outcomes.update(map(outcome, ends))
+        self.outcomes.update(map(outcome_label, ends))
         unconfirmed = [end for end in ends if isinstance(end, Unconfirmed)]
         if unconfirmed:
             log.warning("results unconfirmed", count=len(unconfirmed), of=len(ends), why=unconfirmed[0].why)
-        answers = [answer(item, end) for item, end in zip(items, ends, strict=True)]
+        answers = [outcome_as_json(item, end) for item, end in zip(items, ends, strict=True)]
         status = _status(ends)
-        headers = {"Retry-After": RETRY_AFTER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
+        headers = {"Retry-After": RETRY_AFTER_HEADER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
         return _json({"results": answers} if batch else answers[0], status, headers)
 
     def _authorize(self, request: web.Request) -> None:
         if not self._token:
-            raise _Refused(
+            raise _RejectedRequest(
                 HTTPStatus.FORBIDDEN,
                 "off",
                 "publishing over HTTP is off on this node: it has no token "
@@ -85,7 +85,7 @@ class PublishViews:
             return
         # RFC 6750 section 3.1: what is wrong with a token is told only to who has brought one.
         challenge = 'Bearer realm="webflow-gateway"' + (', error="invalid_token"' if scheme else "")
-        raise _Refused(
+        raise _RejectedRequest(
             HTTPStatus.UNAUTHORIZED,
             "unauthorized",
             "send the node's publish token: Authorization: Bearer …",
@@ -93,7 +93,7 @@ class PublishViews:
         )
 
 
-def outcome(end: End) -> str:
+def outcome_label(end: Outcome) -> str:
     """What became of a result, in a word."""
     match end:
         case Published(receivers=0, retained=retained):
@@ -106,7 +106,7 @@ def outcome(end: End) -> str:
             return "invalid"
 
 
-class _Refused(Exception):
+class _RejectedRequest(Exception):
     """The request as a whole is none; `response` says why."""
 
     def __init__(
@@ -118,26 +118,26 @@ class _Refused(Exception):
 
 async def _body(request: web.Request) -> Any:
     if request.content_type != JSON:
-        raise _Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", f"the body must be {JSON}")
+        raise _RejectedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", f"the body must be {JSON}")
     try:
         return orjson.loads(await request.read())
     except web.HTTPRequestEntityTooLarge:
-        raise _Refused(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_big", f"a request has at most {MAX_BODY} bytes"
+        raise _RejectedRequest(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "too_big", f"a request has at most {MAX_PUBLISH_BODY} bytes"
         ) from None
     except orjson.JSONDecodeError as error:
-        raise _Refused(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from None
+        raise _RejectedRequest(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from None
 
 
 def _items(body: dict[str, Any]) -> list[object]:
     """The results of a batch."""
     items = body["results"]
     if len(body) != 1 or not isinstance(items, list) or not items:
-        raise _Refused(
+        raise _RejectedRequest(
             HTTPStatus.BAD_REQUEST, "invalid", "a batch is results, a list of at least one, and nothing else"
         )
     if len(items) > MAX_RESULTS:
-        raise _Refused(
+        raise _RejectedRequest(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "too_many",
             f"a batch has at most {MAX_RESULTS} results and not {len(items)}",
@@ -145,7 +145,7 @@ def _items(body: dict[str, Any]) -> list[object]:
     return items
 
 
-def _status(ends: Sequence[End]) -> HTTPStatus:
+def _status(ends: Sequence[Outcome]) -> HTTPStatus:
     kinds = {type(end) for end in ends}
     if kinds == {Published}:
         return HTTPStatus.OK

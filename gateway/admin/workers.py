@@ -7,14 +7,14 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from .aggregate import together
+from .aggregate import aggregate
 from .metrics import CONTENT_TYPE, merge
 
 PARENT = "parent"
 """What stands in the label `worker` of the parent's own metrics."""
 
 
-class Workers(Protocol):
+class WorkerGroup(Protocol):
     """The workers, as these views know them; see `supervisor.Supervisor`."""
 
     name: str
@@ -27,10 +27,10 @@ class Workers(Protocol):
         """The answer of each, None where there is none."""
 
 
-class WorkersViews:
+class WorkersHealthEndpoints:
     """Health and metrics of the workers together and one by one."""
 
-    def __init__(self, workers: Workers, metrics: Callable[[], bytes]) -> None:
+    def __init__(self, workers: WorkerGroup, metrics: Callable[[], bytes]) -> None:
         """`metrics` renders the parent's own."""
         self._workers = workers
         self._metrics = metrics
@@ -62,7 +62,7 @@ class WorkersViews:
     async def ready(self, _request: web.Request) -> web.Response:
         """GET /readyz: whether browsers should be sent to this node, and how it and each worker is."""
         states = await self._workers.ask("state")
-        body = together(states, self._workers.name, draining=self._workers.draining)
+        body = aggregate(states, self._workers.name, draining=self._workers.draining)
         accounts = zip(self._workers.accounts(), states, strict=True)
         body["workers"] = [{**account, "state": state} for account, state in accounts]
         return web.json_response(body, status=200 if body["ready"] else 503)

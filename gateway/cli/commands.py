@@ -38,11 +38,11 @@ from ..telemetry import logs
 from . import invocation
 
 if TYPE_CHECKING:
-    from ..node import Listening
-    from ..publishing.api import Options, Published
+    from ..node import ListenAddresses
+    from ..publishing.api import Published, PublishOptions
 
-NOBODY = 3
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_NO_RECEIVERS = 3
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 WHOLE_ID = 8  # characters; a longer id is cut where `publish` shows it
 REDIS_SECONDS = 3.0  # for all that `publish` does with Redis
 # For a desk: the demo has no authentication, and nobody waits for a drain.
@@ -53,17 +53,17 @@ T = TypeVar("T")
 Command = Callable[..., Any]
 
 
-class Failure(click.ClickException):
+class CommandFailed(click.ClickException):
     """It could not be done: one message, exit code 1."""
 
 
-class WrongUse(Failure):
+class UsageFailed(CommandFailed):
     """What was asked for makes no sense."""
 
     exit_code = 2
 
 
-class TurnedAway(Failure):
+class ClientTurnedDown(CommandFailed):
     """The gateway will not have this client."""
 
     exit_code = 4
@@ -72,7 +72,7 @@ class TurnedAway(Failure):
 # Settings on the command line
 
 
-class Raw(click.ParamType[str]):
+class RawText(click.ParamType[str]):
     """A setting's text as it came: `config` checks them all, so that all mistakes are told at once."""
 
     name = "text"
@@ -100,7 +100,7 @@ def settings_options(
 ) -> Callable[[Command], Command]:
     """Gives a command the flags of these settings, of all of them if none is named.
 
-    `defaults` are the command's own, for its help; the command passes the same ones to `Read.config`.
+    `defaults` are the command's own, for its help; the command passes the same to `GivenSettings.config`.
     """
     own = defaults or {}
     chosen = [s for s in SETTINGS if (s.name in names if names else s.name not in without)]
@@ -117,7 +117,7 @@ def _option(setting: Setting, default: str) -> Callable[[Command], Command]:
     return click.option(
         setting.flag,
         setting.name,
-        type=Raw(),
+        type=RawText(),
         envvar=setting.variable,
         multiple=setting.repeatable,
         metavar=setting.metavar,
@@ -126,7 +126,7 @@ def _option(setting: Setting, default: str) -> Callable[[Command], Command]:
 
 
 @dataclass(frozen=True)
-class Read:
+class GivenSettings:
     """What the command line and the environment say: texts by setting, and where each came from."""
 
     values: dict[str, object]
@@ -138,10 +138,10 @@ class Read:
             return settings.build({**(defaults or {}), **self.values})
         except ConfigError as error:
             # A variable with a wrong name may well be why the others do not fit.
-            raise WrongUse("\n".join([str(error), *settings.unknown_variables(os.environ)])) from None
+            raise UsageFailed("\n".join([str(error), *settings.unknown_variables(os.environ)])) from None
 
 
-def read_settings() -> Read:
+def read_settings() -> GivenSettings:
     """The settings given to the running command. An empty variable counts as none, as in most shells."""
     context = click.get_current_context()
     values: dict[str, object] = {}
@@ -154,7 +154,7 @@ def read_settings() -> Read:
             origins[setting.name] = setting.variable
         if setting.name in origins:
             values[setting.name] = context.params[setting.name]
-    return Read(values, origins)
+    return GivenSettings(values, origins)
 
 
 def _size(
@@ -213,13 +213,13 @@ def dev(**_: object) -> None:
             config = _on_free_port(config, name, notes)
     logs.configure(config.log_level, config.log_format, config.node)
     with suppress(KeyboardInterrupt), _own_valkey() as valkey:
-        if valkey.port != embedded.PORT:
-            notes.append(f"Port {embedded.PORT} is taken; Valkey listens on {valkey.port}.")
+        if valkey.port != embedded.DEFAULT_PORT:
+            notes.append(f"Port {embedded.DEFAULT_PORT} is taken; Valkey listens on {valkey.port}.")
         config = config.model_copy(update={"redis": valkey.url})
         # A fresh one: with an earlier start's id its retained result would come before anybody approves.
         web_socket_id = f"demo-{secrets.token_hex(3)}"
 
-        def announce(listening: Listening) -> None:
+        def announce(listening: ListenAddresses) -> None:
             click.echo(_welcome(config, listening, web_socket_id, notes))
 
         sys.exit(_serve(config, demo=True, announce=announce))
@@ -265,15 +265,15 @@ def publish(
     """
     config = read_settings().config()
     if config.redis == EMBEDDED:
-        raise WrongUse("publish needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+        raise UsageFailed("publish needs the URL of a Redis that runs: --redis redis://HOST:PORT")
     if lines is not None:
         if web_socket_id is not None or data is not None or message_id is not None:
-            raise WrongUse("with --from, ID, RESULT, data and messageId stand in the file")
+            raise UsageFailed("with --from, ID, RESULT, data and messageId stand in the file")
         sys.exit(_run(_publish_lines(config, lines, retain)))
     if web_socket_id is None or auth_result is None:
-        raise WrongUse("name the ID and the RESULT, or a file by --from")
+        raise UsageFailed("name the ID and the RESULT, or a file by --from")
     message_id = uuid.uuid4().hex if message_id is None else message_id
-    options: Options = {
+    options: PublishOptions = {
         "data": _json(data),
         "message_id": message_id,
         "retain": retain,
@@ -286,7 +286,7 @@ def publish(
     kept = f"retained for {retain} s" if published.retained else "not retained"
     shown = web_socket_id if len(web_socket_id) <= WHOLE_ID else logs.short_id(web_socket_id)
     click.echo(f"{held} {shown}; the result is {kept} (messageId {message_id})")
-    sys.exit(0 if count or published.retained else NOBODY)
+    sys.exit(0 if count or published.retained else EXIT_NO_RECEIVERS)
 
 
 @commands.command(short_help="Register an id and print what comes.")
@@ -302,14 +302,14 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
     from .. import client as watching  # with aiohttp, which the other commands need not wait for
 
     if not WEB_SOCKET_ID.fullmatch(web_socket_id):
-        raise WrongUse("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
+        raise UsageFailed("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
     if not re.match(r"wss?://[^/]", url):
-        raise WrongUse("--url must be ws://… or wss://…, such as ws://localhost:8080/ws")
+        raise UsageFailed("--url must be ws://… or wss://…, such as ws://localhost:8080/ws")
     try:
         with suppress(KeyboardInterrupt):
             _run(watching.watch(url, web_socket_id, _say_json if as_json else _say, origin=origin))
-    except watching.Refused as refused:
-        raise TurnedAway(str(refused)) from None
+    except watching.ClientRejected as refused:
+        raise ClientTurnedDown(str(refused)) from None
 
 
 @commands.command("id", short_help="Print the webSocketId of an operation.")
@@ -317,7 +317,7 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
 def id_(operation_id: str) -> None:
     """Print the webSocketId of an operation: the SHA-512 of its id, in lower-case hex."""
     if not operation_id.strip():  # as of an unset variable, which would give all users the same id
-        raise WrongUse("the operation's id is empty")
+        raise UsageFailed("the operation's id is empty")
     click.echo(hashlib.sha512(operation_id.encode()).hexdigest())
 
 
@@ -391,7 +391,10 @@ def drill_(
 
     Exit code 0: nothing that was retained was lost. 1: something was, or the drill could not be played.
     """
-    from ..drill import Options, command  # with aiohttp and redis, which other commands need not wait for
+    from ..drill import (  # with aiohttp and redis, which other commands need not wait for
+        DrillOptions,
+        command,
+    )
 
     if listing:
         click.echo(command.listing())
@@ -399,16 +402,16 @@ def drill_(
     try:
         drills = command.named(names)
     except LookupError as unknown:
-        raise WrongUse(f"there is no drill {unknown}; these are:\n{command.listing()}") from None
+        raise UsageFailed(f"there is no drill {unknown}; these are:\n{command.listing()}") from None
     if not drills:
-        raise WrongUse(f"name a drill, or all; these are:\n{command.listing()}")
+        raise UsageFailed(f"name a drill, or all; these are:\n{command.listing()}")
     try:
-        reports = _run(command.play_all(drills, Options(**size), seconds, logs, as_json=as_json))
+        reports = _run(command.play_all(drills, DrillOptions(**size), seconds, logs, as_json=as_json))
     except (DrillError, EmbeddedError, TimeoutError) as error:
-        raise Failure(f"the drill could not be played: {str(error) or 'it took too long'}") from None
+        raise CommandFailed(f"the drill could not be played: {str(error) or 'it took too long'}") from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         click.echo("\nInterrupted; everything that was started is stopped.", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(EXIT_INTERRUPTED)
     sys.exit(any(report.broken for report in reports))
 
 
@@ -428,13 +431,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return new_event_loop
 
 
-def _serve(config: Config, *, demo: bool = False, announce: Callable[[Listening], None] | None = None) -> int:
+def _serve(
+    config: Config, *, demo: bool = False, announce: Callable[[ListenAddresses], None] | None = None
+) -> int:
     from ..node import serve as serve_node  # with aiohttp, which the other commands need not wait for
 
     try:
         return _run(serve_node(config, demo=demo, announce=announce))
     except ConfigError as error:  # an address that cannot be had
-        raise Failure(str(error)) from None
+        raise CommandFailed(str(error)) from None
     finally:
         logs.flush(at_once=True)
 
@@ -445,18 +450,18 @@ def _serve_by_workers(config: Config) -> int:
     try:
         return run(config, _loop_factory())
     except ConfigError as error:  # an address that cannot be had
-        raise Failure(str(error)) from None
+        raise CommandFailed(str(error)) from None
     finally:
         logs.flush(at_once=True)
 
 
 @contextmanager
-def _own_valkey() -> Iterator[embedded.Valkey]:
+def _own_valkey() -> Iterator[embedded.EmbeddedValkey]:
     try:
         with embedded.valkey() as valkey:
             yield valkey
     except EmbeddedError as error:
-        raise Failure(str(error)) from None
+        raise CommandFailed(str(error)) from None
 
 
 def _is_taken(host: str, port: int) -> bool:
@@ -484,7 +489,9 @@ def _on_free_port(config: Config, name: str, notes: list[str]) -> Config:
     return config.model_copy(update={name: free})
 
 
-async def _publish(config: Config, web_socket_id: str, auth_result: str, options: Options) -> Published:
+async def _publish(
+    config: Config, web_socket_id: str, auth_result: str, options: PublishOptions
+) -> Published:
     from ..publishing.publisher import Publisher  # with redis-py, only for this command
 
     _keep_the_deadline()
@@ -492,10 +499,10 @@ async def _publish(config: Config, web_socket_id: str, auth_result: str, options
         try:
             return await publisher.publish(web_socket_id, auth_result, **options)
         except PublishError as error:
-            raise WrongUse(str(error)) from None
+            raise UsageFailed(str(error)) from None
         except Unconfirmed as error:
             repeat = f"--message-id {shlex.quote(error.message_id)}"
-            raise Failure(
+            raise CommandFailed(
                 f"Redis at {redact(config.redis)}: {error.why}; "
                 f"it is unknown whether the result went out: repeat with {repeat}"
             ) from None
@@ -503,7 +510,7 @@ async def _publish(config: Config, web_socket_id: str, auth_result: str, options
 
 async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     """Publish the JSON object on each line as it comes; the exit code."""
-    from ..publishing.publisher import Publisher, answer
+    from ..publishing.publisher import Publisher, outcome_as_json
 
     _keep_the_deadline()
     codes = {0}
@@ -516,15 +523,15 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
             if isinstance(item, dict):
                 item = {"retain": retain, **item}
             (end,) = await publisher.send_json([item], config.channel_prefix, config.max_result_size)
-            click.echo(orjson.dumps(answer(item, end)))
+            click.echo(orjson.dumps(outcome_as_json(item, end)))
             match end:
                 case PublishError():
-                    codes.add(WrongUse.exit_code)
+                    codes.add(UsageFailed.exit_code)
                 case Unconfirmed():
-                    codes.add(Failure.exit_code)
+                    codes.add(CommandFailed.exit_code)
                 case _:
-                    codes.add(0 if end.receivers or end.retained else NOBODY)
-    return next(code for code in (1, 2, NOBODY, 0) if code in codes)
+                    codes.add(0 if end.receivers or end.retained else EXIT_NO_RECEIVERS)
+    return next(code for code in (1, 2, EXIT_NO_RECEIVERS, 0) if code in codes)
 
 
 def _keep_the_deadline() -> None:
@@ -543,13 +550,13 @@ def _json(text: str | None) -> object:
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        raise WrongUse(f"--data is not JSON: {error}") from None
+        raise UsageFailed(f"--data is not JSON: {error}") from None
 
 
 # What is printed
 
 
-def _welcome(config: Config, listening: Listening, web_socket_id: str, notes: list[str]) -> str:
+def _welcome(config: Config, listening: ListenAddresses, web_socket_id: str, notes: list[str]) -> str:
     program = invocation.program()
     local = config.host in (*EVERYWHERE, "127.0.0.1", "::1")
     host = "localhost" if local else f"[{config.host}]" if ":" in config.host else config.host

@@ -11,9 +11,9 @@ import structlog
 from ..messages import InvalidResult, Problem, Result, parse_result
 from ..telemetry import logs
 from ..telemetry.latency import Latency
-from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Ask, SlotOf, Slots, Subscriptions
+from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Action, SlotOf, Slots, Subscriptions
 
-SHARE: Final = 200
+NOTICE_BATCH: Final = 200
 """Channels and members that `Hub.degraded` sees to before others get the loop: 200 messages are some 2 ms."""
 
 log = structlog.get_logger()
@@ -38,7 +38,7 @@ class Member(Protocol):
         """Results are heard, and what is retained has been delivered; also when they always were."""
 
 
-class Subscriber(Protocol):
+class ChannelSubscriber(Protocol):
     """What the hub asks of the broker."""
 
     def reaches(self, name: bytes) -> bool: ...
@@ -70,7 +70,7 @@ class Hub:
         self._skip = len(self._prefix)
         self._max_size = max_result_size
         self._table: Subscriptions[Member] = Subscriptions(slot_of)
-        self._broker: Subscriber
+        self._broker: ChannelSubscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
         self._latency = latency or Latency(lambda _call: None, float, float)
@@ -83,11 +83,11 @@ class Hub:
         self.refused_members = 0
         """Registrations that Redis's access rules did not allow, so far."""
 
-    def attach(self, broker: Subscriber) -> None:
+    def attach(self, broker: ChannelSubscriber) -> None:
         """`broker` carries out what the table asks for."""
         self._broker = broker
 
-    def _say(self, ask: Ask, name: bytes) -> None:
+    def _say(self, ask: Action, name: bytes) -> None:
         if ask is SUBSCRIBE:
             self._broker.subscribe(name)
         elif ask is UNSUBSCRIBE:
@@ -174,7 +174,7 @@ class Hub:
             for member in members:
                 member.degraded()
             seen += 1 + len(members)
-            if seen >= SHARE:
+            if seen >= NOTICE_BATCH:
                 seen = 0
                 yield
 

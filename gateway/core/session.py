@@ -10,7 +10,7 @@ back (`websocket.WebSocketSession`). What the bytes mean is its `Wire`'s to say.
                                      CLOSING --> CLOSED
 
 A session waits for one deadline at a time, the first of those that it has: the end of its state's time, its
-transport's heartbeat, and what its wire has agreed on to keep it alive. The node's `Deadlines` keep it: no
+transport's heartbeat, and what its wire has agreed on to keep it alive. The node's `TimerWheel` keep it: no
 session has a task or a timer.
 """
 
@@ -32,10 +32,10 @@ from ..messages import (
     DEGRADED,
     RESTORED,
     CloseCode,
-    Leave,
+    Disconnect,
+    InvalidRegistration,
     Problem,
     Register,
-    Rejected,
     Reply,
     Request,
     Result,
@@ -45,18 +45,18 @@ from ..telemetry import logs
 from ..wire import Wire
 from .admission import Admission
 from .hub import Hub
-from .timer_wheel import Deadlines
+from .timer_wheel import TimerWheel
 
 log = structlog.get_logger()
 
 MAX_STRIKES = 5
 """Messages that mean nothing here, before the client is taken for one that never will."""
 
-REMEMBERED = 16
+MAX_REMEMBERED_IDS = 16
 """The latest messageIds that a session remembers, so as not to send one twice after a gap."""
 
 
-class State(Enum):
+class SessionState(Enum):
     """Where in its life a session is; see the top of this module."""
 
     OPEN = auto()
@@ -67,18 +67,18 @@ class State(Enum):
 
 
 # Python 3.11 takes 200 ns to look an enum's member up, and 10 ns for a global.
-OPEN, WAITING, REGISTERED, CLOSING, CLOSED = State
+OPEN, WAITING, REGISTERED, CLOSING, CLOSED = SessionState
 
 
 @dataclass(slots=True)
-class Node:
+class SessionContext:
     """What all sessions of a node share. `clock` is monotonic, in seconds."""
 
     config: Config
     hub: Hub
     admission: Admission
     clock: Callable[[], float]
-    deadlines: Deadlines[Session] = field(default_factory=Deadlines)
+    deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Sessions so far by close code and reason."""
     open: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -117,7 +117,7 @@ class Session:
         "state",
     )
 
-    def __init__(self, node: Node, wire: Wire, address: str) -> None:
+    def __init__(self, node: SessionContext, wire: Wire, address: str) -> None:
         """A session that `node.admission` has admitted for `address`; it is released at its end."""
         self._node = node
         self._wire = wire
@@ -182,12 +182,12 @@ class Session:
             self._register(request)
         elif isinstance(request, WatchStatus):
             self._watch()
-        elif isinstance(request, Rejected):
+        elif isinstance(request, InvalidRegistration):
             self._reject(request.web_socket_id, request.problem)
         elif isinstance(request, Reply):
             self._say(request.payload)
             self._begin_heartbeats()
-        elif isinstance(request, Leave):
+        elif isinstance(request, Disconnect):
             self._say(request.payload)
             self.close(CloseCode.NORMAL, "disconnected")
         else:
@@ -229,7 +229,7 @@ class Session:
     def _remember(self, message_id: str | None) -> None:
         """The client has had this messageId."""
         if message_id is not None and message_id not in self._had:
-            self._had = (*self._had[1 - REMEMBERED :], message_id)
+            self._had = (*self._had[1 - MAX_REMEMBERED_IDS :], message_id)
 
     def _watch(self) -> None:
         """The client wants to know how push is: at once if it is degraded."""
@@ -272,7 +272,7 @@ class Session:
             if message_id in self._had:
                 self._node.duplicates += 1
                 return
-            self._had = (*self._had[1 - REMEMBERED :], message_id)
+            self._had = (*self._had[1 - MAX_REMEMBERED_IDS :], message_id)
         self._results += 1
         message = self._wire.result(web_socket_id, result)
         if message:  # as in _say, of which this is the hot twin
@@ -361,7 +361,7 @@ class Session:
 
     def _next_beat(self) -> float:
         # The wheel of deadlines is late by two ticks at most, and a heart-beat must not be.
-        return self._node.clock() + max(self._wire.outgoing - 2 * Deadlines.TICK, Deadlines.TICK)
+        return self._node.clock() + max(self._wire.outgoing - 2 * TimerWheel.TICK, TimerWheel.TICK)
 
     def _keep_alive(self, now: float) -> None:
         """Send the wire's heart-beat if one is due."""

@@ -25,7 +25,7 @@ from collections.abc import Callable, Collection, Iterator
 from enum import Enum, auto
 from typing import Generic, NamedTuple, TypeVar
 
-HELD = 64
+MAX_HELD_PAYLOADS = 64
 """How many live payloads a channel holds for members that wait for their answer, the newest.
 
 They wait a round trip to Redis, so even a few are unheard of. The answer of a client that registers
@@ -33,7 +33,7 @@ in a storm of results for its own id is followed by the latest of them.
 """
 
 
-class Ask(Enum):
+class Action(Enum):
     """What to say to Redis about a channel. A SUBSCRIBE always reads the retained result too."""
 
     NOTHING = auto()
@@ -42,7 +42,7 @@ class Ask(Enum):
     UNSUBSCRIBE = auto()
 
 
-class State(Enum):
+class ChannelState(Enum):
     """What Redis has been asked and has said; see the top of this module."""
 
     WANTED = auto()
@@ -52,8 +52,8 @@ class State(Enum):
 
 
 # Python 3.11 takes 200 ns to look an enum's member up, and 10 ns for a global.
-NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Ask
-WANTED, ASKED, CONFIRMED, LEAVING = State
+NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Action
+WANTED, ASKED, CONFIRMED, LEAVING = ChannelState
 
 M = TypeVar("M")
 
@@ -69,7 +69,7 @@ class Channel(Generic[M]):
 
     __slots__ = ("held", "listening", "state", "waiting")
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: ChannelState) -> None:
         self.state = state
         self.waiting: tuple[M, ...] = ()
         self.listening: tuple[M, ...] = ()
@@ -80,7 +80,7 @@ class Channel(Generic[M]):
         return not (self.waiting or self.listening)
 
 
-class BySlot(Generic[M]):
+class ChannelsBySlot(Generic[M]):
     """As much of a dict as the table needs, in parts: a slot's channels are found without looking at all.
 
     It takes no more memory than one dict, and a microsecond more for each look.
@@ -129,14 +129,14 @@ class BySlot(Generic[M]):
         return (name for number in slots for name in self._parts.get(number, ()))
 
 
-class Confirmed(NamedTuple, Generic[M]):
+class Confirmation(NamedTuple, Generic[M]):
     """What follows from an answer of Redis.
 
     `newcomers` are told that they are registered and then get `payloads`, oldest first. `veterans`
     have lived through a gap in the subscription and get `retained`, unless they have had it.
     """
 
-    ask: Ask
+    ask: Action
     newcomers: tuple[M, ...] = ()
     payloads: tuple[bytes, ...] = ()
     veterans: tuple[M, ...] = ()
@@ -150,7 +150,9 @@ class Subscriptions(Generic[M]):
 
     def __init__(self, slot_of: SlotOf | None = None) -> None:
         """`slot_of` tells the slot of a channel where each connection is for some slots of a Cluster."""
-        self._channels: dict[bytes, Channel[M]] | BySlot[M] = BySlot(slot_of) if slot_of else {}
+        self._channels: dict[bytes, Channel[M]] | ChannelsBySlot[M] = (
+            ChannelsBySlot(slot_of) if slot_of else {}
+        )
 
     def __len__(self) -> int:
         """Channels with members, or that Redis still believes to be subscribed."""
@@ -160,7 +162,7 @@ class Subscriptions(Generic[M]):
         """The channels in these slots, or all."""
         if slots is None:
             return list(self._channels)
-        assert isinstance(self._channels, BySlot)
+        assert isinstance(self._channels, ChannelsBySlot)
         return list(self._channels.within(slots))
 
     def confirmed_channels(self, slots: Slots | None = None) -> list[bytes]:
@@ -195,7 +197,7 @@ class Subscriptions(Generic[M]):
             return ()
         return channel.waiting + channel.listening
 
-    def join(self, name: bytes, member: M, *, connected: bool) -> Ask:
+    def join(self, name: bytes, member: M, *, connected: bool) -> Action:
         """`member` wants `name`. It waits until `confirmed`, whatever has to happen before.
 
         `connected`: there is a connection to ask about `name`.
@@ -211,7 +213,7 @@ class Subscriptions(Generic[M]):
         channel.waiting += (member,)
         return ask
 
-    def leave(self, name: bytes, member: M) -> Ask:
+    def leave(self, name: bytes, member: M) -> Action:
         """`member` wants `name` no longer; no harm if it never did."""
         channel = self._channels.get(name)
         if channel is None:
@@ -220,7 +222,7 @@ class Subscriptions(Generic[M]):
         channel.listening = _without(channel.listening, member)
         return self._release(name, channel) if channel.empty else NOTHING
 
-    def _release(self, name: bytes, channel: Channel[M]) -> Ask:
+    def _release(self, name: bytes, channel: Channel[M]) -> Action:
         """Nobody is left. A question on its way is waited for, so that there is never a second one."""
         channel.held = ()
         if channel.state is CONFIRMED:
@@ -236,18 +238,18 @@ class Subscriptions(Generic[M]):
         if channel is None:
             return ()
         if channel.waiting:
-            channel.held = (*channel.held, payload)[-HELD:]
+            channel.held = (*channel.held, payload)[-MAX_HELD_PAYLOADS:]
         return channel.listening
 
-    def confirmed(self, name: bytes, retained: bytes | None) -> Confirmed[M]:
+    def confirmed(self, name: bytes, retained: bytes | None) -> Confirmation[M]:
         """Redis has subscribed `name` (if it was asked to) and `retained` was read after that."""
         channel = self._channels.get(name)
         if channel is None or channel.state is LEAVING:  # a read overtaken by the last leave
-            return Confirmed(NOTHING)
+            return Confirmation(NOTHING)
         after_gap = channel.state is ASKED
         channel.state = CONFIRMED
         if channel.empty:
-            return Confirmed(self._release(name, channel))
+            return Confirmation(self._release(name, channel))
         newcomers, veterans = channel.waiting, channel.listening if after_gap else ()
         payloads = channel.held
         # Redis answered the read after it had pushed what is held. So a retained result that is not
@@ -256,9 +258,9 @@ class Subscriptions(Generic[M]):
             payloads = (retained, *payloads)
         channel.listening += newcomers
         channel.waiting = channel.held = ()
-        return Confirmed(NOTHING, newcomers, payloads, veterans, retained)
+        return Confirmation(NOTHING, newcomers, payloads, veterans, retained)
 
-    def unsubscribed(self, name: bytes) -> Ask:
+    def unsubscribed(self, name: bytes) -> Action:
         """Redis has forgotten `name`."""
         channel = self._channels.get(name)
         if channel is None:
@@ -275,7 +277,7 @@ class Subscriptions(Generic[M]):
         channel = self._channels.pop(name, None)
         return () if channel is None else channel.waiting + channel.listening
 
-    def lost(self, name: bytes, *, answer: bool = False) -> Ask:
+    def lost(self, name: bytes, *, answer: bool = False) -> Action:
         """Redis has `name` subscribed no longer, though nobody has asked for that; it may have moved.
 
         `answer`: that is what has come of a SUBSCRIBE.

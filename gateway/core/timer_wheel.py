@@ -6,16 +6,16 @@ from collections.abc import Iterator
 from typing import Generic, Protocol, TypeVar
 
 
-class Timed(Protocol):
+class TimerEntry(Protocol):
     """What a deadline can be kept for; `due` belongs to the queue, and is 0 while the item does not wait."""
 
     due: int
 
 
-T = TypeVar("T", bound=Timed)
+T = TypeVar("T", bound=TimerEntry)
 
 
-class Deadlines(Generic[T]):
+class TimerWheel(Generic[T]):
     """Who is due when, in seconds of any clock, to a quarter of a second and never early.
 
     A wheel of sets: one timer for everybody instead of one each, and moving a deadline costs the

@@ -23,16 +23,18 @@ from pathlib import Path
 
 from .display import Display
 from .environment import Plan
-from .report import Options, Report, conditions
-from .runner import Stage
+from .report import DrillOptions, DrillReport, conditions
+from .runner import Runner
 from .scenarios import DRILLS, Drill
 
 SPARE_SECONDS = 180.0  # for set-up, faults that take their time, and what is under way at the end
 
-__all__ = ["DRILLS", "Display", "Drill", "Options", "Plan", "Report", "play"]
+__all__ = ["DRILLS", "Display", "Drill", "DrillOptions", "Plan", "DrillReport", "play"]
 
 
-async def play(drill: Drill, options: Options, display: Display, logs: Path | None = None) -> Report:
+async def play(
+    drill: Drill, options: DrillOptions, display: Display, logs: Path | None = None
+) -> DrillReport:
     """Play one drill from the first process to the last. It leaves nothing behind, however it ends.
 
     Nothing but the nodes' logs, if `logs` names a folder for them. Raises EmbeddedError or DrillError when
@@ -40,7 +42,7 @@ async def play(drill: Drill, options: Options, display: Display, logs: Path | No
     """
     display.say(f"{drill.name}: {drill.summary}")
     display.say(conditions(options))
-    stage = Stage(options, drill.plan, display)
+    stage = Runner(options, drill.plan, display)
     try:
         async with asyncio.timeout(options.seconds + SPARE_SECONDS), stage.set_up():
             async with stage.load():

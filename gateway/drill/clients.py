@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from ..backoff import Backoff
 from ..messages import AUTHORIZATION, REGISTRATION
-from .connection import Connection
-from .ledger import Ledger, Result
+from .connection import ClientConnection
+from .ledger import Ledger, LedgerEntry
 
 # As in client.js.
 FIRST_DELAY = 0.5
@@ -33,17 +33,17 @@ FILLER = "filler-"
 """How the messageIds begin of results that only fill a client's buffers and are none of the ledger's."""
 
 
-class Place(NamedTuple):
+class NodeAddress(NamedTuple):
     """Where clients connect: a node, or the load balancer."""
 
     host: str
     port: int
 
 
-class _Attempt(Connection):
+class _Attempt(ClientConnection):
     """One of a client's connections."""
 
-    def __init__(self, client: Client, part: int, opening: object) -> None:
+    def __init__(self, client: DrillClient, part: int, opening: object) -> None:
         super().__init__(opening)
         self.part = part
         self._client = client
@@ -58,7 +58,7 @@ class _Attempt(Connection):
         self._client.lost(self)
 
 
-class Client:
+class DrillClient:
     """One browser, through all of its connections."""
 
     __slots__ = (
@@ -79,13 +79,13 @@ class Client:
         "under_way",
     )
 
-    def __init__(self, crowd: Crowd, name: str, part: int, narrow: bool) -> None:
+    def __init__(self, crowd: Clients, name: str, part: int, narrow: bool) -> None:
         self.name = name
         self.born = time.monotonic()
         self.registered = False
         self.longest_gap = 0.0
         """Seconds: from a connection's end to the next answered registration."""
-        self.under_way: Result | None = None
+        self.under_way: LedgerEntry | None = None
         self.narrow = narrow
         """Whether its next connections have the buffers of a network rather than those of loopback."""
         self._crowd = crowd
@@ -212,16 +212,16 @@ class Client:
             self._timer = asyncio.get_running_loop().call_later(self._backoff.next(), self.connect)
 
 
-class Crowd:
+class Clients:
     """All clients of a drill, and whose turn it is to get a result.
 
     A client has one result under way at a time: Redis keeps the latest of an id, so a second one would
     replace a first that has not arrived.
     """
 
-    def __init__(self, places: Sequence[Place], ledger: Ledger, stem: str) -> None:
+    def __init__(self, places: Sequence[NodeAddress], ledger: Ledger, stem: str) -> None:
         self.places = places
-        self.clients: dict[str, Client] = {}
+        self.clients: dict[str, DrillClient] = {}
         self.registered = 0
         self.closes: Counter[int] = Counter()
         """How connections ended that their client did not end, by close code."""
@@ -235,7 +235,7 @@ class Crowd:
         self._ledger = ledger
         self._stem = stem
         self._born = 0
-        self._idle: deque[Client] = deque()
+        self._idle: deque[DrillClient] = deque()
 
     async def gather(self, count: int, seconds: float) -> None:
         """Let so many clients come and register. Raises TimeoutError."""
@@ -246,15 +246,15 @@ class Crowd:
                     self._idle.append(self.newcomer())
                 await asyncio.sleep(0.005)
 
-    def newcomer(self, narrow: bool = False) -> Client:
+    def newcomer(self, narrow: bool = False) -> DrillClient:
         """A further client, which begins to connect, and is not in line for a result yet."""
         self._born += 1
-        client = Client(self, f"{self._stem}-{self._born}", self._born, narrow)
+        client = DrillClient(self, f"{self._stem}-{self._born}", self._born, narrow)
         self.clients[client.name] = client
         client.connect()
         return client
 
-    def take(self) -> Client | None:
+    def take(self) -> DrillClient | None:
         """The client whose turn it is to get a result; None if all have one under way."""
         while self._idle:
             client = self._idle.popleft()
@@ -262,17 +262,17 @@ class Crowd:
                 return client
         return None
 
-    def send(self, client: Client, result: Result) -> None:
+    def send(self, client: DrillClient, result: LedgerEntry) -> None:
         """`client`, which was taken, has `result` under way."""
         client.under_way = result
 
-    def settle(self, client: Client) -> None:
+    def settle(self, client: DrillClient) -> None:
         """Put it back in line if its result is both accepted and delivered."""
         if client.under_way is not None and client.under_way.settled:
             client.under_way = None
             self._idle.append(client)
 
-    def delivered(self, client: Client, message_id: str, part: int) -> None:
+    def delivered(self, client: DrillClient, message_id: str, part: int) -> None:
         if self._ledger.deliver(client.name, message_id, time.monotonic(), part) is not None:
             self.settle(client)
 
@@ -290,7 +290,7 @@ class Crowd:
             else:
                 self._idle.append(successor)
 
-    def remove(self, client: Client) -> None:
+    def remove(self, client: DrillClient) -> None:
         self.longest_gap_of_those_left = max(self.longest_gap_of_those_left, client.gap(time.monotonic()))
         del self.clients[client.name]
         if client.registered:

@@ -13,7 +13,7 @@ import orjson
 
 from . import DRILLS, play, report
 from .display import Display
-from .report import Options, Report
+from .report import DrillOptions, DrillReport
 from .scenarios import Drill
 
 
@@ -34,8 +34,8 @@ def listing() -> str:
 
 
 async def play_all(
-    drills: Sequence[Drill], options: Options, seconds: float | None, logs: Path | None, *, as_json: bool
-) -> list[Report]:
+    drills: Sequence[Drill], options: DrillOptions, seconds: float | None, logs: Path | None, *, as_json: bool
+) -> list[DrillReport]:
     """Play each; print its report, or with `as_json` an object, as soon as it is over.
 
     `seconds` replaces each drill's own. SIGTERM and SIGHUP cancel this as Ctrl-C does, so that what has been
@@ -63,7 +63,7 @@ def _cancel_on_signals() -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
-def _words(found: Report) -> str:
+def _words(found: DrillReport) -> str:
     """The report for people; on a terminal its last line, the verdict, has a colour."""
     head, _, verdict = report.text(found).rpartition("\n")
     if sys.stdout.isatty():

@@ -49,7 +49,7 @@ def take_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
     return (data[0] & 0x0F, data[begin:end], data[end:]) if len(data) >= max(begin, end) else None
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """One connection: it upgrades at once, and says `opening` right behind without waiting for the answer.
 
     Subclasses hear `heard` of each message, `refused` of an upgrade that was not granted, `ended` at the end.

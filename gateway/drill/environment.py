@@ -12,25 +12,25 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from .clients import Place
+from .clients import NodeAddress
 from .fleet import (
     Balancer,
-    Cluster,
-    Node,
-    SentinelSet,
-    Valkey,
+    NodeProcess,
+    SentinelGroup,
+    ValkeyCluster,
+    ValkeyProcess,
     address,
     available,
     configuration,
     free_port,
     wait_until,
 )
-from .report import Blindness, count, seconds
+from .report import NodeOutage, count, seconds
 
 SLOW_CONSUMER = "1008 slow consumer"  # as /readyz names what ended sessions
 
 Body = dict[str, Any]
-Redis = TypeVar("Redis", bound=Valkey | SentinelSet | Cluster)
+Redis = TypeVar("Redis", bound=ValkeyProcess | SentinelGroup | ValkeyCluster)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Plan(Generic[Redis]):
     """Python that every node runs first: takes a cure out, for a control."""
 
 
-class Installation(Generic[Redis]):
+class Environment(Generic[Redis]):
     """First `start_redis`, then `start_nodes`; in any case `stop`. It remembers what its nodes have told."""
 
     def __init__(self, plan: Plan[Redis], nodes: int, workers: int = 1) -> None:
         """Of so many nodes, with so many processes each."""
         self.redis: Redis
-        self.nodes: list[Node] = []
+        self.nodes: list[NodeProcess] = []
         self.balancer: Balancer | None = None
         self.states: list[str] = []
         """How each node was when it was looked at last, in a few words."""
@@ -59,7 +59,7 @@ class Installation(Generic[Redis]):
         self._count = nodes
         self._by_workers = ("--workers", str(workers)) if workers > 1 else ()
         self._running = ExitStack()
-        self._lives: dict[tuple[int, int], Blindness] = {}  # by number and process id
+        self._lives: dict[tuple[int, int], NodeOutage] = {}  # by number and process id
         self._down = [0.0] * nodes
 
     # Starting and stopping
@@ -82,8 +82,8 @@ class Installation(Generic[Redis]):
             files = 4 * clients + 1_000  # two for each, and as many again while they come back
             self.balancer = self._running.enter_context(Balancer(self.nodes, configuration(), files=files))
 
-    def _start_node(self, port: int, admin_port: int, number: int, host: str) -> Node:
-        node = Node(
+    def _start_node(self, port: int, admin_port: int, number: int, host: str) -> NodeProcess:
+        node = NodeProcess(
             self.redis.url,
             *("--node", f"node-{number + 1}", "--max-sessions-per-ip", "0"),
             *("--trusted-proxies", "127.0.0.0/8", *self._by_workers, *self._plan.node_options),
@@ -94,13 +94,13 @@ class Installation(Generic[Redis]):
         )
         return self._running.enter_context(node)  # at once: another may fail to start
 
-    def start_again(self, node: Node) -> None:
+    def start_again(self, node: NodeProcess) -> None:
         """Start a node that has ended, and return when clients are sent to it."""
         node.start()
         if self.balancer is not None:
             wait_until(partial(self.balancer.gives_to, self._count), "HAProxy finds the node")
 
-    def was_down(self, node: Node, seconds: float) -> None:
+    def was_down(self, node: NodeProcess, seconds: float) -> None:
         """Note for how long it was."""
         self._down[self.nodes.index(node)] += seconds
 
@@ -112,18 +112,18 @@ class Installation(Generic[Redis]):
     # Where clients go, and what nodes say
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[NodeAddress]:
         """Where clients connect."""
         if self.balancer is not None:
-            return [Place("127.0.0.1", self.balancer.port)]
-        return [Place(node.host, node.port) for node in self.nodes]
+            return [NodeAddress("127.0.0.1", self.balancer.port)]
+        return [NodeAddress(node.host, node.port) for node in self.nodes]
 
     @property
     def version(self) -> str:
         """Which Redis it is."""
         return self.redis.version
 
-    def ask(self, nodes: Iterable[Node] | None = None) -> list[Body | None]:
+    def ask(self, nodes: Iterable[NodeProcess] | None = None) -> list[Body | None]:
         """What /readyz of each node says, or of these; None for one that does not answer."""
         return [node.readyz() for node in (self.nodes if nodes is None else nodes)]
 
@@ -133,7 +133,9 @@ class Installation(Generic[Redis]):
         for number, (pid, body) in enumerate(bodies):
             if body is not None:
                 redis = body["redis"]
-                seen = Blindness(f"node {number + 1}", redis["blind_seconds"], redis["gaps"], redis["mended"])
+                seen = NodeOutage(
+                    f"node {number + 1}", redis["blind_seconds"], redis["gaps"], redis["mended"]
+                )
                 self._lives[number, pid] = seen
         self.states = [_state(body) for _, body in bodies]
 
@@ -141,13 +143,13 @@ class Installation(Generic[Redis]):
         """How many clients the nodes have closed because they did not read."""
         return sum(body["ended"].get(SLOW_CONSUMER, 0) for body in self.ask() if body is not None)
 
-    def blindness(self) -> list[Blindness]:
+    def blindness(self) -> list[NodeOutage]:
         """What each node has told, all of its lives together."""
         return [self._blindness(number) for number in range(self._count)]
 
-    def _blindness(self, number: int) -> Blindness:
+    def _blindness(self, number: int) -> NodeOutage:
         lives = [seen for (node, _), seen in self._lives.items() if node == number]
-        return Blindness(
+        return NodeOutage(
             f"node {number + 1}",
             blind=sum(life.blind for life in lives),
             gaps=sum(life.gaps for life in lives),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 
 @dataclass(slots=True, eq=False)
-class Result:
+class LedgerEntry:
     """One published result on its way."""
 
     web_socket_id: str
@@ -48,28 +48,28 @@ class Ledger:
     """Every result of a drill."""
 
     def __init__(self) -> None:
-        self.results: dict[str, Result] = {}
+        self.results: dict[str, LedgerEntry] = {}
         self.strays = 0
         """Results that reached a client for whom they were not: must not happen, whatever breaks."""
         self.published = 0
         self.delivered = 0
         self.duplicates = 0
         self._settled = 0
-        self._recent: deque[Result] = deque()
+        self._recent: deque[LedgerEntry] = deque()
 
-    def attempt(self, web_socket_id: str, now: float) -> Result:
+    def attempt(self, web_socket_id: str, now: float) -> LedgerEntry:
         """A new result for this client."""
         message_id = f"drill-{len(self.results) + 1}"
-        result = self.results[message_id] = Result(web_socket_id, message_id, now)
+        result = self.results[message_id] = LedgerEntry(web_socket_id, message_id, now)
         return result
 
-    def acknowledge(self, result: Result, now: float) -> None:
+    def acknowledge(self, result: LedgerEntry, now: float) -> None:
         """Redis has accepted it."""
         result.acknowledged = now
         self.published += 1
         self._settled += result.settled
 
-    def deliver(self, web_socket_id: str, message_id: str, now: float, part: int) -> Result | None:
+    def deliver(self, web_socket_id: str, message_id: str, now: float, part: int) -> LedgerEntry | None:
         """A client got a result; returns it if it is its first copy."""
         result = self.results.get(message_id)
         if result is None or result.web_socket_id != web_socket_id:
@@ -86,7 +86,7 @@ class Ledger:
         return result
 
     @property
-    def lost(self) -> list[Result]:
+    def lost(self) -> list[LedgerEntry]:
         """Those that Redis has accepted and no client got; to be asked once everything has settled."""
         return [r for r in self.results.values() if r.acknowledged is not None and r.delivered is None]
 
@@ -147,7 +147,7 @@ class Ledger:
             default=0.0,
         )
 
-    def _accepted(self, start: float, end: float) -> Iterator[Result]:
+    def _accepted(self, start: float, end: float) -> Iterator[LedgerEntry]:
         return (
             result
             for result in self.results.values()
@@ -155,7 +155,7 @@ class Ledger:
         )
 
 
-def _delivered(result: Result) -> float:
+def _delivered(result: LedgerEntry) -> float:
     assert result.delivered is not None
     return result.delivered
 

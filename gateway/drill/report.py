@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from .ledger import Late
 
 
-class Options(NamedTuple):
+class DrillOptions(NamedTuple):
     """The size of an exercise."""
 
     clients: int = 2_000
@@ -40,7 +40,7 @@ class Measure(NamedTuple):
         return "pass" if self.value is not None and self.value <= self.limit else "MISSED"
 
 
-class Blindness(NamedTuple):
+class NodeOutage(NamedTuple):
     """How long a node was without Redis, by its own account, and how long it was not there."""
 
     node: str
@@ -77,12 +77,12 @@ class Happening(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Report:
+class DrillReport:
     """All that a drill has found."""
 
     drill: str
     summary: str
-    options: Options
+    options: DrillOptions
     redis: str
     """The server's version."""
     balanced: bool
@@ -98,7 +98,7 @@ class Report:
     """Results that Redis had not accepted when the drill ended."""
     late: Late
     measures: Sequence[Measure]
-    nodes: Sequence[Blindness]
+    nodes: Sequence[NodeOutage]
     clients: Absence
 
     @property
@@ -113,7 +113,7 @@ class Report:
         return "MISSED" if any(measure.verdict == "MISSED" for measure in self.measures) else "pass"
 
 
-def as_json(report: Report) -> dict[str, Any]:
+def as_json(report: DrillReport) -> dict[str, Any]:
     """The report's content for a machine: times in seconds, null for what did not happen."""
     return {
         "drill": report.drill,
@@ -151,7 +151,7 @@ def as_json(report: Report) -> dict[str, Any]:
     }
 
 
-def conditions(options: Options) -> str:
+def conditions(options: DrillOptions) -> str:
     """The size of an exercise in a line."""
     retained = f"retained for {options.retain} s" if options.retain else "not retained"
     by_workers = "" if options.workers == 1 else f" of {options.workers} workers"
@@ -162,13 +162,13 @@ def conditions(options: Options) -> str:
     )
 
 
-def text(report: Report) -> str:
+def text(report: DrillReport) -> str:
     """The report for people."""
     lines = ["", *_results(report), "", *_measured(report.measures), *_blind(report), "", _conclusion(report)]
     return "\n".join(lines)
 
 
-def _results(report: Report) -> list[str]:
+def _results(report: DrillReport) -> list[str]:
     figures = {
         "published": report.published,
         "delivered": report.delivered,
@@ -198,7 +198,7 @@ def _measured(measures: Sequence[Measure]) -> list[str]:
     return [*lines, ""]
 
 
-def _blind(report: Report) -> list[str]:
+def _blind(report: DrillReport) -> list[str]:
     lines = ["blind"]
     lines += [f"  {node.node:8} {_blindness(node)}" for node in report.nodes]
     clients = report.clients
@@ -213,7 +213,7 @@ def _blind(report: Report) -> list[str]:
     return lines
 
 
-def _blindness(node: Blindness) -> str:
+def _blindness(node: NodeOutage) -> str:
     words = [f"{seconds(node.blind)} without Redis" + (f" in {count(node.gaps, 'gap')}" if node.gaps else "")]
     if node.down:
         words.append(f"{seconds(node.down)} down")
@@ -222,7 +222,7 @@ def _blindness(node: Blindness) -> str:
     return ", ".join(words)
 
 
-def _conclusion(report: Report) -> str:
+def _conclusion(report: DrillReport) -> str:
     missed = sum(measure.verdict == "MISSED" for measure in report.measures)
     tail = f"; {count(missed, 'limit')} missed" if missed else ""
     if not report.lost:
@@ -232,7 +232,7 @@ def _conclusion(report: Report) -> str:
     return f"{report.drill}: {count(report.lost, 'result')} lost, none of them retained{tail}"
 
 
-def table(reports: Sequence[Report]) -> str:
+def table(reports: Sequence[DrillReport]) -> str:
     """Several drills, a line each."""
     rows = [("drill", "published", "delivered", "lost", "duplicate", "late p99", "late max", "verdict")]
     rows += [

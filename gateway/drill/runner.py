@@ -15,12 +15,12 @@ import orjson
 from ..errors import DrillError
 from ..system import RESERVED, raise_nofile_limit
 from .backend import Backend
-from .clients import FILLER, Client, Crowd
+from .clients import FILLER, Clients, DrillClient
 from .display import Display, Snapshot
-from .environment import Body, Installation, Plan, Redis
-from .fleet import Node
+from .environment import Body, Environment, Plan, Redis
+from .fleet import NodeProcess
 from .ledger import Ledger, busiest_second
-from .report import Absence, Happening, Measure, Options, Report, count
+from .report import Absence, DrillOptions, DrillReport, Happening, Measure, count
 
 GATHER_SECONDS = 60.0  # 2,000 clients need one
 SETTLE_SECONDS = 20.0  # after the load, for what is under way
@@ -48,14 +48,14 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
-class Stage(Generic[Redis]):
+class Runner(Generic[Redis]):
     """Within `set_up` everything runs; within `load`, in that, results are published; then comes `report`."""
 
-    def __init__(self, options: Options, plan: Plan[Redis], display: Display) -> None:
+    def __init__(self, options: DrillOptions, plan: Plan[Redis], display: Display) -> None:
         self.options = options
-        self.installation = Installation(plan, options.nodes, options.workers)
+        self.installation = Environment(plan, options.nodes, options.workers)
         self.ledger = Ledger()
-        self.crowd: Crowd
+        self.crowd: Clients
         self._backend: Backend
         self._display = display
         self._version = ""
@@ -72,7 +72,7 @@ class Stage(Generic[Redis]):
         return self.installation.redis
 
     @property
-    def nodes(self) -> list[Node]:
+    def nodes(self) -> list[NodeProcess]:
         return self.installation.nodes
 
     def say(self, text: str) -> float:
@@ -87,7 +87,7 @@ class Stage(Generic[Redis]):
         """Call what blocks."""
         return await in_thread(function, *arguments)
 
-    async def start_again(self, node: Node, ended: float) -> None:
+    async def start_again(self, node: NodeProcess, ended: float) -> None:
         """Start a node that ended at that moment, and return when clients are sent to it."""
         await in_thread(self.installation.start_again, node)
         self.installation.was_down(node, time.monotonic() - ended)
@@ -126,18 +126,18 @@ class Stage(Generic[Redis]):
         times = self.ledger.heard_again(since, parts, about)
         return None if None in times else max(time for time in times if time is not None)
 
-    def newcomers(self, number: int) -> list[Client]:
+    def newcomers(self, number: int) -> list[DrillClient]:
         """Further clients, with narrow connections; they get what the play publishes to them, no other."""
         return [self.crowd.newcomer(narrow=True) for _ in range(number)]
 
-    def publish_to(self, clients: Iterable[Client]) -> None:
+    def publish_to(self, clients: Iterable[DrillClient]) -> None:
         """Publish one result to each, as the load does; from then on they are as all others."""
         for client in clients:
             task = self._run(self._publish_to(client))
             self._publishing.add(task)
             task.add_done_callback(self._publishing.discard)
 
-    async def fill(self, clients: Sequence[Client], size: int, seconds: float) -> int:
+    async def fill(self, clients: Sequence[DrillClient], size: int, seconds: float) -> int:
         """Publish large results to `clients` until their nodes have closed them all as slow consumers.
 
         The ledger does not know these results, and Redis does not keep them. Returns how many were closed
@@ -173,7 +173,7 @@ class Stage(Generic[Redis]):
             self._display.prepare(f"{count(self.options.nodes, 'node')} start ...")
             await in_thread(installation.start_nodes, clients)
             self._version = await in_thread(lambda: installation.version)
-            self.crowd = Crowd(installation.places, self.ledger, "drill")
+            self.crowd = Clients(installation.places, self.ledger, "drill")
             async with Backend(self.redis.url) as self._backend:
                 try:
                     self._display.prepare(f"{count(clients, 'client')} connect ...")
@@ -233,7 +233,7 @@ class Stage(Generic[Redis]):
                 self.publish_to([client])
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 
-    async def _publish_to(self, client: Client) -> None:
+    async def _publish_to(self, client: DrillClient) -> None:
         result = self.ledger.attempt(client.name, time.monotonic())
         self.crowd.send(client, result)
         await self._backend.publish(client.name, result.message_id, retain=self.options.retain)
@@ -278,11 +278,11 @@ class Stage(Generic[Redis]):
 
     # What came of it
 
-    def report(self, drill: str, summary: str) -> Report:
+    def report(self, drill: str, summary: str) -> DrillReport:
         """All that was found, once the load is over."""
         now = time.monotonic()
         ledger, crowd = self.ledger, self.crowd
-        return Report(
+        return DrillReport(
             drill=drill,
             summary=summary,
             options=self.options,

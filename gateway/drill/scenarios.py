@@ -15,8 +15,8 @@ from typing import Any, Final, NamedTuple
 from redis.crc import key_slot
 
 from .environment import Body, Plan
-from .fleet import Cluster, SentinelSet, Valkey
-from .runner import Stage
+from .fleet import SentinelGroup, ValkeyCluster, ValkeyProcess
+from .runner import Runner
 
 CALM: Final = 4.0
 """Seconds of load before anything happens."""
@@ -59,12 +59,12 @@ class Drill(NamedTuple):
     name: str
     summary: str
     plan: Plan[Any]
-    play: Callable[[Stage[Any]], Awaitable[None]]
+    play: Callable[[Runner[Any]], Awaitable[None]]
     seconds: float = 20.0
     """For how long results are published, unless told otherwise."""
 
 
-async def redis_kill(stage: Stage[Valkey]) -> None:
+async def redis_kill(stage: Runner[ValkeyProcess]) -> None:
     await asyncio.sleep(CALM)
     await stage.do(stage.redis.kill)
     stage.say("Valkey is killed")
@@ -74,7 +74,7 @@ async def redis_kill(stage: Stage[Valkey]) -> None:
     stage.measure("Valkey is back -> every node delivers", lambda: stage.heard_again(back), BACK)
 
 
-async def redis_freeze(stage: Stage[Valkey]) -> None:
+async def redis_freeze(stage: Runner[ValkeyProcess]) -> None:
     await asyncio.sleep(CALM)
     stage.redis.freeze()
     frozen = stage.say("Valkey is frozen: its connections stay open, and nothing answers")
@@ -92,7 +92,7 @@ async def redis_freeze(stage: Stage[Valkey]) -> None:
     stage.measure("Valkey goes on -> every node delivers", lambda: stage.heard_again(thawed))
 
 
-async def sentinel_failover(stage: Stage[SentinelSet]) -> None:
+async def sentinel_failover(stage: Runner[SentinelGroup]) -> None:
     await asyncio.sleep(CALM)
     master, sentinel = await stage.do(lambda: stage.redis.master), stage.redis.sentinels[0]
     await stage.do(master.kill)
@@ -108,7 +108,7 @@ async def sentinel_failover(stage: Stage[SentinelSet]) -> None:
     stage.say("the old master is back, and takes itself for the master until a Sentinel corrects it")
 
 
-async def cluster_failover(stage: Stage[Cluster]) -> None:
+async def cluster_failover(stage: Runner[ValkeyCluster]) -> None:
     await asyncio.sleep(CALM)
     master = await stage.do(stage.redis.owner, SLOT)
     slots = await stage.do(stage.redis.slots, master)
@@ -129,7 +129,7 @@ async def cluster_failover(stage: Stage[Cluster]) -> None:
     stage.say("the old master is back, as a replica")
 
 
-async def cluster_reshard(stage: Stage[Cluster]) -> None:
+async def cluster_reshard(stage: Runner[ValkeyCluster]) -> None:
     await asyncio.sleep(CALM)
     source = await stage.do(stage.redis.owner, SLOT)
     added = await stage.do(stage.redis.add_node)
@@ -149,7 +149,7 @@ async def cluster_reshard(stage: Stage[Cluster]) -> None:
     )
 
 
-async def node_kill(stage: Stage[Valkey]) -> None:
+async def node_kill(stage: Runner[ValkeyProcess]) -> None:
     await asyncio.sleep(CALM)
     node = stage.nodes[0]
     await stage.do(node.kill)
@@ -159,7 +159,7 @@ async def node_kill(stage: Stage[Valkey]) -> None:
     stage.say("node 1 is back")
 
 
-async def rolling_restart(stage: Stage[Valkey]) -> None:
+async def rolling_restart(stage: Runner[ValkeyProcess]) -> None:
     await asyncio.sleep(CALM)
     for number, node in enumerate(stage.nodes, 1):
         node.signal(signal.SIGTERM)
@@ -175,7 +175,7 @@ async def rolling_restart(stage: Stage[Valkey]) -> None:
     stage.measure("longest that a client was without a node", stage.longest_absence, ABSENT)
 
 
-async def slow_clients(stage: Stage[Valkey]) -> None:
+async def slow_clients(stage: Runner[ValkeyProcess]) -> None:
     count = max(1, int(SLEEPERS * stage.options.clients))
     sleepers = stage.newcomers(count)
     stage.say(f"{count:,} more clients come")
@@ -215,9 +215,9 @@ def _slot(web_socket_id: str) -> int:
     return key_slot(f"websocket:{web_socket_id}".encode())
 
 
-def _durable() -> Valkey:
+def _durable() -> ValkeyProcess:
     """One server that still knows after a restart what it retained."""
-    return Valkey("--appendonly", "yes")
+    return ValkeyProcess("--appendonly", "yes")
 
 
 DRILLS: Final = {
@@ -240,20 +240,20 @@ DRILLS: Final = {
         Drill(
             "sentinel-failover",
             "the machine with the master and a Sentinel dies, and comes back as if nothing had been",
-            Plan(SentinelSet),
+            Plan(SentinelGroup),
             sentinel_failover,
         ),
         Drill(
             "cluster-failover",
             "a master of a Cluster is killed, its replica takes over",
-            Plan(Cluster),
+            Plan(ValkeyCluster),
             cluster_failover,
             seconds=15.0,
         ),
         Drill(
             "cluster-reshard",
             "a master is added to a Cluster and gets slots, one by one and at once",
-            Plan(Cluster),
+            Plan(ValkeyCluster),
             cluster_reshard,
             seconds=16.0,
         ),

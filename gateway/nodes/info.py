@@ -14,25 +14,25 @@ from typing import Annotated, Any, Final, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import __version__
-from ..core.session import REMEMBERED, Node, Session
+from ..core.session import MAX_REMEMBERED_IDS, Session, SessionContext
 from ..messages import WEB_SOCKET_ID
 from ..redis.broker import Broker
-from ..redis.cluster.broker import Cluster
+from ..redis.cluster.broker import ClusterBroker
 from ..telemetry.latency import Histogram, Latency
 
-UNHEARD_AFTER: Final = 3.0
+PROBE_OVERDUE_AFTER: Final = 3.0
 """Seconds without a probe that are worth a word: it comes every second, and a late one within another."""
 
 NEARLY_FULL: Final = 0.9
 
-MOST_SESSIONS: Final = 4
+MAX_DESCRIBED_SESSIONS: Final = 4
 """Sessions of one id that are described; further ones are counted. Usually there is one."""
 
-MOST_BOUNDS: Final = 40
+MAX_BOUNDS: Final = 40
 """Of a histogram; latencies have 14."""
 
-REPORT: Final = "report"
-SESSION: Final = "session"
+NODE_QUESTION: Final = "report"
+SESSION_QUESTION: Final = "session"
 """What can be asked."""
 
 _ERRNO: Final = re.compile(r"\[Errno [0-9-]+\] ")
@@ -43,20 +43,20 @@ Seconds = Annotated[float, Field(ge=0)]
 Tone = Literal["bad", "warn", "note"]
 
 
-class _Told(BaseModel):
+class _Info(BaseModel):
     """Part of an answer. What a newer version tells besides is left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Trouble(_Told):
+class Trouble(_Info):
     """What is wrong with a node, or good to know of it, in words that go on where its name ends."""
 
     tone: Tone
     text: Text
 
 
-class Redis(_Told):
+class RedisInfo(_Info):
     """A node and its Redis. In a Cluster it is connected when every slot has its line."""
 
     connected: bool
@@ -72,14 +72,14 @@ class Redis(_Told):
     blind_seconds: Seconds
 
 
-class Times(_Told):
+class HistogramInfo(_Info):
     """Durations: how many took up to each of these seconds, and in the end how many there were."""
 
-    bounds: Annotated[tuple[Seconds, ...], Field(max_length=MOST_BOUNDS)]
-    counts: Annotated[tuple[Count, ...], Field(max_length=MOST_BOUNDS + 1)]
+    bounds: Annotated[tuple[Seconds, ...], Field(max_length=MAX_BOUNDS)]
+    counts: Annotated[tuple[Count, ...], Field(max_length=MAX_BOUNDS + 1)]
 
 
-class Report(_Told):
+class NodeInfo(_Info):
     """A node at a moment."""
 
     id: Text = Field(alias="from")
@@ -94,16 +94,16 @@ class Report(_Told):
     registered: Count
     delivered: Count
     invalid: Count
-    latency: Times
+    latency: HistogramInfo
     """Of results until they were written to the socket; since they were published, if they say when that was,
     or else since they arrived."""
-    lag: Times
+    lag: HistogramInfo
     """How late the event loop was."""
-    redis: Redis
+    redis: RedisInfo
     troubles: Annotated[tuple[Trouble, ...], Field(max_length=10)]
 
 
-class Found(_Told):
+class SessionInfo(_Info):
     """A session that was looked up. Times are in seconds before now."""
 
     node: Text
@@ -113,15 +113,15 @@ class Found(_Told):
     address: Text
     registered_for: Seconds | None
     results: Count
-    message_ids: Annotated[tuple[Text, ...], Field(max_length=REMEMBERED)]
+    message_ids: Annotated[tuple[Text, ...], Field(max_length=MAX_REMEMBERED_IDS)]
     degraded: bool
 
 
-class Held(_Told):
+class HolderInfo(_Info):
     """What a node has of an id."""
 
     node: Text
-    sessions: Annotated[tuple[Found, ...], Field(max_length=MOST_SESSIONS)]
+    sessions: Annotated[tuple[SessionInfo, ...], Field(max_length=MAX_DESCRIBED_SESSIONS)]
     more: Count
     """Sessions that are not described."""
 
@@ -132,14 +132,14 @@ class Readiness(Protocol):
     draining: bool
 
 
-class Reporter:
+class InfoSource:
     """Answers for this node."""
 
     def __init__(
         self,
         name: str,
-        node: Node,
-        broker: Broker | Cluster,
+        node: SessionContext,
+        broker: Broker | ClusterBroker,
         readiness: Readiness,
         room: int,
         latency: Latency,
@@ -160,9 +160,13 @@ class Reporter:
     def answer(self, question: Mapping[str, Any]) -> dict[str, object]:
         """To what another node asks. A question of a newer version gets the node's name."""
         wanted = question.get("webSocketId")
-        if question.get("ask") == REPORT:
+        if question.get("ask") == NODE_QUESTION:
             return self.report()
-        if question.get("ask") == SESSION and isinstance(wanted, str) and WEB_SOCKET_ID.fullmatch(wanted):
+        if (
+            question.get("ask") == SESSION_QUESTION
+            and isinstance(wanted, str)
+            and WEB_SOCKET_ID.fullmatch(wanted)
+        ):
             return self.held(wanted)
         return {"node": self._name}
 
@@ -187,10 +191,10 @@ class Reporter:
             "troubles": [trouble.model_dump() for trouble in self._troubles(redis)],
         }
 
-    def _redis(self) -> Redis:
+    def _redis(self) -> RedisInfo:
         broker = self._broker
         trips = [probe.round_trip for probe in broker.probes if probe.round_trip is not None]
-        return Redis(
+        return RedisInfo(
             connected=broker.connected,
             lines=len(broker.lines),
             lines_up=sum(line.connected for line in broker.lines),
@@ -201,7 +205,7 @@ class Reporter:
             blind_seconds=broker.blind_so_far(),
         )
 
-    def _troubles(self, redis: Redis) -> list[Trouble]:
+    def _troubles(self, redis: RedisInfo) -> list[Trouble]:
         unpublished = next((probe.trouble for probe in self._broker.probes if probe.trouble), "")
         sessions = self._node.admission.sessions
         return [
@@ -218,12 +222,14 @@ class Reporter:
         ]
         return {
             "node": self._name,
-            "sessions": [{"node": self._name, **session.about()} for session in sessions[:MOST_SESSIONS]],
-            "more": max(0, len(sessions) - MOST_SESSIONS),
+            "sessions": [
+                {"node": self._name, **session.about()} for session in sessions[:MAX_DESCRIBED_SESSIONS]
+            ],
+            "more": max(0, len(sessions) - MAX_DESCRIBED_SESSIONS),
         }
 
 
-def redis_troubles(redis: Redis, why: str, unpublished: str, *, ever: bool) -> list[Trouble]:
+def redis_troubles(redis: RedisInfo, why: str, unpublished: str, *, ever: bool) -> list[Trouble]:
     """What is wrong between a node and its Redis.
 
     `why` no connection came about, and why a probe could not be published, where that is so; `ever` whether
@@ -234,7 +240,7 @@ def redis_troubles(redis: Redis, why: str, unpublished: str, *, ever: bool) -> l
         what = "has been without Redis" if ever else "has not reached Redis"
         text = f"{what} for {_seconds(redis.missing_for or 0.0)}"
         return [Trouble(tone="bad", text=_cut(f"{text}{_because(why)}" + (f"; {lines}" * (redis.lines > 1))))]
-    if redis.unheard is None or redis.unheard < UNHEARD_AFTER:
+    if redis.unheard is None or redis.unheard < PROBE_OVERDUE_AFTER:
         return []
     # Silence proves nothing when nothing could be published; but then nothing is proved at all.
     text = f"has not heard its probe for {_seconds(redis.unheard)}{_because(unpublished)}"
@@ -259,18 +265,18 @@ def _times(*histograms: Histogram) -> dict[str, object]:
     return {"bounds": histograms[0].bounds, "counts": [sum(numbers) for numbers in counts]}
 
 
-def read_report(answer: Mapping[str, Any]) -> Report | None:
+def parse_node_info(answer: Mapping[str, Any]) -> NodeInfo | None:
     """The report that a node has sent; None if it is none."""
     try:
-        return Report.model_validate(answer)
+        return NodeInfo.model_validate(answer)
     except ValidationError:
         return None
 
 
-def read_held(answer: Mapping[str, Any]) -> Held | None:
+def parse_holder_info(answer: Mapping[str, Any]) -> HolderInfo | None:
     """What a node has told of an id; None if it is nothing of that kind."""
     try:
-        return Held.model_validate(answer)
+        return HolderInfo.model_validate(answer)
     except ValidationError:
         return None
 

@@ -20,17 +20,17 @@ from typing import Any, Final, NamedTuple, Protocol
 import orjson
 import structlog
 
-from ..redis.connection import LinkLost, Refusal
-from ..redis.subscriber import Link
+from ..redis.connection import ConnectionLost, ReplyError
+from ..redis.subscriber import SubscriberConnection
 
-LOOK_EVERY: Final = 1.0
+RESUBSCRIBE_INTERVAL: Final = 1.0
 """Seconds until it is looked whether the questions are still heard: there may be another link, or another
 server for the channel."""
 
-LOOK_SOON: Final = 0.1
+DISCONNECTED_INTERVAL: Final = 0.1
 """The same while there is no link."""
 
-PATIENCE: Final = 0.5
+SURVEY_TIMEOUT: Final = 0.5
 """Seconds for the answers. A node takes a millisecond or two; one that takes this long is not well."""
 
 MAX_MESSAGE: Final = 16_384
@@ -39,27 +39,27 @@ MAX_MESSAGE: Final = 16_384
 MAX_ANSWERS: Final = 1_000
 """Nodes in one round; far more than anybody has."""
 
-MAX_ROUNDS: Final = 32
+MAX_OPEN_QUESTIONS: Final = 32
 """Questions of this node that are open at a time; one a second is usual, and some that look for an id."""
 
-ANSWERS_A_SECOND: Final = 100
+MAX_ANSWERS_PER_SECOND: Final = 100
 """As many nodes could each have a page open. 100 answers are some 5 ms of work."""
 
-UNHEARD: Final = "this node has no connection to Redis"
+NOT_CONNECTED: Final = "this node has no connection to Redis"
 
 _ASKER: Final = re.compile(r"[0-9a-f]{16}")
 
 log = structlog.get_logger()
 
 
-class Lines(Protocol):
+class ServiceConnections(Protocol):
     """What is asked of the broker."""
 
-    def link_to(self, name: bytes) -> Link | None:
+    def link_to(self, name: bytes) -> SubscriberConnection | None:
         """The link on which a channel is heard and published, if there is one at present."""
 
 
-class Answers(NamedTuple):
+class SurveyAnswers(NamedTuple):
     """What has come of a question."""
 
     answers: list[dict[str, Any]]
@@ -70,12 +70,12 @@ class Answers(NamedTuple):
     """Why there may be nodes that were not even asked; empty if there are none."""
 
 
-class Roster:
+class Survey:
     """This node, as it asks the others and answers them."""
 
     def __init__(
         self,
-        lines: Lines,
+        lines: ServiceConnections,
         channel_prefix: str,
         answer: Callable[[Mapping[str, Any]], Mapping[str, object]],
         clock: Callable[[], float],
@@ -89,7 +89,7 @@ class Roster:
         # No webSocketId has a colon, so no browser can register them. In a Cluster the part in braces puts
         # them all in one slot, and so on one server.
         self._shared = f"{channel_prefix}:{{nodes}}".encode()
-        self._rounds: dict[str, _Round] = {}
+        self._rounds: dict[str, _OpenQuestion] = {}
         self._second = (0, 0)  # which, and how many questions were answered in it
         self._said = ""
 
@@ -103,25 +103,25 @@ class Roster:
             link = self._lines.link_to(self._shared)
             if link is not None:
                 await self._hear_questions(link)
-            await asyncio.sleep(LOOK_SOON if link is None else LOOK_EVERY)
+            await asyncio.sleep(DISCONNECTED_INTERVAL if link is None else RESUBSCRIBE_INTERVAL)
 
-    async def _hear_questions(self, link: Link) -> None:
+    async def _hear_questions(self, link: SubscriberConnection) -> None:
         try:
             await self._hear(link, self._shared, self._asked)
-        except LinkLost as why:
+        except ConnectionLost as why:
             self._complain(str(why))
         except Exception:  # whatever it is, no session may end for the sake of a page
             log.exception("questions of other nodes are not heard")
 
-    async def ask(self, question: Mapping[str, object], seconds: float = PATIENCE) -> Answers:
+    async def ask(self, question: Mapping[str, object], seconds: float = SURVEY_TIMEOUT) -> SurveyAnswers:
         """What the other nodes answer, within `seconds`."""
         link = self._lines.link_to(self._shared)
         if link is None:
-            return Answers([], 0, UNHEARD)
-        if len(self._rounds) >= MAX_ROUNDS:
-            return Answers([], 0, "this node is asking too much at a time")
+            return SurveyAnswers([], 0, NOT_CONNECTED)
+        if len(self._rounds) >= MAX_OPEN_QUESTIONS:
+            return SurveyAnswers([], 0, "this node is asking too much at a time")
         token = secrets.token_hex(8)
-        opened = self._rounds[token] = _Round()
+        opened = self._rounds[token] = _OpenQuestion()
         why = ""
         try:
             async with asyncio.timeout(seconds):
@@ -132,13 +132,15 @@ class Roster:
                 await opened.complete()
         except TimeoutError:
             why = "" if opened.asked else f"Redis gave no answer in {seconds:g} s"
-        except LinkLost as lost:
+        except ConnectionLost as lost:
             why = str(lost)
         finally:
             del self._rounds[token]
-        return Answers(list(opened.answers.values()), opened.silent, why)
+        return SurveyAnswers(list(opened.answers.values()), opened.silent, why)
 
-    async def _hear(self, link: Link, channel: bytes, heard: Callable[[bytes], object]) -> None:
+    async def _hear(
+        self, link: SubscriberConnection, channel: bytes, heard: Callable[[bytes], object]
+    ) -> None:
         """See to it that `heard` is told what is published on `channel`. Raises LinkLost."""
         if channel not in link.watched:
             await link.watch(channel, heard)
@@ -156,21 +158,21 @@ class Roster:
         try:
             answer = orjson.dumps({**self._answer(question), "token": token, "from": self.name})
             link.send(self._published, link.words.publish, self.channel(asker), answer)
-        except LinkLost:
+        except ConnectionLost:
             return
         except Exception:
             log.exception("no answer for another node")
 
     def _published(self, reply: Any) -> None:
         if isinstance(reply, Exception):
-            self._complain(str(Refusal("PUBLISH", reply)))
+            self._complain(str(ReplyError("PUBLISH", reply)))
 
     def _has_time(self) -> bool:
         """Whether another answer is within the limit."""
         second = int(self._clock())
         count = self._second[1] + 1 if self._second[0] == second else 1
         self._second = (second, count)
-        return count <= ANSWERS_A_SECOND
+        return count <= MAX_ANSWERS_PER_SECOND
 
     def _answered(self, message: bytes) -> None:
         answer = _read(message)
@@ -184,7 +186,7 @@ class Roster:
             log.warning("other nodes cannot be talked to", why=why)
 
 
-class _Round:
+class _OpenQuestion:
     """A question that is open, and the answers so far, by who gave them."""
 
     def __init__(self) -> None:

@@ -34,7 +34,7 @@ RETAIN_SECONDS: Final = 300
 MAX_RETAIN_SECONDS: Final = 86_400  # ids live for minutes; it catches milliseconds
 MAX_SIZE: Final = 65_536  # what a node forwards unless its max_result_size says otherwise
 
-MEMBERS: Final = {
+RESULT_FIELDS: Final = {
     "webSocketId": "web_socket_id",
     "authResult": "auth_result",
     "messageId": "message_id",
@@ -45,7 +45,7 @@ MEMBERS: Final = {
 """What a result written as JSON may have, and what it is called in Python."""
 
 
-class Options(TypedDict, total=False):
+class PublishOptions(TypedDict, total=False):
     """What can be said of a result besides the id and the word."""
 
     data: object
@@ -92,7 +92,7 @@ def publish(
     client: redis.Redis | redis.RedisCluster,
     web_socket_id: str,
     auth_result: str,
-    **options: Unpack[Options],
+    **options: Unpack[PublishOptions],
 ) -> Published: ...
 
 
@@ -101,7 +101,7 @@ def publish(
     client: redis.asyncio.Redis | redis.asyncio.RedisCluster,
     web_socket_id: str,
     auth_result: str,
-    **options: Unpack[Options],
+    **options: Unpack[PublishOptions],
 ) -> Coroutine[Any, Any, Published]: ...
 
 
@@ -109,13 +109,13 @@ def publish(
     client: redis.Redis | redis.RedisCluster | redis.asyncio.Redis | redis.asyncio.RedisCluster,
     web_socket_id: str,
     auth_result: str,
-    **options: Unpack[Options],
+    **options: Unpack[PublishOptions],
 ) -> Published | Coroutine[Any, Any, Published]:
     """Send `auth_result` to the browser that has registered `web_socket_id`, wherever it is.
 
     `client` is redis-py's: plain, from its Sentinel's `master_for`, or a RedisCluster. With a client of
     redis.asyncio, await what this returns. `options`: `data`, `message_id`, `retain`, `channel_prefix`,
-    `max_size` and `traceparent`, as `Options` describes them.
+    `max_size` and `traceparent`, as `PublishOptions` describes them.
 
     Raises PublishError, a ValueError, for what no node would forward, and what redis-py raises when Redis
     does not do it; then it is unknown whether the result went out, and publishing it again with the same
@@ -170,19 +170,21 @@ def outgoing(
 
 
 def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
-    """The result that a JSON object describes, with the members of `MEMBERS`. Raises PublishError.
+    """The result that a JSON object describes, with the members of `RESULT_FIELDS`. Raises PublishError.
 
     A member of another name is refused: it may be one of these misspelt.
     """
     if not isinstance(item, dict):
         raise PublishError("a result is a JSON object with webSocketId and authResult")
-    unknown = [name for name in item if name not in MEMBERS]
+    unknown = [name for name in item if name not in RESULT_FIELDS]
     if unknown:
-        raise PublishError(f"{unknown[0][:40]!r} is none of {', '.join(MEMBERS)}")
+        raise PublishError(f"{unknown[0][:40]!r} is none of {', '.join(RESULT_FIELDS)}")
     missing = [name for name in ("webSocketId", "authResult") if name not in item]
     if missing:
         raise PublishError(f"{missing[0]} is missing")
-    arguments: dict[str, Any] = {MEMBERS[name]: value for name, value in item.items() if name in MEMBERS}
+    arguments: dict[str, Any] = {
+        RESULT_FIELDS[name]: value for name, value in item.items() if name in RESULT_FIELDS
+    }
     return outgoing(**arguments, channel_prefix=channel_prefix, max_size=max_size)
 
 

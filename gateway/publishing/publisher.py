@@ -15,35 +15,35 @@ from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
 from ..errors import PublishError, Unconfirmed
-from ..redis.cluster.slots import redirection
+from ..redis.cluster.slots import parse_redirection
 from ..redis.pool import Command
 from ..redis.topology import Server
 from ..redis.url import Address
-from .api import SCRIPT, Options, Outgoing, Published, from_json, outgoing
-from .router import route
+from .api import SCRIPT, Outgoing, Published, PublishOptions, from_json, outgoing
+from .router import router_of
 
-TIMEOUT: Final = 3.0
+PUBLISH_TIMEOUT: Final = 3.0
 """Seconds for everything, and then it is an error."""
 
-ATTEMPT: Final = 1.0
+ATTEMPT_TIMEOUT: Final = 1.0
 """Seconds to find the server, and as many for it to answer: one that hangs leaves time for another."""
 
 FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 0.8
 """Seconds between attempts, doubling."""
 
-BATCH: Final = 100
+PUBLISH_BATCH: Final = 100
 """Results handled in one go, in 1 to 2 ms: a node that publishes has browsers to serve in between."""
 
 LONGEST_ID: Final = 200
 """Characters; what is longer was no id and is not repeated in an answer."""
 
-_NOT_NOW: Final = re.compile(
+_RETRYABLE: Final = re.compile(
     # Redis 6.2 puts its own words before an error within a script.
     r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|MOVED|ASK)\b"
 )
 
-End = Published | Unconfirmed | PublishError
+Outcome = Published | Unconfirmed | PublishError
 """What becomes of a result that came as JSON."""
 
 
@@ -53,9 +53,9 @@ class Publisher:
     It may be used by many tasks at once. Use it as an asynchronous context, or `close` it.
     """
 
-    def __init__(self, url: str, *, timeout: float = TIMEOUT) -> None:
+    def __init__(self, url: str, *, timeout: float = PUBLISH_TIMEOUT) -> None:
         """Connects on first use. Raises ValueError if `url` is none of those in redis_url."""
-        self._route = route(url)
+        self._route = router_of(url)
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:
@@ -70,7 +70,9 @@ class Publisher:
         """Drop the connections."""
         await self._route.close()
 
-    async def publish(self, web_socket_id: str, auth_result: str, **options: Unpack[Options]) -> Published:
+    async def publish(
+        self, web_socket_id: str, auth_result: str, **options: Unpack[PublishOptions]
+    ) -> Published:
         """Publish one result; `options` are those of `gateway.publish`.
 
         Raises PublishError for what no node would forward, and Unconfirmed when Redis has not confirmed it
@@ -88,7 +90,7 @@ class Publisher:
         """
         if not results:
             return []
-        sendings = [_Sending(result) for result in results]
+        sendings = [_Publication(result) for result in results]
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
                 await self._send(sendings)
@@ -97,16 +99,16 @@ class Publisher:
                 sending.give_up(sending.why or f"no answer in {self._timeout:g} s")
         return [sending.end for sending in sendings if sending.end is not None]
 
-    async def send_json(self, items: Sequence[object], channel_prefix: str, max_size: int) -> list[End]:
+    async def send_json(self, items: Sequence[object], channel_prefix: str, max_size: int) -> list[Outcome]:
         """`send` what JSON objects describe, as `from_json` reads them; those that are wrong are left out."""
         read: list[Outgoing | PublishError] = []
-        for start in range(0, len(items), BATCH):
-            read += [_read(item, channel_prefix, max_size) for item in items[start : start + BATCH]]
+        for start in range(0, len(items), PUBLISH_BATCH):
+            read += [_read(item, channel_prefix, max_size) for item in items[start : start + PUBLISH_BATCH]]
             await asyncio.sleep(0)
         sent = iter(await self.send([one for one in read if isinstance(one, Outgoing)]))
         return [next(sent) if isinstance(one, Outgoing) else one for one in read]
 
-    async def _send(self, sendings: list[_Sending]) -> None:
+    async def _send(self, sendings: list[_Publication]) -> None:
         pause = FIRST_PAUSE
         while True:
             await self._attempt([sending for sending in sendings if sending.end is None])
@@ -115,10 +117,10 @@ class Publisher:
             await asyncio.sleep(pause)
             pause = min(2 * pause, LAST_PAUSE)
 
-    async def _attempt(self, sendings: list[_Sending]) -> None:
-        groups: dict[Server, list[_Sending]] = {}
+    async def _attempt(self, sendings: list[_Publication]) -> None:
+        groups: dict[Server, list[_Publication]] = {}
         try:
-            async with asyncio.timeout(ATTEMPT):
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 servers = await self._route.servers([s.result.channel.encode() for s in sendings])
         except OSError as error:
             _note(sendings, error)
@@ -131,10 +133,10 @@ class Publisher:
                 groups.setdefault(server, []).append(sending)
         await asyncio.gather(*(self._attempt_at(server, group) for server, group in groups.items()))
 
-    async def _attempt_at(self, server: Server, sendings: list[_Sending]) -> None:
+    async def _attempt_at(self, server: Server, sendings: list[_Publication]) -> None:
         """Send them to the server that they belong on. What has no end after that is to be tried again."""
-        for start in range(0, len(sendings), BATCH):
-            batch = sendings[start : start + BATCH]
+        for start in range(0, len(sendings), PUBLISH_BATCH):
+            batch = sendings[start : start + PUBLISH_BATCH]
             replies = await self._ask(server, batch, [self._eval(sending) for sending in batch])
             if not replies:
                 return
@@ -144,10 +146,10 @@ class Publisher:
                 else:
                     await self._refused(server, sending, str(reply))
 
-    async def _ask(self, server: Server, sendings: list[_Sending], commands: list[Command]) -> list[Any]:
+    async def _ask(self, server: Server, sendings: list[_Publication], commands: list[Command]) -> list[Any]:
         """The replies to commands for the sake of `sendings`; none when the server is out of reach."""
         try:
-            async with asyncio.timeout(ATTEMPT):
+            async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 line = await self._route.lines.to(server)
                 return await line.ask_all(commands)
         except OSError as error:
@@ -158,17 +160,19 @@ class Publisher:
             self._drop(server)
             raise
 
-    async def _refused(self, server: Server, sending: _Sending, why: str) -> None:
+    async def _refused(self, server: Server, sending: _Publication, why: str) -> None:
         sending.why = why
-        if (redirected := redirection(why)) is not None:
+        if (redirected := parse_redirection(why)) is not None:
             there = Address(redirected.host or server.host, redirected.port)
             await self._elsewhere(server, sending, redirected.kind, self._route.elsewhere(there))
-        elif _NOT_NOW.search(why):
+        elif _RETRYABLE.search(why):
             self._drop(server)
         else:
             sending.give_up(why)
 
-    async def _elsewhere(self, server: Server, sending: _Sending, kind: str, there: Server | None) -> None:
+    async def _elsewhere(
+        self, server: Server, sending: _Publication, kind: str, there: Server | None
+    ) -> None:
         """Follow a Cluster's redirection.
 
         After ASK the slot is on its way: its keys are at the new node, or go there, and its subscribers stay
@@ -191,7 +195,7 @@ class Publisher:
         if len(counts) == (1 if kind == "MOVED" else 2):
             sending.end = sending.result.published(sum(counts))
 
-    def _eval(self, sending: _Sending) -> Command:
+    def _eval(self, sending: _Publication) -> Command:
         return ("EVAL", SCRIPT, 1, *sending.result.arguments(self._route.command))
 
     def _drop(self, server: Server) -> None:
@@ -200,7 +204,7 @@ class Publisher:
         self._route.doubt()
 
 
-def answer(item: object, end: End) -> dict[str, object]:
+def outcome_as_json(item: object, end: Outcome) -> dict[str, object]:
     """What is told, as JSON, of what became of the result that came as `item`."""
     web_socket_id = item.get("webSocketId") if isinstance(item, dict) else None
     if not isinstance(web_socket_id, str) or len(web_socket_id) > LONGEST_ID:
@@ -223,7 +227,7 @@ def _read(item: object, channel_prefix: str, max_size: int) -> Outgoing | Publis
         return error
 
 
-class _Sending:
+class _Publication:
     """A result on its way, its end when it has one, and what was wrong the last time."""
 
     __slots__ = ("end", "result", "why")
@@ -237,7 +241,7 @@ class _Sending:
         self.end = Unconfirmed(why, self.result.message_id)
 
 
-def _note(sendings: list[_Sending], error: OSError, shown: str = "Redis") -> None:
+def _note(sendings: list[_Publication], error: OSError, shown: str = "Redis") -> None:
     """Remember why they could not be sent; with a wrong password, say, to try again is of no use."""
     for sending in sendings:
         sending.why = str(error) or f"{shown} gave no answer"

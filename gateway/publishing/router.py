@@ -12,27 +12,27 @@ from typing import Final, Protocol
 import hiredis
 
 from ..redis.cluster import slots
-from ..redis.cluster.slots import SlotMap, View, slot_map
+from ..redis.cluster.slots import ClusterView, SlotMap, slot_map
 from ..redis.majority import ask_all
-from ..redis.pool import Lines
-from ..redis.topology import Server, topology
-from ..redis.url import Address, Kind, RedisURL, parse
+from ..redis.pool import ConnectionPool
+from ..redis.topology import Server, topology_of
+from ..redis.url import Address, RedisKind, RedisURL, parse_redis_url
 
-ASK_AGAIN: Final = 1.0
+LOOKUP_INTERVAL: Final = 1.0
 """Seconds after which the Sentinels are asked again: a master that is cut off from them, but not from us,
 would take results that its successor never hears of."""
 
-TIMEOUT: Final = 0.5
+LOOKUP_TIMEOUT: Final = 0.5
 """Seconds for the nodes of a Cluster to say who serves what."""
 
-GRACE: Final = 0.1
+LOOKUP_GRACE: Final = 0.1
 """Seconds that the others have to say it once most have."""
 
 
-class Route(Protocol):
+class Router(Protocol):
     """Finds the servers; `lines` are the connections to them."""
 
-    lines: Lines
+    lines: ConnectionPool
     command: str
     """PUBLISH or SPUBLISH."""
 
@@ -49,23 +49,23 @@ class Route(Protocol):
         """Drop all connections."""
 
 
-def route(url: str) -> Route:
+def router_of(url: str) -> Router:
     """The route that a Redis URL asks for. Raises ValueError if it is none."""
-    found = parse(url)
-    return ClusterRoute(found) if found.kind is Kind.CLUSTER else OneServer(found)
+    found = parse_redis_url(url)
+    return ClusterRouter(found) if found.kind is RedisKind.CLUSTER else ServerRouter(found)
 
 
-class OneServer:
+class ServerRouter:
     """The server at a fixed address, or the one that the Sentinels call the master."""
 
     command = "PUBLISH"
 
     def __init__(self, url: RedisURL) -> None:
-        self._topology = topology(url)
+        self._topology = topology_of(url)
         self._found: Server | None = None
         self._asked = 0.0
         self._turn = asyncio.Lock()
-        self.lines = Lines(only_masters=self._topology.only_masters)
+        self.lines = ConnectionPool(only_masters=self._topology.only_masters)
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
         async with self._turn:  # one look-up for all who wait; Sentinels take 0.1 s when one is dead
@@ -76,7 +76,7 @@ class OneServer:
         if self._found is None:
             self._found = await self._topology.find()
             self._asked = now
-        elif now - self._asked >= ASK_AGAIN:
+        elif now - self._asked >= LOOKUP_INTERVAL:
             self._asked = now
             self._found = await self._look_again(self._found)
         return self._found
@@ -101,7 +101,7 @@ class OneServer:
         await self._topology.close()
 
 
-class ClusterRoute:
+class ClusterRouter:
     """The node that serves the channel's slot, on which its sharded subscribers are too."""
 
     command = "SPUBLISH"
@@ -112,14 +112,14 @@ class ClusterRoute:
         self._masters: list[Address] = []
         self._servers: dict[Address, Server] = {}
         self._turn = asyncio.Lock()
-        self.lines = Lines()
+        self.lines = ConnectionPool()
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
         async with self._turn:
             if self._map is None:
                 self._map = await self._draw()
             owners = self._map.owners
-        found = [owners[slots.slot(channel)] for channel in channels]
+        found = [owners[slots.key_slot(channel)] for channel in channels]
         return [None if address is None else self._server(address) for address in found]
 
     def doubt(self) -> None:
@@ -139,8 +139,8 @@ class ClusterRoute:
     async def _draw(self) -> SlotMap:
         """The map, by the node that has heard of the latest change among those that answer in time."""
         known = list(dict.fromkeys([*self._masters, *self._url.addresses]))
-        answers = await ask_all([self._view(address) for address in known], TIMEOUT, GRACE)
-        views = [answer for answer in answers if isinstance(answer, View)]
+        answers = await ask_all([self._view(address) for address in known], LOOKUP_TIMEOUT, LOOKUP_GRACE)
+        views = [answer for answer in answers if isinstance(answer, ClusterView)]
         if not views:
             said = "; ".join(f"{address}: {answer}" for address, answer in zip(known, answers, strict=True))
             raise ConnectionError(f"no node of the Cluster says who serves what: {said}")
@@ -148,10 +148,10 @@ class ClusterRoute:
         self._masters = drawn.masters
         return drawn
 
-    async def _view(self, address: Address) -> View:
+    async def _view(self, address: Address) -> ClusterView:
         line = await self.lines.to(self._server(address))
         information, ranges = await line.ask_all([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
         for reply in (information, ranges):
             if isinstance(reply, hiredis.ReplyError):
                 raise ConnectionError(str(reply))
-        return slots.view(information, ranges, address)
+        return slots.parse_view(information, ranges, address)

@@ -9,18 +9,18 @@ from typing import Final
 
 import structlog
 
-from .connection import LinkLost
-from .outage import Notice
+from .connection import ConnectionLost
+from .outage import OutageNotifier
 from .probe import Probe
-from .reconciler import Audit
-from .subscriber import BrokerEvents, Link
+from .reconciler import Reconciler
+from .subscriber import SubscriberConnection, SubscriberEvents
 from .topology import Server, Topology
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for TCP, TLS and HELLO together; a frozen Redis accepts connections and says nothing."""
 
-FIRST_RETRY: Final = 0.05
-LAST_RETRY: Final = 0.5
+FIRST_RECONNECT_DELAY: Final = 0.05
+MAX_RECONNECT_DELAY: Final = 0.5
 """Seconds between attempts, at most: a crashed Redis that is back is found within half a second."""
 
 STABLE_AFTER: Final = 5.0
@@ -45,10 +45,10 @@ class Broker:
     def __init__(
         self,
         topology: Topology,
-        events: BrokerEvents,
+        events: SubscriberEvents,
         name: str,
         clock: Callable[[], float],
-        new_link: Callable[[], Link],
+        new_link: Callable[[], SubscriberConnection],
         probe_channel: Callable[[], bytes | None],
     ) -> None:
         """`name` is what CLIENT LIST shows; `clock` is monotonic, in seconds.
@@ -61,15 +61,15 @@ class Broker:
         self._events = events
         self._name = name
         self._new_link = new_link
-        self._link: Link | None = None
+        self._link: SubscriberConnection | None = None
         self._lost_at: float | None = None
         self._up_at = 0.0
         self._started = clock()
         self._attempts = 0
         self._reminded: tuple[str, float] = ("", 0.0)
         self.probe = Probe(topology, name, probe_channel)
-        self.audit = Audit(events)
-        self._notice = Notice(events.degraded)
+        self.audit = Reconciler(events)
+        self._notice = OutageNotifier(events.degraded)
         self.gaps = 0
         """Times that a link was lost: whatever was published meanwhile without retention is gone."""
         self.blind_seconds = 0.0
@@ -110,11 +110,11 @@ class Broker:
         return [self]
 
     @property
-    def link(self) -> Link | None:
+    def link(self) -> SubscriberConnection | None:
         """The present link, if there is one."""
         return self._link
 
-    def link_to(self, _name: bytes) -> Link | None:
+    def link_to(self, _name: bytes) -> SubscriberConnection | None:
         """The link on which a channel is heard and published, if there is one at present."""
         return self._link
 
@@ -162,7 +162,7 @@ class Broker:
 
     async def run(self) -> None:
         """Keep a link up until cancelled."""
-        link: Link | None = None
+        link: SubscriberConnection | None = None
         self._notice.begin()
         try:
             while True:
@@ -183,7 +183,7 @@ class Broker:
             self._link = None
             await self._topology.close()
 
-    async def _open(self, link: Link) -> Server | None:
+    async def _open(self, link: SubscriberConnection) -> Server | None:
         """Connect `link`; returns the server it leads to, or None."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
@@ -192,23 +192,23 @@ class Broker:
                 await self._introduce(link, server)
         except TimeoutError:
             self._remind(f"no answer within {CONNECT_TIMEOUT:g} s", self._clock())
-        except (OSError, LinkLost) as error:
+        except (OSError, ConnectionLost) as error:
             self._remind(str(error) or type(error).__name__, self._clock())
         else:
             return server
         link.abort("not connected")
         return None
 
-    async def _introduce(self, link: Link, server: Server) -> None:
+    async def _introduce(self, link: SubscriberConnection, server: Server) -> None:
         await link.hello(server.username, server.password, server.database, self._name)
         if self._topology.only_masters and not link.is_master:
-            raise LinkLost(f"{server.shown} is a replica")
+            raise ConnectionLost(f"{server.shown} is a replica")
 
-    async def _watch_over(self, link: Link, server: Server) -> LinkLost:
+    async def _watch_over(self, link: SubscriberConnection, server: Server) -> ConnectionLost:
         """Why `link`, which leads to `server`, was lost, once it is. Meanwhile it is probed and audited."""
         guards = [
-            asyncio.create_task(_guard(self.probe.run(link, server))),
-            asyncio.create_task(_guard(self.audit.run(link))),
+            asyncio.create_task(_run_monitor(self.probe.run(link, server))),
+            asyncio.create_task(_run_monitor(self.audit.run(link))),
         ]
         try:
             return await asyncio.shield(link.closed)  # who else waits for it hears of the end, not of ours
@@ -217,7 +217,7 @@ class Broker:
                 guard.cancel()
             await asyncio.gather(*guards, return_exceptions=True)
 
-    def _up(self, link: Link, server: Server, now: float) -> None:
+    def _up(self, link: SubscriberConnection, server: Server, now: float) -> None:
         blind = 0.0 if self._lost_at is None else now - self._lost_at
         self.blind_seconds += blind
         self._lost_at = None
@@ -240,7 +240,7 @@ class Broker:
 
     def _pause(self) -> float:
         """Seconds to the next attempt: doubling, and random, so that nodes do not come in step."""
-        longest: float = min(LAST_RETRY, FIRST_RETRY * 2 ** min(self._attempts, 10))
+        longest: float = min(MAX_RECONNECT_DELAY, FIRST_RECONNECT_DELAY * 2 ** min(self._attempts, 10))
         self._attempts += 1
         return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards no secret
 
@@ -253,7 +253,7 @@ class Broker:
             say("redis unreachable", redis=self._topology.shown, why=why, for_seconds=round(missing, 1))
 
 
-async def _guard(watching: Coroutine[None, None, None]) -> None:
+async def _run_monitor(watching: Coroutine[None, None, None]) -> None:
     """Run a guard of a link. One that fails is told of and missed, and nothing else ends with it."""
     try:
         await watching

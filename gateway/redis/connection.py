@@ -29,11 +29,11 @@ NOT_ENOUGH = object()
 T = TypeVar("T")
 
 
-class LinkLost(Exception):
+class ConnectionLost(Exception):
     """Why a connection ended, or was of no use."""
 
 
-class Refusal(LinkLost):
+class ReplyError(ConnectionLost):
     """Redis answered a command with an error, whose text this is."""
 
     def __init__(self, command: object, reply: object) -> None:
@@ -41,11 +41,11 @@ class Refusal(LinkLost):
         self.reply = str(reply)
 
 
-class Desynchronised(Exception):
+class UnexpectedReply(Exception):
     """A reply that fits no question: what this connection says can no longer be trusted."""
 
 
-class Question:
+class PendingReply:
     """A command on its way that has one reply."""
 
     __slots__ = ("reply",)
@@ -64,7 +64,7 @@ class Connection(asyncio.Protocol):
         self._parser.setmaxbuf(MAX_BUFFER)
         self._unanswered: deque[Any] = deque()  # Questions, and what a subclass asks in other forms
         self._why: str | None = None
-        self.closed: asyncio.Future[LinkLost] = self._loop.create_future()
+        self.closed: asyncio.Future[ConnectionLost] = self._loop.create_future()
         self.version = b""
         """Of the server, as HELLO told."""
         self.is_master = True
@@ -85,7 +85,7 @@ class Connection(asyncio.Protocol):
             await self.ask("SELECT", database)
         try:
             await self.ask("PING")  # a user who may not would look connected, and lose the link in silence
-        except Refusal as refusal:
+        except ReplyError as refusal:
             if not refusal.reply.startswith(DISK_FULL):
                 raise
 
@@ -106,7 +106,7 @@ class Connection(asyncio.Protocol):
             raise self.closed.result()
         reply = answer.result()
         if isinstance(reply, hiredis.ReplyError):
-            raise Refusal(command[0], reply)
+            raise ReplyError(command[0], reply)
         return reply
 
     def send(self, reply: Callable[[Any], object], *command: str | bytes | int) -> None:
@@ -115,13 +115,13 @@ class Connection(asyncio.Protocol):
         An error of Redis is an answer too, a hiredis.ReplyError. Raises LinkLost.
         """
         transport = self._writable()
-        self._unanswered.append(Question(reply))
+        self._unanswered.append(PendingReply(reply))
         transport.write(pack(*command))
 
     def _writable(self) -> asyncio.Transport:
         """The transport. Raises LinkLost, with what has ended it, when it is gone or about to go."""
         if self._transport is None or self._transport.is_closing():
-            raise LinkLost(f"the connection is gone: {self._why or CLOSED_BY_REDIS}")
+            raise ConnectionLost(f"the connection is gone: {self._why or CLOSED_BY_REDIS}")
         return self._transport
 
     def abort(self, why: str) -> None:
@@ -147,21 +147,21 @@ class Connection(asyncio.Protocol):
                     self._pushed(reply)
                 else:
                     self._replied(reply)
-        except (hiredis.ProtocolError, Desynchronised) as error:
+        except (hiredis.ProtocolError, UnexpectedReply) as error:
             self.abort(f"Redis sent what nobody asked for: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         if not self.closed.done():
             why = self._why or (str(exc) if exc else CLOSED_BY_REDIS)
-            self.closed.set_result(LinkLost(why))
+            self.closed.set_result(ConnectionLost(why))
 
     def _pushed(self, push: list[Any]) -> None:
         """What Redis says of its own accord; here nothing is expected."""
 
     def _replied(self, reply: Any) -> None:
-        if not self._unanswered or not isinstance(self._unanswered[0], Question):
-            raise Desynchronised(f"a reply of type {type(reply).__name__}")
+        if not self._unanswered or not isinstance(self._unanswered[0], PendingReply):
+            raise UnexpectedReply(f"a reply of type {type(reply).__name__}")
         self._unanswered.popleft().reply(reply)
 
 

@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final
 
-STATUS_AFTER: Final = 3.0
+NOTIFY_AFTER: Final = 3.0
 """Seconds without Redis: a restart passes within them, and pages that are given notice begin to poll, all of
 them."""
 
 
-class Notice:
+class OutageNotifier:
     """A line to Redis that is down, as those hear of it who wait for what it would bring."""
 
     def __init__(self, give: Callable[[], Iterator[None]]) -> None:
@@ -34,7 +34,7 @@ class Notice:
             self._giving = None
 
     async def _give_in_time(self) -> None:
-        await asyncio.sleep(STATUS_AFTER)
+        await asyncio.sleep(NOTIFY_AFTER)
         self.given = True
         for _ in self._give():
             await asyncio.sleep(0)

@@ -11,23 +11,23 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from .connection import Connection, LinkLost, Question, Refusal, pack, resolve
+from .connection import Connection, ConnectionLost, PendingReply, ReplyError, pack, resolve
 from .topology import Server
 
-NAME: Final = "webflow-publisher"
+PUBLISHER_NAME: Final = "webflow-publisher"
 """What CLIENT LIST shows."""
 
-NOT_NOW: Final = ("LOADING", "BUSY", "ERR max number of clients")
+RETRYABLE_REPLIES: Final = ("LOADING", "BUSY", "ERR max number of clients")
 """How Redis answers whom it would have had a moment ago, or will."""
 
 Command = tuple[str | bytes | int, ...]
 
 
-class Line(Connection):
+class PipelineConnection(Connection):
     """A connection that takes batches; `open` makes one."""
 
     @classmethod
-    async def open(cls, server: Server) -> Line:
+    async def open(cls, server: Server) -> PipelineConnection:
         """Connect to `server` and log in.
 
         Raises OSError, of which PermissionError means that trying again is of no use.
@@ -35,12 +35,12 @@ class Line(Connection):
         line = cls()
         try:
             await server.open(line)
-            await line.hello(server.username, server.password, server.database, NAME)
-        except Refusal as refusal:
+            await line.hello(server.username, server.password, server.database, PUBLISHER_NAME)
+        except ReplyError as refusal:
             line.abort("not welcome")
-            kind = ConnectionError if refusal.reply.startswith(NOT_NOW) else PermissionError
+            kind = ConnectionError if refusal.reply.startswith(RETRYABLE_REPLIES) else PermissionError
             raise kind(str(refusal)) from None
-        except LinkLost as lost:
+        except ConnectionLost as lost:
             line.abort("not connected")
             raise ConnectionError(str(lost)) from None
         except BaseException:
@@ -59,7 +59,7 @@ class Line(Connection):
         """
         try:
             transport = self._writable()
-        except LinkLost as lost:
+        except ConnectionLost as lost:
             raise ConnectionError(str(lost)) from None
         replies: list[Any] = []
         answered: asyncio.Future[None] = self._loop.create_future()
@@ -69,7 +69,7 @@ class Line(Connection):
             if len(replies) == len(commands):
                 resolve(answered, None)
 
-        self._unanswered.extend(Question(replied) for _ in commands)
+        self._unanswered.extend(PendingReply(replied) for _ in commands)
         transport.write(b"".join(pack(*command) for command in commands))
         await asyncio.wait((answered, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if not answered.done():
@@ -77,21 +77,21 @@ class Line(Connection):
         return replies
 
 
-class Lines:
+class ConnectionPool:
     """The lines that are kept, one to each server."""
 
     def __init__(self, *, only_masters: bool = False) -> None:
         """With `only_masters` a server that says it is a replica is the wrong one."""
         self._only_masters = only_masters
-        self._kept: dict[Server, _Kept] = {}
+        self._kept: dict[Server, _PoolEntry] = {}
 
-    async def to(self, server: Server) -> Line:
+    async def to(self, server: Server) -> PipelineConnection:
         """A line to `server`: the one that is kept, or a new one. Raises OSError."""
-        kept = self._kept.setdefault(server, _Kept())
+        kept = self._kept.setdefault(server, _PoolEntry())
         async with kept.turn:
             if kept.line is None or kept.line.lost:
                 kept.line = None
-                line = await Line.open(server)
+                line = await PipelineConnection.open(server)
                 if self._only_masters and not line.is_master:
                     line.abort("no master")
                     raise ConnectionError(f"{server.shown} is no master, or does not know it yet")
@@ -108,9 +108,9 @@ class Lines:
             self.drop(server)
 
 
-class _Kept:
+class _PoolEntry:
     """A server's line, and whose turn it is to open it."""
 
     def __init__(self) -> None:
         self.turn = asyncio.Lock()
-        self.line: Line | None = None
+        self.line: PipelineConnection | None = None

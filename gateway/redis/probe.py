@@ -19,20 +19,20 @@ from typing import Final
 
 import structlog
 
-from .connection import Connection, LinkLost, Refusal
-from .subscriber import Link
+from .connection import Connection, ConnectionLost, ReplyError
+from .subscriber import SubscriberConnection
 from .topology import Server, Topology
 
-EVERY: Final = 1.0
+PROBE_INTERVAL: Final = 1.0
 """Seconds between two probes: a failover is noticed within two of them."""
 
-TIMEOUT: Final = 1.0
+PROBE_TIMEOUT: Final = 1.0
 """Seconds to find the server, to connect, and to have one PUBLISH answered, each."""
 
-GRACE: Final = 1.0
+PROBE_GRACE: Final = 1.0
 """Seconds for the word to come after its PING: a replica's lag, where the link leads to one."""
 
-LONGEST_GRACE: Final = 64.0
+MAX_PROBE_GRACE: Final = 64.0
 """Links that turn out deaf one after another mean that the way of the probe is broken, not each of them: the
 grace doubles up to this, so that clients are not resubscribed for ever for the sake of a proof."""
 
@@ -42,7 +42,7 @@ RENEW_AFTER: Final = 10
 log = structlog.get_logger()
 
 
-class Deaf(Exception):
+class NotReceiving(Exception):
     """Why a link cannot be relied on, though it answers."""
 
 
@@ -69,7 +69,7 @@ class Probe:
         self._used = 0
         self._word = b""
         self._heard = asyncio.Event()
-        self._grace = GRACE
+        self._grace = PROBE_GRACE
         self.trouble = ""
         """Why the latest probe could not be published; empty if it could."""
         self.round_trip: float | None = None
@@ -83,18 +83,18 @@ class Probe:
         self.deaf = 0
         """Links that turned out to hear nothing."""
 
-    async def run(self, link: Link, server: Server) -> None:
+    async def run(self, link: SubscriberConnection, server: Server) -> None:
         """Probe `link`, which leads to `server`, until it is lost; abort it when it is deaf."""
         try:
             while True:
-                due = self._clock() + EVERY * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
+                due = self._clock() + PROBE_INTERVAL * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
                 try:
                     await self._probe(link, server)
-                except Deaf as why:
+                except NotReceiving as why:
                     self.deaf += 1
                     link.abort(str(why))
                     return
-                except (OSError, LinkLost) as error:
+                except (OSError, ConnectionLost) as error:
                     if link.closed.done():
                         return
                     self._failed(error)
@@ -103,12 +103,12 @@ class Probe:
         finally:
             self._drop()
 
-    async def _probe(self, link: Link, server: Server) -> None:
+    async def _probe(self, link: SubscriberConnection, server: Server) -> None:
         """Once. Raises Deaf, and OSError or LinkLost for what proves nothing."""
-        async with asyncio.timeout(TIMEOUT):
+        async with asyncio.timeout(PROBE_TIMEOUT):
             found = await self._topology.find()
         if found is not server:
-            raise Deaf(f"the master is {found.shown} now")
+            raise NotReceiving(f"the master is {found.shown} now")
         channel = await self._watched(link)
         if channel is None:
             return
@@ -119,10 +119,10 @@ class Probe:
         self.round_trip = self._stopwatch() - start
         self.heard_at = self._clock()
         self.heard += 1
-        self._grace = GRACE
+        self._grace = PROBE_GRACE
         self.trouble = ""
 
-    async def _watched(self, link: Link) -> bytes | None:
+    async def _watched(self, link: SubscriberConnection) -> bytes | None:
         channel = self._channel()
         if channel is not None and channel not in link.watched:
             await link.watch(channel, self._hear)
@@ -132,20 +132,20 @@ class Probe:
         if word == self._word:
             self._heard.set()
 
-    async def _publish(self, link: Link, server: Server, channel: bytes) -> None:
+    async def _publish(self, link: SubscriberConnection, server: Server, channel: bytes) -> None:
         self._word = b"%016x" % random.getrandbits(64)
         self._heard.clear()
         if self._used >= RENEW_AFTER:
             self._drop()
         try:
-            async with asyncio.timeout(TIMEOUT):
+            async with asyncio.timeout(PROBE_TIMEOUT):
                 if self._publisher is None:
                     self._publisher = await self._open(server)
                 self._used += 1
                 await self._publisher.ask(link.words.publish, channel, self._word)
-        except Refusal:  # it is the word that is refused, such as MOVED or NOPERM
+        except ReplyError:  # it is the word that is refused, such as MOVED or NOPERM
             raise
-        except (OSError, LinkLost):
+        except (OSError, ConnectionLost):
             self._drop()
             raise
 
@@ -159,7 +159,7 @@ class Probe:
             raise
         return connection
 
-    async def _listens(self, link: Link, channel: bytes) -> bool:
+    async def _listens(self, link: SubscriberConnection, channel: bytes) -> bool:
         """Whether the word was heard; not if the channel was taken away meanwhile. Raises Deaf."""
         if self._heard.is_set():
             return True
@@ -170,8 +170,8 @@ class Probe:
         except TimeoutError:
             if channel not in link.watched:  # its slot has moved, and may be back
                 return False
-            self._grace = min(2 * self._grace, LONGEST_GRACE)
-            raise Deaf("what is published is not heard on it") from None
+            self._grace = min(2 * self._grace, MAX_PROBE_GRACE)
+            raise NotReceiving("what is published is not heard on it") from None
         return True
 
     def _drop(self) -> None:
@@ -182,7 +182,7 @@ class Probe:
 
     def _failed(self, error: Exception) -> None:
         self.failed += 1
-        why = str(error) or f"no answer within {TIMEOUT:g} s"
+        why = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
         if why != self.trouble:
             self.trouble = why
             log.warning("probe not published", why=why)

@@ -16,31 +16,31 @@ from typing import Any, Final
 
 import structlog
 
-from .connection import LinkLost, Refusal
-from .subscriber import BATCH, BrokerEvents, Link
+from .connection import ConnectionLost, ReplyError
+from .subscriber import SUBSCRIBE_BATCH, SubscriberConnection, SubscriberEvents
 
-EVERY: Final = 60.0
+RECONCILE_INTERVAL: Final = 60.0
 """Seconds between two audits of a link."""
 
-SHARE: Final = 20
+BATCHES_PER_RUN: Final = 20
 """Batches of ids in one audit: 10,000, some 5 ms of Redis's time in all. The next audit has the next ones."""
 
-PATIENCE: Final = 0.05
+IDLE_POLL: Final = 0.05
 """Seconds after which it looks again whether a question is open."""
 
-PERSISTENT: Final = 3
+CONFIRMATIONS: Final = 3
 """Numbers that must differ one after another before they are believed to."""
 
-SETTLING: Final = 0.5
+RECHECK_DELAY: Final = 0.5
 """Seconds between two of them: when a slot has moved, its old master takes a moment to let go of channels."""
 
 log = structlog.get_logger()
 
 
-class Audit:
+class Reconciler:
     """Of one link after another."""
 
-    def __init__(self, events: BrokerEvents) -> None:
+    def __init__(self, events: SubscriberEvents) -> None:
         self._events = events
         self._position = 0
         self.done = 0
@@ -48,24 +48,24 @@ class Audit:
         self.mended = 0
         """Channels that differed, so far. It should stay 0."""
 
-    async def run(self, link: Link) -> None:
+    async def run(self, link: SubscriberConnection) -> None:
         """Audit `link` every now and then until it is lost, or until Redis forbids to ask."""
         while not link.closed.done():
-            await asyncio.sleep(EVERY)
+            await asyncio.sleep(RECONCILE_INTERVAL)
             try:
                 await self.audit(link)
-            except Refusal as refusal:
+            except ReplyError as refusal:
                 log.warning("audit not possible", why=str(refusal))
                 return
-            except LinkLost:
+            except ConnectionLost:
                 return
 
-    async def audit(self, link: Link) -> None:
+    async def audit(self, link: SubscriberConnection) -> None:
         """Once. Raises LinkLost, and Refusal when the node's user may not ask."""
         tries = 1
-        while (surplus := await self._surplus(link)) and tries < PERSISTENT:
+        while (surplus := await self._surplus(link)) and tries < CONFIRMATIONS:
             tries += 1
-            await asyncio.sleep(SETTLING)
+            await asyncio.sleep(RECHECK_DELAY)
         missing = await self._missing(link, everybody=surplus != 0)
         for name in missing:
             self._events.lost(name)
@@ -80,31 +80,31 @@ class Audit:
             log.error("audit: another number is subscribed than should be", channels=differ)
             link.abort(f"{word} is subscribed on it than should be")
 
-    async def _surplus(self, link: Link) -> int:
+    async def _surplus(self, link: SubscriberConnection) -> int:
         """How many channels more the connection has than the table believes."""
         while True:
             while not link.quiet:  # noqa: ASYNC110 - somebody registers; the link has nobody to tell
-                await asyncio.sleep(PATIENCE)
+                await asyncio.sleep(IDLE_POLL)
             surplus: int | None = await link.ask("CLIENT", "INFO", judge=partial(self._compare, link))
             if surplus is not None:
                 return surplus
 
-    def _compare(self, link: Link, information: bytes) -> int | None:
+    def _compare(self, link: SubscriberConnection, information: bytes) -> int | None:
         """The same at the moment of the answer; None if a question is open again, so that it says nothing."""
         found = re.search(re.escape(link.words.info) + rb"([0-9]+)", information)
         if found is None or not link.quiet:
             return None if found else 0
         return int(found[1]) - self._events.count_confirmed() - len(link.watched)
 
-    async def _missing(self, link: Link, *, everybody: bool) -> list[bytes]:
+    async def _missing(self, link: SubscriberConnection, *, everybody: bool) -> list[bytes]:
         """Of the ids whose turn it is, or of everybody's, those that Redis has no subscriber for."""
         names = self._events.confirmed()
         first = 0 if everybody or self._position >= len(names) else self._position
-        last = len(names) if everybody else min(len(names), first + SHARE * BATCH)
+        last = len(names) if everybody else min(len(names), first + BATCHES_PER_RUN * SUBSCRIBE_BATCH)
         self._position = last
         missing: list[bytes] = []
-        for start in range(first, last, BATCH):
-            batch = names[start : min(last, start + BATCH)]
+        for start in range(first, last, SUBSCRIBE_BATCH):
+            batch = names[start : min(last, start + SUBSCRIBE_BATCH)]
             missing += await link.ask("PUBSUB", link.words.numbers, *batch, judge=self._unheard)
         return missing
 

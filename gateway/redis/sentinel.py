@@ -20,17 +20,17 @@ from ..errors import NoMaster
 from .majority import ask_all
 from .url import Address, RedisURL
 
-TIMEOUT: Final = 0.5
+SENTINEL_TIMEOUT: Final = 0.5
 """Seconds for one look-up; Sentinels do nothing but answer such questions, in a millisecond."""
 
-GRACE: Final = 0.1
+SENTINEL_GRACE: Final = 0.1
 """Seconds that the others have once most Sentinels have answered: one that is dead does not hold up all.
 
 Most are not enough by themselves: right after a failover only the Sentinel that led it knows the new master,
 until its next hello to the others, up to 2 s later."""
 
 
-class View(NamedTuple):
+class SentinelView(NamedTuple):
     """What one Sentinel believes. The higher the epoch, the later the failover that it has heard of."""
 
     epoch: int
@@ -42,7 +42,7 @@ class Sentinels:
 
     def __init__(self, url: RedisURL) -> None:
         self._service = url.service
-        self._sentinels = [_Sentinel(url.sentinel(address), address) for address in url.addresses]
+        self._sentinels = [_SentinelClient(url.sentinel(address), address) for address in url.addresses]
         self._turn = asyncio.Lock()
 
     async def master(self) -> Address:
@@ -52,9 +52,11 @@ class Sentinels:
         """
         async with self._turn:
             answers = await ask_all(
-                [sentinel.view(self._service) for sentinel in self._sentinels], TIMEOUT, GRACE
+                [sentinel.view(self._service) for sentinel in self._sentinels],
+                SENTINEL_TIMEOUT,
+                SENTINEL_GRACE,
             )
-        views = [answer for answer in answers if isinstance(answer, View)]
+        views = [answer for answer in answers if isinstance(answer, SentinelView)]
         if views:
             return max(views, key=lambda view: view.epoch).master
         said = "; ".join(map(_failure, self._sentinels, answers))
@@ -66,7 +68,7 @@ class Sentinels:
             await sentinel.disconnect()
 
 
-class _Sentinel:
+class _SentinelClient:
     """One of them, and the connection to it."""
 
     def __init__(self, url: str, address: Address) -> None:
@@ -75,7 +77,7 @@ class _Sentinel:
         pool = redis.asyncio.ConnectionPool.from_url(url, protocol=2, driver_info=None)
         self._connection = pool.connection_class(**pool.connection_kwargs)
 
-    async def view(self, service: str) -> View:
+    async def view(self, service: str) -> SentinelView:
         """What it believes. Raises what redis-py raises, and NoMaster if it knows of no such service."""
         if self._connection.is_connected:
             try:
@@ -84,7 +86,7 @@ class _Sentinel:
                 pass
         return await self._ask(service)
 
-    async def _ask(self, service: str) -> View:
+    async def _ask(self, service: str) -> SentinelView:
         """Ask twice in one write. SENTINEL MASTER has the epoch, and the address only mostly.
 
         While the Sentinel that leads a failover reconfigures the other replicas, it shows the new epoch
@@ -107,11 +109,11 @@ class _Sentinel:
             raise NoMaster("it knows no such master")
         found = dict(zip(fields[::2], fields[1::2], strict=False))
         host, port = address
-        return View(int(found[b"config-epoch"]), Address(host.decode(), int(port)))
+        return SentinelView(int(found[b"config-epoch"]), Address(host.decode(), int(port)))
 
     async def disconnect(self) -> None:
         await self._connection.disconnect(nowait=True)
 
 
-def _failure(sentinel: _Sentinel, answer: object) -> str:
+def _failure(sentinel: _SentinelClient, answer: object) -> str:
     return f"{sentinel.address}: {str(answer).rstrip('.') or type(answer).__name__}"

@@ -16,9 +16,18 @@ from typing import Any, NamedTuple, Protocol
 
 import hiredis
 
-from .connection import DISK_FULL, NOT_ENOUGH, Connection, Desynchronised, Question, Refusal, pack, resolve
+from .connection import (
+    DISK_FULL,
+    NOT_ENOUGH,
+    Connection,
+    PendingReply,
+    ReplyError,
+    UnexpectedReply,
+    pack,
+    resolve,
+)
 
-BATCH = 500
+SUBSCRIBE_BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
 
 MAX_UNANSWERED = 8
@@ -28,9 +37,9 @@ MAX_READ = 2 << 20
 """Bytes of retained results in one batch's reply, for the same reason; what is over is asked for again."""
 
 LATER = 0
-"""What `READ` says of a result that had no room in the reply."""
+"""What `READ_SCRIPT` says of a result that had no room in the reply."""
 
-READ = """local left, results = tonumber(ARGV[2]), {}
+READ_SCRIPT = """local left, results = tonumber(ARGV[2]), {}
 for i, key in ipairs(KEYS) do
   local result = redis.pcall('GET', key)
   if type(result) == 'table' and result.err and not string.find(result.err, 'WRONGTYPE', 1, true) then
@@ -48,13 +57,13 @@ return results"""
 """Reads retained results as MGET would, but never more than can be sent: KEYS are the channels, ARGV[1] is
 the longest result in bytes (of a longer one a byte more comes back, which shows it), ARGV[2] is MAX_READ."""
 
-TICK = 0.5
+LIVENESS_TICK = 0.5
 PING_AFTER = 1.5
 DEAD_AFTER = 4.0
 """Seconds. Silence of 1.5 s is broken by a PING, silence of 4 s ends the link: noticed within 5 s."""
 
 
-class BrokerEvents(Protocol):
+class SubscriberEvents(Protocol):
     """What whoever owns the subscriptions hears. None of it may raise or wait."""
 
     def connected(self) -> Sequence[bytes]:
@@ -97,7 +106,7 @@ class BrokerEvents(Protocol):
         """
 
 
-class Leave:
+class UnsubscribeBatch:
     """UNSUBSCRIBE: a push for each channel and nothing else."""
 
     __slots__ = ("confirmed", "names")
@@ -107,7 +116,7 @@ class Leave:
         self.confirmed = 0
 
 
-class Join(Leave):
+class SubscribeBatch(UnsubscribeBatch):
     """SUBSCRIBE and READ of the same channels (or READ alone): a push for each, then one reply."""
 
     __slots__ = ("error", "gone", "subscribe")
@@ -120,20 +129,20 @@ class Join(Leave):
         self.gone = False  # meanwhile Redis has taken it away by itself, as only a Cluster does
 
 
-class Watch(Leave):
+class ServiceSubscription(UnsubscribeBatch):
     """SUBSCRIBE of a channel that holds no results: a push, or else an error as reply."""
 
     __slots__ = ("answer", "heard")
 
     def __init__(
-        self, name: bytes, heard: Callable[[bytes], object], answer: asyncio.Future[Refusal | None]
+        self, name: bytes, heard: Callable[[bytes], object], answer: asyncio.Future[ReplyError | None]
     ) -> None:
         super().__init__([name])
         self.heard = heard
         self.answer = answer
 
 
-class Words(NamedTuple):
+class PubSubCommands(NamedTuple):
     """What the kinds of pub/sub call things."""
 
     subscribe: str
@@ -145,14 +154,14 @@ class Words(NamedTuple):
     """In CLIENT INFO, before the number of the connection's channels."""
 
 
-class Link(Connection):
+class SubscriberConnection(Connection):
     """The protocol at our end of the connection. `hello` and `start` first, then subscribe and the like."""
 
-    words = Words("SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "NUMSUB", b" sub=")
+    words = PubSubCommands("SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "NUMSUB", b" sub=")
     _message = b"message"
     _subscribed, _unsubscribed = b"subscribe", b"unsubscribe"
 
-    def __init__(self, events: BrokerEvents, max_result_size: int) -> None:
+    def __init__(self, events: SubscriberEvents, max_result_size: int) -> None:
         """`max_result_size` is in bytes; of a longer retained result `events` gets one byte more."""
         super().__init__()
         self._events = events
@@ -162,7 +171,7 @@ class Link(Connection):
         self._to_subscribe: deque[bytes] = deque()
         self._to_read: deque[bytes] = deque()
         self._to_leave: deque[bytes] = deque()
-        self._to_retry: deque[Leave] = deque()  # one by one, after a refused batch
+        self._to_retry: deque[UnsubscribeBatch] = deque()  # one by one, after a refused batch
         self._flushing = False
         self._heard = 0.0
         self._ticked = 0.0
@@ -176,7 +185,7 @@ class Link(Connection):
         if self._transport is None:  # Redis hung up as soon as it had answered; `closed` says so
             return
         self._heard = self._ticked = self._loop.time()
-        self._ticking = self._loop.call_later(TICK, self._tick)
+        self._ticking = self._loop.call_later(LIVENESS_TICK, self._tick)
         self._to_subscribe.extend(self._events.connected())
         self._flush_soon()
 
@@ -201,8 +210,8 @@ class Link(Connection):
         It lasts as long as the link, or until Redis takes the channel away. Raises Refusal and LinkLost.
         """
         transport = self._writable()
-        answer: asyncio.Future[Refusal | None] = self._loop.create_future()
-        self._unanswered.append(Watch(name, heard, answer))
+        answer: asyncio.Future[ReplyError | None] = self._loop.create_future()
+        self._unanswered.append(ServiceSubscription(name, heard, answer))
         transport.write(pack(self.words.subscribe, name))
         await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
@@ -244,26 +253,26 @@ class Link(Connection):
         if chunks:
             self._transport.write(b"".join(chunks))
 
-    def _next_batch(self) -> Leave | None:
+    def _next_batch(self) -> UnsubscribeBatch | None:
         if self._to_retry:
             return self._to_retry.popleft()
         if self._to_subscribe:
-            return Join(self._take(self._to_subscribe), subscribe=True)
+            return SubscribeBatch(self._take(self._to_subscribe), subscribe=True)
         if self._to_read:
-            return Join(self._take(self._to_read), subscribe=False)
+            return SubscribeBatch(self._take(self._to_read), subscribe=False)
         if self._to_leave:
-            return Leave(self._take(self._to_leave))
+            return UnsubscribeBatch(self._take(self._to_leave))
         return None
 
     def _take(self, names: deque[bytes]) -> list[bytes]:
-        return [names.popleft() for _ in range(min(BATCH, len(names)))]
+        return [names.popleft() for _ in range(min(SUBSCRIBE_BATCH, len(names)))]
 
-    def _commands(self, batch: Leave) -> list[bytes]:
-        if not isinstance(batch, Join):
+    def _commands(self, batch: UnsubscribeBatch) -> list[bytes]:
+        if not isinstance(batch, SubscribeBatch):
             return [pack("UNSUBSCRIBE", *batch.names)]
         # Redis 7 and Valkey can be told that the script only reads, so that the right to read is enough.
         evaluate = "EVAL_RO" if self.version[:1] >= b"7" or self.version[1:2].isdigit() else "EVAL"
-        read = pack(evaluate, READ, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
+        read = pack(evaluate, READ_SCRIPT, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
         return [pack("SUBSCRIBE", *batch.names), read] if batch.subscribe else [read]
 
     # What comes in
@@ -283,7 +292,7 @@ class Link(Connection):
                     received(reply[1], reply[2])
                 else:
                     watched[reply[1]](reply[2])
-        except (hiredis.ProtocolError, Desynchronised) as error:
+        except (hiredis.ProtocolError, UnexpectedReply) as error:
             self.abort(f"Redis sent what nobody asked for: {error}")
         if self._waiting:
             self._flush_soon()
@@ -296,69 +305,69 @@ class Link(Connection):
     def _pushed(self, push: list[Any]) -> None:
         kind = push[0]
         batch = self._unanswered[0] if self._unanswered else None
-        if kind == self._subscribed and type(batch) is Watch and batch.names[0] == push[1]:
+        if kind == self._subscribed and type(batch) is ServiceSubscription and batch.names[0] == push[1]:
             self._unanswered.popleft()
             self._watched[push[1]] = batch.heard
             resolve(batch.answer, None)
         elif kind == self._subscribed:
-            self._confirmed(Join, push[1])
+            self._confirmed(SubscribeBatch, push[1])
         elif kind == self._unsubscribed:
             self._left(push[1])
 
     def _left(self, name: bytes) -> None:
         """Redis says that `name` is subscribed no longer."""
-        leave = self._confirmed(Leave, name)
+        leave = self._confirmed(UnsubscribeBatch, name)
         if leave.confirmed == len(leave.names):
             self._answered()
         self._events.unsubscribed(name)
 
-    def _confirmed(self, kind: type[Leave], name: bytes) -> Leave:
+    def _confirmed(self, kind: type[UnsubscribeBatch], name: bytes) -> UnsubscribeBatch:
         """Redis confirms channels in the order of the command; anything else is not our conversation."""
         batch = self._unanswered[0] if self._unanswered else None
         if (
-            not isinstance(batch, Leave)
+            not isinstance(batch, UnsubscribeBatch)
             or type(batch) is not kind
             or batch.confirmed == len(batch.names)
             or batch.names[batch.confirmed] != name
         ):
-            raise Desynchronised(f"a confirmation of {len(name)} bytes")
+            raise UnexpectedReply(f"a confirmation of {len(name)} bytes")
         batch.confirmed += 1
         return batch
 
     def _replied(self, reply: Any) -> None:
         batch = self._unanswered[0] if self._unanswered else None
-        if isinstance(batch, Question):
+        if isinstance(batch, PendingReply):
             super()._replied(reply)
-        elif isinstance(batch, Watch):
+        elif isinstance(batch, ServiceSubscription):
             if not isinstance(reply, hiredis.ReplyError):
-                raise Desynchronised("a reply to SUBSCRIBE")
+                raise UnexpectedReply("a reply to SUBSCRIBE")
             self._unanswered.popleft()
-            resolve(batch.answer, Refusal(self.words.subscribe, reply))
-        elif isinstance(batch, Leave):
+            resolve(batch.answer, ReplyError(self.words.subscribe, reply))
+        elif isinstance(batch, UnsubscribeBatch):
             self._batch_replied(batch, reply)
         else:
-            raise Desynchronised(f"a reply of type {type(reply).__name__}")
+            raise UnexpectedReply(f"a reply of type {type(reply).__name__}")
 
-    def _batch_replied(self, batch: Leave, reply: Any) -> None:
-        if not isinstance(batch, Join):
-            raise Desynchronised("a reply to UNSUBSCRIBE")
+    def _batch_replied(self, batch: UnsubscribeBatch, reply: Any) -> None:
+        if not isinstance(batch, SubscribeBatch):
+            raise UnexpectedReply("a reply to UNSUBSCRIBE")
         refusal = str(reply) if isinstance(reply, hiredis.ReplyError) else None
-        if refusal is not None and not concerns_ids(refusal):
+        if refusal is not None and not is_channel_denied(refusal):
             # LOADING, MASTERDOWN and the like: not now. Or the node's own user may not run the command,
             # which is no browser's fault.
             self.abort(f"Redis answered: {refusal}")
         elif batch.confirmed == 0:  # SUBSCRIBE was refused, as a whole; READ's reply is still to come
             if refusal is None:
-                raise Desynchronised("a reply to SUBSCRIBE")
+                raise UnexpectedReply("a reply to SUBSCRIBE")
             batch.error = refusal
             batch.confirmed = len(batch.names)
         elif batch.confirmed < len(batch.names):
-            raise Desynchronised("a reply amid confirmations")
+            raise UnexpectedReply("a reply amid confirmations")
         else:
             self._answered()
             self._settle(batch, reply, batch.error or refusal)
 
-    def _settle(self, batch: Join, values: list[Any], error: str | None) -> None:
+    def _settle(self, batch: SubscribeBatch, values: list[Any], error: str | None) -> None:
         if error is None:
             for name, retained in zip(batch.names, values, strict=True):
                 if retained == LATER:
@@ -367,7 +376,7 @@ class Link(Connection):
                     # Else who waits for it has come back since the read: a SUBSCRIBE answers that.
                     self._events.subscribed(name, retained)
         elif len(batch.names) > 1:  # one forbidden id must not make the others deaf
-            self._to_retry.extend(Join([name], subscribe=batch.subscribe) for name in batch.names)
+            self._to_retry.extend(SubscribeBatch([name], subscribe=batch.subscribe) for name in batch.names)
         else:
             (name,) = batch.names
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden
@@ -384,7 +393,7 @@ class Link(Connection):
         if self._transport is None or self._transport.is_closing():
             return
         now = self._loop.time()
-        if now - self._ticked > 2 * TICK:
+        if now - self._ticked > 2 * LIVENESS_TICK:
             # This process was stopped or its loop was blocked; what came meanwhile is not read yet.
             self._heard = max(self._heard, now - PING_AFTER)
         self._ticked = now
@@ -393,13 +402,13 @@ class Link(Connection):
             return
         if now - self._heard >= PING_AFTER:
             self.send(self._ponged, "PING")
-        self._ticking = self._loop.call_later(TICK, self._tick)
+        self._ticking = self._loop.call_later(LIVENESS_TICK, self._tick)
 
     def _ponged(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith(DISK_FULL):
             self.abort(f"Redis answered PING with: {reply}")
 
 
-def concerns_ids(refusal: str) -> bool:
+def is_channel_denied(refusal: str) -> bool:
     """Whether Redis's access rules forbid a channel or a key, rather than the command as such."""
     return refusal.startswith("NOPERM") and "to run the" not in refusal

@@ -63,7 +63,7 @@ class Topology(Protocol):
         """Let go of what `find` has kept open."""
 
 
-class Fixed:
+class FixedTopology:
     """One server, wherever its name leads."""
 
     def __init__(self, url: str, *, only_masters: bool = False) -> None:
@@ -78,7 +78,7 @@ class Fixed:
         """Nothing is open."""
 
 
-class Sentinel:
+class SentinelTopology:
     """The master that the Sentinels name."""
 
     only_masters = True
@@ -99,6 +99,6 @@ class Sentinel:
         await self._sentinels.close()
 
 
-def topology(url: RedisURL) -> Topology:
+def topology_of(url: RedisURL) -> Topology:
     """How to find the one server that a URL means; not for a Cluster."""
-    return Sentinel(url) if url.kind is redis_url.Kind.SENTINEL else Fixed(url.text)
+    return SentinelTopology(url) if url.kind is redis_url.RedisKind.SENTINEL else FixedTopology(url.text)

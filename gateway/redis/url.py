@@ -29,7 +29,7 @@ _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5})
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
 
-class Kind(Enum):
+class RedisKind(Enum):
     """How the servers that hold the results are found."""
 
     SERVER = auto()
@@ -51,7 +51,7 @@ class RedisURL(NamedTuple):
     """What a URL says. `parse` makes one."""
 
     text: str
-    kind: Kind
+    kind: RedisKind
     addresses: tuple[Address, ...]
     """Of the Sentinels, or of some nodes of the Cluster. Empty for one server: `text` says it all."""
     service: str
@@ -80,7 +80,7 @@ class RedisURL(NamedTuple):
         return f"{self.scheme}://{credentials}{address}{path}{query}"
 
 
-def parse(url: str) -> RedisURL:
+def parse_redis_url(url: str) -> RedisURL:
     """What `url` says. Raises ValueError, with what would be right and no part of a password.
 
     Of the URL of one server only the scheme is looked at here; redis-py reads the rest.
@@ -92,13 +92,13 @@ def parse(url: str) -> RedisURL:
             "redis+cluster://host1,host2, or embedded; write @ : / ? # in a password as %40 %3A %2F %3F %23"
         )
     if not found["kind"]:
-        return RedisURL(url, Kind.SERVER, (), "", found["scheme"], "", "", ())
-    kind = Kind[found["kind"].upper()]
+        return RedisURL(url, RedisKind.SERVER, (), "", found["scheme"], "", "", ())
+    kind = RedisKind[found["kind"].upper()]
     service, database = _path(kind, found["path"] or "")
     return RedisURL(
         text=url,
         kind=kind,
-        addresses=_addresses(found["hosts"], SENTINEL_PORT if kind is Kind.SENTINEL else SERVER_PORT),
+        addresses=_addresses(found["hosts"], SENTINEL_PORT if kind is RedisKind.SENTINEL else SERVER_PORT),
         service=service,
         scheme=found["scheme"],
         credentials=found["credentials"] or "",
@@ -120,10 +120,10 @@ def _addresses(hosts: str, default_port: int) -> tuple[Address, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _path(kind: Kind, path: str) -> tuple[str, str]:
+def _path(kind: RedisKind, path: str) -> tuple[str, str]:
     """Service and database."""
     first, _, second = path[1:].partition("/")
-    if kind is Kind.CLUSTER:
+    if kind is RedisKind.CLUSTER:
         if second or first not in ("", "0"):
             raise ValueError("a Cluster has database 0 and nothing else: leave the path out")
         return "", ""

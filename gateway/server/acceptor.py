@@ -21,33 +21,33 @@ from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 
-from ..core.timer_wheel import Deadlines
-from ..wire.handshake import BUSY, MALFORMED, TOO_LARGE, Handshake, Refusal
+from ..core.timer_wheel import TimerWheel
+from ..wire.handshake import BUSY, MALFORMED, TOO_LARGE, Handshake, Rejection
 
 MAX_HEAD: Final = 16_384
 """Bytes of a first request's head; a browser's, with large cookies, has 4 to 8 KB."""
 
-KEEP_ALIVE: Final = 75.0
+KEEP_ALIVE_SECONDS: Final = 75.0
 """Seconds an idle HTTP connection is kept, also one that dribbles its next request; proxies reuse them."""
 
 
-class Endpoint(Protocol):
+class UpgradeEndpoint(Protocol):
     """What lets a WebSocket in, or not."""
 
-    def __call__(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
+    def __call__(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
         """Take `transport` over, with the bytes that followed the handshake; or say why not."""
 
 
-PassOn = Callable[[asyncio.Transport, bytes], bool]
+HandOff = Callable[[asyncio.Transport, bytes], bool]
 """Sends a connection to whom its next request, which begins with these bytes, belongs; False for nobody."""
 
 
-class Door:
+class Acceptor:
     """Makes the protocol of each new connection: hand it to `loop.create_server`."""
 
     def __init__(
         self,
-        resolve: Callable[[str], Endpoint | None],
+        resolve: Callable[[str], UpgradeEndpoint | None],
         server: Callable[[], asyncio.Protocol],
         max_handshakes: int,
         timeout: float,
@@ -65,21 +65,21 @@ class Door:
         self._loop = asyncio.get_running_loop()
         self._no_body = BaseProtocol(self._loop)  # the parser wants one, for bodies that are not used
         self._waiting = 0
-        self.pass_on: PassOn | None = None
+        self.pass_on: HandOff | None = None
         """Set where there are siblings."""
-        self.deadlines: Deadlines[Visitor | Leaver] = Deadlines()
+        self.deadlines: TimerWheel[PendingConnection | LingeringClose] = TimerWheel()
         self.refused = 0
         """Connections closed because too many handshakes were under way."""
 
-    def __call__(self) -> Visitor:
-        return Visitor(self)
+    def __call__(self) -> PendingConnection:
+        return PendingConnection(self)
 
     @property
     def handshakes(self) -> int:
         """Connections that have not sent a request yet."""
         return self._waiting
 
-    def arrived(self, visitor: Visitor) -> bool:
+    def arrived(self, visitor: PendingConnection) -> bool:
         """Count `visitor` in and start its deadline; False if there are too many."""
         if self._waiting >= self._max:
             self.refused += 1
@@ -88,14 +88,14 @@ class Door:
         self.deadlines.set(visitor, self._clock() + self._timeout)
         return True
 
-    def passed(self, visitor: Visitor) -> None:
+    def passed(self, visitor: PendingConnection) -> None:
         """`visitor`, once counted in, has sent its request or is gone."""
         self._waiting -= 1
         self.deadlines.discard(visitor)
 
     def welcome(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Take in a new connection that was accepted elsewhere; `rest` has come of its first request."""
-        visitor = Visitor(self)
+        visitor = PendingConnection(self)
         transport.set_protocol(visitor)
         visitor.connection_made(transport)
         if rest:
@@ -103,14 +103,14 @@ class Door:
 
     def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
         """Wait for the next request on a connection that has its response; `rest` has come of it already."""
-        visitor = Returner(self, transport)
-        self.deadlines.set(visitor, self._clock() + KEEP_ALIVE)
+        visitor = KeepAliveConnection(self, transport)
+        self.deadlines.set(visitor, self._clock() + KEEP_ALIVE_SECONDS)
         if rest:
             visitor.data_received(rest)
 
     def see_out(self, transport: asyncio.Transport) -> None:
         """Close a connection once its last bytes are sent, or when that takes too long."""
-        self.deadlines.set(Leaver(self, transport), self._clock() + self._timeout)
+        self.deadlines.set(LingeringClose(self, transport), self._clock() + self._timeout)
         transport.close()
 
     def answer(self, transport: asyncio.Transport, head: bytes) -> None:
@@ -120,7 +120,7 @@ class Door:
         try:
             answered = self._upgraded(transport, head)
         except HttpProcessingError:
-            dismiss(transport, MALFORMED)
+            reject(transport, MALFORMED)
             return
         if not answered:
             connection = self._server()
@@ -133,7 +133,7 @@ class Door:
         parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
         messages, upgrade, rest = parser.feed_data(head)
         if not messages or len(head.partition(b"\r\n\r\n")[0]) > MAX_HEAD:
-            dismiss(transport, TOO_LARGE if messages else MALFORMED)
+            reject(transport, TOO_LARGE if messages else MALFORMED)
             return True
         if not upgrade or len(messages) != 1:
             return False
@@ -145,11 +145,11 @@ class Door:
         handshake = Handshake(message.version, message.headers, peer[0] if peer else "")
         refusal = endpoint(handshake, transport, rest)
         if refusal is not None:
-            dismiss(transport, refusal)
+            reject(transport, refusal)
         return True
 
 
-def dismiss(transport: asyncio.Transport, refusal: Refusal) -> None:
+def reject(transport: asyncio.Transport, refusal: Rejection) -> None:
     """Say why, and close."""
     transport.write(refusal.response)
     transport.close()
@@ -159,12 +159,12 @@ def _has_body(message: RawRequestMessage) -> bool:
     return message.chunked or "Content-Length" in message.headers
 
 
-class Visitor(asyncio.Protocol):
+class PendingConnection(asyncio.Protocol):
     """A connection until its first request is there."""
 
     __slots__ = ("_door", "_head", "_transport", "_waiting", "due")
 
-    def __init__(self, door: Door) -> None:
+    def __init__(self, door: Acceptor) -> None:
         self._door = door
         self._head = b""
         self._waiting = False
@@ -175,7 +175,7 @@ class Visitor(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is none of asyncio's
         self._waiting = self._door.arrived(self)
         if not self._waiting:
-            dismiss(self._transport, BUSY)
+            reject(self._transport, BUSY)
 
     def data_received(self, data: bytes) -> None:
         if not self._waiting:  # it has its refusal
@@ -187,7 +187,7 @@ class Visitor(asyncio.Protocol):
             self._door.answer(self._transport, self._head)
         elif len(self._head) > MAX_HEAD:
             self._pass()
-            dismiss(self._transport, TOO_LARGE)
+            reject(self._transport, TOO_LARGE)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._pass()
@@ -202,12 +202,12 @@ class Visitor(asyncio.Protocol):
             self._door.passed(self)
 
 
-class Returner(Visitor):
+class KeepAliveConnection(PendingConnection):
     """A connection between two requests. It has shown what it is for, so it does not count as a visitor."""
 
     __slots__ = ()
 
-    def __init__(self, door: Door, transport: asyncio.Transport) -> None:
+    def __init__(self, door: Acceptor, transport: asyncio.Transport) -> None:
         super().__init__(door)
         self._transport = transport
         self._waiting = True
@@ -218,12 +218,12 @@ class Returner(Visitor):
         self._door.deadlines.discard(self)
 
 
-class Leaver(asyncio.Protocol):
+class LingeringClose(asyncio.Protocol):
     """A connection that is being closed, to its end."""
 
     __slots__ = ("_door", "_transport", "due")
 
-    def __init__(self, door: Door, transport: asyncio.Transport) -> None:
+    def __init__(self, door: Acceptor, transport: asyncio.Transport) -> None:
         self._door = door
         self._transport = transport
         self.due = 0

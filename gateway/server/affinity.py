@@ -26,7 +26,7 @@ def owner(head: bytes, prefix: bytes, workers: int) -> int | None:
     request = _REQUEST.match(head)
     if request is None or not request[1].startswith(prefix):
         return None
-    place = sockjs.place(request[1][len(prefix) :].decode("latin-1"))
+    place = sockjs.parse_path(request[1][len(prefix) :].decode("latin-1"))
     if place is None or place.name not in _BY_REQUESTS:
         return None
     return 1 + zlib.crc32(place.session.encode("latin-1")) % workers

@@ -11,35 +11,35 @@ from typing import Final
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
-from ..core.session import Node
+from ..core.session import SessionContext
 from ..transports import http as stream
-from ..transports.hijack import HANDED_OVER
+from ..transports.hijack import HIJACKED
 from ..transports.websocket import open_session
 from ..wire.handshake import Handshake, subprotocol
 from ..wire.json import JSON_WIRE
 from ..wire.stomp import SUBPROTOCOLS, StompWire
-from .acceptor import KEEP_ALIVE, Door, Endpoint
-from .access import Entrance, Gate
-from .sockjs import SockJSViews
-from .sse import EventsViews
+from .acceptor import KEEP_ALIVE_SECONDS, Acceptor, UpgradeEndpoint
+from .access import AccessControl, Endpoint
+from .sockjs import SockJSEndpoints
+from .sse import SSEEndpoint
 
-SOCKJS = "/websocket"
+SOCKJS_PATH = "/websocket"
 """Below this path SockJS is spoken."""
 
 
-class PublicViews:
+class PublicApp:
     """What browsers reach."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: SessionContext) -> None:
         self._node = node
-        self.gate = Gate(node)
+        self.gate = AccessControl(node)
         beat = int(node.config.heartbeat * 1000)
         self._stomp = partial(StompWire, node.config.max_message_size, (beat, beat))
-        self._websocket = Entrance(self.gate, self._open)
-        self._sockjs = SockJSViews(node, self.gate, SOCKJS, self._stomp)
-        self._events = EventsViews(node, self.gate)
+        self._websocket = Endpoint(self.gate, self._open)
+        self._sockjs = SockJSEndpoints(node, self.gate, SOCKJS_PATH, self._stomp)
+        self._events = SSEEndpoint(node, self.gate)
 
-    def attach(self, door: Door) -> None:
+    def attach(self, door: Acceptor) -> None:
         """`door` resolves paths by `endpoint`, and has the connections back whose responses are complete."""
         self._sockjs.door = door
         self._door = door
@@ -58,13 +58,13 @@ class PublicViews:
         if response.status >= HTTPStatus.BAD_REQUEST or not request.content.is_eof():
             response.force_close()
             return response
-        connection = stream.take(request)
-        stream.respond(connection, response, without_body=request.method == "HEAD")
+        connection = stream.take_connection(request)
+        stream.write_response(connection, response, without_body=request.method == "HEAD")
         if connection.lasting:
             self._door.readmit(connection.transport, b"")
         else:
             self._door.see_out(connection.transport)
-        return HANDED_OVER
+        return HIJACKED
 
     @property
     def untold(self) -> int:
@@ -75,7 +75,7 @@ class PublicViews:
         websocket = web.get("/ws", self._websocket.serve, allow_head=False)
         return [websocket, *self._events.routes(), *self._sockjs.routes()]
 
-    def endpoint(self, path: str) -> Endpoint | None:
+    def endpoint(self, path: str) -> UpgradeEndpoint | None:
         """What the door answers itself at `path`."""
         return self._websocket if path == "/ws" else self._sockjs.endpoint(path)
 
@@ -97,7 +97,7 @@ async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -
             response.headers.popall("Content-Type", None)
 
 
-MAX_BODY: Final = 65_536
+MAX_PUBLIC_BODY: Final = 65_536
 """Bytes of a request's body on the public port; what a SockJS client sends at once is a few hundred."""
 
 
@@ -106,7 +106,7 @@ HTTP_SHUTDOWN: Final = 1.0
 
 
 def web_app(
-    routes: Sequence[web.RouteDef], max_body: int = MAX_BODY, middlewares: Sequence[Middleware] = ()
+    routes: Sequence[web.RouteDef], max_body: int = MAX_PUBLIC_BODY, middlewares: Sequence[Middleware] = ()
 ) -> web.Application:
     """An application of aiohttp's with what all of ours have in common."""
     app = web.Application(client_max_size=max_body, middlewares=middlewares)
@@ -115,12 +115,12 @@ def web_app(
     return app
 
 
-async def running(app: web.Application) -> web.AppRunner:
+async def start_runner(app: web.Application) -> web.AppRunner:
     """A runner of `app`, set up as all of ours are."""
     runner = web.AppRunner(
         app,
         access_log=None,
-        keepalive_timeout=KEEP_ALIVE,
+        keepalive_timeout=KEEP_ALIVE_SECONDS,
         shutdown_timeout=HTTP_SHUTDOWN,
         lingering_time=0,  # a body that nobody wants is not waited for
     )

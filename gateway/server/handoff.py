@@ -16,32 +16,32 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
-from ..wire.handshake import Refusal
+from ..wire.handshake import Rejection
 from .affinity import owner
 
-MAX_BYTES: Final = 131_072
+MAX_PARCEL: Final = 131_072
 """Of a request, in a parcel; its head and body have 80 KB at most, and a datagram must fit the buffer."""
 
-BUFFER: Final = 1 << 20
+INBOX_BUFFER: Final = 1 << 20
 """Bytes that an inbox holds, as far as the kernel grants it (net.core.wmem_max): with the usual 416 KB some
 150 requests."""
 
-MOST_WAITING: Final = 1_000
+MAX_WAITING: Final = 1_000
 """Connections that wait for room in one inbox; a storm of polls that meets a worker busy for a second."""
 
-AT_ONCE: Final = 64
+PARCELS_PER_TURN: Final = 64
 """Parcels taken in before others get the loop."""
 
-FRESH: Final = b"N"
+NEW_CONNECTION: Final = b"N"
 """A connection of which nothing has been read: it comes for whoever has time."""
 
-REQUEST: Final = b"R"
+BEGUN_REQUEST: Final = b"R"
 """A connection with the beginning of a request for a session of the worker that it is sent to."""
 
-UNAVAILABLE: Final = Refusal(
+UNAVAILABLE: Final = Rejection(
     503, "session_unavailable", "the process with this session cannot be reached", {"Retry-After": "1"}
 )
-OVERSIZED: Final = Refusal(413, "too_large", "too much at once")
+OVERSIZED: Final = Rejection(413, "too_large", "too much at once")
 
 log = structlog.get_logger()
 
@@ -57,8 +57,8 @@ class Inbox(NamedTuple):
         receiver, sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in (receiver, sender):
             end.setblocking(False)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, INBOX_BUFFER)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, INBOX_BUFFER)
         return cls(receiver, sender)
 
     def put(self, kind: bytes, data: bytes, descriptor: int) -> bool:
@@ -75,7 +75,7 @@ class Inbox(NamedTuple):
         Raises OSError for one whose descriptor could not be had, since this process has too many.
         """
         try:
-            data, descriptors, _, _ = socket.recv_fds(self.receiver, 1 + MAX_BYTES, 1)
+            data, descriptors, _, _ = socket.recv_fds(self.receiver, 1 + MAX_PARCEL, 1)
         except BlockingIOError:
             return None
         if not descriptors:
@@ -87,17 +87,17 @@ class Inbox(NamedTuple):
         self.sender.close()
 
 
-class Door(Protocol):
-    """Where connections are expected; see `door.Door`."""
+class ConnectionSink(Protocol):
+    """Where connections are expected; see `door.ConnectionSink`."""
 
     def welcome(self, transport: asyncio.Transport, rest: bytes) -> None: ...
     def readmit(self, transport: asyncio.Transport, rest: bytes) -> None: ...
 
 
-class Handover:
+class Handoff:
     """One worker's part: it sends connections to its siblings and takes in those that are sent to it."""
 
-    def __init__(self, number: int, inboxes: Sequence[Inbox], prefix: str, door: Door) -> None:
+    def __init__(self, number: int, inboxes: Sequence[Inbox], prefix: str, door: ConnectionSink) -> None:
         """`number` is the worker's own, from 1, and its place in `inboxes`; SockJS is below `prefix`."""
         self._number = number
         self._inboxes = inboxes
@@ -135,9 +135,9 @@ class Handover:
         if to is None or to == self._number:
             return False
         waiting = self._waiting[to - 1]
-        if len(data) > MAX_BYTES:
+        if len(data) > MAX_PARCEL:
             self._refuse(transport, OVERSIZED)
-        elif transport.get_write_buffer_size() or len(waiting) >= MOST_WAITING:
+        elif transport.get_write_buffer_size() or len(waiting) >= MAX_WAITING:
             # A client that has not read its last response sends no request, or does not mean it.
             self._refuse(transport, UNAVAILABLE)
         elif waiting or not self._put(to, transport, data):
@@ -149,7 +149,7 @@ class Handover:
     def _put(self, to: int, transport: asyncio.Transport, data: bytes) -> bool:
         if transport.is_closing():  # it was lost while it waited
             return True
-        if not self._inboxes[to - 1].put(REQUEST, data, transport.get_extra_info("socket").fileno()):
+        if not self._inboxes[to - 1].put(BEGUN_REQUEST, data, transport.get_extra_info("socket").fileno()):
             return False
         self.sent += 1
         transport.abort()  # closes the descriptor; the connection lives by the one that was sent
@@ -162,7 +162,7 @@ class Handover:
         if not waiting:
             self._loop.remove_writer(self._inboxes[to - 1].sender)
 
-    def _refuse(self, transport: asyncio.Transport, refusal: Refusal) -> None:
+    def _refuse(self, transport: asyncio.Transport, refusal: Rejection) -> None:
         self.refused += 1
         transport.write(refusal.response)
         transport.close()
@@ -170,7 +170,7 @@ class Handover:
     # From siblings
 
     def _arrived(self) -> None:
-        for _ in range(AT_ONCE):
+        for _ in range(PARCELS_PER_TURN):
             try:
                 parcel = self._inboxes[self._number - 1].take()
             except OSError as error:
@@ -185,7 +185,7 @@ class Handover:
 
     async def _take_in(self, kind: bytes, data: bytes, connection: socket.socket) -> None:
         connection.setblocking(False)
-        arrival = Arrival()
+        arrival = ArrivingConnection()
         try:
             transport, _ = await self._loop.connect_accepted_socket(lambda: arrival, connection)
         except BaseException:
@@ -193,11 +193,11 @@ class Handover:
             raise
         if arrival.lost or transport.is_closing():
             return
-        admit = self._door.welcome if kind == FRESH else self._door.readmit
+        admit = self._door.welcome if kind == NEW_CONNECTION else self._door.readmit
         admit(transport, data + arrival.data)
 
 
-class Arrival(asyncio.Protocol):
+class ArrivingConnection(asyncio.Protocol):
     """A connection until it has its transport: uvloop must not see it closed before that."""
 
     def __init__(self) -> None:
@@ -211,10 +211,10 @@ class Arrival(asyncio.Protocol):
         self.lost = True
 
 
-def turn_away(inbox: Inbox) -> int:
+def reject_waiting(inbox: Inbox) -> int:
     """Answer some that wait in the inbox of a worker that is gone, so that they connect anew; how many."""
     count = 0
-    for _ in range(AT_ONCE):
+    for _ in range(PARCELS_PER_TURN):
         with suppress(OSError):  # it has gone meanwhile
             parcel = inbox.take()
             if parcel is None:

@@ -15,27 +15,27 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from ..core.session import Node
+from ..core.session import SessionContext
 from ..errors import WireError
 from ..messages import CloseCode
 from ..transports import http as stream
-from ..transports.hijack import HANDED_OVER
+from ..transports.hijack import HIJACKED
 from ..transports.sockjs import (
     RESPONSE_LIMIT,
-    Exit,
-    Poll,
-    Receiver,
-    Sessions,
+    HttpReceiver,
+    PollReceiver,
+    ResponseSink,
     SockJSSession,
+    SockJSSessions,
     SockJSWebSocket,
-    Stream,
+    StreamReceiver,
 )
 from ..transports.websocket import WebSocketSession, open_session
 from ..wire import Wire, sockjs
 from ..wire.handshake import NO_UPGRADE, Handshake, subprotocol
-from ..wire.sockjs import Place
+from ..wire.sockjs import SockJSPath
 from ..wire.stomp import SUBPROTOCOLS
-from .access import Entrance, Gate, answer, asked, cors
+from .access import AccessControl, Endpoint, cors_headers, handshake_of, to_response
 
 YEAR: Final = 31_536_000
 """Seconds that answers may be cached which never change."""
@@ -45,7 +45,7 @@ PLAIN: Final = "text/plain; charset=UTF-8"
 
 SCRIPT: Final = "application/javascript; charset=UTF-8"
 
-Handler = Callable[[web.Request, Place], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request, SockJSPath], Awaitable[web.StreamResponse]]
 
 
 class Resource(NamedTuple):
@@ -55,13 +55,13 @@ class Resource(NamedTuple):
     handler: Handler
 
 
-class SockJSViews:
+class SockJSEndpoints:
     """What is below the prefix. Its sessions speak the protocol that `wire` makes codecs of."""
 
     def __init__(
         self,
-        node: Node,
-        gate: Gate,
+        node: SessionContext,
+        gate: AccessControl,
         prefix: str,
         wire: Callable[[], Wire],
         *,
@@ -73,7 +73,7 @@ class SockJSViews:
         self._prefix = prefix
         self._wire = wire
         self._limit = response_limit
-        self._sessions = Sessions(node.clock)
+        self._sessions = SockJSSessions(node.clock)
         self._iframe = sockjs.iframe(node.config.sockjs_url)
         self._etag = f'"{hashlib.sha256(self._iframe).hexdigest()[:32]}"'
         self._resources = {
@@ -88,10 +88,10 @@ class SockJSViews:
         # SockJS's clients expect 400 where HTTP would have 426.
         no_upgrade = NO_UPGRADE._replace(status=400, headers={})
         self._entrances = {
-            name: Entrance(gate, partial(self._open, kind), no_upgrade)
+            name: Endpoint(gate, partial(self._open, kind), no_upgrade)
             for name, kind in ((sockjs.RAW_WEBSOCKET, WebSocketSession), (sockjs.WEBSOCKET, SockJSWebSocket))
         }
-        self.door: Exit
+        self.door: ResponseSink
 
     @property
     def untold(self) -> int:
@@ -104,16 +104,16 @@ class SockJSViews:
             web.route("*", self._prefix + "/{rest:.*}", self.serve),
         ]
 
-    def endpoint(self, path: str) -> Entrance | None:
+    def endpoint(self, path: str) -> Endpoint | None:
         """Where the WebSocket opens that a connection's first request asks for at `path`."""
         if not path.startswith(self._prefix):
             return None
-        place = sockjs.place(path[len(self._prefix) :])
+        place = sockjs.parse_path(path[len(self._prefix) :])
         return self._entrances.get(place.name) if place else None
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """Find what is at the path, and have it answer, if the page's origin may ask."""
-        place = sockjs.place(request.rel_url.raw_path[len(self._prefix) :])
+        place = sockjs.parse_path(request.rel_url.raw_path[len(self._prefix) :])
         if place is None:
             raise web.HTTPNotFound
         entrance = self._entrances.get(place.name)
@@ -122,19 +122,19 @@ class SockJSViews:
             return web.Response(status=405, headers={"Allow": ", ".join(methods)})
         if entrance is not None:
             return await entrance.serve(request)
-        refusal = self._gate.refuse_origin(asked(request))
+        refusal = self._gate.refuse_origin(handshake_of(request))
         if refusal is not None:
-            return answer(refusal)
+            return to_response(refusal)
         if request.method == "OPTIONS":
             return self._allow(request, methods)
         return await self._resources[place.name].handler(request, place)
 
     # Resources
 
-    async def _greet(self, request: web.Request, _place: Place) -> web.StreamResponse:
+    async def _greet(self, request: web.Request, _place: SockJSPath) -> web.StreamResponse:
         return web.Response(body=b"Welcome to SockJS!\n", headers={"Content-Type": PLAIN})
 
-    async def _inform(self, request: web.Request, _place: Place) -> web.StreamResponse:
+    async def _inform(self, request: web.Request, _place: SockJSPath) -> web.StreamResponse:
         """What this server can do. Browsers once had no good source of random numbers of their own."""
         body = {
             "websocket": True,
@@ -145,7 +145,7 @@ class SockJSViews:
         kind = "application/json; charset=UTF-8"
         return web.Response(body=json.dumps(body).encode(), headers=headers_for(kind, _origin(request)))
 
-    async def _frame(self, request: web.Request, _place: Place) -> web.StreamResponse:
+    async def _frame(self, request: web.Request, _place: SockJSPath) -> web.StreamResponse:
         headers = {**_lasting(), "ETag": self._etag}
         if self._etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers=headers)
@@ -159,7 +159,7 @@ class SockJSViews:
 
     def _allow(self, request: web.Request, methods: tuple[str, ...]) -> web.Response:
         """The answer to a browser that asks before it sends a request to another origin."""
-        headers = {**_lasting(), **cors(_origin(request))}
+        headers = {**_lasting(), **cors_headers(_origin(request))}
         headers["Access-Control-Allow-Methods"] = ", ".join(methods)
         headers["Access-Control-Max-Age"] = str(YEAR)
         wanted = request.headers.get("Access-Control-Request-Headers", "")
@@ -182,42 +182,42 @@ class SockJSViews:
 
     # Sessions over HTTP
 
-    async def _listen(self, request: web.Request, place: Place) -> web.StreamResponse:
+    async def _listen(self, request: web.Request, place: SockJSPath) -> web.StreamResponse:
         """The client listens: from now on to a new session, if it has none by that name."""
         await self._read(request)
         if request.transport is None:  # the client has gone meanwhile
-            return HANDED_OVER
+            return HIJACKED
         farewell = self._sessions.farewell(place.session)
         if farewell:
             self._receiver(request, place.name).end(farewell)
             self._sessions.heard(place.session)
-            return HANDED_OVER
+            return HIJACKED
         session = self._sessions.get(place.session)
         if session is None:
-            address = self._gate.address(asked(request))
+            address = self._gate.address(handshake_of(request))
             refusal = self._gate.refuse_session(address)
             if refusal is not None:
-                return answer(refusal, cors(_origin(request)))
+                return to_response(refusal, cors_headers(_origin(request)))
             session = SockJSSession(
                 self._node, self._wire(), address, place.session, self._sessions, place.name
             )
         session.attach(self._receiver(request, place.name))
-        return HANDED_OVER
+        return HIJACKED
 
-    def _receiver(self, request: web.Request, transport: str) -> Receiver:
-        connection = stream.take(request)
+    def _receiver(self, request: web.Request, transport: str) -> HttpReceiver:
+        connection = stream.take_connection(request)
         if transport == sockjs.XHR:
-            return Poll(connection, self.door, headers_for(SCRIPT, _origin(request)))
-        stream.notice_loss(connection.transport, 2 * self._node.config.heartbeat)
+            return PollReceiver(connection, self.door, headers_for(SCRIPT, _origin(request)))
+        stream.set_user_timeout(connection.transport, 2 * self._node.config.heartbeat)
         if transport == sockjs.XHR_STREAMING:
             kind, frame, prelude = SCRIPT, sockjs.line, sockjs.line(sockjs.PRELUDE)
         else:
             kind, frame, prelude = "text/event-stream", sockjs.event, sockjs.EVENTS_PRELUDE
         connection.transport.set_write_buffer_limits(high=self._node.config.write_buffer)
         headers = headers_for(kind, _origin(request))
-        return Stream(connection, self.door, headers, frame, prelude, self._limit)
+        return StreamReceiver(connection, self.door, headers, frame, prelude, self._limit)
 
-    async def _send(self, request: web.Request, place: Place) -> web.StreamResponse:
+    async def _send(self, request: web.Request, place: SockJSPath) -> web.StreamResponse:
         """The client says something. Without a session it learns so, and connects anew."""
         headers = headers_for(PLAIN, _origin(request))
         session = self._sessions.get(place.session)
@@ -230,8 +230,8 @@ class SockJSViews:
             session.fail(WireError(CloseCode.TOO_BIG, "too many messages at once"))
             return web.Response(status=413, headers=headers)
         try:
-            messages = sockjs.posted(body)
-        except sockjs.BrokenPayload as error:
+            messages = sockjs.parse_request_body(body)
+        except sockjs.InvalidPayload as error:
             return web.Response(status=500, body=str(error).encode(), headers=headers)
         session.receive(messages)
         return web.Response(status=204, headers=headers)
@@ -251,7 +251,7 @@ class SockJSViews:
 def headers_for(kind: str, origin: str | None) -> Mapping[str, str]:
     """The headers of a response that no cache and no proxy keeps back."""
     headers = {"Content-Type": kind, "Cache-Control": stream.NO_STORE, "X-Accel-Buffering": "no"}
-    return MappingProxyType({**headers, **cors(origin)})
+    return MappingProxyType({**headers, **cors_headers(origin)})
 
 
 def _lasting() -> dict[str, str]:

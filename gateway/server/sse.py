@@ -6,26 +6,26 @@ from typing import Final
 
 from aiohttp import web
 
-from ..core.session import Node
-from ..messages import Rejected, as_message_id, registration
+from ..core.session import SessionContext
+from ..messages import InvalidRegistration, as_message_id, parse_registration
 from ..transports import http as stream
-from ..transports.hijack import HANDED_OVER
-from ..transports.sse import EventsSession
-from ..wire.handshake import Refusal
-from ..wire.sse import REFUSED
-from .access import Gate, answer, asked, cors
+from ..transports.hijack import HIJACKED
+from ..transports.sse import SSESession
+from ..wire.handshake import Rejection
+from ..wire.sse import REJECTED_EVENT_ID
+from .access import AccessControl, cors_headers, handshake_of, to_response
 
-HEADERS: Final = {
+SSE_HEADERS: Final = {
     "Content-Type": "text/event-stream",
     "Cache-Control": stream.NO_STORE,
     "X-Accel-Buffering": "no",
 }
 
 
-class EventsViews:
+class SSEEndpoint:
     """What is at /events."""
 
-    def __init__(self, node: Node, gate: Gate) -> None:
+    def __init__(self, node: SessionContext, gate: AccessControl) -> None:
         self._node = node
         self._gate = gate
 
@@ -37,24 +37,26 @@ class EventsViews:
         if request.method != "GET":
             return web.Response(status=405, headers={"Allow": "GET"})
         if request.transport is None:  # the client has gone meanwhile
-            return HANDED_OVER
-        asking = asked(request)
+            return HIJACKED
+        asking = handshake_of(request)
         address = self._gate.address(asking)
         # The browser itself says what it has had last when it connects again, and a page may, at any time.
-        wanted = registration(request.query.get("webSocketId"), request.headers.get("Last-Event-ID"))
+        wanted = parse_registration(request.query.get("webSocketId"), request.headers.get("Last-Event-ID"))
         also_had = as_message_id(request.query.get("lastEventId"))
         refusal = self._gate.refuse_origin(asking)
         if refusal is not None:
-            return answer(refusal)
-        origin = cors(request.headers.get("Origin"))
+            return to_response(refusal)
+        origin = cors_headers(request.headers.get("Origin"))
         last_ids = (request.headers.get("Last-Event-ID"), request.query.get("lastEventId"))
-        if REFUSED in last_ids:  # its registration failed, and it comes again only because browsers do
+        if (
+            REJECTED_EVENT_ID in last_ids
+        ):  # its registration failed, and it comes again only because browsers do
             return web.Response(status=204, headers=origin)
-        if isinstance(wanted, Rejected):
-            return answer(self._gate.count(Refusal(400, *wanted.problem)), origin)
+        if isinstance(wanted, InvalidRegistration):
+            return to_response(self._gate.count(Rejection(400, *wanted.problem)), origin)
         refusal = self._gate.refuse_session(address)
         if refusal is not None:
-            return answer(refusal, origin)
-        session = EventsSession(self._node, address, stream.take(request))
-        session.begin(wanted, also_had, {**HEADERS, **origin})
-        return HANDED_OVER
+            return to_response(refusal, origin)
+        session = SSESession(self._node, address, stream.take_connection(request))
+        session.begin(wanted, also_had, {**SSE_HEADERS, **origin})
+        return HIJACKED

@@ -16,7 +16,7 @@ from ..messages import Origin
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Seconds. A result takes half a millisecond through Redis and the node when both are idle."""
 
-LONGEST: Final = 60.0
+MAX_LATENCY: Final = 60.0
 """Seconds that a live result can have been on its way: a link that is silent for 4 s is dropped, and Redis
 drops a subscriber that is slower than this. What seems to have taken longer was stamped by a wrong clock."""
 
@@ -133,7 +133,7 @@ class Latency:
         Clocks differ by milliseconds even where they are kept well. Nothing can have taken less than its time
         in the node, so that is what counts then; likewise when it seems to have taken for ever.
         """
-        if in_node <= on_its_way <= LONGEST:
+        if in_node <= on_its_way <= MAX_LATENCY:
             self.from_publisher.observe(on_its_way)
         else:
             self.wrong_clocks += 1

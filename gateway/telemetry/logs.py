@@ -19,15 +19,15 @@ from typing import Any, Literal, TextIO
 import orjson
 import structlog
 
-Event = MutableMapping[str, Any]
+LogEvent = MutableMapping[str, Any]
 
-LONGEST_TEXT = 500  # characters of one value; a client chooses what stands in some of them
+MAX_TEXT = 500  # characters of one value; a client chooses what stands in some of them
 WINDOW_SECONDS = 1.0
-ALLOWED = {
+LINES_PER_WINDOW = {
     True: 1,
     False: 10,
 }  # lines in a window: with a `kind`, which others can cause at will, and without
-MOST_WINDOWS = 1_000  # far more than there are events in the code; what reaches it is a mistake
+MAX_WINDOWS = 1_000  # far more than there are events in the code; what reaches it is a mistake
 
 
 class Folding:
@@ -46,7 +46,7 @@ class Folding:
         self._now = now
         self._windows: dict[tuple[object, ...], _Window] = {}
 
-    def __call__(self, _logger: object, method: str, event: Event) -> Event:
+    def __call__(self, _logger: object, method: str, event: LogEvent) -> LogEvent:
         if method == "debug":
             return event
         key = (method, event.get("event"), event.get("kind"), event.get("code"))
@@ -54,13 +54,13 @@ class Folding:
         window = self._windows.get(key)
         if window is None or now - window.start >= WINDOW_SECONDS:
             folded = window.folded if window else 0
-            if len(self._windows) >= MOST_WINDOWS:
+            if len(self._windows) >= MAX_WINDOWS:
                 self._windows.clear()
             window = self._windows[key] = _Window(now)
             if folded:
                 event["folded"] = folded
         window.seen += 1
-        if window.seen <= ALLOWED["kind" in event]:
+        if window.seen <= LINES_PER_WINDOW["kind" in event]:
             return event
         window.folded += 1
         window.last = dict(event)
@@ -155,13 +155,13 @@ def short_id(web_socket_id: str) -> str:
     return web_socket_id[: min(8, len(web_socket_id) // 2)] + "…"
 
 
-def _members(node: str, worker: int) -> Callable[[object, str, Event], Event]:
+def _members(node: str, worker: int) -> Callable[[object, str, LogEvent], LogEvent]:
     """A processor that puts what every line has in front."""
     fixed: dict[str, object] = {"node": node} if node else {}
     if worker:
         fixed["worker"] = worker
 
-    def put(_logger: object, method: str, event: Event) -> Event:
+    def put(_logger: object, method: str, event: LogEvent) -> LogEvent:
         now = time.time()
         seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
         level = "error" if method == "exception" else method
@@ -175,14 +175,14 @@ def _members(node: str, worker: int) -> Callable[[object, str, Event], Event]:
     return put
 
 
-def _cut(_logger: object, _method: str, event: Event) -> Event:
+def _cut(_logger: object, _method: str, event: LogEvent) -> LogEvent:
     for key, value in event.items():
-        if isinstance(value, str) and len(value) > LONGEST_TEXT and key != "exception":
-            event[key] = value[:LONGEST_TEXT] + "…"
+        if isinstance(value, str) and len(value) > MAX_TEXT and key != "exception":
+            event[key] = value[:MAX_TEXT] + "…"
     return event
 
 
-def _json(_logger: object, _method: str, event: Event) -> str:
+def _json(_logger: object, _method: str, event: LogEvent) -> str:
     try:
         return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
     except TypeError:  # a lone surrogate, which a path that is not UTF-8 turns into
@@ -196,7 +196,7 @@ def _console(*, colours: bool) -> list[structlog.typing.Processor]:
     return [_escape, renderer]
 
 
-def _escape(_logger: object, _method: str, event: Event) -> Event:
+def _escape(_logger: object, _method: str, event: LogEvent) -> LogEvent:
     for key, value in event.items():
         if key == "exception":
             event[key] = "\n".join(map(visible, value.split("\n")))

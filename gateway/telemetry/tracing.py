@@ -20,9 +20,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from .. import __version__
 from ..messages import TRACEPARENT, Origin
-from .latency import LONGEST
+from .latency import MAX_LATENCY
 
-NAME: Final = "webflow-gateway"
+SERVICE_NAME: Final = "webflow-gateway"
 
 LAST_SPANS: Final = 2.0
 """Seconds for the last spans to go out when the node stops; a collector that is away must not keep it."""
@@ -37,7 +37,7 @@ class Tracing:
         # It ends with the node (see `close`), and not by waiting for a collector when the process exits.
         self._provider = TracerProvider(resource=_resource(node), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
-        self._tracer = self._provider.get_tracer(NAME, __version__)
+        self._tracer = self._provider.get_tracer(SERVICE_NAME, __version__)
 
     def __call__(self, origin: Origin, arrived: float, written: float) -> None:
         """A result has been written. Nothing comes of it unless it brings a trace."""
@@ -45,7 +45,7 @@ class Tracing:
         if not isinstance(given, str) or not TRACEPARENT.fullmatch(given):
             return
         started = origin.published_at
-        if started is None or not arrived - LONGEST <= started <= arrived:  # clocks differ
+        if started is None or not arrived - MAX_LATENCY <= started <= arrived:  # clocks differ
             started = arrived
         span = self._tracer.start_span(
             "deliver",
@@ -72,5 +72,7 @@ def _nanoseconds(seconds: float) -> int:
 
 def _resource(node: str) -> Resource:
     """Who says so: what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes first."""
-    own = Resource({"service.name": NAME, "service.version": __version__, "service.instance.id": node})
+    own = Resource(
+        {"service.name": SERVICE_NAME, "service.version": __version__, "service.instance.id": node}
+    )
     return own.merge(OTELResourceDetector().detect())

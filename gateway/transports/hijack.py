@@ -22,8 +22,8 @@ class _Remainder:
         """The connection ends with aiohttp's part of it."""
 
 
-class _HandedOver(web.StreamResponse):
-    """What a handler returns after `take_over`: nothing is left for aiohttp to send."""
+class _HijackedResponse(web.StreamResponse):
+    """What a handler returns after `hijack`: nothing is left for aiohttp to send."""
 
     async def prepare(self, request: web.BaseRequest) -> None:
         return None
@@ -32,13 +32,13 @@ class _HandedOver(web.StreamResponse):
         return None
 
 
-HANDED_OVER: Final = _HandedOver()
+HIJACKED: Final = _HijackedResponse()
 
 
-def take_over(request: web.Request) -> tuple[asyncio.Transport, bytes]:
+def hijack(request: web.Request) -> tuple[asyncio.Transport, bytes]:
     """Take the connection of an upgrade request out of aiohttp's hands, with what followed the request.
 
-    The handler returns `HANDED_OVER`, and must not wait before it does.
+    The handler returns `HIJACKED`, and must not wait before it does.
     """
     connection, transport = request.protocol, request.transport
     assert transport is not None

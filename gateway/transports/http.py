@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from .hijack import take_over
+from .hijack import hijack
 
 CHUNKS_END: Final = b"0\r\n\r\n"
 
@@ -24,7 +24,7 @@ NO_STORE: Final = "no-store, no-cache, no-transform, must-revalidate, max-age=0"
 """In the words of SockJS's protocol. `no-transform` keeps proxies from compressing, which buffers."""
 
 
-class Connection(NamedTuple):
+class HttpConnection(NamedTuple):
     """A connection whose request has been read and whose response is ours to write."""
 
     transport: asyncio.Transport
@@ -34,7 +34,7 @@ class Connection(NamedTuple):
     """It may carry another request afterwards."""
 
 
-def take(request: web.Request) -> Connection:
+def take_connection(request: web.Request) -> HttpConnection:
     """Take the connection of `request`, whose body has been read, out of aiohttp's hands.
 
     The handler returns `websocket.HANDED_OVER`, and must not wait before it does.
@@ -43,13 +43,13 @@ def take(request: web.Request) -> Connection:
     # What is pipelined behind this request is lost with aiohttp's part of the connection, so it ends: a
     # client that pipelines sends again what has no response (RFC 9112 section 9.3.2).
     lasting = chunked and request.keep_alive and not request.protocol._messages
-    transport, _ = take_over(request)
+    transport, _ = hijack(request)
     if not transport.is_reading():
         transport.resume_reading()
-    return Connection(transport, chunked, lasting)
+    return HttpConnection(transport, chunked, lasting)
 
 
-def head(connection: Connection, headers: Mapping[str, str], length: int | None = None) -> bytes:
+def response_head(connection: HttpConnection, headers: Mapping[str, str], length: int | None = None) -> bytes:
     """Status line and headers of a 200; with `length` bytes of body, or as many as will come."""
     fields = {**headers, "Date": formatdate(usegmt=True)}
     if length is not None:
@@ -62,7 +62,7 @@ def head(connection: Connection, headers: Mapping[str, str], length: int | None 
     return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode()
 
 
-def respond(connection: Connection, response: web.Response, *, without_body: bool) -> None:
+def write_response(connection: HttpConnection, response: web.Response, *, without_body: bool) -> None:
     """Write a response of aiohttp's whole, `without_body` if it answers HEAD."""
     fields = {**response.headers, "Date": formatdate(usegmt=True)}
     body = response.body if isinstance(response.body, bytes) else b""
@@ -75,7 +75,7 @@ def respond(connection: Connection, response: web.Response, *, without_body: boo
     write(connection.transport, f"{status}{lines}\r\n".encode() + (b"" if without_body else body))
 
 
-def piece(connection: Connection, data: bytes) -> bytes:
+def chunk(connection: HttpConnection, data: bytes) -> bytes:
     """`data` as the next piece of a response without a length; it is not empty."""
     return b"%x\r\n%b\r\n" % (len(data), data) if connection.chunked else data
 
@@ -88,7 +88,7 @@ def write(transport: asyncio.Transport, data: bytes) -> None:
         pass
 
 
-def notice_loss(transport: asyncio.Transport, seconds: float) -> None:
+def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
     """Have the kernel report a client as lost that has left sent bytes unacknowledged for `seconds`.
 
     Nothing comes back from a client that only listens: without this, one whose network is gone would be

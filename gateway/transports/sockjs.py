@@ -2,9 +2,10 @@
 
 Over a WebSocket a session is what every `WebSocketSession` is, with SockJS's envelope around its messages.
 
-Over HTTP it is a `SockJSSession`. The client listens by one request after another: a `Poll` has its response
-with the next frame, a `Stream` takes frames until it has had its fill. Between two of them the session keeps
-what there is to say. What the client says comes by requests of its own.
+Over HTTP it is a `SockJSSession`. The client listens with one request after another. A `PollReceiver`
+completes its response with the next frame. A `StreamReceiver` takes frames until it has sent its limit of
+bytes. Between two requests the session keeps what it has to send. Messages from the client come in requests
+of their own.
 """
 
 from __future__ import annotations
@@ -14,25 +15,25 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol
 
-from ..core.session import CLOSED, CLOSING, Node, Session
+from ..core.session import CLOSED, CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import CloseCode
 from ..wire import Wire, frames, sockjs
 from . import http as stream
-from .http import Connection
+from .http import HttpConnection
 from .websocket import WebSocketSession
 
 DISCONNECT_DELAY: Final = 5.0
 """Seconds that a session waits for its client to listen again, and that a closed one says so: the protocol's
 own figure, by which its clients and its test suite go."""
 
-MAX_FAREWELLS: Final = 10_000
+MAX_CLOSE_FRAMES: Final = 10_000
 """Goodbyes that are remembered for that long; 4 MB at the most. 2,000 sessions a second would have to end."""
 
 RESPONSE_LIMIT: Final = 131_072
 """Bytes of frames in one stream; the browser keeps them all until it ends. The protocol's own figure."""
 
-MAX_REST: Final = 16_384
+MAX_PIPELINED: Final = 16_384
 """Bytes of a next request that may come before the response; browsers send none."""
 
 
@@ -43,14 +44,14 @@ class SockJSWebSocket(WebSocketSession):
 
     transport = "sockjs_websocket"
 
-    def __init__(self, node: Node, wire: Wire, address: str, transport: asyncio.Transport) -> None:
+    def __init__(self, node: SessionContext, wire: Wire, address: str, transport: asyncio.Transport) -> None:
         super().__init__(node, wire, address, transport)
-        self._send(frames.text(sockjs.OPEN))
+        self._send(frames.text(sockjs.OPEN_FRAME))
 
     def message_received(self, message: bytes) -> None:
         try:
-            messages = sockjs.messages(message)
-        except sockjs.BrokenPayload as error:
+            messages = sockjs.parse_messages(message)
+        except sockjs.InvalidPayload as error:
             raise WireError(CloseCode.INVALID_DATA, str(error)) from None
         for number, each in enumerate(messages):
             if number:  # the first has been counted as a WebSocket message
@@ -60,31 +61,33 @@ class SockJSWebSocket(WebSocketSession):
                 return
 
     def _write(self, message: bytes) -> None:
-        self._send(frames.text(sockjs.array([sockjs.quote(message)])))
+        self._send(frames.text(sockjs.message_frame([sockjs.quote(message)])))
 
     def _say_goodbye(self, code: CloseCode, reason: str) -> None:
         if not self._deaf:  # a client that broke the protocol has its connection closed and nothing else
-            self._send(frames.text(sockjs.closing(code, reason)))
+            self._send(frames.text(sockjs.close_frame(code, reason)))
         super()._say_goodbye(code, reason)
 
     def _probe(self) -> bool:
-        self._send(frames.text(sockjs.HEARTBEAT))
+        self._send(frames.text(sockjs.HEARTBEAT_FRAME))
         return super()._probe()
 
 
-class Exit(Protocol):
+class ResponseSink(Protocol):
     """Where a connection goes that has had its response; see `door.Door`."""
 
     def readmit(self, transport: asyncio.Transport, rest: bytes) -> None: ...
     def see_out(self, transport: asyncio.Transport) -> None: ...
 
 
-class Receiver(asyncio.Protocol):
+class HttpReceiver(asyncio.Protocol):
     """A request by which a client listens, until its response is complete or its connection lost."""
 
     __slots__ = ("_connection", "_exit", "_frame", "_rest", "_session", "_stuck")
 
-    def __init__(self, connection: Connection, door: Exit, frame: Callable[[bytes], bytes]) -> None:
+    def __init__(
+        self, connection: HttpConnection, door: ResponseSink, frame: Callable[[bytes], bytes]
+    ) -> None:
         """`frame` writes a frame as this transport does; `door` has the connection afterwards."""
         self._connection = connection
         self._exit = door
@@ -125,7 +128,7 @@ class Receiver(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._rest += data
-        if len(self._rest) > MAX_REST:
+        if len(self._rest) > MAX_PIPELINED:
             self._connection.transport.abort()
 
     def eof_received(self) -> None:
@@ -146,12 +149,12 @@ class Receiver(asyncio.Protocol):
         """Nothing waits for it."""
 
 
-class Poll(Receiver):
+class PollReceiver(HttpReceiver):
     """The transport xhr: each response has one frame."""
 
     __slots__ = ("_headers",)
 
-    def __init__(self, connection: Connection, door: Exit, headers: Mapping[str, str]) -> None:
+    def __init__(self, connection: HttpConnection, door: ResponseSink, headers: Mapping[str, str]) -> None:
         super().__init__(connection, door, sockjs.line)
         self._headers = headers
 
@@ -162,20 +165,20 @@ class Poll(Receiver):
     def end(self, frame: bytes) -> None:
         body = self._frame(frame)
         self._session = None  # it is complete, however the client reads it
-        head = stream.head(self._connection, self._headers, len(body))
+        head = stream.response_head(self._connection, self._headers, len(body))
         stream.write(self._connection.transport, head + body)
         self._complete()
 
 
-class Stream(Receiver):
+class StreamReceiver(HttpReceiver):
     """The transports xhr_streaming and eventsource: frames, until there have been `limit` bytes of them."""
 
     __slots__ = ("_left",)
 
     def __init__(
         self,
-        connection: Connection,
-        door: Exit,
+        connection: HttpConnection,
+        door: ResponseSink,
         headers: Mapping[str, str],
         frame: Callable[[bytes], bytes],
         prelude: bytes,
@@ -183,20 +186,20 @@ class Stream(Receiver):
     ) -> None:
         super().__init__(connection, door, frame)
         self._left = limit
-        head = stream.head(connection, headers) + stream.piece(connection, prelude)
+        head = stream.response_head(connection, headers) + stream.chunk(connection, prelude)
         stream.write(connection.transport, head)
 
     def send(self, frame: bytes) -> bool:
         body = self._frame(frame)
         self._left -= len(body)
-        stream.write(self._connection.transport, stream.piece(self._connection, body))
+        stream.write(self._connection.transport, stream.chunk(self._connection, body))
         if self._left > 0:
             return True
         self._finish()
         return False
 
     def end(self, frame: bytes) -> None:
-        stream.write(self._connection.transport, stream.piece(self._connection, self._frame(frame)))
+        stream.write(self._connection.transport, stream.chunk(self._connection, self._frame(frame)))
         self._finish()
 
     def _finish(self) -> None:
@@ -205,7 +208,7 @@ class Stream(Receiver):
         self._complete()
 
 
-class Sessions:
+class SockJSSessions:
     """The sessions of a node over HTTP, by the names that their clients have chosen.
 
     A session that closes has ended, and takes nobody's place, once it has nothing left to say but goodbye.
@@ -261,7 +264,7 @@ class Sessions:
         now = self._clock()
         self._farewells.pop(name, None)
         self._farewells[name] = (now + DISCONNECT_DELAY, farewell)
-        while len(self._farewells) > MAX_FAREWELLS or self._oldest < now:
+        while len(self._farewells) > MAX_CLOSE_FRAMES or self._oldest < now:
             name = next(iter(self._farewells))
             del self._farewells[name]
             self._untold.discard(name)
@@ -289,11 +292,11 @@ class SockJSSession(Session):
 
     def __init__(
         self,
-        node: Node,
+        node: SessionContext,
         wire: Wire,
         address: str,
         name: str,
-        sessions: Sessions,
+        sessions: SockJSSessions,
         kind: str = sockjs.XHR,
     ) -> None:
         """It stands in `sessions` by its `name` until its end.
@@ -304,7 +307,7 @@ class SockJSSession(Session):
         super().__init__(node, wire, address)
         self._name = name
         self._sessions = sessions
-        self._receiver: Receiver | None = None
+        self._receiver: HttpReceiver | None = None
         self._opened = False
         self._outbox: tuple[bytes, ...] = ()
         self._unsent = 0  # bytes in the outbox
@@ -334,17 +337,17 @@ class SockJSSession(Session):
 
     # How the client listens
 
-    def attach(self, receiver: Receiver) -> None:
+    def attach(self, receiver: HttpReceiver) -> None:
         """The client listens by `receiver`. Not once the session has ended."""
         if self._receiver is not None:
-            receiver.end(sockjs.ANOTHER_CONNECTION)
+            receiver.end(sockjs.ANOTHER_CONNECTION_FRAME)
             return
         self._receiver = receiver
         self._back_by = inf
         receiver.attach(self)
         if not self._opened:
             self._opened = True
-            self._push(sockjs.OPEN)
+            self._push(sockjs.OPEN_FRAME)
         self._flush()
         if self._farewell:
             self._part()
@@ -376,7 +379,7 @@ class SockJSSession(Session):
     def _flush(self) -> None:
         if self._outbox and self._receiver is not None:
             outbox, self._outbox, self._unsent = self._outbox, (), 0
-            self._push(sockjs.array(outbox))
+            self._push(sockjs.message_frame(outbox))
 
     def _part(self) -> None:
         """Say goodbye, unless there is something else to say first."""
@@ -399,14 +402,14 @@ class SockJSSession(Session):
             self.receiver_stuck()
 
     def _say_goodbye(self, code: CloseCode, reason: str) -> None:
-        self._farewell = sockjs.closing(code, reason)
+        self._farewell = sockjs.close_frame(code, reason)
         self._limit = self._node.clock() + DISCONNECT_DELAY  # so long the client may take to fetch the rest
         self._schedule()
         self._part()
 
     def _probe(self) -> bool:
         if self._receiver is not None:
-            self._push(sockjs.HEARTBEAT)
+            self._push(sockjs.HEARTBEAT_FRAME)
         return True  # a client that has gone does not listen again, and a stream's loss is noticed
 
     def _next_deadline(self) -> float:

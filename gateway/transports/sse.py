@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import asyncio
 
-from ..core.session import Node, Session
+from ..core.session import Session, SessionContext
 from ..messages import CloseCode, Problem, Register, WatchStatus
-from ..wire.sse import EVENTS_WIRE, RETRY, farewell
+from ..wire.sse import RECONNECT_DELAY, SSE_WIRE, close_comment
 from . import http as stream
-from .http import Connection
+from .http import HttpConnection
 
 
-class EventsSession(Session, asyncio.Protocol):
+class SSESession(Session, asyncio.Protocol):
     """The transport's protocol and the hub's member in one object, as with a WebSocket."""
 
     __slots__ = ("_connection",)
 
     transport = "eventsource"
 
-    def __init__(self, node: Node, address: str, connection: Connection) -> None:
-        super().__init__(node, EVENTS_WIRE, address)
+    def __init__(self, node: SessionContext, address: str, connection: HttpConnection) -> None:
+        super().__init__(node, SSE_WIRE, address)
         self._connection = connection._replace(lasting=False)  # the stream ends with it
         connection.transport.set_protocol(self)
         connection.transport.set_write_buffer_limits(high=node.config.write_buffer)
-        stream.notice_loss(connection.transport, 2 * node.config.heartbeat)
+        stream.set_user_timeout(connection.transport, 2 * node.config.heartbeat)
 
     def begin(self, wanted: Register, also_had: str | None, headers: dict[str, str]) -> None:
         """Send the head of the response, and register. `also_had`: one more messageId of its past.
 
         Every client watches the status: a page that listens to no such event does not notice any.
         """
-        head = stream.head(self._connection, headers) + stream.piece(self._connection, RETRY)
+        head = stream.response_head(self._connection, headers) + stream.chunk(
+            self._connection, RECONNECT_DELAY
+        )
         stream.write(self._connection.transport, head)
         self._remember(also_had)
         for request in (wanted, WatchStatus()):
@@ -62,16 +64,16 @@ class EventsSession(Session, asyncio.Protocol):
         self.close(CloseCode.POLICY, problem.message)
 
     def _write(self, message: bytes) -> None:
-        stream.write(self._connection.transport, stream.piece(self._connection, message))
+        stream.write(self._connection.transport, stream.chunk(self._connection, message))
 
     def _say_goodbye(self, code: CloseCode, reason: str) -> None:
-        self._write(farewell(code, reason))
+        self._write(close_comment(code, reason))
         if self._connection.chunked:
             stream.write(self._connection.transport, stream.CHUNKS_END)
         self._connection.transport.close()
 
     def _probe(self) -> bool:
-        self._write(EVENTS_WIRE.heartbeat)
+        self._write(SSE_WIRE.heartbeat)
         return True  # the kernel tells when nothing is acknowledged any more
 
     def abort(self) -> None:

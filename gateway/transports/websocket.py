@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ..core.session import CLOSING, Node, Session
+from ..core.session import CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import CloseCode
 from ..wire import Wire, frames
@@ -27,7 +27,7 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     transport = "websocket"
 
-    def __init__(self, node: Node, wire: Wire, address: str, transport: asyncio.Transport) -> None:
+    def __init__(self, node: SessionContext, wire: Wire, address: str, transport: asyncio.Transport) -> None:
         super().__init__(node, wire, address)
         self._transport = transport
         self._reader: FrameReader | None = FrameReader(node.config.max_message_size)
@@ -89,7 +89,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def _probe(self) -> bool:
         heard, self._heard = self._heard, False
         if heard:
-            self._send(frames.HEARTBEAT)
+            self._send(frames.PING_FRAME)
         return heard
 
     def _send(self, frame: bytes) -> None:
@@ -129,7 +129,7 @@ class WebSocketSession(Session, asyncio.Protocol):
 
 
 def open_session(
-    node: Node,
+    node: SessionContext,
     wire: Wire,
     address: str,
     handshake: Handshake,

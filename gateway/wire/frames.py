@@ -194,7 +194,7 @@ def pong(payload: bytes) -> bytes:
     return b"\x8a%c%b" % (len(payload), payload)
 
 
-HEARTBEAT = b"\x89\x00"
+PING_FRAME = b"\x89\x00"
 """A PING; it needs no payload, since any answer at all shows that the client lives."""
 
 

@@ -14,7 +14,7 @@ from multidict import CIMultiDictProxy
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
 
-RETRY_AFTER: Final = "5"
+RETRY_AFTER_SECONDS: Final = "5"
 """Seconds a refused client is asked to wait; the other nodes have room before this one does."""
 
 
@@ -26,7 +26,7 @@ class Handshake(NamedTuple):
     peer: str
 
 
-class Refusal(NamedTuple):
+class Rejection(NamedTuple):
     """Why there is no upgrade: `code` is for programs, `message` for people."""
 
     status: int
@@ -52,29 +52,29 @@ class Refusal(NamedTuple):
         return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{head}\r\n".encode() + body
 
 
-BUSY = Refusal(503, "busy", "too many handshakes are under way", {"Retry-After": "1"})
-STOPPING = Refusal(503, "stopping", "this node is shutting down", {"Retry-After": "1"})
-NODE_FULL = Refusal(503, "node_full", "this node is full", {"Retry-After": RETRY_AFTER})
-ADDRESS_FULL = Refusal(
-    429, "address_full", "too many sessions from your address", {"Retry-After": RETRY_AFTER}
+BUSY = Rejection(503, "busy", "too many handshakes are under way", {"Retry-After": "1"})
+STOPPING = Rejection(503, "stopping", "this node is shutting down", {"Retry-After": "1"})
+NODE_FULL = Rejection(503, "node_full", "this node is full", {"Retry-After": RETRY_AFTER_SECONDS})
+ADDRESS_FULL = Rejection(
+    429, "address_full", "too many sessions from your address", {"Retry-After": RETRY_AFTER_SECONDS}
 )
-ORIGIN = Refusal(403, "origin_not_allowed", "pages from this origin may not connect")
-NO_UPGRADE = Refusal(
+ORIGIN = Rejection(403, "origin_not_allowed", "pages from this origin may not connect")
+NO_UPGRADE = Rejection(
     426,
     "upgrade_required",
     "this is a WebSocket endpoint: connect with a WebSocket client",
     {"Upgrade": "websocket"},
 )
-VERSION = Refusal(
+VERSION = Rejection(
     426, "unsupported_version", "only WebSocket version 13 is spoken here", {"Sec-WebSocket-Version": "13"}
 )
-NO_HOST = Refusal(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
-BAD_KEY = Refusal(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
-MALFORMED = Refusal(400, "bad_request", "this is no HTTP request that can be read")
-TOO_LARGE = Refusal(431, "headers_too_large", "the request's headers are too large")
+NO_HOST = Rejection(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
+BAD_KEY = Rejection(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
+MALFORMED = Rejection(400, "bad_request", "this is no HTTP request that can be read")
+TOO_LARGE = Rejection(431, "headers_too_large", "the request's headers are too large")
 
 
-def fault(handshake: Handshake) -> Refusal | None:
+def rejection_of(handshake: Handshake) -> Rejection | None:
     """What makes a GET request no handshake of version 13 (section 4.2.1); None if it is one."""
     headers = handshake.headers
     if not (_lists(headers, "Upgrade", "websocket") and _lists(headers, "Connection", "upgrade")):

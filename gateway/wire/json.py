@@ -17,16 +17,18 @@ from ..messages import (
     Problem,
     Request,
     Result,
-    Unknown,
+    UnknownMessage,
     WatchStatus,
-    registration,
+    parse_registration,
 )
 
 # Ids and results need no escaping: WEB_SOCKET_ID and AUTH_RESULT see to that.
 _REGISTERED = f'{{"topic":"{REGISTRATION}","webSocketId":"'.encode()
 _AUTHORIZED = f'{{"topic":"{AUTHORIZATION}","webSocketId":"'.encode()
 
-_UNKNOWN = Unknown(Problem("unknown_message", f'expected {{"topic":"{REGISTRATION}","webSocketId":"..."}}'))
+_UNKNOWN = UnknownMessage(
+    Problem("unknown_message", f'expected {{"topic":"{REGISTRATION}","webSocketId":"..."}}')
+)
 
 
 class JsonWire:
@@ -47,7 +49,7 @@ class JsonWire:
             return (_UNKNOWN,)
         # The bare {"webSocketId": "..."} registers too: the protocol page's example, typed by hand.
         if body.get("topic", REGISTRATION if "webSocketId" in body else None) == REGISTRATION:
-            wanted = registration(body.get("webSocketId"), body.get("lastMessageId"))
+            wanted = parse_registration(body.get("webSocketId"), body.get("lastMessageId"))
             # The registration goes first, so that a status follows its answer and is never overtaken by it.
             return (wanted, WatchStatus()) if body.get("status") is True else (wanted,)
         return (_UNKNOWN,)

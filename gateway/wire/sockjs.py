@@ -19,8 +19,8 @@ import orjson
 
 from ..messages import CloseCode
 
-OPEN: Final = b"o"
-HEARTBEAT: Final = b"h"
+OPEN_FRAME: Final = b"o"
+HEARTBEAT_FRAME: Final = b"h"
 PRELUDE: Final = b"h" * 2048
 """Before an XHR stream: some browsers hold back its first bytes until there are so many."""
 
@@ -28,11 +28,11 @@ MAX_SEGMENT: Final = 200
 """Characters of a server or session id; sockjs-client makes ids of 8. A session keeps its own in memory."""
 
 
-class BrokenPayload(ValueError):
+class InvalidPayload(ValueError):
     """What a client sent is no array of messages; the text is what SockJS servers answer."""
 
 
-def array(quoted: Iterable[bytes]) -> bytes:
+def message_frame(quoted: Iterable[bytes]) -> bytes:
     """The frame with these messages, each of which `quote` has seen."""
     return b"a[" + b",".join(quoted) + b"]"
 
@@ -48,18 +48,18 @@ def quote(message: bytes) -> bytes:
     return json.dumps(message.decode()).encode()
 
 
-def closing(code: int, reason: str) -> bytes:
+def close_frame(code: int, reason: str) -> bytes:
     """The frame that closes; 1000, the normal end, in the words that SockJS servers have for it."""
     if code == CloseCode.NORMAL:
-        return GO_AWAY
+        return GO_AWAY_FRAME
     return b"c[%d,%b]" % (code, quote(reason.encode()))
 
 
-GO_AWAY: Final = b'c[3000,"Go away!"]'
-ANOTHER_CONNECTION: Final = b'c[2010,"Another connection still open"]'
+GO_AWAY_FRAME: Final = b'c[3000,"Go away!"]'
+ANOTHER_CONNECTION_FRAME: Final = b'c[2010,"Another connection still open"]'
 
 
-def messages(payload: bytes) -> list[bytes]:
+def parse_messages(payload: bytes) -> list[bytes]:
     """The messages in what a client sent, as UTF-8: a JSON array of strings, or nothing at all.
 
     Raises BrokenPayload for anything else. A JavaScript string may hold half of a surrogate pair, which
@@ -74,25 +74,25 @@ def messages(payload: bytes) -> list[bytes]:
     if isinstance(found, str):  # over a WebSocket, older clients send a message alone
         found = [found]
     if not isinstance(found, list) or not all(isinstance(message, str) for message in found):
-        raise BrokenPayload("Payload expected.")
+        raise InvalidPayload("Payload expected.")
     return [message.encode() for message in found]
 
 
-def posted(payload: bytes) -> list[bytes]:
+def parse_request_body(payload: bytes) -> list[bytes]:
     """The messages in a request that a client has sent. Raises BrokenPayload, also when there is nothing."""
     if not payload:
-        raise BrokenPayload("Payload expected.")
-    return messages(payload)
+        raise InvalidPayload("Payload expected.")
+    return parse_messages(payload)
 
 
 def _with_surrogates(payload: bytes) -> object:
     """What `payload` says if nothing but its surrogates is wrong with it."""
     if rb"\u" not in payload:
-        raise BrokenPayload("Broken JSON encoding.")
+        raise InvalidPayload("Broken JSON encoding.")
     try:
         found = json.loads(payload)
     except (ValueError, RecursionError):
-        raise BrokenPayload("Broken JSON encoding.") from None
+        raise InvalidPayload("Broken JSON encoding.") from None
     return [_scalar(message) for message in found] if isinstance(found, list) else _scalar(found)
 
 
@@ -120,7 +120,7 @@ EVENTS_PRELUDE: Final = b"\r\n"
 # Paths
 
 
-class Place(NamedTuple):
+class SockJSPath(NamedTuple):
     """What a path below the prefix names: a `resource`, or a `transport` of a session."""
 
     name: str
@@ -132,10 +132,10 @@ XHR, XHR_SEND, XHR_STREAMING, EVENTSOURCE = "xhr", "xhr_send", "xhr_streaming", 
 WEBSOCKET = "websocket"
 
 _RESOURCES: Final = {
-    "": Place(GREETING),
-    "/": Place(GREETING),
-    "/info": Place(INFO),
-    "/websocket": Place(RAW_WEBSOCKET),
+    "": SockJSPath(GREETING),
+    "/": SockJSPath(GREETING),
+    "/info": SockJSPath(INFO),
+    "/websocket": SockJSPath(RAW_WEBSOCKET),
 }
 _IFRAME: Final = re.compile(r"/iframe[0-9A-Za-z._-]*\.html")
 _SESSION: Final = re.compile(
@@ -144,7 +144,7 @@ _SESSION: Final = re.compile(
 )
 
 
-def place(path: str) -> Place | None:
+def parse_path(path: str) -> SockJSPath | None:
     """What `path` names; it is as the client wrote it, without the prefix and without a query.
 
     None for nothing: the transports of browsers that are gone, jsonp and htmlfile, among them. The server's
@@ -154,9 +154,9 @@ def place(path: str) -> Place | None:
     if resource is not None:
         return resource
     if _IFRAME.fullmatch(path):
-        return Place(IFRAME)
+        return SockJSPath(IFRAME)
     found = _SESSION.fullmatch(path)
-    return Place(found[2], found[1]) if found else None
+    return SockJSPath(found[2], found[1]) if found else None
 
 
 def iframe(script: str) -> bytes:

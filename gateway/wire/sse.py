@@ -7,10 +7,10 @@ from typing import Final
 from ..messages import AUTHORIZATION, REGISTRATION, STATUS, CloseCode, Problem, Request, Result
 from .json import JSON_WIRE
 
-RETRY: Final = b"retry: 1000\n\n"
+RECONNECT_DELAY: Final = b"retry: 1000\n\n"
 """Milliseconds that an EventSource waits before it connects again; its own default is 3 to 5 s."""
 
-REFUSED: Final = "not registered"
+REJECTED_EVENT_ID: Final = "not registered"
 """The id of a registration that failed, which the browser says when it connects again; no messageId has a
 space. HTML ("server-sent events") lets nothing in a stream end an EventSource, but an answer that is none."""
 
@@ -20,8 +20,8 @@ _AUTHORIZATION: Final = len(f'{{"topic":"{AUTHORIZATION}",')
 _STATUS: Final = len(f'{{"topic":"{STATUS}",')
 
 
-class EventsWire:
-    """Web Flow's messages as events. Stateless: `EVENTS_WIRE` serves every session."""
+class SSEWire:
+    """Web Flow's messages as events. Stateless: `SSE_WIRE` serves every session."""
 
     __slots__ = ()
 
@@ -39,7 +39,7 @@ class EventsWire:
 
     def reject(self, web_socket_id: object, problem: Problem) -> bytes:
         event = _event(b"registration", JSON_WIRE.reject(web_socket_id, problem)[_REGISTRATION:])
-        return b"id: %b\n%b" % (REFUSED.encode(), event)
+        return b"id: %b\n%b" % (REJECTED_EVENT_ID.encode(), event)
 
     def complain(self, problem: Problem) -> bytes:
         """Nothing: a client that says nothing cannot be misunderstood."""
@@ -58,9 +58,9 @@ def _event(name: bytes, members: bytes) -> bytes:
     return b"event: %b\ndata: {%b\n\n" % (name, members)
 
 
-def farewell(code: CloseCode, reason: str) -> bytes:
+def close_comment(code: CloseCode, reason: str) -> bytes:
     """A comment that says why the stream ends, for people: an EventSource connects again whatever it is."""
     return b": %d %b\n\n" % (code, reason.encode())
 
 
-EVENTS_WIRE = EventsWire()
+SSE_WIRE = SSEWire()

@@ -33,14 +33,14 @@ from ..messages import (
     REGISTRATION,
     STATUS,
     CloseCode,
-    Leave,
+    Disconnect,
     Problem,
     Reply,
     Request,
     Result,
-    Unknown,
+    UnknownMessage,
     WatchStatus,
-    registration,
+    parse_registration,
 )
 from .json import JSON_WIRE
 
@@ -56,7 +56,7 @@ MAX_HEADERS = 32
 MAX_LINE = 4_096
 """Bytes in one header's line: a CSRF token has 40, a signed token that some send along 2,000."""
 
-MAX_HEAD = 8_192
+MAX_HEAD_SIZE = 8_192
 """Bytes before a frame's body, as HTTP servers have it."""
 
 MAX_ID = 256
@@ -116,7 +116,7 @@ _MESSAGE_TO_ACK: Final = _MESSAGE.replace(b"\ncontent-length", b"\nack:%d\nconte
 # stompjs 2 never calls back when `heart-beat` is missing.
 _CONNECTED: Final = b"CONNECTED\nversion:%b\nheart-beat:%d,%d\nserver:webflow-gateway\n\n\0"
 
-_UNKNOWN: Final = Unknown(
+_UNKNOWN: Final = UnknownMessage(
     Problem("unknown_message", 'expected SEND to /app/registration with {"webSocketId":"..."}')
 )
 
@@ -147,7 +147,7 @@ _subscription = lru_cache(128)(_Subscription)  # clients number theirs alike
 
 
 class StompWire:
-    """One client's STOMP. Of no use after a `Leave` or a `WireError`.
+    """One client's STOMP. Of no use after a `Disconnect` or a `WireError`.
 
     Errors end in ERROR, which a WireError brings as its last words: 1002 when the client broke the
     protocol, 1008 when the gateway does not do what it asks, 1009 when something is too big.
@@ -201,7 +201,7 @@ class StompWire:
         # Nearly always a message is a frame, and has no other NUL than the one at its end.
         lines, _, rest = message.partition(b"\n\n")
         alone = rest and message.find(b"\0") == len(message) - 1
-        if alone and not self._buffer and len(lines) <= MAX_HEAD:
+        if alone and not self._buffer and len(lines) <= MAX_HEAD_SIZE:
             size = len(rest) - 1
             shared = self._version and len(lines) <= MAX_SHARED  # a CONNECT's token is one client's own
             head = (_shared_head if shared else _plain_head)(lines, self._version)
@@ -238,8 +238,8 @@ class StompWire:
             start = first.start()
         blank = _BLANK_LINE.search(data, start)
         head_end = len(data) if blank is None else blank.start()
-        if head_end - start > MAX_HEAD:
-            raise _error(CloseCode.TOO_BIG, f"headers may have {MAX_HEAD} bytes")
+        if head_end - start > MAX_HEAD_SIZE:
+            raise _error(CloseCode.TOO_BIG, f"headers may have {MAX_HEAD_SIZE} bytes")
         if data.find(b"\0", start, head_end) >= 0:
             raise _error(CloseCode.PROTOCOL_ERROR, "NUL in the headers, or no blank line after them")
         if blank is None:
@@ -310,7 +310,7 @@ class StompWire:
             return (_UNKNOWN,)
         if not isinstance(said, dict):
             return (_UNKNOWN,)
-        return (registration(said.get("webSocketId"), said.get("lastMessageId")),)
+        return (parse_registration(said.get("webSocketId"), said.get("lastMessageId")),)
 
     def _subscribe(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         topic = _TOPICS.get(_required(headers, b"destination"), _SILENT)
@@ -369,7 +369,7 @@ class StompWire:
         return number if number <= self._sent else 0
 
     def _disconnect(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
-        return (Leave(_receipt(headers) if b"receipt" in headers else b""),)
+        return (Disconnect(_receipt(headers) if b"receipt" in headers else b""),)
 
     def _refuse_transaction(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         raise _error(CloseCode.POLICY, "transactions are not supported", headers)

@@ -14,10 +14,10 @@ from typing import Any
 
 from ..server.handoff import Inbox
 from .control import Control
-from .liveness import Backoff, Pulse
+from .liveness import Backoff, Heartbeat
 
 
-class Life:
+class WorkerProcess:
     """A worker that runs."""
 
     def __init__(self, pid: int, control: Control) -> None:
@@ -29,7 +29,7 @@ class Life:
         """It has been told to stop, and the node goes on."""
 
 
-class Post:
+class WorkerSlot:
     """A worker's place."""
 
     def __init__(self, number: int, listeners: Sequence[socket.socket]) -> None:
@@ -37,8 +37,8 @@ class Post:
         self.number = number
         self.listeners = listeners
         self.inbox = Inbox.new()
-        self.life: Life | None = None
-        self.pulse = Pulse()
+        self.life: WorkerProcess | None = None
+        self.pulse = Heartbeat()
         self.backoff = Backoff()
         self.restarts = 0
 

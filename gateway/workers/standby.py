@@ -8,29 +8,29 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from ..server.handoff import FRESH, UNAVAILABLE, turn_away
-from .slots import Post
+from ..server.handoff import NEW_CONNECTION, UNAVAILABLE, reject_waiting
+from .slots import WorkerSlot
 
-AT_ONCE: Final = 64
+ACCEPTS_PER_TURN: Final = 64
 """Connections accepted for a worker before others get the loop."""
 
 
-RETRY_AFTER: Final = 0.005
+ROOM_RETRY: Final = 0.005
 """Seconds until room is looked for again: an inbox is emptied 64 at a time."""
 
 
-WORTH_WAITING: Final = 1.0
+MAX_QUEUED_SECONDS: Final = 1.0
 """Seconds that the connections in an inbox wait for a replacement; else they are told to come anew."""
 
 
-class Relief:
+class StandbyAcceptor:
     """Stands in at posts whose workers cannot take what comes for them."""
 
-    def __init__(self, posts: Sequence[Post]) -> None:
+    def __init__(self, posts: Sequence[WorkerSlot]) -> None:
         self._posts = posts
         self._loop = asyncio.get_running_loop()
-        self._covered: set[Post] = set()
-        self._emptied: set[Post] = set()
+        self._covered: set[WorkerSlot] = set()
+        self._emptied: set[WorkerSlot] = set()
         self._turn = 0
         self._kept: socket.socket | None = None  # for which nobody has room just now
         self._retry: asyncio.TimerHandle | None = None
@@ -49,13 +49,13 @@ class Relief:
             elif not wanted and post in self._covered:
                 self._uncover(post)
 
-    def empty(self, post: Post, seconds: float) -> None:
+    def empty(self, post: WorkerSlot, seconds: float) -> None:
         """There will be no worker at `post` for so long."""
-        if seconds > WORTH_WAITING:
+        if seconds > MAX_QUEUED_SECONDS:
             self._emptied.add(post)
-            self._loop.add_reader(post.inbox.receiver, turn_away, post.inbox)
+            self._loop.add_reader(post.inbox.receiver, reject_waiting, post.inbox)
 
-    def leave_to_worker(self, post: Post) -> None:
+    def leave_to_worker(self, post: WorkerSlot) -> None:
         """What is in the inbox of `post` waits for the worker that comes."""
         if post in self._emptied:
             self._emptied.discard(post)
@@ -69,16 +69,16 @@ class Relief:
             self.leave_to_worker(post)
         if self._retry is not None and self._kept is not None:
             self._retry.cancel()
-            _refuse(self._kept)
+            _reject(self._kept)
             self._kept = None
 
-    def _uncover(self, post: Post) -> None:
+    def _uncover(self, post: WorkerSlot) -> None:
         self._covered.discard(post)
         for listener in post.listeners:
             self._loop.remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
-        for _ in range(AT_ONCE):
+        for _ in range(ACCEPTS_PER_TURN):
             if self._kept is not None:  # those behind it wait in the kernel's queue
                 self._loop.remove_reader(listener)
                 return
@@ -94,15 +94,15 @@ class Relief:
         self._turn += 1
         for number in range(len(able)):
             post = able[(self._turn + number) % len(able)]
-            if post.inbox.put(FRESH, b"", connection.fileno()):
+            if post.inbox.put(NEW_CONNECTION, b"", connection.fileno()):
                 self.given += 1
                 connection.close()
                 return
         if able:
             self._kept = connection
-            self._retry = self._loop.call_later(RETRY_AFTER, self._go_on)
+            self._retry = self._loop.call_later(ROOM_RETRY, self._go_on)
         else:
-            _refuse(connection)
+            _reject(connection)
 
     def _go_on(self) -> None:
         kept, self._kept = self._kept, None
@@ -113,7 +113,7 @@ class Relief:
                 self._loop.add_reader(listener, self._accept, listener)
 
 
-def _refuse(connection: socket.socket) -> None:
+def _reject(connection: socket.socket) -> None:
     """Have the client connect anew."""
     with connection, suppress(OSError):
         connection.setblocking(False)

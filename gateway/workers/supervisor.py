@@ -21,30 +21,30 @@ from typing import Any, Final
 import structlog
 from aiohttp import web
 
-from ..admin.dashboard import LiveViews, Told
+from ..admin.dashboard import Dashboard, JsonObject
 from ..admin.metrics import ParentMetrics
-from ..admin.publish import MAX_BODY, PublishViews
-from ..admin.workers import WorkersViews
+from ..admin.publish import MAX_PUBLISH_BODY, PublishEndpoint
+from ..admin.workers import WorkersHealthEndpoints
 from ..config import Config
 from ..errors import ConfigError
-from ..node import Listening, Share, Stop, announce_in_log, cannot_listen, stops
+from ..node import ListenAddresses, StopOrder, WorkerShare, announce_in_log, cannot_listen, stop_orders
 from ..publishing.publisher import Publisher
-from ..server.app import HTTP_SHUTDOWN, running, web_app
+from ..server.app import HTTP_SHUTDOWN, start_runner, web_app
 from ..telemetry import logs
 from .control import Control, Message
 from .listeners import listen
-from .liveness import BEAT
-from .slots import Life, Post
-from .standby import Relief
-from .worker import Birth, live
+from .liveness import HEARTBEAT_INTERVAL
+from .slots import WorkerProcess, WorkerSlot
+from .standby import StandbyAcceptor
+from .worker import WorkerSpec, run_worker
 
-MARGIN: Final = 5.0
+STOP_MARGIN: Final = 5.0
 """Seconds that workers may take to end beyond what their own bounds add up to; then they are killed."""
 
-ANSWER: Final = 1.0
+ANSWER_TIMEOUT: Final = 1.0
 """Seconds that a worker has for an answer; an orchestrator's probe waits no longer for all of them."""
 
-PARTED: Final = ("max_sessions", "max_handshakes")
+DIVIDED_LIMITS: Final = ("max_sessions", "max_handshakes")
 """Limits of which each worker has its part, since any connection may come to any worker."""
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop] | None
@@ -72,7 +72,7 @@ def run(config: Config, loop_factory: LoopFactory) -> int:
     return supervisor.exit_code
 
 
-def _fork(supervisor: Supervisor, post: Post, loop_factory: LoopFactory) -> None:
+def _fork(supervisor: Supervisor, post: WorkerSlot, loop_factory: LoopFactory) -> None:
     """Start a worker at `post`. The child does not return from here."""
     parent = os.getpid()
     gc.collect()
@@ -87,7 +87,7 @@ def _fork(supervisor: Supervisor, post: Post, loop_factory: LoopFactory) -> None
         if not pid:
             code = 1
             try:
-                code = live(supervisor.birth(post, theirs, parent, loop_factory))
+                code = run_worker(supervisor.birth(post, theirs, parent, loop_factory))
                 sys.stderr.flush()
             finally:
                 os._exit(code)
@@ -114,17 +114,17 @@ class Supervisor:
         self.draining = False
         self.exit_code = 0
         self._config = config
-        part = {name: math.ceil(getattr(config, name) / config.workers) for name in PARTED}
+        part = {name: math.ceil(getattr(config, name) / config.workers) for name in DIVIDED_LIMITS}
         self._workers_config = config.model_copy(update=part)
-        self._posts: list[Post] = []
-        self._relief: Relief | None = None
-        self._vacant: asyncio.Queue[Post | None] = asyncio.Queue()
+        self._posts: list[WorkerSlot] = []
+        self._relief: StandbyAcceptor | None = None
+        self._vacant: asyncio.Queue[WorkerSlot | None] = asyncio.Queue()
         self._stops = 0
         self._started = False  # every worker has listened
-        self._listening = Listening(config.host, config.port, config.admin_host, config.admin_port)
+        self._listening = ListenAddresses(config.host, config.port, config.admin_host, config.admin_port)
         self._runner: web.AppRunner | None = None
         self._admin: asyncio.Server | None = None
-        self._live: LiveViews | None = None
+        self._live: Dashboard | None = None
         self._publisher: Publisher | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -137,14 +137,14 @@ class Supervisor:
             groups = listen(config.host, config.port, config.workers, config.backlog)
         except OSError as error:
             raise ConfigError(cannot_listen(error, "port", config.host, config.port)) from error
-        self._posts = [Post(number, group) for number, group in enumerate(groups, 1)]
-        self._relief = Relief(self._posts)
+        self._posts = [WorkerSlot(number, group) for number, group in enumerate(groups, 1)]
+        self._relief = StandbyAcceptor(self._posts)
         port: int = groups[0][0].getsockname()[1]
         self.name = config.node_name(port)
         admin_port = await self._open_admin()
-        self._listening = Listening(config.host, port, config.admin_host, admin_port)
+        self._listening = ListenAddresses(config.host, port, config.admin_host, admin_port)
         logs.configure(config.log_level, config.log_format, self.name)
-        for number, order in stops(config).items():
+        for number, order in stop_orders(config).items():
             self._loop.add_signal_handler(number, self._stop, order)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         self._do(self._watch())
@@ -154,17 +154,17 @@ class Supervisor:
     async def _open_admin(self) -> int:
         config = self._config
         self._publisher = Publisher(config.redis)
-        publishing = PublishViews(
+        publishing = PublishEndpoint(
             self._publisher, config.token(), config.channel_prefix, config.max_result_size
         )
         metrics = ParentMetrics(self.accounts, publishing.outcomes)
-        self._live = LiveViews(self, self.name, config.admin_host)
+        self._live = Dashboard(self, self.name, config.admin_host)
         routes = [
-            *WorkersViews(self, metrics.render).routes(),
+            *WorkersHealthEndpoints(self, metrics.render).routes(),
             *publishing.routes(),
             *self._live.routes(),
         ]
-        self._runner = await running(web_app(routes, max_body=MAX_BODY))
+        self._runner = await start_runner(web_app(routes, max_body=MAX_PUBLISH_BODY))
         assert self._runner.server is not None
         host, port, server = config.admin_host, config.admin_port, self._runner.server
         try:
@@ -174,27 +174,29 @@ class Supervisor:
         actual: int = self._admin.sockets[0].getsockname()[1]
         return actual
 
-    async def vacancy(self) -> Post | None:
+    async def vacancy(self) -> WorkerSlot | None:
         """The next post that needs a worker; None when the node has stopped."""
         while True:
             post = await self._vacant.get()
             if post is None or not self.draining:
                 return post
 
-    def birth(self, post: Post, control: socket.socket, parent: int, loop_factory: LoopFactory) -> Birth:
+    def birth(
+        self, post: WorkerSlot, control: socket.socket, parent: int, loop_factory: LoopFactory
+    ) -> WorkerSpec:
         """What the next worker at `post` is born with."""
-        share = Share(post.number, post.listeners, [each.inbox for each in self._posts])
-        return Birth(self._workers_config, self.name, share, control, parent, loop_factory)
+        share = WorkerShare(post.number, post.listeners, [each.inbox for each in self._posts])
+        return WorkerSpec(self._workers_config, self.name, share, control, parent, loop_factory)
 
-    def born(self, post: Post, pid: int, line: socket.socket) -> None:
+    def born(self, post: WorkerSlot, pid: int, line: socket.socket) -> None:
         """A worker runs at `post`; `line` leads to it."""
         control = Control(lambda message: self._heard(post, message), _ignore)
-        post.life = Life(pid, control)
+        post.life = WorkerProcess(pid, control)
         post.pulse.beat()
         log.info("worker started", worker=post.number, pid=pid)
         self._do(control.open(line))
 
-    def unborn(self, post: Post, error: OSError) -> None:
+    def unborn(self, post: WorkerSlot, error: OSError) -> None:
         """There is no worker at `post`, since the system would not have it."""
         log.error("worker not started", worker=post.number, why=error.strerror or str(error))
         self._missed(post, 0.0)
@@ -209,28 +211,28 @@ class Supervisor:
         """Every worker's answer, None where there is none."""
         return await asyncio.gather(*(self._ask(post, what) for post in self._posts))
 
-    async def snapshot(self) -> Told | None:
+    async def snapshot(self) -> JsonObject | None:
         """What the live page shows, as any worker knows it."""
         return await self._ask_any("live")
 
-    async def look_up(self, web_socket_id: str) -> Told | None:
+    async def look_up(self, web_socket_id: str) -> JsonObject | None:
         """Who holds an id, as any worker finds it."""
         return await self._ask_any("session", web_socket_id)
 
-    async def _ask_any(self, what: str, about: str = "") -> Told | None:
+    async def _ask_any(self, what: str, about: str = "") -> JsonObject | None:
         for post in self._posts:
-            answer: Told | None = await self._ask(post, what, about)
+            answer: JsonObject | None = await self._ask(post, what, about)
             if answer is not None:
                 return answer
         return None
 
-    async def _ask(self, post: Post, what: str, about: str = "") -> Any:
+    async def _ask(self, post: WorkerSlot, what: str, about: str = "") -> Any:
         life = post.life
         if life is None or not life.listening or post.pulse.quiet:
             return None
-        return await life.control.ask(what, ANSWER, about)
+        return await life.control.ask(what, ANSWER_TIMEOUT, about)
 
-    def _heard(self, post: Post, message: Message) -> None:
+    def _heard(self, post: WorkerSlot, message: Message) -> None:
         life = post.life
         if life is None:
             return
@@ -249,13 +251,13 @@ class Supervisor:
             self._started = True
             announce_in_log(self._listening, self.name, workers=len(self._posts))
 
-    def _dismiss(self, post: Post, life: Life) -> None:
+    def _dismiss(self, post: WorkerSlot, life: WorkerProcess) -> None:
         """One worker has had a SIGTERM. Service managers send it to every process of a service."""
         if self.draining or life.leaving:
             return
         log.info("worker leaves", worker=post.number, pid=life.pid)
         life.leaving = True
-        life.control.say({"stop": list(stops(self._config)[signal.SIGTERM])})
+        life.control.say({"stop": list(stop_orders(self._config)[signal.SIGTERM])})
 
     def _adjust(self) -> None:
         if self._relief is not None and not self.draining:
@@ -266,7 +268,7 @@ class Supervisor:
     async def _watch(self) -> None:
         """Count the workers' signs of life for ever, and kill those that give none."""
         while True:
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
             logs.flush()
             for post in self._posts:
                 post.pulse.look()
@@ -282,7 +284,7 @@ class Supervisor:
             if pid:
                 self._ended(post, post.life, os.waitstatus_to_exitcode(status))
 
-    def _ended(self, post: Post, life: Life, code: int) -> None:
+    def _ended(self, post: WorkerSlot, life: WorkerProcess, code: int) -> None:
         """A worker is gone, by a signal if `code` is negative."""
         life.control.close()
         post.life = None
@@ -295,7 +297,7 @@ class Supervisor:
         else:
             self._missed(post, time.monotonic() - life.born)
 
-    def _missed(self, post: Post, lived: float) -> None:
+    def _missed(self, post: WorkerSlot, lived: float) -> None:
         """Nobody is at `post`, who perhaps has never listened."""
         assert self._relief is not None
         if self.draining:
@@ -303,11 +305,11 @@ class Supervisor:
             self._finish()
         elif not self._started:  # it never could; neither will the next
             self.exit_code = 1
-            self._stop(Stop(0, 0))
+            self._stop(StopOrder(0, 0))
         else:
             self._do(self._replace(post, lived))
 
-    async def _replace(self, post: Post, lived: float) -> None:
+    async def _replace(self, post: WorkerSlot, lived: float) -> None:
         assert self._relief is not None
         pause = post.backoff.pause(lived)
         post.restarts += 1
@@ -320,7 +322,7 @@ class Supervisor:
 
     # Stopping
 
-    def _stop(self, order: Stop) -> None:
+    def _stop(self, order: StopOrder) -> None:
         """Have all workers drain; the second time, have them end at once."""
         self._stops += 1
         if self._stops == 1:
@@ -333,7 +335,7 @@ class Supervisor:
                 post.life.control.say({"stop": list(order)})
         self._finish()
 
-    async def _drain(self, order: Stop) -> None:
+    async def _drain(self, order: StopOrder) -> None:
         """Close the port when the workers do, and see that they end."""
         assert self._relief is not None
         await asyncio.sleep(order.delay)
@@ -342,7 +344,7 @@ class Supervisor:
         for post in self._posts:
             if post.life is None:
                 self._relief.empty(post, math.inf)
-        await asyncio.sleep(order.seconds + self._config.close_timeout + HTTP_SHUTDOWN + MARGIN)
+        await asyncio.sleep(order.seconds + self._config.close_timeout + HTTP_SHUTDOWN + STOP_MARGIN)
         for post in self._posts:
             if post.life is not None:
                 self.exit_code = 1
@@ -384,7 +386,7 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _kill(post: Post, life: Life, why: str) -> None:
+def _kill(post: WorkerSlot, life: WorkerProcess, why: str) -> None:
     os.kill(life.pid, signal.SIGKILL)
     log.error(why, worker=post.number, pid=life.pid)
 

@@ -16,31 +16,31 @@ from typing import Any, Final
 import structlog
 
 from ..config import Config
-from ..node import Gateway, Share, Stop, until_stopped
+from ..node import Node, StopOrder, WorkerShare, until_stopped
 from ..telemetry import logs
 from .control import Control, Message
-from .liveness import BEAT
+from .liveness import HEARTBEAT_INTERVAL
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_NAME: Final = 15
 """prctl(2): the signal when the parent dies; the name that `ps -o comm` and `top` show, of 15 characters."""
 
-ORPHANED: Final = 1
+EXIT_ORPHANED: Final = 1
 """The exit code of a worker whose parent is gone."""
 
-MOST_DESCRIPTORS: Final = 1 << 20
+MAX_DESCRIPTORS: Final = 1 << 20
 
 log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
-class Birth:
+class WorkerSpec:
     """What a worker is born with."""
 
     config: Config
     name: str
     """The node's."""
-    share: Share
+    share: WorkerShare
     control: socket.socket
     """Its end of the line to its parent."""
     parent: int
@@ -53,7 +53,7 @@ class Birth:
         return {self.control.fileno(), *(listener.fileno() for listener in self.share.listeners), *inboxes}
 
 
-def live(birth: Birth) -> int:
+def run_worker(birth: WorkerSpec) -> int:
     """Be a worker, in a process that has just been forked with all signals blocked; returns its exit code."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
@@ -64,7 +64,7 @@ def live(birth: Birth) -> int:
         _prctl(PR_SET_NAME, f"gateway w{birth.share.number}".encode())
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != birth.parent:  # it died before the choice was made
-        return ORPHANED
+        return EXIT_ORPHANED
     _close_all_but(birth.descriptors())
     config = birth.config
     logs.configure(config.log_level, config.log_format, birth.name, birth.share.number)
@@ -78,7 +78,7 @@ def live(birth: Birth) -> int:
         logs.flush(at_once=True)
 
 
-async def _serve(birth: Birth) -> int:
+async def _serve(birth: WorkerSpec) -> int:
     return await Worker(birth).serve()
 
 
@@ -92,18 +92,18 @@ def _close_all_but(kept: set[int]) -> None:
     for descriptor in sorted(kept):
         os.closerange(below, descriptor)
         below = descriptor + 1
-    os.closerange(below, MOST_DESCRIPTORS)
+    os.closerange(below, MAX_DESCRIPTORS)
 
 
 class Worker:
     """A gateway at its parent's command."""
 
-    def __init__(self, birth: Birth) -> None:
+    def __init__(self, birth: WorkerSpec) -> None:
         self._birth = birth
-        self._orders: asyncio.Queue[Stop] = asyncio.Queue()
+        self._orders: asyncio.Queue[StopOrder] = asyncio.Queue()
         self._orphaned = asyncio.Event()
         self._control = Control(self._heard, self._orphaned.set)
-        self._gateway = Gateway(birth.config, share=birth.share)
+        self._gateway = Node(birth.config, share=birth.share)
         self._answering: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
@@ -130,12 +130,12 @@ class Worker:
             return serving.result()
         serving.cancel()
         log.critical("the parent is gone")
-        return ORPHANED
+        return EXIT_ORPHANED
 
     async def _beat(self) -> None:
         while True:
             self._control.say({"beat": True})
-            await asyncio.sleep(BEAT)
+            await asyncio.sleep(HEARTBEAT_INTERVAL)
 
     def _heard(self, message: Message) -> None:
         match message:
@@ -148,7 +148,7 @@ class Worker:
             case {"ask": "session", "about": web_socket_id}:
                 self._answer_soon(message, self._gateway.live.look_up(web_socket_id))
             case {"stop": [delay, seconds]}:
-                self._orders.put_nowait(Stop(delay, seconds))
+                self._orders.put_nowait(StopOrder(delay, seconds))
 
     def _answer_soon(self, question: Message, finding: Coroutine[Any, Any, object]) -> None:
         """Answer with what `finding` returns, some time later."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gateway.admin.aggregate import NO_WORKER, together
+from gateway.admin.aggregate import NO_WORKER, aggregate
 
 
 def state(**members: Any) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def state(**members: Any) -> dict[str, Any]:
 
 
 def test_counts_are_summed() -> None:
-    body = together([state(), state(invalid={"not JSON": 2, "too long": 1})], "n", draining=False)
+    body = aggregate([state(), state(invalid={"not JSON": 2, "too long": 1})], "n", draining=False)
     assert body["ready"]
     assert (body["sessions"], body["handshakes"], body["channels"], body["delivered"]) == (4, 2, 4, 10)
     assert body["invalid"] == {"not JSON": 3, "too long": 1}
@@ -34,13 +34,13 @@ def test_counts_are_summed() -> None:
 
 
 def test_it_has_the_form_of_a_single_one() -> None:
-    assert list(together([state()], "n", draining=False)) == list(state())
-    assert together([state()], "n", draining=False) == state()
+    assert list(aggregate([state()], "n", draining=False)) == list(state())
+    assert aggregate([state()], "n", draining=False) == state()
 
 
 def test_of_redis_the_worst_is_told() -> None:
     away = {"connected": False, "gaps": 1, "blind_seconds": 2.5, "probe_seconds": None}
-    body = together([state(redis={"gaps": 2, "mended": 1}), state(redis=away)], "n", draining=False)
+    body = aggregate([state(redis={"gaps": 2, "mended": 1}), state(redis=away)], "n", draining=False)
     assert body["redis"] == {
         "connected": False,
         "gaps": 3,
@@ -53,16 +53,16 @@ def test_of_redis_the_worst_is_told() -> None:
 
 def test_one_that_serves_is_enough() -> None:
     never = state(ready=False, reasons=["Redis has not been reached yet"])
-    assert together([never, state(), None], "n", draining=False)["ready"]
-    body = together([never, never], "n", draining=False)
+    assert aggregate([never, state(), None], "n", draining=False)["ready"]
+    body = aggregate([never, never], "n", draining=False)
     assert (body["ready"], body["reasons"]) == (False, ["Redis has not been reached yet"])
 
 
 def test_nobody_serves() -> None:
-    body = together([None, None], "n", draining=False)
+    body = aggregate([None, None], "n", draining=False)
     assert (body["ready"], body["reasons"], body["sessions"]) == (False, [NO_WORKER], 0)
     assert not body["redis"]["connected"]
 
 
 def test_draining_is_told_whatever_workers_say() -> None:
-    assert together([state(), None], "n", draining=True)["reasons"] == ["draining"]
+    assert aggregate([state(), None], "n", draining=True)["reasons"] == ["draining"]

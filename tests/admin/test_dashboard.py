@@ -13,14 +13,14 @@ import aiohttp
 import pytest
 
 from gateway.admin.dashboard import MAX_PAGES
-from gateway.node import Gateway
-from gateway.nodes.survey import UNHEARD
+from gateway.node import Node
+from gateway.nodes.survey import NOT_CONNECTED
 from gateway.publishing import api as publishing
-from gateway.redis.cluster.slots import slot
+from gateway.redis.cluster.slots import key_slot
 
 from ..integration.here import admin_port_of, gateway_here, port_of
 from ..integration.load import SECONDS, crowd, until
-from ..processes import Cluster, Node, Valkey, wait_until
+from ..processes import NodeProcess, ValkeyCluster, ValkeyProcess, wait_until
 
 SHARED = "websocket::{nodes}"
 RIGHTS = "-@all +hello +client|setname +ping +subscribe +unsubscribe +eval_ro +get &websocket:* ~websocket:*"
@@ -83,16 +83,18 @@ def own(snapshot: Snapshot) -> dict[str, Any]:
 
 
 @pytest.fixture
-def nodes() -> Iterator[tuple[Valkey, list[Node]]]:
+def nodes() -> Iterator[tuple[ValkeyProcess, list[NodeProcess]]]:
     """Two nodes, node-1 and node-2, on a Valkey that a test may harm."""
     with ExitStack() as running:
-        valkey = running.enter_context(Valkey())
-        nodes = [running.enter_context(Node(valkey.url, "--node", f"node-{number}")) for number in (1, 2)]
+        valkey = running.enter_context(ValkeyProcess())
+        nodes = [
+            running.enter_context(NodeProcess(valkey.url, "--node", f"node-{number}")) for number in (1, 2)
+        ]
         wait_until(lambda: valkey.ask("PUBSUB", "NUMSUB", SHARED) == [SHARED, 2], "they hear questions")
         yield valkey, nodes
 
 
-async def test_each_node_tells_of_all(nodes: tuple[Valkey, list[Node]]) -> None:
+async def test_each_node_tells_of_all(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     valkey, (one, two) = nodes
     browsers = [f"b-{number}" for number in range(5)]
     async with crowd([two.port], browsers):
@@ -118,7 +120,7 @@ async def test_each_node_tells_of_all(nodes: tuple[Valkey, list[Node]]) -> None:
             assert other["troubles"] == []
 
 
-async def test_finds_a_session_from_another_node(nodes: tuple[Valkey, list[Node]]) -> None:
+async def test_finds_a_session_from_another_node(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     valkey, (one, two) = nodes
     name = "0123456789abcdef" * 8
     async with crowd([two.port], [name]) as (browser,):
@@ -151,7 +153,7 @@ async def test_finds_a_session_from_another_node(nodes: tuple[Valkey, list[Node]
     ]
 
 
-async def test_finds_nobody_where_there_is_nobody(nodes: tuple[Valkey, list[Node]]) -> None:
+async def test_finds_nobody_where_there_is_nobody(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     _, (one, _two) = nodes
     status, found = await look_up(one.admin_port, "nobody")
     assert status == 200
@@ -160,13 +162,15 @@ async def test_finds_nobody_where_there_is_nobody(nodes: tuple[Valkey, list[Node
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "é", "*", "x" * 201, "a\n"])
-async def test_looks_up_only_what_can_be_an_id(node_here: Gateway, bad: str) -> None:
+async def test_looks_up_only_what_can_be_an_id(node_here: Node, bad: str) -> None:
     status, body = await look_up(admin_port_of(node_here), bad)
     assert status == 400
     assert body["error"]["code"] == "invalid_id"
 
 
-async def test_says_why_the_others_are_missing_while_redis_is_away(nodes: tuple[Valkey, list[Node]]) -> None:
+async def test_says_why_the_others_are_missing_while_redis_is_away(
+    nodes: tuple[ValkeyProcess, list[NodeProcess]],
+) -> None:
     valkey, (one, _two) = nodes
     async with page(one.admin_port) as told:
         while len((await told())["nodes"]) < 2:
@@ -176,13 +180,13 @@ async def test_says_why_the_others_are_missing_while_redis_is_away(nodes: tuple[
         while own(snapshot)["redis"]["connected"]:
             snapshot = await told()
         assert names(snapshot) == ["node-1"]
-        assert snapshot["why"] == UNHEARD
+        assert snapshot["why"] == NOT_CONNECTED
         (trouble,) = own(snapshot)["troubles"]
         assert trouble["tone"] == "bad"
         assert trouble["text"].startswith("has been without Redis for")
         _, found = await look_up(one.admin_port, "nobody")
-        assert (found["nodes"], found["why"]) == (1, UNHEARD)
-        assert found["retained"] == {"present": None, "seconds": None, "why": UNHEARD}
+        assert (found["nodes"], found["why"]) == (1, NOT_CONNECTED)
+        assert found["retained"] == {"present": None, "seconds": None, "why": NOT_CONNECTED}
         valkey.start()
         while len((snapshot := await told())["nodes"]) < 2:
             pass
@@ -190,7 +194,7 @@ async def test_says_why_the_others_are_missing_while_redis_is_away(nodes: tuple[
         assert own(snapshot)["redis"]["gaps"] == 1
 
 
-async def test_a_frozen_redis_is_not_waited_for(nodes: tuple[Valkey, list[Node]]) -> None:
+async def test_a_frozen_redis_is_not_waited_for(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     valkey, (one, _two) = nodes
     async with page(one.admin_port) as told:
         await told()
@@ -201,7 +205,7 @@ async def test_a_frozen_redis_is_not_waited_for(nodes: tuple[Valkey, list[Node]]
         assert names(snapshot) == ["node-1"]
 
 
-async def test_counts_a_node_that_is_frozen(nodes: tuple[Valkey, list[Node]]) -> None:
+async def test_counts_a_node_that_is_frozen(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     _, (one, two) = nodes
     with two.frozen():
         snapshot = await until_told(one.admin_port, lambda told: told["silent"], "node-2 is missed")
@@ -211,7 +215,7 @@ async def test_counts_a_node_that_is_frozen(nodes: tuple[Valkey, list[Node]]) ->
 
 
 async def test_a_node_without_the_right_to_publish_says_so() -> None:
-    with await asyncio.to_thread(Valkey) as valkey:
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
         valkey.ask("ACL", "SETUSER", "node", "on", ">secret", "resetchannels", *RIGHTS.split())
         url = f"redis://node:secret@127.0.0.1:{valkey.port}"
         async with gateway_here(url) as here:
@@ -227,12 +231,12 @@ async def test_a_node_without_the_right_to_publish_says_so() -> None:
 
 
 @pytest.fixture
-async def node_here(valkey: Valkey) -> AsyncIterator[Gateway]:
+async def node_here(valkey: ValkeyProcess) -> AsyncIterator[Node]:
     async with gateway_here(valkey.url) as here:
         yield here
 
 
-async def test_asks_others_only_while_a_page_is_open(node_here: Gateway) -> None:
+async def test_asks_others_only_while_a_page_is_open(node_here: Node) -> None:
     assert node_here._live is not None
     feed = node_here._live.feed
     assert not feed._making
@@ -244,7 +248,7 @@ async def test_asks_others_only_while_a_page_is_open(node_here: Gateway) -> None
     await until(making.done, "the last round ends")
 
 
-async def test_so_many_pages_and_no_more(node_here: Gateway) -> None:
+async def test_so_many_pages_and_no_more(node_here: Node) -> None:
     port = admin_port_of(node_here)
     assert node_here._live is not None
     feed = node_here._live.feed
@@ -260,7 +264,7 @@ async def test_so_many_pages_and_no_more(node_here: Gateway) -> None:
             assert (await refused.json())["error"]["code"] == "busy"
 
 
-async def test_a_node_that_stops_ends_its_streams(valkey: Valkey) -> None:
+async def test_a_node_that_stops_ends_its_streams(valkey: ValkeyProcess) -> None:
     async with gateway_here(valkey.url) as here, page(admin_port_of(here)) as told:
         await told()
         await here.stop()
@@ -270,7 +274,7 @@ async def test_a_node_that_stops_ends_its_streams(valkey: Valkey) -> None:
 
 
 async def test_a_page_that_fails_once_goes_on(
-    node_here: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node_here: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert node_here._live is not None
     snapshot, failures = node_here.live.snapshot, iter([RuntimeError("once")])
@@ -285,7 +289,7 @@ async def test_a_page_that_fails_once_goes_on(
         assert (await told())["nodes"]
 
 
-async def test_the_page_and_its_files_let_nothing_else_in(node_here: Gateway) -> None:
+async def test_the_page_and_its_files_let_nothing_else_in(node_here: Node) -> None:
     port = admin_port_of(node_here)
     async with aiohttp.ClientSession() as http:
         for path, kind in (("/", "html"), ("/live/live.js", "javascript"), ("/live/live.css", "css")):
@@ -304,7 +308,7 @@ async def test_the_page_and_its_files_let_nothing_else_in(node_here: Gateway) ->
     ("host", "expected"),
     [("127.0.0.1", "only this machine reaches it"), ("0.0.0.0", "whoever reaches it sees this page")],
 )
-async def test_says_who_reaches_the_port(valkey: Valkey, host: str, expected: str) -> None:
+async def test_says_who_reaches_the_port(valkey: ValkeyProcess, host: str, expected: str) -> None:
     async with gateway_here(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
         port = (await told())["port"]
         assert port == f"This port has no authentication. It listens on {host}: {expected}."
@@ -314,9 +318,9 @@ async def test_says_who_reaches_the_port(valkey: Valkey, host: str, expected: st
 
 
 @contextlib.asynccontextmanager
-async def several_workers() -> AsyncIterator[Node]:
-    with await asyncio.to_thread(Valkey) as valkey:
-        node = await asyncio.to_thread(Node, valkey.url, "--workers", "2", "--node", "one")
+async def several_workers() -> AsyncIterator[NodeProcess]:
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
+        node = await asyncio.to_thread(NodeProcess, valkey.url, "--workers", "2", "--node", "one")
         with node:
             yield node
 
@@ -348,8 +352,8 @@ async def test_a_node_of_several_workers_tells_of_each() -> None:
 
 
 @pytest.fixture
-def cluster() -> Iterator[Cluster]:
-    with Cluster(replicas=0) as servers:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(replicas=0) as servers:
         yield servers
 
 
@@ -357,7 +361,7 @@ def both(snapshot: Snapshot) -> bool:
     return names(snapshot) == ["one", "two"]
 
 
-async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Cluster) -> None:
+async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: ValkeyCluster) -> None:
     async with gateway_here(cluster.url, node="one") as one, gateway_here(cluster.url, node="two") as two:
         ports = [admin_port_of(gateway) for gateway in (one, two)]
         for port in ports:
@@ -367,9 +371,9 @@ async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Cluste
             _, found = await look_up(ports[0], "in-a-cluster")
             assert [session["node"] for session in found["sessions"]] == ["two"]
             assert found["retained"]["present"] is False
-        here = cluster.owner(slot(SHARED.encode()))
+        here = cluster.owner(key_slot(SHARED.encode()))
         there = next(node for node in cluster.masters if node is not here)
-        await asyncio.to_thread(cluster.move_slots, here, there, [slot(SHARED.encode())])
+        await asyncio.to_thread(cluster.move_slots, here, there, [key_slot(SHARED.encode())])
         await until(lambda: two._broker.link_to(SHARED.encode()) is not None, "the new map is known")
         for port in ports:
             await until_told(port, both, "both nodes hear each other where the channel is now")

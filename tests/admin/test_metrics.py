@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.admin.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
 from gateway.core.session import Session
-from gateway.messages import INVALID, CloseCode, InvalidResult
-from gateway.server.acceptor import Door
-from gateway.server.access import Gate
+from gateway.messages import INVALID_KINDS, CloseCode, InvalidResult
+from gateway.server.acceptor import Acceptor
+from gateway.server.access import AccessControl
 from gateway.telemetry.latency import Histogram, Latency
 from gateway.wire.handshake import ORIGIN
 from gateway.wire.json import JSON_WIRE
@@ -86,13 +86,13 @@ class Scene:
     def __init__(self) -> None:
         self.node = fakes.node()
         self.hub = self.node.hub
-        self.gate = Gate(self.node)
+        self.gate = AccessControl(self.node)
         self.broker = Broker()
         self.latency = Latency(lambda _call: None, lambda: 0.0, lambda: 0.0)
         self.lag = Histogram(LAG_BOUNDS)
         self.why_not: list[str] = []
         self.published: Counter[str] = Counter()
-        door = Door(lambda _path: None, nobody, 10, 5.0, self.node.clock)
+        door = Acceptor(lambda _path: None, nobody, 10, 5.0, self.node.clock)
         broker: Any = self.broker
         self.metrics = NodeMetrics(
             "node-1", self.node, 100, broker, door, self.gate, self, self.latency, self.lag, self.published
@@ -223,8 +223,8 @@ def test_every_kind_of_invalid_payload_is_known() -> None:
     source = (PACKAGE / "messages.py").read_text()
     raised = set(re.findall(r'InvalidResult\("([^"]+)"\)', source))
     hub = (PACKAGE / "hub.py").read_text()
-    assert raised | set(re.findall(r'_invalid\(name, payload, "([^"]+)"\)', hub)) == set(INVALID)
-    assert InvalidResult("too big").kind in INVALID
+    assert raised | set(re.findall(r'_invalid\(name, payload, "([^"]+)"\)', hub)) == set(INVALID_KINDS)
+    assert InvalidResult("too big").kind in INVALID_KINDS
 
 
 @virtual

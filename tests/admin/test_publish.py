@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from structlog.testing import capture_logs
 
-from gateway.admin.publish import MAX_BODY, MAX_RESULTS, PublishViews
+from gateway.admin.publish import MAX_PUBLISH_BODY, MAX_RESULTS, PublishEndpoint
 from gateway.errors import Unconfirmed
 from gateway.publishing.api import Outgoing, Published
 from gateway.publishing.publisher import Publisher
@@ -44,8 +44,8 @@ class FakePublisher(Publisher):
         return result.published(1)
 
 
-async def client_of(views: PublishViews) -> Client:
-    app = web.Application(client_max_size=MAX_BODY)
+async def client_of(views: PublishEndpoint) -> Client:
+    app = web.Application(client_max_size=MAX_PUBLISH_BODY)
     app.add_routes(views.routes())
     client = TestClient(TestServer(app))
     await client.start_server()
@@ -59,7 +59,7 @@ def publisher() -> FakePublisher:
 
 @pytest.fixture
 async def client(publisher: FakePublisher) -> AsyncIterator[Client]:
-    client = await client_of(PublishViews(publisher, TOKEN, "ws:", 1024))
+    client = await client_of(PublishEndpoint(publisher, TOKEN, "ws:", 1024))
     yield client
     await client.close()
 
@@ -187,7 +187,7 @@ async def test_what_is_no_result(client: Client, publisher: FakePublisher, body:
         (b'{"results": {}}', 400, "at least one"),
         (b'{"results": [{}], "retain": 1}', 400, "nothing else"),
         (orjson.dumps({"results": [{}] * (MAX_RESULTS + 1)}), 413, "at most 1000 results and not 1001"),
-        (b" " * (MAX_BODY + 1), 413, "at most 2097152 bytes"),
+        (b" " * (MAX_PUBLISH_BODY + 1), 413, "at most 2097152 bytes"),
     ],
 )
 async def test_a_body_that_is_none(
@@ -253,7 +253,7 @@ async def test_the_schemes_case_does_not_matter(client: Client) -> None:
 async def test_without_a_token_of_the_node_it_is_off(
     publisher: FakePublisher, headers: dict[str, str]
 ) -> None:
-    client = await client_of(PublishViews(publisher, "", "ws:", 1024))
+    client = await client_of(PublishEndpoint(publisher, "", "ws:", 1024))
     async with client.post("/publish", json=result(), headers=headers) as answer:
         assert answer.status == 403
         assert "--publish-token-file" in (await answer.json())["error"]["message"]

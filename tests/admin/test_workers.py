@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from gateway.admin.workers import WorkersViews
+from gateway.admin.workers import WorkersHealthEndpoints
 
 from .test_aggregate import state
 
@@ -40,7 +40,7 @@ class Workers:
 async def test_health(aiohttp_client: Any) -> None:
     workers = Workers()
     app = web.Application()
-    app.add_routes(WorkersViews(workers, lambda: PARENTS).routes())
+    app.add_routes(WorkersHealthEndpoints(workers, lambda: PARENTS).routes())
     client: TestClient[web.Request, web.Application] = await aiohttp_client(app)
 
     async def get(path: str) -> tuple[int, dict[str, Any]]:

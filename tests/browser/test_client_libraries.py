@@ -29,7 +29,7 @@ from ..integration.conftest import complaints
 from ..integration.here import until_status
 from ..integration.raw import Raw
 from ..paths import DOCS
-from ..processes import Node, Valkey, wait_until
+from ..processes import NodeProcess, ValkeyProcess, wait_until
 from . import clientlib
 from .chromium import WAIT_SECONDS, Browser, chromium
 
@@ -134,17 +134,17 @@ CASES = (
 class Stage:
     """Where pages are opened: a browser, the site with the pages, and a node that can be lost."""
 
-    def __init__(self, browser: Browser, origin: str, valkey: Valkey) -> None:
+    def __init__(self, browser: Browser, origin: str, valkey: ValkeyProcess) -> None:
         self.browser = browser
         self._origin = origin
         self._valkey = valkey
         self.node = self._start()
 
-    def _start(self, port: int = 0, *options: str) -> Node:
+    def _start(self, port: int = 0, *options: str) -> NodeProcess:
         # The page in SockJS's iframe is of the node's own origin.
         options = ("--allowed-origins", f"same-origin,{self._origin}", *options)
         script = f"{self._origin}/node_modules/sockjs-client/dist/sockjs.min.js"
-        return Node(self._valkey.url, *options, "--sockjs-url", script, port=port)
+        return NodeProcess(self._valkey.url, *options, "--sockjs-url", script, port=port)
 
     def replace(self, *options: str) -> None:
         """End the node, and start one in its place."""
@@ -187,14 +187,14 @@ def chrome() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def stage(chrome: Browser, site: str, valkey: Valkey) -> Iterator[Stage]:
+def stage(chrome: Browser, site: str, valkey: ValkeyProcess) -> Iterator[Stage]:
     prepared = Stage(chrome, site, valkey)
     yield prepared
     prepared.node.stop()
 
 
 @pytest.fixture
-def backend(valkey: Valkey) -> Iterator[redis.Redis]:
+def backend(valkey: ValkeyProcess) -> Iterator[redis.Redis]:
     with valkey.client() as client:
         yield client
 
@@ -203,20 +203,20 @@ def new_id() -> str:
     return f"client-{secrets.token_hex(8)}"
 
 
-def held(node: Node, what: str) -> int:
+def held(node: NodeProcess, what: str) -> int:
     """How many `sessions` or `channels` the node has."""
     with urlopen(f"http://127.0.0.1:{node.admin_port}/readyz") as answer:
         count: int = json.load(answer)[what]
         return count
 
 
-def left(node: Node) -> None:
+def left(node: NodeProcess) -> None:
     """Wait until the node has nobody any more."""
     wait_until(lambda: held(node, "channels") == 0, "the client has left", LEAVING_SECONDS)
     wait_until(lambda: held(node, "sessions") == 0, "the session has ended", LEAVING_SECONDS)
 
 
-def untroubled(node: Node) -> None:
+def untroubled(node: NodeProcess) -> None:
     """The node has nothing to complain of, and nothing to warn of."""
     assert not complaints(node.logs)
     assert not [line for line in node.logs if line["level"] == "warning"]
@@ -339,7 +339,7 @@ async def test_a_page_that_stands_still_keeps_its_session(stage: Stage, backend:
 
 
 @IN_BROWSER
-def test_an_event_source_whose_id_redis_refuses_gives_up(stage: Stage, valkey: Valkey) -> None:
+def test_an_event_source_whose_id_redis_refuses_gives_up(stage: Stage, valkey: ValkeyProcess) -> None:
     """It connects once more, as browsers do whatever a stream has said, and is told to let it be."""
     rights = ["on", ">secret", "+@all", "allkeys", "resetchannels", "&websocket:allowed*"]
     valkey.ask("ACL", "SETUSER", "restricted", *rights)
@@ -369,7 +369,7 @@ class Listener(stomp.ConnectionListener):  # type: ignore[misc]
         self.lost = True
 
 
-def stomp_py(node: Node, name: str) -> tuple[stomp.WSStompConnection, Listener]:
+def stomp_py(node: NodeProcess, name: str) -> tuple[stomp.WSStompConnection, Listener]:
     """A client of stomp.py that has registered `name`."""
     connection = stomp.WSStompConnection([("127.0.0.1", node.port)], ws_path=SOCKETS, heartbeats=(5000, 5000))
     listener = Listener()
@@ -383,9 +383,9 @@ def stomp_py(node: Node, name: str) -> tuple[stomp.WSStompConnection, Listener]:
     return connection, listener
 
 
-def test_stomp_py(valkey: Valkey, backend: redis.Redis) -> None:
+def test_stomp_py(valkey: ValkeyProcess, backend: redis.Redis) -> None:
     name = new_id()
-    with Node(valkey.url) as node:
+    with NodeProcess(valkey.url) as node:
         connection, listener = stomp_py(node, name)
         assert backend.publish(f"websocket:{name}", "CONTINUE") == 1
         wait_until(lambda: len(listener.heard) == 2, "the result arrives")
@@ -393,7 +393,7 @@ def test_stomp_py(valkey: Valkey, backend: redis.Redis) -> None:
         node.kill()
         wait_until(lambda: listener.lost, "stomp.py notices")
     publish(backend, name, "CONFIRMED", message_id="m", retain=60)
-    with Node(valkey.url, port=node.port) as other:
+    with NodeProcess(valkey.url, port=node.port) as other:
         connection, listener = stomp_py(other, name)
         wait_until(lambda: len(listener.heard) == 2, "the retained result arrives")
         assert listener.heard[1] == (AUTHORIZATION, results(name, "CONFIRMED")[0] | {"messageId": "m"})
@@ -402,7 +402,7 @@ def test_stomp_py(valkey: Valkey, backend: redis.Redis) -> None:
         untroubled(other)
 
 
-async def test_stompman(valkey: Valkey, backend: redis.Redis) -> None:
+async def test_stompman(valkey: ValkeyProcess, backend: redis.Redis) -> None:
     """It reconnects and subscribes again by itself; registering again is left to who uses it."""
     name, heard = new_id(), asyncio.Queue[Any]()
     said = json.dumps({"webSocketId": name}).encode()
@@ -413,7 +413,7 @@ async def test_stompman(valkey: Valkey, backend: redis.Redis) -> None:
     def fail(error: Exception, frame: stompman.MessageFrame) -> None:
         raise error
 
-    with Node(valkey.url) as node:
+    with NodeProcess(valkey.url) as node:
         where = stompman.ConnectionParameters(
             host="127.0.0.1", port=node.port, login="any", passcode="any", ws_uri_path=SOCKETS
         )
@@ -433,7 +433,7 @@ async def test_stompman(valkey: Valkey, backend: redis.Redis) -> None:
             assert await heard.get() == results(name, "CONTINUE")[0]
             node.kill()
             publish(backend, name, "CONFIRMED", message_id="m", retain=60)
-            with Node(valkey.url, port=node.port) as other:
+            with NodeProcess(valkey.url, port=node.port) as other:
                 await until_status(other.admin_port, "stompman reconnects", sessions=1)
                 await client.send(said, REGISTER_AT)
                 assert await heard.get() == registered(name)

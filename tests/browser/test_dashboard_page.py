@@ -15,7 +15,7 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from ..integration.load import Backend, crowd
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 from .chromium import Browser, chromium
 from .test_demo_page import CONTRASTS, PHONE, READABLE, TOO_WIDE
 
@@ -41,12 +41,12 @@ return Array.from(document.querySelectorAll("section, figure, .legend"), (part) 
 """
 
 
-def page_url(node: Node) -> str:
+def page_url(node: NodeProcess) -> str:
     return f"http://127.0.0.1:{node.admin_port}/"
 
 
 @contextmanager
-def under_load(nodes: Sequence[Node], valkey: Valkey) -> Iterator[None]:
+def under_load(nodes: Sequence[NodeProcess], valkey: ValkeyProcess) -> Iterator[None]:
     """Browsers b-0, b-1, … on these nodes in turn, and a result for each of them every second or so."""
     ready, over = threading.Event(), threading.Event()
     names = [f"b-{number}" for number in range(SESSIONS)]
@@ -70,14 +70,19 @@ def under_load(nodes: Sequence[Node], valkey: Valkey) -> Iterator[None]:
 
 
 @contextmanager
-def fleet(*options: str, names: Sequence[str] = ("node-1", "node-2")) -> Iterator[tuple[Valkey, list[Node]]]:
+def fleet(
+    *options: str, names: Sequence[str] = ("node-1", "node-2")
+) -> Iterator[tuple[ValkeyProcess, list[NodeProcess]]]:
     with ExitStack() as running:
-        valkey = running.enter_context(Valkey())
-        yield valkey, [running.enter_context(Node(valkey.url, "--node", name, *options)) for name in names]
+        valkey = running.enter_context(ValkeyProcess())
+        yield (
+            valkey,
+            [running.enter_context(NodeProcess(valkey.url, "--node", name, *options)) for name in names],
+        )
 
 
 @pytest.fixture(scope="module")
-def well() -> Iterator[list[Node]]:
+def well() -> Iterator[list[NodeProcess]]:
     """Two nodes under load that no test harms."""
     with fleet() as (valkey, nodes), under_load(nodes, valkey):
         yield nodes
@@ -99,7 +104,7 @@ def rows(browser: Browser) -> list[list[str]]:
     return found
 
 
-def opened(browser: Browser, node: Node, *, nodes: int = 2, **how: Any) -> None:
+def opened(browser: Browser, node: NodeProcess, *, nodes: int = 2, **how: Any) -> None:
     """Load the page and wait until it shows so many nodes, and rates of them."""
     browser.open(page_url(node), **how)
     browser.wait(
@@ -124,7 +129,7 @@ def number(browser: Browser, chart: str) -> str:
     return text
 
 
-def test_shows_every_node_and_what_they_do_together(well: list[Node], browser: Browser) -> None:
+def test_shows_every_node_and_what_they_do_together(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     says(browser, "All 2 nodes are well")
     assert tone(browser) == "good"
@@ -142,7 +147,7 @@ def test_shows_every_node_and_what_they_do_together(well: list[Node], browser: B
     assert browser.run("return document.querySelectorAll('#nodes path.up[d^=M]').length") == 2
 
 
-def test_loads_nothing_from_elsewhere_in_silence(well: list[Node], browser: Browser) -> None:
+def test_loads_nothing_from_elsewhere_in_silence(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     browser.driver.find_element("id", "id").send_keys("b-0", Keys.ENTER)
     browser.wait(lambda: "node-" in browser.text("found"), "the id is found")
@@ -154,7 +159,7 @@ def test_loads_nothing_from_elsewhere_in_silence(well: list[Node], browser: Brow
     assert browser.errors() == []
 
 
-def test_finds_an_id_by_the_keyboard_alone(well: list[Node], browser: Browser) -> None:
+def test_finds_an_id_by_the_keyboard_alone(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     for _ in range(8):
         browser.driver.switch_to.active_element.send_keys(Keys.TAB)
@@ -180,7 +185,7 @@ def test_finds_an_id_by_the_keyboard_alone(well: list[Node], browser: Browser) -
     browser.wait(lambda: "None of the 2 nodes" in browser.text("found"), "nobody has the other id")
 
 
-def test_what_is_no_id_is_not_asked_for(well: list[Node], browser: Browser) -> None:
+def test_what_is_no_id_is_not_asked_for(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     browser.requests()
     browser.driver.find_element("id", "id").send_keys("a b", Keys.ENTER)
@@ -188,7 +193,7 @@ def test_what_is_no_id_is_not_asked_for(well: list[Node], browser: Browser) -> N
     assert not [url for url in browser.requests() if "session" in url]
 
 
-def test_speaks_to_screen_readers(well: list[Node], browser: Browser) -> None:
+def test_speaks_to_screen_readers(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     browser.wait(lambda: number(browser, "roundTrip") != NOTHING, "the charts have figures")
     nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
@@ -208,7 +213,7 @@ def test_speaks_to_screen_readers(well: list[Node], browser: Browser) -> None:
     assert browser.text("announcement") == "All 2 nodes are well"
 
 
-def test_stands_still_while_it_is_paused(well: list[Node], browser: Browser) -> None:
+def test_stands_still_while_it_is_paused(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     browser.click("pause")
     assert browser.run("return document.getElementById('pause').getAttribute('aria-pressed')") == "true"
@@ -226,7 +231,7 @@ def test_stands_still_while_it_is_paused(well: list[Node], browser: Browser) -> 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1200, PHONE])
 def test_is_readable_in_both_colour_schemes(
-    well: list[Node], browser: Browser, dark: bool, width: int
+    well: list[NodeProcess], browser: Browser, dark: bool, width: int
 ) -> None:
     opened(browser, well[0], dark=dark, width=width)
     browser.driver.find_element("id", "id").send_keys("b-0", Keys.ENTER)
@@ -343,7 +348,7 @@ def drawn(browser: Browser, call: str) -> Any:
     )
 
 
-def test_draws_what_it_is_given(well: list[Node], browser: Browser) -> None:
+def test_draws_what_it_is_given(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     for value, least, top in ((0, 10, 10), (11, 10, 20), (50, 1, 50), (51, 1, 100), (0.0012, 0.001, 0.002)):
         assert drawn(browser, f"scale({value}, {least})") == pytest.approx(top)
@@ -372,7 +377,7 @@ def test_draws_what_it_is_given(well: list[Node], browser: Browser) -> None:
     ],
 )
 def test_finds_what_most_did_not_exceed(
-    well: list[Node], browser: Browser, counts: list[int], part: float, expected: float | None
+    well: list[NodeProcess], browser: Browser, counts: list[int], part: float, expected: float | None
 ) -> None:
     browser.open(page_url(well[0]))
     assert drawn(browser, f"quantile([1, 2], {counts}, {part})") == (expected and pytest.approx(expected))

@@ -23,7 +23,7 @@ from selenium.webdriver.common.keys import Keys
 import gateway
 
 from ..paths import ROOT
-from ..processes import Node, Valkey, wait_until
+from ..processes import NodeProcess, ValkeyProcess, wait_until
 from .chromium import Browser, chromium
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
@@ -363,7 +363,7 @@ def test_a_result_kept_while_the_browser_was_away_arrives_when_it_is_back(dev: D
 
 
 def test_says_what_it_waits_for_while_redis_is_away_and_while_the_node_restarts(browser: Browser) -> None:
-    with dev_node() as dev, Valkey() as valkey:
+    with dev_node() as dev, ValkeyProcess() as valkey:
         registered(browser, dev.url, new_id())
         browser.run(  # some sentences stand for an instant only
             "window.said = { story: [], announcement: [] };"
@@ -382,7 +382,7 @@ def test_says_what_it_waits_for_while_redis_is_away_and_while_the_node_restarts(
         says("The node gave no reason, and may be down. Trying again.")
         valkey.kill()
         options = ("--registration-timeout", "3")
-        with Node(valkey.url, *options, port=dev.port, wait_ready=False):
+        with NodeProcess(valkey.url, *options, port=dev.port, wait_ready=False):
             browser.run("dispatchEvent(new Event('online'))")
             says("The node is waiting for Redis, and registers this page as soon as it is there.")
             says("The node cannot hear Redis; its log says why. Trying again.")  # 1013
@@ -407,11 +407,11 @@ import("/demo/client.js").then(({ ResultClient }) => {
 
 
 def test_says_that_its_node_has_lost_redis_and_that_it_has_it_back(browser: Browser) -> None:
-    with dev_node() as dev, Valkey() as valkey:
+    with dev_node() as dev, ValkeyProcess() as valkey:
         web_socket_id = registered(browser, dev.url, new_id())
         dev.process.kill()
         dev.process.wait()
-        with Node(valkey.url, port=dev.port) as node:
+        with NodeProcess(valkey.url, port=dev.port) as node:
             browser.run("dispatchEvent(new Event('online'))")
             settled(browser)
             browser.run(WATCHED)
@@ -430,7 +430,7 @@ def test_says_that_its_node_has_lost_redis_and_that_it_has_it_back(browser: Brow
             node.kill()
             browser.wait(lambda: state(browser) == "waiting", "the page notices")
             valkey.start()
-        with Node(valkey.url, port=dev.port):
+        with NodeProcess(valkey.url, port=dev.port):
             browser.run("dispatchEvent(new Event('online'))")
             settled(browser)
             assert "lost Redis" not in browser.text("state")
@@ -473,7 +473,7 @@ def test_a_page_in_the_back_forward_cache_holds_nothing_and_comes_back(
 
 def test_reconnects_to_another_node_and_gets_what_was_kept(browser: Browser) -> None:
     """The node dies without a goodbye; another one with a Redis that kept a result takes its place."""
-    with dev_node() as dev, Valkey() as valkey:
+    with dev_node() as dev, ValkeyProcess() as valkey:
         web_socket_id = registered(browser, dev.url, new_id())
         browser.run("Math.random = () => 1")  # every wait is the longest that may be
         dev.process.kill()
@@ -483,7 +483,7 @@ def test_reconnects_to_another_node_and_gets_what_was_kept(browser: Browser) -> 
         dev.process.wait()
         with valkey.client() as client:
             gateway.publish(client, web_socket_id, "CONFIRMED", retain=60)
-        with Node(valkey.url, port=dev.port):
+        with NodeProcess(valkey.url, port=dev.port):
             # The network coming back ends the wait, whatever is left of it.
             now = "dispatchEvent(new Event('online')); return document.documentElement.dataset.state"
             assert browser.run(now) == "connecting"
@@ -493,11 +493,11 @@ def test_reconnects_to_another_node_and_gets_what_was_kept(browser: Browser) -> 
 
 def test_notices_a_node_that_answers_no_more_when_the_user_is_back(browser: Browser) -> None:
     """As after a laptop's sleep: the connection is dead and nothing has said so."""
-    with Valkey() as valkey, dev_node() as dev:
+    with ValkeyProcess() as valkey, dev_node() as dev:
         web_socket_id = registered(browser, dev.url, new_id())
         dev.process.kill()
         dev.process.wait()
-        with Node(valkey.url, port=dev.port) as node:
+        with NodeProcess(valkey.url, port=dev.port) as node:
             browser.run("dispatchEvent(new Event('online'))")
             settled(browser)
             browser.run(

@@ -24,10 +24,10 @@ from gateway import embedded
 from gateway.cli import commands as cli
 from gateway.cli.commands import commands
 from gateway.config import SETTINGS, Config
-from gateway.node import Listening
+from gateway.node import ListenAddresses
 
 from ..paths import ROOT
-from ..processes import Node, Process, Valkey, free_port, wait_until
+from ..processes import NodeProcess, Process, ValkeyProcess, free_port, wait_until
 
 TOKEN = "0123456789abcdef+/=="
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
@@ -247,13 +247,13 @@ def test_id_of_nothing_is_refused(run: Run, empty: str) -> None:
 # publish
 
 
-def test_publish_to_nobody_without_retention(run: Run, valkey: Valkey) -> None:
+def test_publish_to_nobody_without_retention(run: Run, valkey: ValkeyProcess) -> None:
     result = run("publish", "nobody", "DONE", "--redis", valkey.url, "--retain", "0")
     assert result.exit_code == 3
     assert "No node holds nobody; the result is not retained" in result.stdout
 
 
-def test_publish_retains_by_default(run: Run, valkey: Valkey) -> None:
+def test_publish_retains_by_default(run: Run, valkey: ValkeyProcess) -> None:
     result = run(
         "publish", "later", "DONE", "--message-id", "m1", "--data", '{"a": 1}', GATEWAY_REDIS=valkey.url
     )
@@ -268,7 +268,7 @@ def test_publish_retains_by_default(run: Run, valkey: Valkey) -> None:
         client.delete("websocket:later")
 
 
-def test_publish_counts_the_nodes_that_hold_the_id(run: Run, valkey: Valkey) -> None:
+def test_publish_counts_the_nodes_that_hold_the_id(run: Run, valkey: ValkeyProcess) -> None:
     with valkey.client() as client, client.pubsub() as one, client.pubsub() as two:
         for held, pubsub in (("1 node holds", one), ("2 nodes hold", two)):
             pubsub.subscribe("x:held")
@@ -280,7 +280,7 @@ def test_publish_counts_the_nodes_that_hold_the_id(run: Run, valkey: Valkey) -> 
             assert result.stdout.startswith(f"{held} held;")
 
 
-def test_publish_cuts_a_long_id(run: Run, valkey: Valkey) -> None:
+def test_publish_cuts_a_long_id(run: Run, valkey: ValkeyProcess) -> None:
     for web_socket_id, shown in (("12345678", "12345678;"), ("12345678" * 2, "12345678…;")):
         result = run("publish", web_socket_id, "DONE", "--redis", valkey.url, "--retain", "0")
         assert result.stdout.startswith(f"No node holds {shown}")
@@ -376,7 +376,7 @@ def lines(result: Result) -> list[dict[str, object]]:
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
-def test_publish_from_a_file(run: Run, valkey: Valkey, tmp_path: Path) -> None:
+def test_publish_from_a_file(run: Run, valkey: ValkeyProcess, tmp_path: Path) -> None:
     file = tmp_path / "results"
     one = {"webSocketId": "from-1", "authResult": "DONE", "messageId": "m1", "data": [1]}
     file.write_text(json.dumps(one) + '\n\n{"webSocketId": "from-2", "authResult": "DONE", "retain": 0}\n')
@@ -390,7 +390,9 @@ def test_publish_from_a_file(run: Run, valkey: Valkey, tmp_path: Path) -> None:
         client.delete("websocket:from-1")
 
 
-def test_publish_from_a_file_with_mistakes_sends_the_others(run: Run, valkey: Valkey, tmp_path: Path) -> None:
+def test_publish_from_a_file_with_mistakes_sends_the_others(
+    run: Run, valkey: ValkeyProcess, tmp_path: Path
+) -> None:
     file = tmp_path / "results"
     file.write_text(
         '{"webSocketId": "a", "authResult": "done"}\n{\n{"webSocketId": "a", "authResult": "DONE"}\n'
@@ -405,7 +407,7 @@ def test_publish_from_a_file_with_mistakes_sends_the_others(run: Run, valkey: Va
     assert "messageId" in lines(dead)[2]
 
 
-def test_publish_from_standard_input(valkey: Valkey) -> None:
+def test_publish_from_standard_input(valkey: ValkeyProcess) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "gateway", "publish", "--from", "-", "--redis", valkey.url],
         input=b'{"webSocketId": "piped", "authResult": "DONE"}',
@@ -428,8 +430,8 @@ def test_watch_refuses_what_makes_no_sense(run: Run) -> None:
     assert "--url must be ws://" in result.stderr
 
 
-def test_watch_prints_what_comes_until_ctrl_c(valkey: Valkey) -> None:
-    with Node(valkey.url) as node:
+def test_watch_prints_what_comes_until_ctrl_c(valkey: ValkeyProcess) -> None:
+    with NodeProcess(valkey.url) as node:
         with Printing("watch", "seen", "--url", node.ws_url) as watching:
             watching.wait_for("registered seen")
             with Printing(
@@ -450,9 +452,9 @@ def test_watch_prints_what_comes_until_ctrl_c(valkey: Valkey) -> None:
             assert [json.loads(line)["event"] for line in watching.out[:2]] == ["connected", "registered"]
 
 
-def test_watch_ends_when_the_gateway_refuses_it(valkey: Valkey) -> None:
+def test_watch_ends_when_the_gateway_refuses_it(valkey: ValkeyProcess) -> None:
     with (
-        Node(valkey.url) as node,
+        NodeProcess(valkey.url) as node,
         Printing("watch", "a", "--url", node.ws_url, "--origin", "https://evil.example") as watching,
     ):
         assert watching.ended() == 4
@@ -498,19 +500,19 @@ def test_serve_on_a_port_that_is_taken_names_the_flag() -> None:
     assert not any("Traceback" in line for line in serving.err)
 
 
-def test_serve_warns_of_what_is_seldom_meant(valkey: Valkey) -> None:
-    with Node(valkey.url, "--allowed-origins", "*") as node:
+def test_serve_warns_of_what_is_seldom_meant(valkey: ValkeyProcess) -> None:
+    with NodeProcess(valkey.url, "--allowed-origins", "*") as node:
         assert "every web site" in node.logged("setting")[0]["remark"]
 
 
 def test_serve_with_an_embedded_valkey_takes_it_along() -> None:
-    with Node("embedded") as node:
+    with NodeProcess("embedded") as node:
         port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
         assert not embedded.is_free(port)
         node.signal(signal.SIGTERM)
         assert node.process.wait(20) == 0
     wait_until(lambda: embedded.is_free(port), "Valkey is gone")
-    with Node("embedded") as node:
+    with NodeProcess("embedded") as node:
         port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
         node.kill()
     wait_until(lambda: embedded.is_free(port), "Valkey is gone")
@@ -574,7 +576,7 @@ def test_devs_redis_cli_line_reaches_the_browser() -> None:
 @pytest.mark.parametrize(("host", "warned"), [(None, False), ("0.0.0.0", True), ("::", True)])
 def test_dev_is_open_to_the_network_only_when_asked(host: str | None, warned: bool) -> None:
     config = Config(host=host or cli.DEV_DEFAULTS["host"])
-    text = cli._welcome(config, Listening(config.host, 8080, "127.0.0.1", 8081), "demo-1", [])
+    text = cli._welcome(config, ListenAddresses(config.host, 8080, "127.0.0.1", 8081), "demo-1", [])
     assert "http://localhost:8080/?id=demo-1" in text
     assert ("without authentication" in text) is warned
     assert config.host == (host or "127.0.0.1")

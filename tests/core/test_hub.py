@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.hub import SHARE, Hub
+from gateway.core.hub import NOTICE_BATCH, Hub
 from gateway.core.subscriptions import Slots
 from gateway.messages import Result
-from gateway.redis.cluster.slots import slot
+from gateway.redis.cluster.slots import key_slot
 
 from ..fakes import Member, Subscriber
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
@@ -199,12 +199,12 @@ def test_those_are_not_told_who_are_heard_for_by_now() -> None:
 
 
 def test_of_a_cluster_only_those_in_the_slots_that_cannot_be_heard() -> None:
-    scene = Scene(slot_of=slot)
+    scene = Scene(slot_of=key_slot)
     scene.broker.lose(scene.hub)
     members = {name: Member(name.decode()) for name in (b"a", b"b", b"c")}
     for name, member in members.items():
         scene.hub.register(name, member)
-    told(scene, [slot(b"websocket:a"), slot(b"websocket:c")])
+    told(scene, [key_slot(b"websocket:a"), key_slot(b"websocket:c")])
     assert [name for name, member in members.items() if member.is_degraded] == [b"a", b"c"]
     told(scene, [])
     assert not members[b"b"].heard
@@ -213,13 +213,13 @@ def test_of_a_cluster_only_those_in_the_slots_that_cannot_be_heard() -> None:
 def test_it_is_told_in_shares_and_the_table_may_change_between_two() -> None:
     scene = Scene()
     scene.broker.lose(scene.hub)
-    members = [Member(f"{i}") for i in range(3 * SHARE)]
+    members = [Member(f"{i}") for i in range(3 * NOTICE_BATCH)]
     for member in members:
         scene.hub.register(member.name.encode(), member)
     share = scene.hub.degraded()
     next(share)
     first = [member for member in members if member.heard]
-    assert 0 < len(first) <= SHARE
+    assert 0 < len(first) <= NOTICE_BATCH
     gone, back, late = members[-1], members[-2], Member("late")
     scene.hub.leave(b"websocket:" + gone.name.encode(), gone)
     scene.hub.register(b"late", late)
@@ -241,14 +241,16 @@ def test_no_share_is_much_larger_than_the_others(channels: int, members: int) ->
     before = 0
     for _ in scene.hub.degraded():
         now = sum(1 for _, member in everybody if member.heard)
-        assert now - before < SHARE + members, "one channel's members are told in one go, as a result is"
+        assert now - before < NOTICE_BATCH + members, (
+            "one channel's members are told in one go, as a result is"
+        )
         before = now
     assert all(member.heard == [("degraded", "")] for _, member in everybody)
 
 
 def test_channels_that_need_no_word_count_for_the_share_too() -> None:
     scene = Scene()
-    for i in range(5 * SHARE):
+    for i in range(5 * NOTICE_BATCH):
         scene.hub.register(b"%d" % i, Member())
         scene.hub.subscribed(b"websocket:%d" % i, None)
     assert told(scene) == 6

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.core.session import MAX_STRIKES, REMEMBERED, Node, Session, State
+from gateway.core.session import MAX_REMEMBERED_IDS, MAX_STRIKES, Session, SessionContext, SessionState
 from gateway.errors import WireError
 from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
 from gateway.wire.json import JSON_WIRE
@@ -28,7 +28,7 @@ class Spoken(Session):
 
     __slots__ = ("aborted", "answers", "goodbyes", "written")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: SessionContext) -> None:
         self.written: list[bytes] = []
         self.goodbyes: list[tuple[CloseCode, str]] = []
         self.answers = True
@@ -69,7 +69,7 @@ class Scene:
         self.node.admission.admit("192.0.2.1")
         self.session = Spoken(self.node)
 
-    def state(self) -> State:
+    def state(self) -> SessionState:
         return self.session.state
 
     @property
@@ -111,11 +111,11 @@ class Scene:
 def test_registers_and_is_answered_once_redis_has_confirmed() -> None:
     scene = Scene()
     scene.session.message_received(REGISTER)
-    assert scene.state() is State.WAITING
+    assert scene.state() is SessionState.WAITING
     assert scene.broker.asked == [("subscribe", CHANNEL)]
     assert scene.said() == []
     scene.node.hub.subscribed(CHANNEL, None)
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
     assert scene.said() == [
         {"topic": "/user/topic/registration", "webSocketId": "12345678", "registrationSucceeded": True}
     ]
@@ -192,7 +192,7 @@ def test_a_bad_id_is_refused_and_the_next_one_may_be_good(message: bytes, code: 
         assert answer["registrationSucceeded"] is False
         assert isinstance(answer["error"], dict)
         assert answer["error"]["code"] == code
-    assert scene.state() is State.OPEN
+    assert scene.state() is SessionState.OPEN
     assert scene.broker.asked == []
     scene.register()
 
@@ -205,7 +205,7 @@ def test_what_redis_forbids_is_refused_and_another_id_may_be_tried() -> None:
     assert answer["registrationSucceeded"] is False
     assert isinstance(answer["error"], dict)
     assert answer["error"]["code"] == "not_allowed"
-    assert scene.state() is State.OPEN
+    assert scene.state() is SessionState.OPEN
     scene.session.message_received(b'{"webSocketId":"other"}')
     scene.node.hub.subscribed(b"websocket:other", None)
     assert [message["registrationSucceeded"] for message in scene.said()] == [True]
@@ -337,8 +337,8 @@ def test_the_latest_message_ids_are_remembered_and_no_more(numbers: list[int]) -
         scene.session.deliver(b"12345678", Result("DONE", str(number), NO_DATA))
         assert len(scene.said()) == (number not in remembered)
         if number not in remembered:
-            remembered = [*remembered, number][-REMEMBERED:]
-        assert len(scene.session._had) <= REMEMBERED
+            remembered = [*remembered, number][-MAX_REMEMBERED_IDS:]
+        assert len(scene.session._had) <= MAX_REMEMBERED_IDS
 
 
 # What the client has had before
@@ -400,7 +400,7 @@ def test_a_client_that_says_ever_more_takes_no_more_memory() -> None:
     for number in range(100):
         scene.session.message_received(registration(lastMessageId=f"m-{number}"))
     scene.session.message_received(registration(lastMessageId="m-99"))
-    assert scene.session._had == tuple(f"m-{number}" for number in range(100 - REMEMBERED, 100))
+    assert scene.session._had == tuple(f"m-{number}" for number in range(100 - MAX_REMEMBERED_IDS, 100))
 
 
 # The status of push
@@ -591,7 +591,7 @@ def test_registered_sessions_stay_while_redis_is_away() -> None:
     scene.broker.lose(scene.node.hub)
     scene.wait(600)
     assert scene.session.goodbyes == []
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
 
 
 # The end
@@ -628,7 +628,7 @@ def test_the_end_gives_everything_back_once(state: str) -> None:
         scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
     for _ in range(2):
         scene.session.ended()
-    assert scene.state() is State.CLOSED
+    assert scene.state() is SessionState.CLOSED
     assert scene.node.admission.sessions == 0
     assert list(scene.node.deadlines) == []
     assert scene.node.ended.total() == 1

@@ -7,9 +7,9 @@ from itertools import pairwise
 
 import pytest
 
-from gateway.core.session import Node, Session, State
+from gateway.core.session import Session, SessionContext, SessionState
 from gateway.errors import WireError
-from gateway.messages import CloseCode, Leave, Problem, Register, Reply, Request, Result
+from gateway.messages import CloseCode, Disconnect, Problem, Register, Reply, Request, Result
 
 from ..fakes import Clock, Subscriber, node
 
@@ -35,10 +35,10 @@ class BeatingWire:
         elif message == b"register":
             yield Register("a")
         elif message == b"leave":
-            yield Leave(b"bye")
+            yield Disconnect(b"bye")
             yield Register("never")
         elif message == b"leave silently":
-            yield Leave(b"")
+            yield Disconnect(b"")
         elif message == b"nothing":
             yield Reply(b"")
 
@@ -63,7 +63,7 @@ class Spoken(Session):
 
     __slots__ = ("aborted", "goodbye", "lives", "probes", "written")
 
-    def __init__(self, node: Node, wire: BeatingWire) -> None:
+    def __init__(self, node: SessionContext, wire: BeatingWire) -> None:
         self.written: list[tuple[float, bytes]] = []
         self.goodbye: tuple[CloseCode, str] | None = None
         self.probes = 0
@@ -95,7 +95,7 @@ class Scene:
         self.wire = BeatingWire(interval)
         self.session = Spoken(self.node, self.wire)
 
-    def state(self) -> State:
+    def state(self) -> SessionState:
         return self.session.state
 
     def goodbye(self) -> tuple[CloseCode, str] | None:
@@ -145,7 +145,7 @@ def test_the_transports_own_heartbeat_goes_on_besides() -> None:
         scene.say(b"chat")
     assert 3 <= scene.session.probes <= 4
     assert len(scene.beats()) == 10
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
 
 
 def test_short_intervals_do_not_starve_the_states_own_deadline() -> None:
@@ -163,7 +163,7 @@ def test_a_page_that_the_browser_has_frozen_keeps_its_session() -> None:
     scene.say(b"connect, send")
     scene.register()
     scene.wait(3_600)
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
     assert scene.goodbye() is None
 
 
@@ -184,7 +184,7 @@ def test_nothing_is_sent_without_an_agreement() -> None:
     scene.register()
     scene.wait(100)
     assert scene.beats() == []
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
 
 
 def test_no_heart_beats_after_the_goodbye() -> None:

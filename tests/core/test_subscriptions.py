@@ -10,8 +10,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from gateway.core.subscriptions import HELD, Ask, Confirmed, State, Subscriptions
-from gateway.redis.cluster.slots import slot
+from gateway.core.subscriptions import MAX_HELD_PAYLOADS, Action, ChannelState, Confirmation, Subscriptions
+from gateway.redis.cluster.slots import key_slot
 
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
@@ -34,27 +34,27 @@ def confirmed(subscriptions: Subscriptions[str], *members: str) -> None:
 
 def test_the_first_to_join_subscribes_and_the_last_to_leave_unsubscribes() -> None:
     subs = table()
-    assert subs.join(b"x", A, connected=True) is Ask.SUBSCRIBE
-    assert subs.confirmed(b"x", None) == Confirmed(Ask.NOTHING, newcomers=(A,))
+    assert subs.join(b"x", A, connected=True) is Action.SUBSCRIBE
+    assert subs.confirmed(b"x", None) == Confirmation(Action.NOTHING, newcomers=(A,))
     assert subs.listening(b"x", b"1") == (A,)
-    assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
-    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert subs.leave(b"x", A) is Action.UNSUBSCRIBE
+    assert subs.unsubscribed(b"x") is Action.NOTHING
     assert len(subs) == 0
 
 
 def test_who_joins_while_the_question_is_open_waits_for_the_same_answer() -> None:
     subs = table()
-    assert subs.join(b"x", A, connected=True) is Ask.SUBSCRIBE
-    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
+    assert subs.join(b"x", A, connected=True) is Action.SUBSCRIBE
+    assert subs.join(b"x", B, connected=True) is Action.NOTHING
     assert subs.confirmed(b"x", None).newcomers == (A, B)
 
 
 def test_who_joins_a_confirmed_channel_reads_only() -> None:
     subs = table()
     confirmed(subs, A)
-    assert subs.join(b"x", B, connected=True) is Ask.READ
-    assert subs.join(b"x", C, connected=True) is Ask.NOTHING
-    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (B, C), (b"r",), (), b"r")
+    assert subs.join(b"x", B, connected=True) is Action.READ
+    assert subs.join(b"x", C, connected=True) is Action.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING, (B, C), (b"r",), (), b"r")
 
 
 def test_what_comes_live_is_held_for_those_who_wait() -> None:
@@ -78,9 +78,9 @@ def test_a_retained_result_that_also_came_live_is_not_repeated() -> None:
 def test_only_the_newest_are_held() -> None:
     subs = table()
     subs.join(b"x", A, connected=True)
-    for i in range(HELD + 10):
+    for i in range(MAX_HELD_PAYLOADS + 10):
         subs.listening(b"x", b"%d" % i)
-    assert subs.confirmed(b"x", None).payloads == tuple(b"%d" % i for i in range(10, HELD + 10))
+    assert subs.confirmed(b"x", None).payloads == tuple(b"%d" % i for i in range(10, MAX_HELD_PAYLOADS + 10))
 
 
 def test_nothing_is_held_while_nobody_waits() -> None:
@@ -94,9 +94,9 @@ def test_nothing_is_held_while_nobody_waits() -> None:
 def test_who_leaves_before_the_confirmation_is_unsubscribed_after_it() -> None:
     subs = table()
     subs.join(b"x", A, connected=True)
-    assert subs.leave(b"x", A) is Ask.NOTHING
-    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.UNSUBSCRIBE)
-    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert subs.leave(b"x", A) is Action.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.UNSUBSCRIBE)
+    assert subs.unsubscribed(b"x") is Action.NOTHING
     assert len(subs) == 0
 
 
@@ -104,16 +104,16 @@ def test_who_comes_back_before_the_confirmation_needs_no_second_question() -> No
     subs = table()
     subs.join(b"x", A, connected=True)
     subs.leave(b"x", A)
-    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
+    assert subs.join(b"x", B, connected=True) is Action.NOTHING
     assert subs.confirmed(b"x", None).newcomers == (B,)
 
 
 def test_who_comes_while_the_channel_is_given_up_waits_for_that() -> None:
     subs = table()
     confirmed(subs, A)
-    assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
-    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
-    assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
+    assert subs.leave(b"x", A) is Action.UNSUBSCRIBE
+    assert subs.join(b"x", B, connected=True) is Action.NOTHING
+    assert subs.unsubscribed(b"x") is Action.SUBSCRIBE
     assert subs.confirmed(b"x", None).newcomers == (B,)
 
 
@@ -132,31 +132,31 @@ def test_who_comes_and_goes_while_the_channel_is_given_up_leaves_nothing() -> No
     confirmed(subs, A)
     subs.leave(b"x", A)
     subs.join(b"x", B, connected=True)
-    assert subs.leave(b"x", B) is Ask.NOTHING
-    assert subs.unsubscribed(b"x") is Ask.NOTHING
+    assert subs.leave(b"x", B) is Action.NOTHING
+    assert subs.unsubscribed(b"x") is Action.NOTHING
     assert len(subs) == 0
 
 
 def test_a_read_that_the_last_leave_overtook_confirms_nothing() -> None:
     subs = table()
     confirmed(subs, A)
-    assert subs.join(b"x", B, connected=True) is Ask.READ
+    assert subs.join(b"x", B, connected=True) is Action.READ
     subs.leave(b"x", B)
-    assert subs.leave(b"x", A) is Ask.UNSUBSCRIBE
+    assert subs.leave(b"x", A) is Action.UNSUBSCRIBE
     subs.join(b"x", C, connected=True)
-    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING)  # B's read
-    assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING)  # B's read
+    assert subs.unsubscribed(b"x") is Action.SUBSCRIBE
     assert subs.confirmed(b"x", b"r").newcomers == (C,)
 
 
 def test_nothing_is_asked_while_there_is_no_connection() -> None:
     subs = table()
-    assert subs.join(b"x", A, connected=False) is Ask.NOTHING
-    assert subs.join(b"y", B, connected=False) is Ask.NOTHING
-    assert subs.leave(b"y", B) is Ask.NOTHING
+    assert subs.join(b"x", A, connected=False) is Action.NOTHING
+    assert subs.join(b"y", B, connected=False) is Action.NOTHING
+    assert subs.leave(b"y", B) is Action.NOTHING
     assert len(subs) == 1
     assert subs.connected() == [b"x"]
-    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (A,), (b"r",), (), b"r")
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING, (A,), (b"r",), (), b"r")
 
 
 def test_after_a_gap_veterans_get_what_is_retained_and_newcomers_their_answer() -> None:
@@ -167,7 +167,7 @@ def test_after_a_gap_veterans_get_what_is_retained_and_newcomers_their_answer() 
     assert subs.connected() == [b"x"]
     subs.listening(b"x", b"live")
     answer = subs.confirmed(b"x", b"r")
-    assert answer == Confirmed(Ask.NOTHING, (B,), (b"r", b"live"), (A,), b"r")
+    assert answer == Confirmation(Action.NOTHING, (B,), (b"r", b"live"), (A,), b"r")
     subs.join(b"x", C, connected=True)
     assert subs.confirmed(b"x", b"r").veterans == ()  # no gap since
 
@@ -226,18 +226,18 @@ def test_a_refusal_puts_everybody_out() -> None:
 def test_what_redis_takes_away_is_asked_for_again_and_read() -> None:
     subs = table()
     confirmed(subs, A)
-    assert subs.lost(b"x") is Ask.SUBSCRIBE
-    assert subs.lost(b"x") is Ask.NOTHING, "it is being asked already"
-    assert subs.join(b"x", B, connected=True) is Ask.NOTHING
-    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING, (B,), (b"r",), (A,), b"r")
+    assert subs.lost(b"x") is Action.SUBSCRIBE
+    assert subs.lost(b"x") is Action.NOTHING, "it is being asked already"
+    assert subs.join(b"x", B, connected=True) is Action.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING, (B,), (b"r",), (A,), b"r")
 
 
 def test_a_subscribe_that_comes_to_nothing_is_repeated() -> None:
     subs = table()
     subs.join(b"x", A, connected=True)
     subs.listening(b"x", b"older")
-    assert subs.lost(b"x") is Ask.NOTHING
-    assert subs.lost(b"x", answer=True) is Ask.SUBSCRIBE
+    assert subs.lost(b"x") is Action.NOTHING
+    assert subs.lost(b"x", answer=True) is Action.SUBSCRIBE
     assert subs.confirmed(b"x", b"newer").payloads == (b"newer",)
 
 
@@ -245,24 +245,24 @@ def test_what_is_taken_away_while_it_is_given_up_is_not_asked_for() -> None:
     subs = table()
     confirmed(subs, A)
     subs.leave(b"x", A)
-    assert subs.lost(b"x") is Ask.NOTHING
+    assert subs.lost(b"x") is Action.NOTHING
     subs.join(b"x", B, connected=True)
-    assert subs.unsubscribed(b"x") is Ask.SUBSCRIBE
-    assert subs.lost(b"y") is Ask.NOTHING
+    assert subs.unsubscribed(b"x") is Action.SUBSCRIBE
+    assert subs.lost(b"y") is Action.NOTHING
 
 
 def test_connections_for_some_slots_of_a_cluster() -> None:
-    subs: Subscriptions[str] = Subscriptions(slot)
+    subs: Subscriptions[str] = Subscriptions(key_slot)
     for name in (b"x", b"y", b"z"):
         subs.join(name, A, connected=True)
         subs.confirmed(name, None)
     subs.join(b"w", B, connected=False)
     assert len(subs) == 4
-    subs.disconnected({slot(b"x"), slot(b"w")})
+    subs.disconnected({key_slot(b"x"), key_slot(b"w")})
     assert subs.confirmed_channels() == [b"y", b"z"]
-    assert subs.confirmed_channels({slot(b"z"), slot(b"x")}) == [b"z"]
-    assert (subs.count_confirmed(), subs.count_confirmed({slot(b"z"), slot(b"x")})) == (2, 1)
-    assert sorted(subs.connected({slot(b"x"), slot(b"w"), slot(b"nobody's")})) == [b"w", b"x"]
+    assert subs.confirmed_channels({key_slot(b"z"), key_slot(b"x")}) == [b"z"]
+    assert (subs.count_confirmed(), subs.count_confirmed({key_slot(b"z"), key_slot(b"x")})) == (2, 1)
+    assert sorted(subs.connected({key_slot(b"x"), key_slot(b"w"), key_slot(b"nobody's")})) == [b"w", b"x"]
     assert subs.confirmed(b"x", b"r").veterans == (A,)
     assert subs.refused(b"y") == (A,)
     assert len(subs) == 3
@@ -270,12 +270,12 @@ def test_connections_for_some_slots_of_a_cluster() -> None:
 
 def test_what_is_not_in_the_table_changes_nothing() -> None:
     subs = table()
-    assert subs.leave(b"x", A) is Ask.NOTHING
-    assert subs.unsubscribed(b"x") is Ask.NOTHING
-    assert subs.confirmed(b"x", b"r") == Confirmed(Ask.NOTHING)
+    assert subs.leave(b"x", A) is Action.NOTHING
+    assert subs.unsubscribed(b"x") is Action.NOTHING
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING)
     assert subs.listening(b"x", b"1") == ()
     confirmed(subs, A)
-    assert subs.leave(b"x", B) is Ask.NOTHING
+    assert subs.leave(b"x", B) is Action.NOTHING
     assert subs.listening(b"x", b"1") == (A,)
 
 
@@ -312,7 +312,7 @@ class Conversation(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table: Subscriptions[Client] = Subscriptions(slot if self.by_slot else None)
+        self.table: Subscriptions[Client] = Subscriptions(key_slot if self.by_slot else None)
         self.connected = True
         self.clients: list[Client] = []
         self.published = 0
@@ -324,14 +324,14 @@ class Conversation(RuleBasedStateMachine):
 
     # The gateway's end
 
-    def ask(self, ask: Ask, name: bytes) -> None:
-        if ask is Ask.NOTHING:
+    def ask(self, ask: Action, name: bytes) -> None:
+        if ask is Action.NOTHING:
             return
         assert self.connected
         if name != b"not readable":  # there the one who speaks to Redis has a question of his own
             assert not self.open_questions(name, "SUBSCRIBE", "UNSUBSCRIBE"), "a second question"
         self.asked.append((ask.name, name))
-        if ask is Ask.SUBSCRIBE:
+        if ask is Action.SUBSCRIBE:
             self.asked.append(("GET", name))
 
     def open_questions(self, name: bytes, *kinds: str) -> list[str]:
@@ -381,7 +381,7 @@ class Conversation(RuleBasedStateMachine):
     def connect(self) -> None:
         self.connected = True
         for name in self.table.connected():
-            self.ask(Ask.SUBSCRIBE, name)
+            self.ask(Action.SUBSCRIBE, name)
 
     def disconnect(self) -> None:
         self.connected = False
@@ -507,8 +507,8 @@ class Conversation(RuleBasedStateMachine):
     def who_waits_has_a_question_open(self) -> None:
         for name in self.table._channels:
             channel = self.table._channels[name]
-            assert len(channel.held) <= HELD
-            assert (channel.state is State.WANTED) == (not self.connected)
+            assert len(channel.held) <= MAX_HELD_PAYLOADS
+            assert (channel.state is ChannelState.WANTED) == (not self.connected)
             if channel.waiting and self.connected:
                 assert self.open_questions(name, "SUBSCRIBE", "READ", "UNSUBSCRIBE") or (
                     ("unreadable", name, None) in self.said or ("lost", name, None) in self.said

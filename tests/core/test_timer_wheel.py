@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.timer_wheel import Deadlines
+from gateway.core.timer_wheel import TimerWheel
 
 
 class Item:
@@ -14,16 +14,16 @@ class Item:
 
 
 def test_is_never_early_and_at_most_a_tick_late() -> None:
-    deadlines: Deadlines[Item] = Deadlines()
+    deadlines: TimerWheel[Item] = TimerWheel()
     item = Item()
     deadlines.set(item, 10.0)
     assert list(deadlines.expired(10.0)) == []
-    assert list(deadlines.expired(10.0 + Deadlines.TICK)) == [item]
+    assert list(deadlines.expired(10.0 + TimerWheel.TICK)) == [item]
     assert list(deadlines.expired(99.0)) == []
 
 
 def test_a_later_deadline_takes_the_earlier_ones_place() -> None:
-    deadlines: Deadlines[Item] = Deadlines()
+    deadlines: TimerWheel[Item] = TimerWheel()
     item = Item()
     deadlines.set(item, 10.0)
     deadlines.set(item, 20.0)
@@ -33,7 +33,7 @@ def test_a_later_deadline_takes_the_earlier_ones_place() -> None:
 
 
 def test_one_that_has_been_served_may_be_due_again_at_once() -> None:
-    deadlines: Deadlines[Item] = Deadlines()
+    deadlines: TimerWheel[Item] = TimerWheel()
     item = Item()
     for _ in range(3):
         deadlines.set(item, 10.0)
@@ -47,7 +47,7 @@ def test_one_that_has_been_served_may_be_due_again_at_once() -> None:
 
 
 def test_the_soonest_comes_first() -> None:
-    deadlines: Deadlines[Item] = Deadlines()
+    deadlines: TimerWheel[Item] = TimerWheel()
     items = [Item() for _ in range(5)]
     for delay, item in zip((3, 1, 4, 2, 5), items, strict=True):
         deadlines.set(item, delay)
@@ -57,7 +57,7 @@ def test_the_soonest_comes_first() -> None:
 
 
 def test_others_may_move_and_go_while_the_expired_are_served() -> None:
-    deadlines: Deadlines[Item] = Deadlines()
+    deadlines: TimerWheel[Item] = TimerWheel()
     items = [Item() for _ in range(6)]
     for item in items:
         deadlines.set(item, 1.0)
@@ -80,7 +80,7 @@ def test_others_may_move_and_go_while_the_expired_are_served() -> None:
     )
 )
 def test_deadlines_keep_to_a_plain_list_of_them(steps: list[tuple[str, int, float]]) -> None:
-    deadlines: Deadlines[Item] = Deadlines()
+    deadlines: TimerWheel[Item] = TimerWheel()
     items = [Item() for _ in range(5)]
     planned: dict[int, float] = {}
     now = 100.0
@@ -96,7 +96,7 @@ def test_deadlines_keep_to_a_plain_list_of_them(steps: list[tuple[str, int, floa
             for item in deadlines.expired(now):
                 when = planned.pop(items.index(item))
                 assert when <= now
-            assert all(when > now - Deadlines.TICK for when in planned.values())
+            assert all(when > now - TimerWheel.TICK for when in planned.values())
         assert {items.index(item) for item in deadlines} == set(planned)
     for item in items:
         deadlines.discard(item)

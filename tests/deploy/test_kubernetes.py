@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from gateway.config import Config, build, unknown_variables
-from gateway.core.timer_wheel import Deadlines
+from gateway.core.timer_wheel import TimerWheel
 from gateway.server.app import HTTP_SHUTDOWN
 
 from ..paths import DEPLOY
@@ -166,7 +166,7 @@ def test_the_gateway_understands_its_settings() -> None:
 def test_the_grace_period_is_longer_than_everything_that_happens_in_it() -> None:
     settings = config()
     stopping = settings.drain_delay + settings.drain_seconds + settings.close_timeout
-    stopping += 2 * Deadlines.TICK + HTTP_SHUTDOWN
+    stopping += 2 * TimerWheel.TICK + HTTP_SHUTDOWN
     before = container().get("lifecycle", {})
     assert "preStop" not in before, "the drain delay is for what a preStop is for"
     assert stopping + 10 < pod()["terminationGracePeriodSeconds"]

@@ -27,7 +27,7 @@ from gateway.admin import metrics
 
 from ..integration.load import crowd
 from ..paths import ROOT
-from ..processes import Node, Process, Valkey, free_port, spawn, wait_until
+from ..processes import NodeProcess, Process, ValkeyProcess, free_port, spawn, wait_until
 
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"
@@ -250,8 +250,8 @@ class Prometheus(Process):
 
 
 @pytest.fixture(scope="module")
-def node(valkey: Valkey) -> Iterator[Node]:
-    with Node(valkey.url) as started:
+def node(valkey: ValkeyProcess) -> Iterator[NodeProcess]:
+    with NodeProcess(valkey.url) as started:
         yield started
 
 
@@ -261,7 +261,7 @@ SILENT = ("> 0", "== 0", "absent")
 """Queries with these have nothing to show while all is well."""
 
 
-def test_every_metric_that_is_named_is_in_a_scrape_of_a_real_node(node: Node) -> None:
+def test_every_metric_that_is_named_is_in_a_scrape_of_a_real_node(node: NodeProcess) -> None:
     with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/metrics", timeout=10) as answer:
         assert answer.headers["Content-Type"] == metrics.CONTENT_TYPE
         scraped = set(re.findall(r"^# TYPE (\w+) ", answer.read().decode(), re.MULTILINE))
@@ -270,7 +270,9 @@ def test_every_metric_that_is_named_is_in_a_scrape_of_a_real_node(node: Node) ->
 
 
 @pytest.mark.needs("prometheus")
-async def test_a_real_prometheus_understands_and_answers_everything(valkey: Valkey, node: Node) -> None:
+async def test_a_real_prometheus_understands_and_answers_everything(
+    valkey: ValkeyProcess, node: NodeProcess
+) -> None:
     ids = [f"monitored-{number}" for number in range(BROWSERS)]
     with Prometheus([node.admin_port]) as prometheus:
         async with crowd([node.port], ids), redis.asyncio.Redis(port=valkey.port) as backend:

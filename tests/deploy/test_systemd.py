@@ -18,13 +18,13 @@ import aiohttp
 import pytest
 
 from gateway.config import Config, build, unknown_variables
-from gateway.core.timer_wheel import Deadlines
+from gateway.core.timer_wheel import TimerWheel
 from gateway.server.app import HTTP_SHUTDOWN
 from gateway.system import RESERVED
 
 from ..clients import clients_at
 from ..paths import DEPLOY
-from ..processes import Node, Valkey, wait_until
+from ..processes import NodeProcess, ValkeyProcess, wait_until
 
 FOLDER = DEPLOY / "systemd"
 UNIT = (FOLDER / "webflow-gateway@.service").read_text()
@@ -109,7 +109,7 @@ def test_it_has_time_to_stop_and_descriptors_for_its_sessions() -> None:
     settings = config()
     # Behind HAProxy the delay is the gateway's own.
     delay = max(settings.drain_delay, Config().drain_delay)
-    stopping = delay + settings.drain_seconds + settings.close_timeout + 2 * Deadlines.TICK + HTTP_SHUTDOWN
+    stopping = delay + settings.drain_seconds + settings.close_timeout + 2 * TimerWheel.TICK + HTTP_SHUTDOWN
     assert stopping + 10 < float(setting("TimeoutStopSec"))
     assert setting("KillSignal") == "SIGTERM"
     assert settings.max_sessions + settings.max_handshakes + RESERVED <= int(setting("LimitNOFILE"))
@@ -135,7 +135,7 @@ def members(group: str) -> set[str]:
     return set().union(*(members(name) if name.startswith("@") else {name} for name in names))
 
 
-class Traced(Node):
+class Traced(NodeProcess):
     """A node whose system calls are written down in `trace`."""
 
     def __init__(self, redis_url: str, trace: Path) -> None:
@@ -148,7 +148,7 @@ class Traced(Node):
 
 
 @pytest.mark.needs("systemd-analyze", "strace")
-async def test_a_node_makes_no_system_call_that_is_forbidden(valkey: Valkey, tmp_path: Path) -> None:
+async def test_a_node_makes_no_system_call_that_is_forbidden(valkey: ValkeyProcess, tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     with Traced(valkey.url, trace) as node, valkey.client() as backend:
         async with clients_at("127.0.0.1") as clients, aiohttp.ClientSession() as http:

@@ -15,10 +15,10 @@ import pytest
 import redis
 
 from gateway.publishing.api import SCRIPT
-from gateway.redis.cluster.slots import slot
+from gateway.redis.cluster.slots import key_slot
 
 from ..paths import ROOT
-from ..processes import Cluster, Node, Valkey
+from ..processes import NodeProcess, ValkeyCluster, ValkeyProcess
 
 README = (ROOT / "README.md").read_text()
 PUBLISHING = (ROOT / "docs" / "publishing.md").read_text()
@@ -88,7 +88,7 @@ class Phone:
 
 
 @pytest.fixture
-def phone(valkey: Valkey) -> Iterator[Phone]:
+def phone(valkey: ValkeyProcess) -> Iterator[Phone]:
     with valkey.client() as client:
         client.delete(CHANNEL)
         phone = Phone(client)
@@ -97,27 +97,27 @@ def phone(valkey: Valkey) -> Iterator[Phone]:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(replicas=0) as running:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(replicas=0) as running:
         yield running
 
 
 @pytest.fixture
-def phone_in_cluster(cluster: Cluster) -> Iterator[Phone]:
+def phone_in_cluster(cluster: ValkeyCluster) -> Iterator[Phone]:
     with cluster.client() as client:
         phone = Phone(client)
         yield phone
         phone.close()
 
 
-def other_port(cluster: Cluster) -> int:
+def other_port(cluster: ValkeyCluster) -> int:
     """Of a server that has to point to another."""
-    owner = cluster.owner(slot(CHANNEL.encode()))
+    owner = cluster.owner(key_slot(CHANNEL.encode()))
     return next(node.port for node in cluster.nodes if node is not owner)
 
 
 @pytest.mark.needs("redis-cli")
-def test_redis_cli(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
+def test_redis_cli(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     command = snippet("retained-redis-cli").replace("redis-cli", f"redis-cli -p {valkey.port}", 1)
     assert SCRIPT in command
     assert run("sh", "-c", command, cwd=tmp_path).strip() == "1"
@@ -125,7 +125,7 @@ def test_redis_cli(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
 
 
 @pytest.mark.needs("redis-cli")
-def test_redis_cli_in_a_cluster(cluster: Cluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
+def test_redis_cli_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
     port = other_port(cluster)
     command = snippet("retained-redis-cli-cluster").replace("redis-cli", f"redis-cli -p {port}", 1)
     assert SCRIPT in command
@@ -136,7 +136,7 @@ def test_redis_cli_in_a_cluster(cluster: Cluster, phone_in_cluster: Phone, tmp_p
     assert run("sh", "-c", plain, cwd=tmp_path).split()[-1] == "1"
 
 
-def test_python(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
+def test_python(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     code = snippet("python").replace("port=6379", f"port={valkey.port}")
     assert run(sys.executable, "-c", code, cwd=ROOT) == "1 nodes hold the id\n"
     assert phone.heard().startswith(b'{"authResult":"CONFIRMED","messageId":"')
@@ -161,35 +161,35 @@ def run_java(code: str, folder: Path) -> str:
 
 
 @pytest.mark.needs("node", "npm")
-def test_node(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
+def test_node(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     assert run_node("node", valkey.port, tmp_path) == "1 nodes hold the id\n"
     assert phone.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("node", "npm")
-def test_node_in_a_cluster(cluster: Cluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
+def test_node_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
     assert run_node("node-cluster", other_port(cluster), tmp_path) == "1 nodes hold the id\n"
     assert phone_in_cluster.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("java", "javac", "mvn")
-def test_java(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
+def test_java(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     code = snippet("java").replace("localhost:6379", f"127.0.0.1:{valkey.port}")
     assert run_java(code, tmp_path) == "1 nodes hold the id\n"
     assert phone.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("java", "javac", "mvn")
-def test_java_in_a_cluster(cluster: Cluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
+def test_java_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
     code = snippet("java-cluster").replace('"localhost", 6379', f'"127.0.0.1", {other_port(cluster)}')
     assert run_java(code, tmp_path) == "1 nodes hold the id\n"
     assert phone_in_cluster.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("curl")
-def test_curl(valkey: Valkey, phone: Phone, tmp_path: Path) -> None:
+def test_curl(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     token = "a-token-of-sixteen"
-    with Node(valkey.url, "--publish-token", token) as node:
+    with NodeProcess(valkey.url, "--publish-token", token) as node:
         command = f"TOKEN={token}\n" + snippet("curl").replace(":8081", f":{node.admin_port}")
         answer = run("sh", "-c", command, cwd=tmp_path)
         assert json.loads(answer) == json.loads(snippet("curl", "answer"))

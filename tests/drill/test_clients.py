@@ -9,36 +9,36 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from gateway.drill.backend import Backend
-from gateway.drill.clients import Crowd, Place
+from gateway.drill.clients import Clients, NodeAddress
 from gateway.drill.ledger import Ledger
 
 from ..integration.load import until
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 
 OPTIONS = ("--max-sessions-per-ip", "0")
 
 
 @pytest.fixture(scope="module")
-def nodes(valkey: Valkey) -> Iterator[list[Node]]:
-    with Node(valkey.url, *OPTIONS) as one, Node(valkey.url, *OPTIONS) as other:
+def nodes(valkey: ValkeyProcess) -> Iterator[list[NodeProcess]]:
+    with NodeProcess(valkey.url, *OPTIONS) as one, NodeProcess(valkey.url, *OPTIONS) as other:
         yield [one, other]
 
 
-def place(node: Node) -> Place:
-    return Place(node.host, node.port)
+def place(node: NodeProcess) -> NodeAddress:
+    return NodeAddress(node.host, node.port)
 
 
 @contextlib.asynccontextmanager
-async def crowd(stem: str, *places: Place) -> AsyncIterator[tuple[Crowd, Ledger]]:
+async def crowd(stem: str, *places: NodeAddress) -> AsyncIterator[tuple[Clients, Ledger]]:
     ledger = Ledger()
-    gathered = Crowd(places, ledger, stem)
+    gathered = Clients(places, ledger, stem)
     try:
         yield gathered, ledger
     finally:
         await gathered.close()
 
 
-async def publish(backend: Backend, everybody: Crowd, ledger: Ledger) -> None:
+async def publish(backend: Backend, everybody: Clients, ledger: Ledger) -> None:
     """One result to whose turn it is."""
     client = everybody.take()
     assert client is not None
@@ -49,7 +49,7 @@ async def publish(backend: Backend, everybody: Crowd, ledger: Ledger) -> None:
     everybody.settle(client)
 
 
-async def test_everybody_gets_a_result_in_turn(valkey: Valkey, nodes: list[Node]) -> None:
+async def test_everybody_gets_a_result_in_turn(valkey: ValkeyProcess, nodes: list[NodeProcess]) -> None:
     async with crowd("turn", *map(place, nodes)) as (everybody, ledger), Backend(valkey.url) as backend:
         await everybody.gather(10, 10)
         assert everybody.registered == 10
@@ -62,7 +62,9 @@ async def test_everybody_gets_a_result_in_turn(valkey: Valkey, nodes: list[Node]
         assert (ledger.duplicates, ledger.strays) == (0, 0)
 
 
-async def test_a_client_has_one_result_under_way_at_a_time(valkey: Valkey, nodes: list[Node]) -> None:
+async def test_a_client_has_one_result_under_way_at_a_time(
+    valkey: ValkeyProcess, nodes: list[NodeProcess]
+) -> None:
     async with crowd("one", place(nodes[0])) as (everybody, ledger):
         await everybody.gather(1, 10)
         client = everybody.take()
@@ -78,9 +80,9 @@ async def test_a_client_has_one_result_under_way_at_a_time(valkey: Valkey, nodes
 
 
 async def test_they_come_back_elsewhere_and_are_not_told_the_same_again(
-    valkey: Valkey, nodes: list[Node]
+    valkey: ValkeyProcess, nodes: list[NodeProcess]
 ) -> None:
-    with await asyncio.to_thread(Node, valkey.url, *OPTIONS) as doomed:
+    with await asyncio.to_thread(NodeProcess, valkey.url, *OPTIONS) as doomed:
         async with (
             crowd("back", place(doomed), place(nodes[0])) as (everybody, ledger),
             Backend(valkey.url) as backend,
@@ -99,7 +101,7 @@ async def test_they_come_back_elsewhere_and_are_not_told_the_same_again(
             assert ledger.duplicates == 0, "the first was retained, and they said that they had had it"
 
 
-async def test_some_leave_and_others_come(valkey: Valkey, nodes: list[Node]) -> None:
+async def test_some_leave_and_others_come(valkey: ValkeyProcess, nodes: list[NodeProcess]) -> None:
     async with crowd("swap", place(nodes[0])) as (everybody, _):
         await everybody.gather(5, 10)
         before = set(everybody.clients)
@@ -112,7 +114,9 @@ async def test_some_leave_and_others_come(valkey: Valkey, nodes: list[Node]) -> 
         assert 0 < everybody.slowest_welcome < 10
 
 
-async def test_one_that_does_not_read_is_closed_and_comes_back(valkey: Valkey, nodes: list[Node]) -> None:
+async def test_one_that_does_not_read_is_closed_and_comes_back(
+    valkey: ValkeyProcess, nodes: list[NodeProcess]
+) -> None:
     async with crowd("slow", place(nodes[0])) as (everybody, ledger), Backend(valkey.url) as backend:
         slow = everybody.newcomer(narrow=True)
         await until(lambda: slow.registered, "it has registered")

@@ -19,8 +19,8 @@ from click.testing import CliRunner, Result
 from gateway.cli.commands import commands
 from gateway.drill import DRILLS, Drill, Plan
 from gateway.drill import runner as stage
-from gateway.drill.fleet import Valkey
-from gateway.drill.runner import Stage
+from gateway.drill.fleet import ValkeyProcess
+from gateway.drill.runner import Runner
 
 from ..paths import DOCS
 from ..processes import wait_until
@@ -31,21 +31,21 @@ SMALL = ("--clients", "20", "--rate", "50", "--nodes", "1")
 
 @pytest.fixture(autouse=True)
 def quick_drills(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def calm(stage: Stage[Valkey]) -> None:
+    async def calm(stage: Runner[ValkeyProcess]) -> None:
         stage.say("nothing is broken")
 
-    async def lossy(stage: Stage[Valkey]) -> None:
+    async def lossy(stage: Runner[ValkeyProcess]) -> None:
         now = time.monotonic()
         stage.ledger.acknowledge(stage.ledger.attempt("nobody", now), now)
 
-    async def broken(stage: Stage[Valkey]) -> None:
+    async def broken(stage: Runner[ValkeyProcess]) -> None:
         raise TimeoutError("the moon: not within 30 s")
 
-    async def endless(stage: Stage[Valkey]) -> None:
+    async def endless(stage: Runner[ValkeyProcess]) -> None:
         await asyncio.Event().wait()
 
     for play in (calm, lossy, broken, endless):
-        drill = Drill(play.__name__, f"a {play.__name__} one", Plan(Valkey), play, seconds=1.0)
+        drill = Drill(play.__name__, f"a {play.__name__} one", Plan(ValkeyProcess), play, seconds=1.0)
         monkeypatch.setitem(DRILLS, drill.name, drill)
     monkeypatch.setattr(stage, "SETTLE_SECONDS", 0.5)
 

@@ -9,7 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.drill.connection import CLOSE, HANDSHAKE, PING, PONG, TEXT, Connection, frame, take_frame, text
+from gateway.drill.connection import (
+    CLOSE,
+    HANDSHAKE,
+    PING,
+    PONG,
+    TEXT,
+    ClientConnection,
+    frame,
+    take_frame,
+    text,
+)
 from gateway.wire import frames
 
 from ..fakes import Transport
@@ -17,7 +27,7 @@ from ..fakes import Transport
 UPGRADED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
 
 
-class Listener(Connection):
+class Listener(ClientConnection):
     """Keeps what it is told."""
 
     def __init__(self) -> None:

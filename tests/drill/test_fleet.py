@@ -11,11 +11,11 @@ import pytest
 import redis
 
 from gateway.drill.fleet import (
-    Cluster,
-    ClusterNode,
-    Node,
-    SentinelSet,
-    Valkey,
+    ClusterNodeProcess,
+    NodeProcess,
+    SentinelGroup,
+    ValkeyCluster,
+    ValkeyProcess,
     free_port,
     logged_at,
     wait_until,
@@ -31,7 +31,7 @@ def test_no_port_is_given_twice() -> None:
 
 
 def test_a_killed_server_comes_back_with_what_is_on_its_disk() -> None:
-    with Valkey("--appendonly", "yes", "--appendfsync", "always") as valkey, valkey.client() as client:
+    with ValkeyProcess("--appendonly", "yes", "--appendfsync", "always") as valkey, valkey.client() as client:
         client.set("kept", "x")
         valkey.kill()
         assert not valkey.running
@@ -46,16 +46,16 @@ def test_a_server_that_does_not_start_says_why() -> None:
     with pytest.raises(
         EmbeddedError, match=r"Valkey did not start: it ended with 1; it said:\n(?s:.*)nonsense"
     ):
-        Valkey("--nonsense", "yes")
+        ValkeyProcess("--nonsense", "yes")
 
 
 def test_a_node_that_does_not_start_says_why() -> None:
     with pytest.raises(EmbeddedError, match=r"the node did not start: it ended with 2"):
-        Node("redis://127.0.0.1:1", "--backlog", "0", wait_ready=False)
+        NodeProcess("redis://127.0.0.1:1", "--backlog", "0", wait_ready=False)
 
 
-def test_a_killed_node_comes_back_on_its_ports(valkey: Valkey) -> None:
-    with Node(valkey.url) as node:
+def test_a_killed_node_comes_back_on_its_ports(valkey: ValkeyProcess) -> None:
+    with NodeProcess(valkey.url) as node:
         before = node.ws_url, node.admin_port
         node.kill()
         assert node.readyz() is None
@@ -68,16 +68,16 @@ def test_a_killed_node_comes_back_on_its_ports(valkey: Valkey) -> None:
         assert first < second
 
 
-def test_a_cure_can_be_taken_out_of_a_node(valkey: Valkey) -> None:
-    preface = "from gateway import app; app.Gateway.start = None"
+def test_a_cure_can_be_taken_out_of_a_node(valkey: ValkeyProcess) -> None:
+    preface = "from gateway import node; node.Node.start = None"
     with pytest.raises(EmbeddedError, match="'NoneType' object is not callable"):
-        Node(valkey.url, preface=preface)
+        NodeProcess(valkey.url, preface=preface)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's own")
 def test_children_die_with_their_parent() -> None:
     program = (
-        "from gateway.drill.fleet import Valkey, Node; v = Valkey(); n = Node(v.url); "
+        "from gateway.drill.fleet import ValkeyProcess, NodeProcess; v = ValkeyProcess(); n = NodeProcess(v.url); "
         "print(v.process.pid, n.process.pid, flush=True); v.freeze(); input()"
     )
     with subprocess.Popen(
@@ -99,7 +99,7 @@ def alive(pid: int) -> bool:
 
 
 def test_sentinels_make_the_replica_the_master() -> None:
-    with SentinelSet() as sentinels:
+    with SentinelGroup() as sentinels:
         first = sentinels.master
         with first.client() as client:
             client.set("kept", "x")
@@ -115,21 +115,21 @@ def test_sentinels_make_the_replica_the_master() -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster() as running:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster() as running:
         yield running
 
 
-def keys_of(cluster: Cluster, node: ClusterNode) -> int:
+def keys_of(cluster: ValkeyCluster, node: ClusterNodeProcess) -> int:
     return int(node.ask("DBSIZE"))
 
 
-def test_a_cluster_covers_all_slots_and_has_replicas(cluster: Cluster) -> None:
+def test_a_cluster_covers_all_slots_and_has_replicas(cluster: ValkeyCluster) -> None:
     assert sum(len(part) for node in cluster.masters for part in cluster.slots(node)) == 16_384
     assert [node.info("replication")["connected_slaves"] for node in cluster.masters] == ["1"] * 3
 
 
-def test_slots_move_both_ways_with_their_keys(cluster: Cluster) -> None:
+def test_slots_move_both_ways_with_their_keys(cluster: ValkeyCluster) -> None:
     source = cluster.owner(0)
     with cluster.client() as client:
         keys = [f"websocket:{number}" for number in range(2_000)]
@@ -145,7 +145,7 @@ def test_slots_move_both_ways_with_their_keys(cluster: Cluster) -> None:
         assert all(client.get(key) == b"x" for key in keys)
 
 
-def test_a_replica_takes_over_from_a_killed_master(cluster: Cluster) -> None:
+def test_a_replica_takes_over_from_a_killed_master(cluster: ValkeyCluster) -> None:
     master = cluster.owner(16_383)
     master.kill()
     successor = cluster.await_failover(master, 16_383)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.drill.ledger import Late, Ledger, Result, busiest_second, late
+from gateway.drill.ledger import Late, Ledger, LedgerEntry, busiest_second, late
 
 
-def published(ledger: Ledger, name: str, at: float, took: float = 0.0) -> Result:
+def published(ledger: Ledger, name: str, at: float, took: float = 0.0) -> LedgerEntry:
     """A result for `name` that Redis has accepted `took` seconds after the first attempt."""
     result = ledger.attempt(name, at)
     ledger.acknowledge(result, at + took)
     return result
 
 
-def arrived(ledger: Ledger, result: Result, at: float, part: int = 0) -> Result | None:
+def arrived(ledger: Ledger, result: LedgerEntry, at: float, part: int = 0) -> LedgerEntry | None:
     return ledger.deliver(result.web_socket_id, result.message_id, at, part)
 
 

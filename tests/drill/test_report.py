@@ -10,11 +10,11 @@ import pytest
 from gateway.drill.ledger import Late
 from gateway.drill.report import (
     Absence,
-    Blindness,
+    DrillOptions,
+    DrillReport,
     Happening,
     Measure,
-    Options,
-    Report,
+    NodeOutage,
     as_json,
     conditions,
     count,
@@ -22,10 +22,10 @@ from gateway.drill.report import (
     text,
 )
 
-KEPT = Report(
+KEPT = DrillReport(
     drill="node-kill",
     summary="a node is killed",
-    options=Options(),
+    options=DrillOptions(),
     redis="Valkey 9.1.2",
     balanced=True,
     events=[Happening(0.0, "results begin"), Happening(4.00049, "node 1 is killed")],
@@ -37,7 +37,7 @@ KEPT = Report(
     unaccepted=0,
     late=Late(0.0012, 0.3, 0.41),
     measures=[Measure("back -> again", 0.25, 1.0), Measure("closed", 20, unit="of 20")],
-    nodes=[Blindness("node 1", 3.5, 1, 0, 4.25), Blindness("node 2")],
+    nodes=[NodeOutage("node 1", 3.5, 1, 0, 4.25), NodeOutage("node 2")],
     clients=Absence(0.518, 667, 600, 0.2, {1006: 667}),
 )
 
@@ -70,7 +70,7 @@ def test_in_words() -> None:
         ({"lost": 1}, "LOST 1 retained result", "LOST 1", True),
         ({"lost": 1_200}, "LOST 1,200 retained results", "LOST 1,200", True),
         (
-            {"lost": 2, "options": Options(retain=0)},
+            {"lost": 2, "options": DrillOptions(retain=0)},
             "2 results lost, none of them retained",
             "LOST 2",
             False,
@@ -94,7 +94,7 @@ def test_only_a_lost_retained_result_breaks_the_promise(
 
 
 def test_what_must_not_happen_is_said_when_it_does() -> None:
-    nodes = [Blindness("node 1", mended=2)]
+    nodes = [NodeOutage("node 1", mended=2)]
     said = text(replace(KEPT, strays=3, unaccepted=4, nodes=nodes, measures=[Measure("noticed", None, 6.0)]))
     assert "3 REACHED A CLIENT FOR WHOM THEY WERE NOT\n" in said
     assert "4 more were not accepted by Redis before the end\n" in said
@@ -128,6 +128,9 @@ def test_several_drills_are_a_table() -> None:
 
 
 def test_conditions() -> None:
-    assert conditions(Options()) == ("3 nodes, 2,000 clients, 200 results/s for 20 s, retained for 60 s")
-    assert conditions(Options(1, 0.5, 1, 7.5, 0)) == "1 node, 1 client, 0.5 results/s for 7.5 s, not retained"
+    assert conditions(DrillOptions()) == ("3 nodes, 2,000 clients, 200 results/s for 20 s, retained for 60 s")
+    assert (
+        conditions(DrillOptions(1, 0.5, 1, 7.5, 0))
+        == "1 node, 1 client, 0.5 results/s for 7.5 s, not retained"
+    )
     assert count(0, "gap") == "0 gaps"

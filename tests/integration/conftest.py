@@ -13,7 +13,7 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 from .here import admin_port_of, gateway_here, port_of
 
 Line = dict[str, Any]
@@ -50,13 +50,13 @@ def logged(caplog: pytest.LogCaptureFixture) -> Iterator[list[Line]]:
 
 
 @contextlib.contextmanager
-def nodes_on(redis_url: str, count: int, *options: str, preface: str = "") -> Iterator[list[Node]]:
+def nodes_on(redis_url: str, count: int, *options: str, preface: str = "") -> Iterator[list[NodeProcess]]:
     """So many nodes, started side by side; at the end their logs must be free of complaints.
 
     `preface` is Python that each runs first.
     """
     with contextlib.ExitStack() as running, ThreadPoolExecutor() as pool:
-        starting = [pool.submit(Node, redis_url, *options, preface=preface) for _ in range(count)]
+        starting = [pool.submit(NodeProcess, redis_url, *options, preface=preface) for _ in range(count)]
         nodes = [running.enter_context(start.result()) for start in starting]
         yield nodes
     for node in nodes:
@@ -77,19 +77,19 @@ class Place:
 
 
 @pytest.fixture(scope="session")
-def node_process(valkey: Valkey) -> Iterator[Node]:
-    with Node(valkey.url) as node:
+def node_process(valkey: ValkeyProcess) -> Iterator[NodeProcess]:
+    with NodeProcess(valkey.url) as node:
         yield node
 
 
 @pytest.fixture(scope="session")
-def three_workers(valkey: Valkey) -> Iterator[Node]:
-    with Node(valkey.url, "--workers", "3") as node:
+def three_workers(valkey: ValkeyProcess) -> Iterator[NodeProcess]:
+    with NodeProcess(valkey.url, "--workers", "3") as node:
         yield node
 
 
 @pytest.fixture(params=["node_process", "three_workers", "in this loop"])
-async def place(request: pytest.FixtureRequest, valkey: Valkey) -> AsyncIterator[Place]:
+async def place(request: pytest.FixtureRequest, valkey: ValkeyProcess) -> AsyncIterator[Place]:
     """A gateway: as users run it, on uvloop, in one process and in three; and on asyncio's own loop."""
     if request.param != "in this loop":
         node = request.getfixturevalue(request.param)
@@ -102,7 +102,7 @@ async def place(request: pytest.FixtureRequest, valkey: Valkey) -> AsyncIterator
 
 
 @pytest.fixture
-async def backend(valkey: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
+async def backend(valkey: ValkeyProcess) -> AsyncIterator[redis.asyncio.Redis]:
     """A plain Redis client."""
     async with redis.asyncio.Redis(port=valkey.port) as client:
         yield client

@@ -8,10 +8,10 @@ import ssl
 from collections.abc import AsyncIterator, Iterator
 
 from gateway.core.subscriptions import Slots
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.redis.broker import Broker
-from gateway.redis.cluster.broker import Cluster
-from gateway.redis.subscriber import Link
+from gateway.redis.cluster.broker import ClusterBroker
+from gateway.redis.subscriber import SubscriberConnection
 from gateway.redis.topology import Server
 
 
@@ -107,7 +107,7 @@ class Proxy:
 # The cures, each taken out of one gateway, for the controls.
 
 
-def never_resubscribe(gateway: Gateway) -> None:
+def never_resubscribe(gateway: Node) -> None:
     """After a loss of Redis nothing is subscribed again."""
     connected = gateway._hub.connected
 
@@ -118,7 +118,7 @@ def never_resubscribe(gateway: Gateway) -> None:
     gateway._hub.connected = forget  # type: ignore[method-assign]
 
 
-def never_reread(gateway: Gateway) -> None:
+def never_reread(gateway: Node) -> None:
     """Retained results are not read, neither at registration nor after a loss of Redis."""
     subscribed = gateway._hub.subscribed
 
@@ -128,17 +128,17 @@ def never_reread(gateway: Gateway) -> None:
     gateway._hub.subscribed = ignore  # type: ignore[method-assign]
 
 
-def never_probe(gateway: Gateway) -> None:
+def never_probe(gateway: Node) -> None:
     """Nobody looks whether the link hears what is published, or where the master is by now."""
     assert isinstance(gateway._broker, Broker)
 
-    async def believe(link: Link, server: Server) -> None:
+    async def believe(link: SubscriberConnection, server: Server) -> None:
         pass
 
     gateway._broker.probe._probe = believe  # type: ignore[method-assign]
 
 
-async def ask_once(gateway: Gateway) -> None:
+async def ask_once(gateway: Node) -> None:
     """Where the master is remains what was found first."""
     assert isinstance(gateway._broker, Broker)
     topology = gateway._broker._topology
@@ -150,9 +150,9 @@ async def ask_once(gateway: Gateway) -> None:
     topology.find = remember  # type: ignore[method-assign]
 
 
-def never_move(gateway: Gateway) -> None:
+def never_move(gateway: Node) -> None:
     """What a Cluster says of who serves its slots is not listened to: the map, MOVED and `sunsubscribe`."""
-    assert isinstance(gateway._broker, Cluster)
+    assert isinstance(gateway._broker, ClusterBroker)
 
     def ignore(*_said: object, **_more: object) -> None:
         pass

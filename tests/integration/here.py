@@ -10,16 +10,16 @@ from typing import Any
 import aiohttp
 
 from gateway.config import build
-from gateway.node import Gateway
+from gateway.node import Node
 
 from .load import SECONDS, until
 
 
 @contextlib.asynccontextmanager
-async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Gateway]:
+async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
     """A gateway on free ports with these settings, whether it reaches Redis or not; stops at the end."""
     where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": redis_url}
-    gateway = Gateway(build(where | settings), demo=demo)
+    gateway = Node(build(where | settings), demo=demo)
     await gateway.start()
     try:
         yield gateway
@@ -28,20 +28,20 @@ async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: An
 
 
 @contextlib.asynccontextmanager
-async def gateway_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Gateway]:
+async def gateway_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
     """The same, and it has reached Redis."""
     async with unconnected_here(redis_url, demo=demo, **settings) as gateway:
         await until(lambda: gateway._broker.connected, "the gateway reaches Redis")
         yield gateway
 
 
-def port_of(gateway: Gateway) -> int:
+def port_of(gateway: Node) -> int:
     """The public port it got."""
     assert gateway.listening is not None
     return gateway.listening.port
 
 
-def admin_port_of(gateway: Gateway) -> int:
+def admin_port_of(gateway: Node) -> int:
     """The admin port it got."""
     assert gateway.listening is not None
     return gateway.listening.admin_port

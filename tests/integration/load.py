@@ -15,7 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from gateway.drill.connection import HANDSHAKE as HANDSHAKE
-from gateway.drill.connection import Connection
+from gateway.drill.connection import ClientConnection
 from gateway.drill.connection import frame as frame
 from gateway.drill.connection import take_frame as take_frame
 from gateway.drill.connection import text as text
@@ -36,7 +36,7 @@ async def until(condition: Callable[[], object], what: str, seconds: float = SEC
         await asyncio.sleep(0.005)
 
 
-class Browser(Connection):
+class Browser(ClientConnection):
     """Registers `name` on `/ws` as soon as it is connected, and keeps what it is told."""
 
     def __init__(self, name: str) -> None:

@@ -18,7 +18,7 @@ import redis
 from gateway import embedded
 from gateway.drill.fleet.process import spawn
 
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 
 
 def run(command: str) -> None:
@@ -96,7 +96,7 @@ class Namespaces:
         return made
 
 
-class RemoteValkey(Valkey):
+class RemoteValkey(ValkeyProcess):
     """One on Redis's side; this process reaches it by its Unix socket, at `url`."""
 
     def __init__(self, namespaces: Namespaces) -> None:
@@ -124,7 +124,7 @@ class RemoteValkey(Valkey):
         return [*within(self._namespace), *super()._command(), "--unixsocket", self._socket]
 
 
-class RemoteNode(Node):
+class RemoteNode(NodeProcess):
     """One on the nodes' side."""
 
     def __init__(self, namespaces: Namespaces, redis_url: str, *, preface: str = "") -> None:

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.redis import reconciler as audit
 from gateway.redis.broker import Broker
-from gateway.redis.subscriber import Link
+from gateway.redis.subscriber import SubscriberConnection
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Line
 from .here import gateway_here, port_of
 from .load import SECONDS, Backend, crowd, nobody_was_disturbed, result_of, until, without_theirs
@@ -21,12 +21,12 @@ from .test_race import Waiting
 CHURN_SECONDS = 1.5
 
 
-def broker_of(gateway: Gateway) -> Broker:
+def broker_of(gateway: Node) -> Broker:
     assert isinstance(gateway._broker, Broker)
     return gateway._broker
 
 
-async def audited(gateway: Gateway) -> int:
+async def audited(gateway: Node) -> int:
     """How many channels differed."""
     broker = broker_of(gateway)
     before = broker.mended
@@ -40,7 +40,9 @@ def take_out(event: str, logged: list[Line]) -> None:
     logged[:] = [line for line in logged if line["event"] != event]
 
 
-async def test_an_id_that_is_missing_in_redis_is_subscribed_again(valkey: Valkey, logged: list[Line]) -> None:
+async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
+    valkey: ValkeyProcess, logged: list[Line]
+) -> None:
     names = [f"missing-{number}" for number in range(20)]
     async with (
         gateway_here(valkey.url) as gateway,
@@ -70,7 +72,7 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(valkey: Valkey
 class _Liar:
     """Says of everything that it is subscribed."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Node) -> None:
         self._hub = gateway._hub
 
     def reaches(self, name: bytes) -> bool:
@@ -91,7 +93,9 @@ class _Liar:
         return False
 
 
-async def test_with_a_channel_too_many_the_link_is_given_up(valkey: Valkey, logged: list[Line]) -> None:
+async def test_with_a_channel_too_many_the_link_is_given_up(
+    valkey: ValkeyProcess, logged: list[Line]
+) -> None:
     names = [f"surplus-{number}" for number in range(20)]
     async with (
         gateway_here(valkey.url) as gateway,
@@ -116,14 +120,14 @@ async def test_with_a_channel_too_many_the_link_is_given_up(valkey: Valkey, logg
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
 async def test_whoever_comes_and_goes_the_audit_finds_nothing(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, logged: list[Line], cure: bool
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, logged: list[Line], cure: bool
 ) -> None:
     """It compares when no question is open; the control compares at any moment."""
-    monkeypatch.setattr(audit, "EVERY", 0.01)
-    monkeypatch.setattr(audit, "PATIENCE", 0.001)
-    monkeypatch.setattr(audit, "SETTLING", 0.001)
+    monkeypatch.setattr(audit, "RECONCILE_INTERVAL", 0.01)
+    monkeypatch.setattr(audit, "IDLE_POLL", 0.001)
+    monkeypatch.setattr(audit, "RECHECK_DELAY", 0.001)
     if not cure:
-        monkeypatch.setattr(Link, "quiet", True)
+        monkeypatch.setattr(SubscriberConnection, "quiet", True)
     draw = random.Random(20260101)
     loop = asyncio.get_running_loop()
     async with gateway_here(valkey.url) as gateway, Backend.on(valkey.url) as backend:

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.drill.fleet import logged_at
 
-from ..processes import Node
+from ..processes import NodeProcess
 from .conftest import Measured, complaints
 from .load import SECONDS, Backend, Browser, nobody_was_disturbed, until, without_theirs
 from .namespaces import Namespaces, NotAllowed, RemoteNode, RemoteValkey
@@ -44,7 +44,7 @@ def namespaces() -> Iterator[Namespaces]:
 
 
 @asynccontextmanager
-async def crowd(namespaces: Namespaces, node: Node, stem: str) -> AsyncIterator[list[Browser]]:
+async def crowd(namespaces: Namespaces, node: NodeProcess, stem: str) -> AsyncIterator[list[Browser]]:
     """Browsers that are registered at `node`."""
     loop = asyncio.get_running_loop()
     browsers = [Browser(f"{stem}-{number}") for number in range(BROWSERS)]

@@ -14,13 +14,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis.asyncio
 
-from gateway.drill.fleet import ClusterNode
-from gateway.node import Gateway
+from gateway.drill.fleet import ClusterNodeProcess
+from gateway.node import Node
 from gateway.redis.cluster import slots
-from gateway.redis.cluster.broker import Cluster as Lines
-from gateway.redis.cluster.broker import Shard
+from gateway.redis.cluster.broker import ClusterBroker as Lines
+from gateway.redis.cluster.broker import ShardEventFilter
 
-from ..processes import Cluster, Node, Process
+from ..processes import NodeProcess, Process, ValkeyCluster
 from .conftest import Measured, nodes_on
 from .faults import never_move, never_resubscribe
 from .here import gateway_here, port_of
@@ -40,25 +40,25 @@ MOVING = range(1_000, 1_024)
 SLOW = 1_100
 """A slot that takes its time."""
 
-OFTEN_AUDITED = "import gateway.redis.reconciler; gateway.redis.reconciler.EVERY = 0.3"
+OFTEN_AUDITED = "import gateway.redis.reconciler; gateway.redis.reconciler.RECONCILE_INTERVAL = 0.3"
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster() -> Iterator[ValkeyCluster]:
     # It writes down what it retains, as one does that may be restarted.
-    with Cluster("--appendonly", "yes", "--appendfsync", "no") as running:
+    with ValkeyCluster("--appendonly", "yes", "--appendfsync", "no") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def nodes(cluster: Cluster) -> Iterator[list[Node]]:
+def nodes(cluster: ValkeyCluster) -> Iterator[list[NodeProcess]]:
     """Two nodes; an audit that finds anything is a complaint in their logs."""
     with nodes_on(cluster.url, 2, preface=OFTEN_AUDITED) as running:
         yield running
 
 
 @pytest.fixture
-async def here(cluster: Cluster) -> AsyncIterator[Gateway]:
+async def here(cluster: ValkeyCluster) -> AsyncIterator[Node]:
     """A gateway that a test can look into."""
     async with gateway_here(cluster.url) as gateway:
         yield gateway
@@ -67,7 +67,7 @@ async def here(cluster: Cluster) -> AsyncIterator[Gateway]:
 def all_names_in(stem: str, those: Collection[int]) -> Iterator[str]:
     """Names whose channels are in these slots."""
     names = (f"{stem}-{number}" for number in itertools.count())
-    return (name for name in names if slots.slot(channel(name)) in those)
+    return (name for name in names if slots.key_slot(channel(name)) in those)
 
 
 def names_in(stem: str, those: Collection[int], count: int) -> list[str]:
@@ -79,11 +79,11 @@ def channel(name: str) -> bytes:
     return f"websocket:{name}".encode()
 
 
-def slots_of(cluster: Cluster, node: ClusterNode) -> set[int]:
+def slots_of(cluster: ValkeyCluster, node: ClusterNodeProcess) -> set[int]:
     return {number for part in cluster.slots(node) for number in part}
 
 
-async def heard(server: ClusterNode, names: Collection[str]) -> None:
+async def heard(server: ClusterNodeProcess, names: Collection[str]) -> None:
     """Wait until nodes have subscribed all of `names` at `server`."""
     async with asyncio.timeout(SECONDS), redis.asyncio.Redis(port=server.port) as client:
         while True:
@@ -93,7 +93,7 @@ async def heard(server: ClusterNode, names: Collection[str]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def audited(gateway: Gateway, nodes: list[Node]) -> None:
+async def audited(gateway: Node, nodes: list[NodeProcess]) -> None:
     """What Redis says is subscribed is what the tables say, now and whenever it was looked at."""
     lines = gateway._broker
     assert isinstance(lines, Lines)
@@ -116,7 +116,7 @@ class Ticks:
 
     @classmethod
     @asynccontextmanager
-    async def to(cls, gateway: Gateway, name: str, backend: PublisherBackend) -> AsyncIterator[Ticks]:
+    async def to(cls, gateway: Node, name: str, backend: PublisherBackend) -> AsyncIterator[Ticks]:
         ticks = cls(name)
         gateway._hub.register(name.encode(), ticks.member)
         await until(lambda: ticks.member.told, "it is registered")
@@ -147,7 +147,7 @@ class Ticks:
 
 
 async def test_registrations_and_results_are_spread_over_all_masters(
-    cluster: Cluster, nodes: list[Node], here: Gateway
+    cluster: ValkeyCluster, nodes: list[NodeProcess], here: Node
 ) -> None:
     names = [f"spread-{number}" for number in range(BROWSERS)]
     async with (
@@ -167,9 +167,9 @@ async def test_registrations_and_results_are_spread_over_all_masters(
 
 @pytest.mark.parametrize("harm", [Process.kill, Process.freeze])
 async def test_a_master_fails(
-    cluster: Cluster,
-    nodes: list[Node],
-    here: Gateway,
+    cluster: ValkeyCluster,
+    nodes: list[NodeProcess],
+    here: Node,
     harm: Callable[[Process], None],
     measured: Measured,
 ) -> None:
@@ -194,7 +194,7 @@ async def test_a_master_fails(
             second = await asyncio.to_thread(cluster.await_failover, first, 0)
             promoted = time.monotonic()
             assert not any(newcomer.told or newcomer.lost_at for newcomer in newcomers), "not refused"
-            theirs = [name for name in names + newcomer_names if slots.slot(channel(name)) in its_own]
+            theirs = [name for name in names + newcomer_names if slots.key_slot(channel(name)) in its_own]
             await heard(second, theirs)
             took = time.monotonic() - promoted
             measured(f"Cluster, {how} of a master: all heard on the new one, once it was there", took)
@@ -213,25 +213,30 @@ async def test_a_master_fails(
 
 
 @pytest.fixture(scope="module")
-def added(cluster: Cluster) -> ClusterNode:
+def added(cluster: ValkeyCluster) -> ClusterNodeProcess:
     """A node that has come to the Cluster, and has no slots yet."""
     return cluster.add_node()
 
 
-def one_by_one(cluster: Cluster, source: ClusterNode, target: ClusterNode) -> None:
+def one_by_one(cluster: ValkeyCluster, source: ClusterNodeProcess, target: ClusterNodeProcess) -> None:
     cluster.move_slots(source, target, MOVING)
 
 
-def in_one_step(cluster: Cluster, source: ClusterNode, target: ClusterNode) -> None:
+def in_one_step(cluster: ValkeyCluster, source: ClusterNodeProcess, target: ClusterNodeProcess) -> None:
     cluster.migrate_slots(source, target, MOVING[0], MOVING[-1])
 
 
-Move = Callable[[Cluster, ClusterNode, ClusterNode], None]
+Move = Callable[[ValkeyCluster, ClusterNodeProcess, ClusterNodeProcess], None]
 
 
 @pytest.mark.parametrize("move", [one_by_one, in_one_step])
 async def test_slots_move_to_a_new_node_and_back(
-    cluster: Cluster, nodes: list[Node], here: Gateway, added: ClusterNode, move: Move, measured: Measured
+    cluster: ValkeyCluster,
+    nodes: list[NodeProcess],
+    here: Node,
+    added: ClusterNodeProcess,
+    move: Move,
+    measured: Measured,
 ) -> None:
     source = cluster.owner(MOVING[0])
     stem = move.__name__.replace("_", "-")
@@ -277,11 +282,11 @@ async def test_slots_move_to_a_new_node_and_back(
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
 async def test_a_slot_is_on_its_way_for_long(
-    cluster: Cluster, added: ClusterNode, cure: bool, monkeypatch: pytest.MonkeyPatch
+    cluster: ValkeyCluster, added: ClusterNodeProcess, cure: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its subscribers are at the old node until the end, and what is retained is at the new one."""
     if not cure:
-        monkeypatch.setattr(Shard, "migrating", lambda *_said: None)
+        monkeypatch.setattr(ShardEventFilter, "migrating", lambda *_said: None)
     source = cluster.owner(SLOW)
     early, registered, new = names_in(f"slow-{cure}", [SLOW], 3)
     async with PublisherBackend.to(cluster.url) as backend, gateway_here(cluster.url) as gateway:
@@ -312,7 +317,7 @@ async def test_a_slot_is_on_its_way_for_long(
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
 async def test_the_whole_cluster_is_restarted(
-    cluster: Cluster, nodes: list[Node], cure: bool, measured: Measured
+    cluster: ValkeyCluster, nodes: list[NodeProcess], cure: bool, measured: Measured
 ) -> None:
     names = [f"restart-{cure}-{number}" for number in range(BROWSERS)]
     newcomer_names = [f"restart-{cure}-newcomer-{number}" for number in range(AFFECTED)]

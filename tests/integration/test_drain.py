@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 from .conftest import complaints
 from .here import readiness
 from .load import HANDSHAKE, SECONDS, Backend, crowd, frame, result_of, text, until, without_theirs
@@ -28,21 +28,25 @@ TOKEN = "a-token-that-is-long-enough"
 
 
 @contextmanager
-def draining_node(valkey: Valkey, delay: float, seconds: float, *options: str) -> Iterator[Node]:
+def draining_node(
+    valkey: ValkeyProcess, delay: float, seconds: float, *options: str
+) -> Iterator[NodeProcess]:
     """A node with these drain times, whose log must be free of complaints however it ends."""
-    with Node(valkey.url, "--drain-delay", str(delay), "--drain-seconds", str(seconds), *options) as node:
+    with NodeProcess(
+        valkey.url, "--drain-delay", str(delay), "--drain-seconds", str(seconds), *options
+    ) as node:
         yield node
     node._reader.join(SECONDS)
     assert not complaints(node.logs)
     assert node.logged("stopped")
 
 
-async def exit_of(node: Node) -> int:
+async def exit_of(node: NodeProcess) -> int:
     """The exit code, once there is one."""
     return await asyncio.to_thread(node.process.wait, SECONDS)
 
 
-async def test_sigterm_drains(valkey: Valkey) -> None:
+async def test_sigterm_drains(valkey: ValkeyProcess) -> None:
     names = [f"drained-{number}" for number in range(BROWSERS)]
     with draining_node(valkey, DELAY, DRAIN) as node:
         async with (
@@ -86,7 +90,7 @@ async def test_sigterm_drains(valkey: Valkey) -> None:
 
 
 async def test_a_client_that_neither_reads_nor_answers_holds_nothing_up(
-    valkey: Valkey, backend: redis.asyncio.Redis
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis
 ) -> None:
     with draining_node(valkey, 0, 0, "--close-timeout", "0.5", "--write-buffer", "16777216") as node:
         async with (
@@ -104,7 +108,7 @@ async def test_a_client_that_neither_reads_nor_answers_holds_nothing_up(
             assert 0.5 <= time.monotonic() - start < 1.5 + SOON
 
 
-async def test_a_second_sigterm_ends_it_at_once(valkey: Valkey) -> None:
+async def test_a_second_sigterm_ends_it_at_once(valkey: ValkeyProcess) -> None:
     with draining_node(valkey, 30, 30) as node:
         async with Raw.registered(node.port, "twice") as browser:
             node.signal(signal.SIGTERM)
@@ -116,7 +120,7 @@ async def test_a_second_sigterm_ends_it_at_once(valkey: Valkey) -> None:
             assert await browser.rest() == b""
 
 
-async def test_sigint_waits_for_no_balancer(valkey: Valkey) -> None:
+async def test_sigint_waits_for_no_balancer(valkey: ValkeyProcess) -> None:
     with draining_node(valkey, 30, 30) as node:
         async with Raw.registered(node.port, "interrupted") as browser:
             start = time.monotonic()
@@ -128,7 +132,7 @@ async def test_sigint_waits_for_no_balancer(valkey: Valkey) -> None:
 
 
 async def test_sigterm_while_redis_is_away() -> None:
-    with await asyncio.to_thread(Valkey) as valkey, draining_node(valkey, 0, 0) as node:
+    with await asyncio.to_thread(ValkeyProcess) as valkey, draining_node(valkey, 0, 0) as node:
         await asyncio.to_thread(valkey.kill)
         async with Raw.upgraded(node.port) as browser:
             start = time.monotonic()
@@ -154,7 +158,7 @@ def sockjs(session: str, transport: str, body: bytes = b"") -> bytes:
 
 @WORKERS
 async def test_each_protocol_says_it_in_its_own_way(
-    valkey: Valkey, backend: redis.asyncio.Redis, workers: str
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, workers: str
 ) -> None:
     """All are told to come back, which each protocol has a way to say."""
     with draining_node(valkey, 0, 0.5, "--workers", workers) as node:
@@ -186,7 +190,7 @@ async def test_each_protocol_says_it_in_its_own_way(
 
 @WORKERS
 async def test_clients_that_do_nothing_right_hold_nothing_up(
-    valkey: Valkey, backend: redis.asyncio.Redis, workers: str
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, workers: str
 ) -> None:
     with draining_node(
         valkey, 0, 0, "--close-timeout", MUTE, "--write-buffer", "16777216", "--workers", workers
@@ -227,7 +231,7 @@ async def test_clients_that_do_nothing_right_hold_nothing_up(
 @WORKERS
 async def test_redis_goes_away_amid_the_drain(workers: str) -> None:
     with (
-        await asyncio.to_thread(Valkey) as valkey,
+        await asyncio.to_thread(ValkeyProcess) as valkey,
         draining_node(valkey, 0.5, 1, "--close-timeout", MUTE, "--workers", workers) as node,
     ):
         names = [f"amid-{number}" for number in range(20)]
@@ -248,7 +252,7 @@ async def test_redis_goes_away_amid_the_drain(workers: str) -> None:
 
 
 @WORKERS
-async def test_results_come_in_by_http_until_the_end(valkey: Valkey, workers: str) -> None:
+async def test_results_come_in_by_http_until_the_end(valkey: ValkeyProcess, workers: str) -> None:
     """A publisher has its answer, from the node or by its connection's end."""
     with draining_node(valkey, 0.3, 0.7, "--publish-token", TOKEN, "--workers", workers) as node:
         names = [f"until-{number}" for number in range(20)]
@@ -275,7 +279,7 @@ async def test_results_come_in_by_http_until_the_end(valkey: Valkey, workers: st
 @WORKERS
 async def test_a_publication_that_redis_keeps_waiting_does_not_hold_the_end_up(workers: str) -> None:
     with (
-        await asyncio.to_thread(Valkey) as valkey,
+        await asyncio.to_thread(ValkeyProcess) as valkey,
         draining_node(
             valkey, 0, 0, "--publish-token", TOKEN, "--close-timeout", MUTE, "--workers", workers
         ) as node,

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from gateway.drill import DRILLS, Display, Options, play
+from gateway.drill import DRILLS, Display, DrillOptions, play
 from gateway.drill import runner as stage
 from gateway.drill import scenarios as plays
-from gateway.drill.report import Report, text
+from gateway.drill.report import DrillReport, text
 
 from .conftest import Measured
 
@@ -86,7 +86,7 @@ def assert_rolled_over(found: dict[str, Any]) -> None:
 
 # The controls: the same drills, smaller, with a cure taken out of the nodes or of the publisher.
 
-SMALL = Options(clients=300, rate=200.0, seconds=8.0)
+SMALL = DrillOptions(clients=300, rate=200.0, seconds=8.0)
 PUBLISHED_ONCE = SMALL._replace(retain=0)
 
 NO_DEADLINE = """
@@ -117,15 +117,15 @@ WebSocketSession.pause_writing = lambda self: None
 """
 
 
-def loses(report: Report) -> bool:
+def loses(report: DrillReport) -> bool:
     return report.lost > 0
 
 
-def notices_nothing(report: Report) -> bool:
+def notices_nothing(report: DrillReport) -> bool:
     return next(measure.value for measure in report.measures if "noticed" in measure.what) is None
 
 
-def closes_nobody(report: Report) -> bool:
+def closes_nobody(report: DrillReport) -> bool:
     return next(measure.value for measure in report.measures if "1008" in measure.what) == 0
 
 
@@ -145,9 +145,9 @@ def closes_nobody(report: Report) -> bool:
 )
 async def test_without_the_cure(
     name: str,
-    options: Options,
+    options: DrillOptions,
     preface: str,
-    fails: Callable[[Report], bool],
+    fails: Callable[[DrillReport], bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stage, "SETTLE_SECONDS", 2.0)  # what is lost is waited for in vain

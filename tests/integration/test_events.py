@@ -13,9 +13,9 @@ import pytest
 import redis.asyncio
 
 from gateway.publishing import api as publishing
-from gateway.wire.sse import REFUSED
+from gateway.wire.sse import REJECTED_EVENT_ID
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Place
 from .here import gateway_here, port_of, unconnected_here
 from .load import SECONDS, until
@@ -155,11 +155,16 @@ async def test_a_bad_id_is_a_bad_request(place: Place, http: Http, query: str, c
     assert error["message"]
 
 
-async def test_who_has_been_refused_need_not_come_again(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_who_has_been_refused_need_not_come_again(
+    valkey: ValkeyProcess, http: Http, new_id: NewId
+) -> None:
     """204 ends an EventSource for good; tests/browser/test_client_libraries.py has a real one."""
     async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
         where = f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId={new_id()}"
-        for query, headers in (("", {"Last-Event-ID": REFUSED}), (f"&lastEventId={quote(REFUSED)}", {})):
+        for query, headers in (
+            ("", {"Last-Event-ID": REJECTED_EVENT_ID}),
+            (f"&lastEventId={quote(REJECTED_EVENT_ID)}", {}),
+        ):
             async with http.get(where + query, headers={"Origin": ORIGIN, **headers}) as answer:
                 assert (answer.status, await answer.read()) == (204, b"")
                 assert answer.headers["Access-Control-Allow-Origin"] == ORIGIN
@@ -172,7 +177,7 @@ async def test_other_methods(place: Place, http: Http, method: str) -> None:
         assert (answer.status, answer.headers["Allow"], await answer.read()) == (405, "GET", b"")
 
 
-async def test_origins(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_origins(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
         where = f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId="
         async with http.get(where + new_id(), headers={"Origin": "http://evil.example"}) as answer:
@@ -186,7 +191,7 @@ async def test_origins(valkey: Valkey, http: Http, new_id: NewId) -> None:
                 assert answer.headers["Vary"] == "Origin"
 
 
-async def test_limits(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_limits(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     for setting, status in (("max_sessions", 503), ("max_sessions_per_ip", 429)):
         settings: dict[str, Any] = {setting: 1}
         async with gateway_here(valkey.url, **settings) as gateway:
@@ -198,7 +203,7 @@ async def test_limits(valkey: Valkey, http: Http, new_id: NewId) -> None:
             await (await listen(http, port_of(gateway), new_id())).close()
 
 
-async def test_comments_keep_the_stream_alive(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_comments_keep_the_stream_alive(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     async with gateway_here(valkey.url, heartbeat=0.2) as gateway:
         name = new_id()
         source = await listen(http, port_of(gateway), name)
@@ -207,7 +212,7 @@ async def test_comments_keep_the_stream_alive(valkey: Valkey, http: Http, new_id
         await source.close()
 
 
-async def test_a_node_that_stops_ends_the_stream(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_a_node_that_stops_ends_the_stream(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     async with gateway_here(valkey.url) as gateway:
         name = new_id()
         source = await listen(http, port_of(gateway), name)
@@ -226,7 +231,7 @@ async def test_redis_out_of_reach_ends_the_stream_and_refuses_nothing(http: Http
 
 
 async def test_a_client_that_does_not_read(
-    valkey: Valkey, backend: redis.asyncio.Redis, new_id: NewId
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     async with gateway_here(valkey.url, close_timeout=0.2) as gateway:
         name = new_id()

@@ -11,7 +11,7 @@ import redis.asyncio
 
 from gateway.publishing import api as publishing
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Line, Place
 from .here import gateway_here, port_of, readiness, until_status
 from .load import text, until
@@ -96,7 +96,7 @@ async def test_a_repeated_message_id_is_sent_once(
 
 
 async def test_two_browsers_with_one_id_both_get_the_result(
-    place: Place, valkey: Valkey, backend: redis.asyncio.Redis, new_id: NewId
+    place: Place, valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     name = new_id()
     async with (
@@ -172,7 +172,7 @@ INVALID = [
 
 
 async def test_invalid_payloads_are_counted_and_go_nowhere(
-    valkey: Valkey, backend: redis.asyncio.Redis, new_id: NewId, logged: list[Line]
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId, logged: list[Line]
 ) -> None:
     name = new_id()
     async with gateway_here(valkey.url) as gateway, Raw.registered(port_of(gateway), name) as browser:
@@ -267,7 +267,7 @@ async def test_the_longest_id(place: Place, backend: redis.asyncio.Redis) -> Non
 
 
 async def test_another_prefix_is_another_gateway(
-    place: Place, valkey: Valkey, backend: redis.asyncio.Redis, new_id: NewId
+    place: Place, valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     name = new_id()
     async with (
@@ -281,7 +281,7 @@ async def test_another_prefix_is_another_gateway(
         assert await here.message() == result(name, "HERE")
 
 
-async def test_what_the_admin_port_says(valkey: Valkey, new_id: NewId) -> None:
+async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with gateway_here(valkey.url, node="node-7") as gateway:
         assert gateway.listening is not None
         admin = gateway.listening.admin_port

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Place
 from .here import gateway_here, port_of
 from .load import HANDSHAKE, frame, text, until
@@ -113,7 +113,9 @@ async def test_a_refusal_ends_the_connection(place: Place) -> None:
         assert await browser.rest() == b""
 
 
-async def test_a_handshake_on_a_connection_that_has_carried_requests(valkey: Valkey, new_id: NewId) -> None:
+async def test_a_handshake_on_a_connection_that_has_carried_requests(
+    valkey: ValkeyProcess, new_id: NewId
+) -> None:
     """Proxies reuse connections, so an upgrade can come behind other requests, and with frames."""
     async with gateway_here(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
         for _ in range(2):
@@ -126,7 +128,7 @@ async def test_a_handshake_on_a_connection_that_has_carried_requests(valkey: Val
     assert gateway.sessions == 0
 
 
-async def test_a_refusal_on_a_connection_that_has_carried_requests(valkey: Valkey) -> None:
+async def test_a_refusal_on_a_connection_that_has_carried_requests(valkey: ValkeyProcess) -> None:
     async with gateway_here(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
         browser.send(b"GET /demo/info HTTP/1.1\r\nHost: a\r\n\r\n")
         assert (await browser.answer())[0] == 200
@@ -173,7 +175,7 @@ async def test_a_broken_frame_that_comes_with_the_handshake(place: Place) -> Non
         assert await browser.rest() == b""
 
 
-async def test_a_client_that_is_gone_before_its_answer(valkey: Valkey, new_id: NewId) -> None:
+async def test_a_client_that_is_gone_before_its_answer(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with gateway_here(valkey.url) as gateway:
         for _ in range(50):
             async with Raw.connected(port_of(gateway)) as browser:
@@ -208,7 +210,7 @@ async def test_a_client_that_is_gone_before_its_answer(valkey: Valkey, new_id: N
         ),
     ],
 )
-async def test_origins(valkey: Valkey, settings: dict[str, Any], headers: str, status: int) -> None:
+async def test_origins(valkey: ValkeyProcess, settings: dict[str, Any], headers: str, status: int) -> None:
     async with gateway_here(valkey.url, **settings) as gateway, Raw.connected(port_of(gateway)) as browser:
         browser.send(f"{HANDSHAKE}{headers}\r\n\r\n".encode())
         assert int((await browser.head()).split()[1]) == status

@@ -9,7 +9,7 @@ from typing import Any
 
 import redis.asyncio
 
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 from .here import until_status
 from .load import crowd, until
 from .raw import Raw
@@ -18,23 +18,26 @@ CYCLES = 2_000
 AT_A_TIME = 250
 
 
-def open_files(node: Node) -> int:
+def open_files(node: NodeProcess) -> int:
     return len(list(Path(f"/proc/{node.process.pid}/fd").iterdir()))
 
 
-def memory(node: Node) -> int:
+def memory(node: NodeProcess) -> int:
     """Resident memory of the process in bytes."""
     pages = Path(f"/proc/{node.process.pid}/statm").read_text().split()[1]
     return int(pages) * 4096
 
 
-def probing(node: Node) -> bool:
+def probing(node: NodeProcess) -> bool:
     body = node.readyz()
     return body is not None and body["redis"]["probe_seconds"] is not None
 
 
 async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
-    with await asyncio.to_thread(Valkey) as valkey, await asyncio.to_thread(Node, valkey.url) as node:
+    with (
+        await asyncio.to_thread(ValkeyProcess) as valkey,
+        await asyncio.to_thread(NodeProcess, valkey.url) as node,
+    ):
         async with redis.asyncio.Redis(port=valkey.port) as client:
             await until(lambda: probing(node), "the node's probe has its connection")
             before = open_files(node)
@@ -55,7 +58,7 @@ async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
 
 
 async def test_a_browser_that_does_not_read_is_closed_and_costs_little(
-    node_process: Node, backend: redis.asyncio.Redis
+    node_process: NodeProcess, backend: redis.asyncio.Redis
 ) -> None:
     payload = json.dumps({"authResult": "A", "data": "x" * 60_000})
     async with (
@@ -79,7 +82,7 @@ async def test_a_browser_that_does_not_read_is_closed_and_costs_little(
 
 
 async def test_a_browser_that_never_reads_is_aborted(
-    node_process: Node, backend: redis.asyncio.Redis
+    node_process: NodeProcess, backend: redis.asyncio.Redis
 ) -> None:
     payload = json.dumps({"authResult": "A", "data": "x" * 60_000})
     async with Raw.registered(node_process.port, "deaf", receive_buffer=4096):

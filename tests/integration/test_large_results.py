@@ -7,7 +7,7 @@ import redis.asyncio
 
 from gateway.redis import subscriber as link
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .here import gateway_here, port_of
 from .load import until
 from .raw import Raw
@@ -20,10 +20,10 @@ return results"""
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
 async def test_a_huge_retained_result_deafens_nobody(
-    valkey: Valkey, backend: redis.asyncio.Redis, cure: bool, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, cure: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not cure:
-        monkeypatch.setattr(link, "READ", UNBOUNDED)
+        monkeypatch.setattr(link, "READ_SCRIPT", UNBOUNDED)
     await backend.set("websocket:huge", b"A" * 40_000_000, ex=60)
     try:
         async with gateway_here(valkey.url) as gateway, Raw.upgraded(port_of(gateway)) as victim:
@@ -42,7 +42,9 @@ async def test_a_huge_retained_result_deafens_nobody(
         await backend.delete("websocket:huge")
 
 
-async def test_many_large_results_come_in_their_turn(valkey: Valkey, backend: redis.asyncio.Redis) -> None:
+async def test_many_large_results_come_in_their_turn(
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis
+) -> None:
     """600 legal results of 60 KB are more than one reply, or Redis's limit for all of them, may hold."""
     names = [f"large-{number}" for number in range(600)]
     payload = b'{"authResult":"DONE","data":"' + b"x" * 60_000 + b'"}'

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Place
 from .here import gateway_here, port_of
 from .load import HANDSHAKE, frame, text, until
@@ -97,7 +97,7 @@ async def test_a_clients_close_is_answered_and_the_connection_ends(place: Place,
         assert await client.rest() == b""
 
 
-async def test_a_full_node(valkey: Valkey, new_id: NewId) -> None:
+async def test_a_full_node(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with gateway_here(valkey.url, max_sessions=2) as gateway:
         port = port_of(gateway)
         async with Raw.registered(port, new_id()), Raw.upgraded(port), Raw.connected(port) as third:
@@ -156,7 +156,7 @@ async def status_of(port: int, headers: str) -> int:
     ],
 )
 async def test_sessions_per_address(
-    valkey: Valkey, trusted: list[str], held: str, others: dict[str, int]
+    valkey: ValkeyProcess, trusted: list[str], held: str, others: dict[str, int]
 ) -> None:
     async with gateway_here(valkey.url, max_sessions_per_ip=1, trusted_proxies=trusted) as gateway:
         port = port_of(gateway)
@@ -168,7 +168,7 @@ async def test_sessions_per_address(
         assert await status_of(port, held) == 101
 
 
-async def test_a_refusal_per_address_names_a_time(valkey: Valkey) -> None:
+async def test_a_refusal_per_address_names_a_time(valkey: ValkeyProcess) -> None:
     async with (
         gateway_here(valkey.url, max_sessions_per_ip=1) as gateway,
         Raw.upgraded(port_of(gateway)),
@@ -180,7 +180,7 @@ async def test_a_refusal_per_address_names_a_time(valkey: Valkey) -> None:
         assert int(headers["retry-after"]) > 0
 
 
-async def test_a_client_that_never_registers(valkey: Valkey, new_id: NewId) -> None:
+async def test_a_client_that_never_registers(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with gateway_here(valkey.url, registration_timeout=0.3) as gateway:
         port = port_of(gateway)
         start = time.monotonic()
@@ -199,7 +199,7 @@ async def test_a_client_that_never_registers(valkey: Valkey, new_id: NewId) -> N
             assert await registered.frame() == (10, b"still there")
 
 
-async def test_handshakes_that_are_never_finished(valkey: Valkey) -> None:
+async def test_handshakes_that_are_never_finished(valkey: ValkeyProcess) -> None:
     async with gateway_here(valkey.url, handshake_timeout=0.5) as gateway:
         port = port_of(gateway)
 
@@ -225,7 +225,7 @@ async def test_handshakes_that_are_never_finished(valkey: Valkey) -> None:
         assert not gateway._door.handshakes
 
 
-async def test_handshakes_under_way(valkey: Valkey, new_id: NewId) -> None:
+async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with (
         gateway_here(valkey.url, max_handshakes=2) as gateway,
         Raw.registered(port_of(gateway), new_id()),
@@ -245,7 +245,9 @@ async def test_handshakes_under_way(valkey: Valkey, new_id: NewId) -> None:
             assert gateway._door.refused == 1
 
 
-async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(valkey: Valkey, new_id: NewId) -> None:
+async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(
+    valkey: ValkeyProcess, new_id: NewId
+) -> None:
     async with gateway_here(valkey.url, heartbeat=0.3) as gateway:
         port = port_of(gateway)
         async with Raw.registered(port, new_id()) as lively, Raw.registered(port, new_id()) as dead:
@@ -257,7 +259,7 @@ async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(valkey: Valk
 
 
 @pytest.mark.parametrize("backlog", [4096, 17])
-async def test_the_backlog_is_what_the_setting_says(valkey: Valkey, backlog: int) -> None:
+async def test_the_backlog_is_what_the_setting_says(valkey: ValkeyProcess, backlog: int) -> None:
     settings: dict[str, Any] = {} if backlog == 4096 else {"backlog": backlog}
     async with gateway_here(valkey.url, **settings) as gateway:
         listener = gateway._listeners[0].sockets[0]

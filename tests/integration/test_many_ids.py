@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.redis import subscriber as link
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Measured
 from .here import gateway_here
 from .load import until
@@ -52,7 +52,7 @@ class Pinging:
 
     @classmethod
     @contextlib.contextmanager
-    def of(cls, valkey: Valkey) -> Iterator[Pinging]:
+    def of(cls, valkey: ValkeyProcess) -> Iterator[Pinging]:
         command = [sys.executable, "-c", PING, str(valkey.port)]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -70,9 +70,9 @@ class Pinging:
 
 
 @contextlib.asynccontextmanager
-async def many_ids(measured: Measured) -> AsyncIterator[tuple[Valkey, Gateway, Pinging]]:
+async def many_ids(measured: Measured) -> AsyncIterator[tuple[ValkeyProcess, Node, Pinging]]:
     """A gateway with so many on its one connection to a Redis with default limits, which others use too."""
-    with await asyncio.to_thread(Valkey) as valkey:
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
         async with gateway_here(valkey.url) as gateway:
             members = [Waiting(f"{number:0128}") for number in range(IDS)]
             start = time.monotonic()
@@ -85,7 +85,7 @@ async def many_ids(measured: Measured) -> AsyncIterator[tuple[Valkey, Gateway, P
                 yield valkey, gateway, others
 
 
-def cut(valkey: Valkey, others: Pinging) -> float:
+def cut(valkey: ValkeyProcess, others: Pinging) -> float:
     """End the connection; returns how many seconds Redis needs to forget so many channels, deaf to all.
 
     That is some 1 to 2 us for each, and nothing that a client does about it afterwards changes it.
@@ -97,13 +97,13 @@ def cut(valkey: Valkey, others: Pinging) -> float:
     return others.longest()
 
 
-def cpu(valkey: Valkey) -> float:
+def cpu(valkey: ValkeyProcess) -> float:
     """Seconds of CPU that this process and Redis have had."""
     redis = valkey.info("cpu")
     return time.process_time() + float(redis["used_cpu_user"]) + float(redis["used_cpu_sys"])
 
 
-def slowest_command(valkey: Valkey) -> float:
+def slowest_command(valkey: ValkeyProcess) -> float:
     """Seconds, by Redis's own clock: somebody else's PING waits for a busy machine, too."""
     return max((entry[2] for entry in valkey.ask("SLOWLOG", "GET", 128)), default=0) / 1e6
 
@@ -139,7 +139,7 @@ async def test_control_in_one_command_they_do_not_come_back(
 ) -> None:
     """The confirmations alone are more than Redis's buffer for a subscriber may hold."""
     async with many_ids(measured) as (valkey, gateway, others):
-        monkeypatch.setattr(link, "BATCH", IDS)
+        monkeypatch.setattr(link, "SUBSCRIBE_BATCH", IDS)
         monkeypatch.setattr(link, "MAX_UNANSWERED", IDS)
         await asyncio.to_thread(cut, valkey, others)
         await until(lambda: gateway._broker.gaps >= 3, "cut off again and again", 60)

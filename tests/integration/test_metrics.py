@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 import gateway
 from gateway.admin import metrics
 
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 from .load import crowd, text
 from .raw import Raw
 
@@ -66,9 +66,11 @@ async def http() -> AsyncIterator[aiohttp.ClientSession]:
         yield session
 
 
-async def test_the_numbers_are_those_of_what_was_done(valkey: Valkey, http: aiohttp.ClientSession) -> None:
+async def test_the_numbers_are_those_of_what_was_done(
+    valkey: ValkeyProcess, http: aiohttp.ClientSession
+) -> None:
     names = [f"counted-{number}" for number in range(BROWSERS)]
-    with Node(valkey.url, "--publish-token", TOKEN) as node:
+    with NodeProcess(valkey.url, "--publish-token", TOKEN) as node:
         scrapes = Scrapes(http, node.admin_port)
         await scrapes.until({JSON: 0, ACKNOWLEDGED: 0, DELIVERED: 0, STAMPED: 0, OTHERS: 0})
         async with crowd([node.port], names), redis.asyncio.Redis(port=valkey.port) as backend:
@@ -139,7 +141,7 @@ async def until_heard(scrapes: Scrapes, number: str) -> None:
 
 
 async def test_a_redis_that_goes_is_seen_in_the_numbers(http: aiohttp.ClientSession) -> None:
-    with Valkey() as redis_server, Node(redis_server.url) as node:
+    with ValkeyProcess() as redis_server, NodeProcess(redis_server.url) as node:
         scrapes = Scrapes(http, node.admin_port)
         line = f"gateway_redis_connected{{server={redis_server.url}}}"
         channels = "gateway_redis_channels{state=confirmed}"

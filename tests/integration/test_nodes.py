@@ -6,7 +6,7 @@ import asyncio
 import resource
 from functools import partial
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import nodes_on
 from .here import readiness
 from .load import Backend, Browser, crowd, until, without_theirs
@@ -19,7 +19,7 @@ async def test_every_browser_gets_its_own_result_and_no_others() -> None:
     allow_files(BROWSERS + ON_TWO_NODES + 200)
     names = [f"browser-{number:0119}" for number in range(BROWSERS)]  # as long as Web Flow's ids
     twice = names[:ON_TWO_NODES]
-    with Valkey() as valkey, nodes_on(valkey.url, 3) as nodes:
+    with ValkeyProcess() as valkey, nodes_on(valkey.url, 3) as nodes:
         ports = [node.port for node in nodes]
         async with (
             crowd(ports, names) as browsers,

@@ -13,12 +13,12 @@ import orjson
 import pytest
 import redis.asyncio
 
-from gateway.drill.fleet.cluster import Cluster
+from gateway.drill.fleet.cluster import ValkeyCluster
 from gateway.publishing import api as publishing
-from gateway.redis.cluster.slots import slot
-from gateway.redis.outage import STATUS_AFTER
+from gateway.redis.cluster.slots import key_slot
+from gateway.redis.outage import NOTIFY_AFTER
 
-from ..processes import Valkey, free_port
+from ..processes import ValkeyProcess, free_port
 from . import stomp
 from .conftest import Measured, Place, nodes_on
 from .here import port_of, unconnected_here
@@ -42,7 +42,7 @@ def result(name: str, word: str, **members: object) -> Message:
 
 
 def slot_of(name: str) -> int:
-    return slot(f"websocket:{name}".encode())
+    return key_slot(f"websocket:{name}".encode())
 
 
 @dataclass
@@ -132,9 +132,9 @@ class Clients:
 
 
 @contextlib.asynccontextmanager
-async def scene() -> AsyncIterator[tuple[Valkey, Clients]]:
+async def scene() -> AsyncIterator[tuple[ValkeyProcess, Clients]]:
     """A Valkey that a test may harm, and clients of the one node on it."""
-    with await asyncio.to_thread(Valkey) as valkey, nodes_on(valkey.url, 1) as (node,):
+    with await asyncio.to_thread(ValkeyProcess) as valkey, nodes_on(valkey.url, 1) as (node,):
         async with Clients.at(node.port) as clients:
             yield valkey, clients
 
@@ -153,7 +153,7 @@ async def test_while_redis_is_gone_those_who_can_understand_it_are_told(measured
         for client in watching:
             await client.hears(DEGRADED)
         measured("from the death of Redis to the word of it", clock() - alive)
-        assert clock() - alive >= STATUS_AFTER
+        assert clock() - alive >= NOTIFY_AFTER
 
         late, silent = await clients.watching("late"), await clients.others("late")
         for client in late:
@@ -209,7 +209,9 @@ async def test_what_was_retained_meanwhile_comes_before_the_end_of_it() -> None:
 
 
 async def test_of_a_cluster_those_are_told_whose_part_is_gone() -> None:
-    with await asyncio.to_thread(Cluster, "--cluster-require-full-coverage", "no", replicas=0) as cluster:
+    with await asyncio.to_thread(
+        ValkeyCluster, "--cluster-require-full-coverage", "no", replicas=0
+    ) as cluster:
         victim = cluster.masters[0]
         there, elsewhere = (
             next(f"a{i}" for i in range(1_000) if (cluster.owner(slot_of(f"a{i}")) is victim) is wanted)

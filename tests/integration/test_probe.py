@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis.broker import Broker
 from gateway.redis.topology import Server
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Line
 from .faults import Proxy, never_probe
 from .here import gateway_here, port_of
@@ -22,23 +22,23 @@ from .load import Backend, crowd, nobody_was_disturbed, until, without_theirs
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes seconds otherwise takes tenths of them."""
-    monkeypatch.setattr(probe, "EVERY", 0.1)
+    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.1)
     monkeypatch.setattr(probe, "RENEW_AFTER", 3)
-    monkeypatch.setattr(probe, "GRACE", 0.2)
+    monkeypatch.setattr(probe, "PROBE_GRACE", 0.2)
 
 
-def broker_of(gateway: Gateway) -> Broker:
+def broker_of(gateway: Node) -> Broker:
     assert isinstance(gateway._broker, Broker)
     return gateway._broker
 
 
-async def probed(gateway: Gateway, times: int) -> None:
+async def probed(gateway: Node, times: int) -> None:
     """Wait for so many more probes that come through."""
     heard = broker_of(gateway).probe.heard
     await until(lambda: broker_of(gateway).probe.heard >= heard + times, "the probes come through")
 
 
-async def test_probes_come_through_and_have_a_round_trip(valkey: Valkey) -> None:
+async def test_probes_come_through_and_have_a_round_trip(valkey: ValkeyProcess) -> None:
     async with gateway_here(valkey.url) as gateway:
         await probed(gateway, 10)
         found = broker_of(gateway).probe
@@ -47,11 +47,11 @@ async def test_probes_come_through_and_have_a_round_trip(valkey: Valkey) -> None
         assert (found.failed, found.deaf, broker_of(gateway).gaps) == (0, 0, 0)
 
 
-async def test_the_name_of_redis_leads_elsewhere(valkey: Valkey, logged: list[Line]) -> None:
+async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: list[Line]) -> None:
     """The old server is well, and so are its connections; publishers are at the new one by now."""
     names = [f"elsewhere-{number}" for number in range(50)]
     control_names = [f"elsewhere-control-{number}" for number in range(50)]
-    with await asyncio.to_thread(Valkey) as new:
+    with await asyncio.to_thread(ValkeyProcess) as new:
         async with (
             Proxy.before(valkey.port) as proxy,
             gateway_here(proxy.url) as gateway,
@@ -84,7 +84,7 @@ RIGHTS = ["~websocket:*", "&websocket:*", "+@all"]
     "rules", [["-publish"], ["resetchannels", "&websocket:[^:]*"]], ids=["no command", "no channel"]
 )
 async def test_a_node_that_may_not_probe_works_on(
-    valkey: Valkey, logged: list[Line], rules: list[str]
+    valkey: ValkeyProcess, logged: list[Line], rules: list[str]
 ) -> None:
     valkey.ask("ACL", "SETUSER", "mute", "on", ">secret", *RIGHTS, *rules)
     names = [f"mute-{len(rules)}-{number}" for number in range(10)]
@@ -107,9 +107,9 @@ async def test_while_a_master_hangs_the_next_one_is_looked_for_no_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A probe that waits in vain for TIMEOUT is followed by the next one at once."""
-    monkeypatch.setattr(probe, "EVERY", 0.3)
-    monkeypatch.setattr(probe, "TIMEOUT", 0.3)
-    with await asyncio.to_thread(Valkey) as valkey:
+    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.3)
+    monkeypatch.setattr(probe, "PROBE_TIMEOUT", 0.3)
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
         async with gateway_here(valkey.url) as gateway:
             topology = broker_of(gateway)._topology
             find: Callable[[], object] = topology.find
@@ -122,5 +122,5 @@ async def test_while_a_master_hangs_the_next_one_is_looked_for_no_less_often(
 
             topology.find = count  # type: ignore[method-assign]
             with valkey.frozen():
-                await asyncio.sleep(10 * probe.EVERY)
+                await asyncio.sleep(10 * probe.PROBE_INTERVAL)
             assert looks >= 7

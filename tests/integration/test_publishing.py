@@ -15,12 +15,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.node import Gateway
-from gateway.publishing.publisher import TIMEOUT
-from gateway.redis.pool import NAME
+from gateway.node import Node
+from gateway.publishing.publisher import PUBLISH_TIMEOUT
+from gateway.redis.pool import PUBLISHER_NAME
 
 from ..paths import DOCS
-from ..processes import Cluster, SentinelSet, Valkey
+from ..processes import SentinelGroup, ValkeyCluster, ValkeyProcess
 from .conftest import Line
 from .faults import Proxy
 from .here import admin_port_of, gateway_here, port_of
@@ -31,19 +31,19 @@ TOKEN = "a-token-of-sixteen"
 DEPLOYMENT = DOCS / "deployment.md"
 SLACK = 1.0  # seconds, on a busy machine
 
-Fault = Callable[[Valkey, Proxy], Awaitable[Callable[[], None]]]
+Fault = Callable[[ValkeyProcess, Proxy], Awaitable[Callable[[], None]]]
 
 
 class Backend:
     """A backend that has no Redis client, but the token."""
 
-    def __init__(self, http: aiohttp.ClientSession, gateway: Gateway) -> None:
+    def __init__(self, http: aiohttp.ClientSession, gateway: Node) -> None:
         self._http = http
         self._url = f"http://127.0.0.1:{admin_port_of(gateway)}/publish"
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def of(cls, gateway: Gateway) -> AsyncIterator[Backend]:
+    async def of(cls, gateway: Node) -> AsyncIterator[Backend]:
         headers = {"Authorization": f"Bearer {TOKEN}"}
         async with aiohttp.ClientSession(headers=headers) as http:
             yield cls(http, gateway)
@@ -53,7 +53,7 @@ class Backend:
             return answer.status, await answer.json()
 
 
-def node(redis_url: str) -> contextlib.AbstractAsyncContextManager[Gateway]:
+def node(redis_url: str) -> contextlib.AbstractAsyncContextManager[Node]:
     return gateway_here(redis_url, publish_token=TOKEN)
 
 
@@ -69,7 +69,7 @@ async def messages_until(browser: Raw, message_id: str) -> list[str]:
     return heard
 
 
-async def test_a_browser_gets_what_is_posted(valkey: Valkey) -> None:
+async def test_a_browser_gets_what_is_posted(valkey: ValkeyProcess) -> None:
     async with (
         node(valkey.url) as gateway,
         Backend.of(gateway) as backend,
@@ -89,7 +89,7 @@ async def test_a_browser_gets_what_is_posted(valkey: Valkey) -> None:
         assert await messages_until(browser, "m2") == ["m2"], "a repeated messageId is sent once"
 
 
-async def test_a_thousand_at_once(valkey: Valkey) -> None:
+async def test_a_thousand_at_once(valkey: ValkeyProcess) -> None:
     async with (
         node(valkey.url) as gateway,
         Backend.of(gateway) as backend,
@@ -102,7 +102,7 @@ async def test_a_thousand_at_once(valkey: Valkey) -> None:
         assert (await browser.message())["messageId"] == "m999"
 
 
-async def test_off_by_default_and_only_on_the_admin_port(valkey: Valkey) -> None:
+async def test_off_by_default_and_only_on_the_admin_port(valkey: ValkeyProcess) -> None:
     async with gateway_here(valkey.url) as gateway, Backend.of(gateway) as backend:
         status, answer = await backend.post(result("off", "m"))
         assert status == 403
@@ -117,7 +117,7 @@ async def test_a_node_that_publishes_needs_its_own_rights_and_those_of_a_backend
     page = DEPLOYMENT.read_text()
     (own,) = re.findall(r"ACL SETUSER node on >… (.* \+subscribe .*)\n", page)
     (backends,) = re.findall(r"ACL SETUSER backend on >… (.* \+publish)\n", page)
-    with await asyncio.to_thread(Valkey) as valkey:
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
         valkey.ask("ACL", "SETUSER", "node", "on", ">x", *own.split(), *backends.split())
         async with (
             node(valkey.url.replace("//", "//node:x@")) as gateway,
@@ -129,17 +129,17 @@ async def test_a_node_that_publishes_needs_its_own_rights_and_those_of_a_backend
             assert (await browser.message())["messageId"] == "m"
 
 
-async def killed(valkey: Valkey, _proxy: Proxy) -> Callable[[], None]:
+async def killed(valkey: ValkeyProcess, _proxy: Proxy) -> Callable[[], None]:
     valkey.kill()
     return valkey.start
 
 
-async def frozen(valkey: Valkey, _proxy: Proxy) -> Callable[[], None]:
+async def frozen(valkey: ValkeyProcess, _proxy: Proxy) -> Callable[[], None]:
     valkey.freeze()
     return valkey.thaw
 
 
-async def black_holed(_valkey: Valkey, proxy: Proxy) -> Callable[[], None]:
+async def black_holed(_valkey: ValkeyProcess, proxy: Proxy) -> Callable[[], None]:
     """Connections stay open and carry nothing, and new ones too."""
     proxy.mute = True
     proxy.silence()
@@ -153,7 +153,7 @@ async def black_holed(_valkey: Valkey, proxy: Proxy) -> Callable[[], None]:
 @pytest.mark.parametrize("fault", [killed, frozen, black_holed])
 async def test_redis_out_of_reach_while_results_are_posted(fault: Fault, logged: list[Line]) -> None:
     """Posted before, meanwhile and again after: 200, then 503 in bounded time, then 200; each heard once."""
-    with await asyncio.to_thread(Valkey, "--appendonly", "yes", "--appendfsync", "always") as valkey:
+    with await asyncio.to_thread(ValkeyProcess, "--appendonly", "yes", "--appendfsync", "always") as valkey:
         async with (
             Proxy.before(valkey.port) as proxy,
             node(proxy.url) as gateway,
@@ -168,7 +168,7 @@ async def test_redis_out_of_reach_while_results_are_posted(fault: Fault, logged:
                 backend.post(result("fault", "meanwhile")),
                 backend.post({"results": [result("fault", "meanwhile-2"), result("fault", "x y")]}),
             )
-            assert time.monotonic() - started < TIMEOUT + SLACK
+            assert time.monotonic() - started < PUBLISH_TIMEOUT + SLACK
             (one, single), (other, batch) = answers
             assert (one, single["messageId"], single["error"]["code"]) == (503, "meanwhile", "unconfirmed")
             assert other == 503
@@ -186,7 +186,7 @@ async def test_redis_out_of_reach_while_results_are_posted(fault: Fault, logged:
 
 
 async def test_a_master_fails_while_results_are_posted() -> None:
-    redises = await asyncio.to_thread(SentinelSet().__enter__)
+    redises = await asyncio.to_thread(SentinelGroup().__enter__)
     with contextlib.ExitStack() as running:
         running.push(redises.__exit__)
         async with (
@@ -205,7 +205,7 @@ async def test_a_master_fails_while_results_are_posted() -> None:
 
 
 async def test_a_cluster_takes_each_result_where_its_browser_hears_it() -> None:
-    cluster = await asyncio.to_thread(Cluster(replicas=0).__enter__)
+    cluster = await asyncio.to_thread(ValkeyCluster(replicas=0).__enter__)
     with contextlib.ExitStack() as running:
         running.push(cluster.__exit__)
         async with node(cluster.url) as gateway, Backend.of(gateway) as backend:
@@ -220,9 +220,11 @@ async def test_a_cluster_takes_each_result_where_its_browser_hears_it() -> None:
                     assert (await browser.message())["messageId"] == "m"
 
 
-async def test_a_node_that_drains_publishes_on_and_leaves_nothing_behind(valkey: Valkey) -> None:
+async def test_a_node_that_drains_publishes_on_and_leaves_nothing_behind(valkey: ValkeyProcess) -> None:
     async with node(valkey.url) as gateway, Backend.of(gateway) as backend:
         assert (await backend.post(result("drained", "m")))[0] == 200
         await gateway.drain(0, 0)
         assert (await backend.post(result("drained", "m")))[0] == 200
-    await until(lambda: f"name={NAME}" not in valkey.ask("CLIENT", "LIST"), "the connection is gone")
+    await until(
+        lambda: f"name={PUBLISHER_NAME}" not in valkey.ask("CLIENT", "LIST"), "the connection is gone"
+    )

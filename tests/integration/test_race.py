@@ -14,10 +14,10 @@ import redis.asyncio
 
 from gateway.core.hub import Member
 from gateway.messages import Problem, Result
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.publishing.api import SCRIPT
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .here import gateway_here
 from .load import until
 
@@ -52,7 +52,7 @@ class Waiting:
 class Publisher(asyncio.Protocol):
     """A connection to Redis that waits for no reply, so that a result costs no more than a write."""
 
-    async def connect(self, valkey: Valkey) -> asyncio.Transport:
+    async def connect(self, valkey: ValkeyProcess) -> asyncio.Transport:
         loop = asyncio.get_running_loop()
         self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", valkey.port)
         return self._transport
@@ -86,7 +86,7 @@ class Lost(NamedTuple):
     after: int
 
 
-async def lost_in_a_race(gateway: Gateway, publisher: Publisher, rounds: int, retain: int) -> Lost:
+async def lost_in_a_race(gateway: Node, publisher: Publisher, rounds: int, retain: int) -> Lost:
     """Publish `rounds` results at random moments around registrations."""
     hub = gateway._hub
     draw = random.Random(20260101)
@@ -107,7 +107,7 @@ async def lost_in_a_race(gateway: Gateway, publisher: Publisher, rounds: int, re
     return Lost(before, after)
 
 
-async def run(gateway: Gateway, publisher: Publisher, races: list[Race], retain: int) -> None:
+async def run(gateway: Node, publisher: Publisher, races: list[Race], retain: int) -> None:
     """Until all are registered and all is published."""
     loop = asyncio.get_running_loop()
     hub = gateway._hub
@@ -126,7 +126,7 @@ async def run(gateway: Gateway, publisher: Publisher, races: list[Race], retain:
     await until(lambda: all(hub.is_confirmed(race.channel.encode()) for race in races), "all are registered")
 
 
-def answer_at_once(gateway: Gateway, _client: redis.asyncio.Redis) -> None:
+def answer_at_once(gateway: Node, _client: redis.asyncio.Redis) -> None:
     """Make `gateway` say that a client is registered without waiting for Redis."""
     register = gateway._hub.register
 
@@ -137,7 +137,7 @@ def answer_at_once(gateway: Gateway, _client: redis.asyncio.Redis) -> None:
     gateway._hub.register = answer  # type: ignore[method-assign]
 
 
-def read_before_subscribing(gateway: Gateway, client: redis.asyncio.Redis) -> None:
+def read_before_subscribing(gateway: Node, client: redis.asyncio.Redis) -> None:
     """Make `gateway` read the retained result first and subscribe then, the obvious way round."""
     hub, broker = gateway._hub, gateway._broker
     early: dict[bytes, Any] = {}
@@ -170,7 +170,7 @@ def read_before_subscribing(gateway: Gateway, client: redis.asyncio.Redis) -> No
 
 @asynccontextmanager
 async def race(
-    valkey: Valkey, retain: int, control: Callable[[Gateway, redis.asyncio.Redis], None] | None
+    valkey: ValkeyProcess, retain: int, control: Callable[[Node, redis.asyncio.Redis], None] | None
 ) -> AsyncIterator[Lost]:
     publisher = Publisher()
     transport = await publisher.connect(valkey)
@@ -182,22 +182,26 @@ async def race(
     transport.close()
 
 
-async def test_a_retained_result_arrives_whenever_it_is_published(valkey: Valkey) -> None:
+async def test_a_retained_result_arrives_whenever_it_is_published(valkey: ValkeyProcess) -> None:
     async with race(valkey, 60, None) as lost:
         assert lost == (0, 0)
 
 
-async def test_control_what_is_published_between_reading_and_subscribing_is_lost(valkey: Valkey) -> None:
+async def test_control_what_is_published_between_reading_and_subscribing_is_lost(
+    valkey: ValkeyProcess,
+) -> None:
     async with race(valkey, 60, read_before_subscribing) as lost:
         assert sum(lost) > 0
 
 
-async def test_without_retention_a_result_arrives_once_the_answer_is_there(valkey: Valkey) -> None:
+async def test_without_retention_a_result_arrives_once_the_answer_is_there(valkey: ValkeyProcess) -> None:
     async with race(valkey, 0, None) as lost:
         assert lost.after == 0
         assert lost.before > ROUNDS[True] // 10, "control: what came before the answer needs retention"
 
 
-async def test_control_an_answer_that_does_not_wait_for_redis_promises_too_much(valkey: Valkey) -> None:
+async def test_control_an_answer_that_does_not_wait_for_redis_promises_too_much(
+    valkey: ValkeyProcess,
+) -> None:
     async with race(valkey, 0, answer_at_once) as lost:
         assert lost.after > 0

@@ -15,7 +15,7 @@ import redis.asyncio
 from gateway.publishing import api as publishing
 
 from ..certificates import self_signed
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from .conftest import Line
 from .faults import Proxy
 from .here import gateway_here, port_of, unconnected_here
@@ -28,10 +28,10 @@ QUOTED = "p%40ss%2Fwo%3Ard%3F%23"
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyProcess]:
     """A Valkey that also listens on a Unix socket and has a user with the rights of a node."""
     path = tmp_path_factory.mktemp("valkey") / "valkey.sock"
-    with Valkey("--unixsocket", str(path)) as server:
+    with ValkeyProcess("--unixsocket", str(path)) as server:
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", "node", "on", f">{PASSWORD}", *ONE_SERVER)
             client.execute_command(
@@ -41,7 +41,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 
 @pytest.fixture
-async def administrator(guarded: Valkey) -> AsyncIterator[redis.asyncio.Redis]:
+async def administrator(guarded: ValkeyProcess) -> AsyncIterator[redis.asyncio.Redis]:
     async with redis.asyncio.Redis(port=guarded.port) as client:
         yield client
 
@@ -57,20 +57,20 @@ async def serves(url: str, backend: redis.asyncio.Redis, name: str) -> None:
 
 
 async def test_a_password_alone() -> None:
-    with await asyncio.to_thread(Valkey) as server:
+    with await asyncio.to_thread(ValkeyProcess) as server:
         async with redis.asyncio.Redis(port=server.port) as plain:
             await plain.config_set("requirepass", PASSWORD)
         async with redis.asyncio.Redis(port=server.port, password=PASSWORD) as backend:
             await serves(f"redis://:{QUOTED}@127.0.0.1:{server.port}", backend, "password")
 
 
-async def test_another_database(guarded: Valkey) -> None:
+async def test_another_database(guarded: ValkeyProcess) -> None:
     async with redis.asyncio.Redis(port=guarded.port, db=5) as backend:
         await serves(f"redis://selecting:{QUOTED}@127.0.0.1:{guarded.port}/5", backend, "database")
 
 
 async def test_a_retained_result_in_another_database_is_not_seen(
-    guarded: Valkey, administrator: redis.asyncio.Redis
+    guarded: ValkeyProcess, administrator: redis.asyncio.Redis
 ) -> None:
     await publishing.publish(administrator, "elsewhere", "RETAINED")
     async with (
@@ -82,7 +82,7 @@ async def test_a_retained_result_in_another_database_is_not_seen(
         assert (await browser.message())["authResult"] == "LIVE"
 
 
-async def test_a_unix_socket(guarded: Valkey, administrator: redis.asyncio.Redis) -> None:
+async def test_a_unix_socket(guarded: ValkeyProcess, administrator: redis.asyncio.Redis) -> None:
     path = (await administrator.config_get("unixsocket"))["unixsocket"]
     await serves(f"unix://{path}", administrator, "unix")
     await serves(f"unix://node:{QUOTED}@{path}", administrator, "unix-2")
@@ -90,7 +90,7 @@ async def test_a_unix_socket(guarded: Valkey, administrator: redis.asyncio.Redis
 
 @pytest.mark.needs("openssl")
 async def test_tls(
-    guarded: Valkey, administrator: redis.asyncio.Redis, tmp_path: Path, logged: list[Line]
+    guarded: ValkeyProcess, administrator: redis.asyncio.Redis, tmp_path: Path, logged: list[Line]
 ) -> None:
     """The Valkey of the tests is built without TLS, so a proxy speaks it; the gateway's side is the same."""
     certificate, key = await asyncio.to_thread(self_signed, tmp_path)
@@ -110,7 +110,7 @@ async def test_tls(
 
 @pytest.mark.parametrize("credentials", ["node:wrong", "nobody:anything"], ids=["password", "user"])
 async def test_a_node_that_redis_does_not_let_in_says_so_and_keeps_trying(
-    guarded: Valkey, administrator: redis.asyncio.Redis, logged: list[Line], credentials: str
+    guarded: ValkeyProcess, administrator: redis.asyncio.Redis, logged: list[Line], credentials: str
 ) -> None:
     async with unconnected_here(f"redis://{credentials}@127.0.0.1:{guarded.port}") as gateway:
         await until(lambda: logged[-1]["event"] == "redis unreachable", "it says so")
@@ -136,7 +136,7 @@ async def restricted(administrator: redis.asyncio.Redis) -> AsyncIterator[Callab
 
 
 async def test_a_node_that_may_not_read_what_is_retained_registers_nobody(
-    guarded: Valkey, restricted: Callable[..., Any], logged: list[Line]
+    guarded: ValkeyProcess, restricted: Callable[..., Any], logged: list[Line]
 ) -> None:
     """It would acknowledge them, and what was published before would never come."""
     await restricted("&websocket:*", "%R~websocket:*", "-get")
@@ -157,7 +157,7 @@ EXPECTED_ERROR = "redis refuses a channel"
     ids=["may not subscribe", "may not read the retained result"],
 )
 async def test_an_id_that_redis_forbids_harms_no_other(
-    guarded: Valkey,
+    guarded: ValkeyProcess,
     administrator: redis.asyncio.Redis,
     restricted: Callable[..., Any],
     logged: list[Line],
@@ -188,7 +188,10 @@ async def test_an_id_that_redis_forbids_harms_no_other(
 
 
 async def test_rights_that_are_taken_away_later(
-    guarded: Valkey, administrator: redis.asyncio.Redis, restricted: Callable[..., Any], logged: list[Line]
+    guarded: ValkeyProcess,
+    administrator: redis.asyncio.Redis,
+    restricted: Callable[..., Any],
+    logged: list[Line],
 ) -> None:
     await restricted("&*", "~*")
     async with gateway_here(f"redis://restricted:secret@127.0.0.1:{guarded.port}") as gateway:

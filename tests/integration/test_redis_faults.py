@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.redis import subscriber as link
 
-from ..processes import Node, Valkey, free_port
+from ..processes import NodeProcess, ValkeyProcess, free_port
 from .conftest import Line, Measured, nodes_on
 from .faults import Proxy, never_reread, never_resubscribe
 from .here import admin_port_of, gateway_here, port_of, readiness, unconnected_here
@@ -37,8 +37,8 @@ OWN = 2  # channels that a node subscribes for itself, each alone: its probe's, 
 class Cluster:
     """Two nodes on a Valkey that writes down what it retains, as one does that may be restarted."""
 
-    valkey: Valkey
-    nodes: list[Node]
+    valkey: ValkeyProcess
+    nodes: list[NodeProcess]
 
     @property
     def ports(self) -> list[int]:
@@ -54,7 +54,7 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    with Valkey("--appendonly", "yes") as valkey, nodes_on(valkey.url, 2) as nodes:
+    with ValkeyProcess("--appendonly", "yes") as valkey, nodes_on(valkey.url, 2) as nodes:
         yield Cluster(valkey, nodes)
 
 
@@ -143,7 +143,7 @@ async def test_redis_is_frozen_under_load(
 
 
 async def test_a_connection_that_falls_silent_is_replaced(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, measured: Measured
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, measured: Measured
 ) -> None:
     """The server lives, and this connection to it does not: packets vanish, no reset ever comes."""
     monkeypatch.setattr(link, "DEAD_AFTER", 10**9)  # only in this process: for the control
@@ -154,7 +154,7 @@ async def test_a_connection_that_falls_silent_is_replaced(
         Backend.on(valkey.url) as backend,
         gateway_here(proxy.url) as control,
     ):
-        with await asyncio.to_thread(Node, proxy.url) as node:
+        with await asyncio.to_thread(NodeProcess, proxy.url) as node:
             async with (
                 crowd([node.port], names) as browsers,
                 crowd([port_of(control)], control_names) as control_browsers,
@@ -179,7 +179,7 @@ PAUSED = 2.5  # seconds: less than what ends a link, more than what breaks its s
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
 async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, cure: bool
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, cure: bool
 ) -> None:
     """What is late is not lost; a deadline that were shorter than a pause would end the link for nothing."""
     if not cure:
@@ -206,7 +206,7 @@ async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
 
 
 async def missed(
-    gateway: Gateway, proxy: Proxy, backend: Backend, stem: str, strike: Callable[[], Awaitable[object]]
+    gateway: Node, proxy: Proxy, backend: Backend, stem: str, strike: Callable[[], Awaitable[object]]
 ) -> tuple[int, int]:
     """Publish to 100 browsers while Redis is away, and again after; how many miss the first, the second.
 
@@ -242,9 +242,9 @@ async def missed(
     ids=["cure", "control without reading again", "control without subscribing again"],
 )
 async def test_results_published_while_redis_is_away(
-    take_out: Callable[[Gateway], None] | None, expected: tuple[int, int], how: str
+    take_out: Callable[[Node], None] | None, expected: tuple[int, int], how: str
 ) -> None:
-    with await asyncio.to_thread(Valkey) as valkey:
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
         async with (
             Proxy.before(valkey.port) as proxy,
             Backend.on(valkey.url) as backend,
@@ -264,18 +264,18 @@ async def test_results_published_while_redis_is_away(
             assert await missed(gateway, proxy, backend, "gap", strike) == expected
 
 
-@pytest.mark.parametrize("batch", [link.BATCH, 1], ids=["cure", "control"])
+@pytest.mark.parametrize("batch", [link.SUBSCRIBE_BATCH, 1], ids=["cure", "control"])
 async def test_ids_come_back_in_batches(
     monkeypatch: pytest.MonkeyPatch, measured: Measured, batch: int
 ) -> None:
-    with await asyncio.to_thread(Valkey) as alone:  # with nobody else whose SUBSCRIBE would be counted
+    with await asyncio.to_thread(ValkeyProcess) as alone:  # with nobody else whose SUBSCRIBE would be counted
         await ids_come_back(alone, monkeypatch, measured, batch)
 
 
 async def ids_come_back(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch, measured: Measured, batch: int
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, measured: Measured, batch: int
 ) -> None:
-    monkeypatch.setattr(link, "BATCH", batch)
+    monkeypatch.setattr(link, "SUBSCRIBE_BATCH", batch)
     ids = 1_000
     async with gateway_here(valkey.url) as gateway, redis.asyncio.Redis(port=valkey.port) as backend:
         members = [Waiting(f"batches-{batch}-{number:0120}") for number in range(ids)]
@@ -319,7 +319,7 @@ async def test_browsers_that_register_before_redis_is_there(logged: list[Line]) 
         code, _ = await turned_away.closed()  # and no registrationSucceeded: false before it
         assert code == 1013
         assert not any(browser.told for browser in browsers)
-        with await asyncio.to_thread(Valkey, port=port) as valkey:
+        with await asyncio.to_thread(ValkeyProcess, port=port) as valkey:
             await asyncio.gather(*(browser.answered.wait() for browser in browsers))
             assert (await readiness(admin_port_of(patient)))[0] == 200
             async with Backend.on(valkey.url) as backend:
@@ -334,7 +334,7 @@ async def test_browsers_that_register_before_redis_is_there(logged: list[Line]) 
 
 
 async def test_redis_goes_while_a_browser_registers() -> None:
-    with await asyncio.to_thread(Valkey) as valkey:
+    with await asyncio.to_thread(ValkeyProcess) as valkey:
         async with (
             gateway_here(valkey.url, registration_timeout=0.5) as gateway,
             Raw.registered(port_of(gateway), "before") as before,

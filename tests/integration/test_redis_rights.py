@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from gateway.node import Gateway
+from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis import reconciler as audit
 from gateway.redis.broker import Broker
-from gateway.redis.cluster.broker import Cluster as Lines
-from gateway.redis.cluster.slots import COUNT as SLOTS
+from gateway.redis.cluster.broker import ClusterBroker as Lines
+from gateway.redis.cluster.slots import SLOT_COUNT as SLOTS
 
 from ..paths import DOCS
-from ..processes import Cluster, Valkey
+from ..processes import ValkeyCluster, ValkeyProcess
 from .conftest import Line
 from .here import port_of, unconnected_here
 from .load import SECONDS, PublisherBackend, crowd, until, without_theirs
@@ -43,11 +43,11 @@ def separately(rights: Sequence[str]) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "EVERY", 0.1)
-    monkeypatch.setattr(audit, "EVERY", 0.1)
+    monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.1)
+    monkeypatch.setattr(audit, "RECONCILE_INTERVAL", 0.1)
 
 
-def brokers_of(gateway: Gateway) -> list[Broker]:
+def brokers_of(gateway: Node) -> list[Broker]:
     lines = gateway._broker
     return list(lines._lines.values()) if isinstance(lines, Lines) else [lines]
 
@@ -99,7 +99,7 @@ def expected_without(right: str) -> set[str]:
 
 
 async def try_each(
-    servers: Sequence[Valkey], url: str, rights: Sequence[str], names: Callable[[int], list[str]]
+    servers: Sequence[ValkeyProcess], url: str, rights: Sequence[str], names: Callable[[int], list[str]]
 ) -> dict[str, set[str]]:
     """What works without each of the rights, and with all of them."""
     parts = [part for part in separately(rights) if part != "resetchannels"]
@@ -129,17 +129,17 @@ def check(found: dict[str, set[str]], logged: list[Line]) -> None:
 
 
 async def test_one_server(logged: list[Line]) -> None:
-    with await asyncio.to_thread(Valkey) as server:
+    with await asyncio.to_thread(ValkeyProcess) as server:
         check(await try_each([server], server.url, ONE_SERVER, lambda number: [f"one-{number}"]), logged)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(masters=2, replicas=0) as running:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(masters=2, replicas=0) as running:
         yield running
 
 
-async def test_a_cluster(cluster: Cluster, logged: list[Line]) -> None:
+async def test_a_cluster(cluster: ValkeyCluster, logged: list[Line]) -> None:
     """With a slot that is on its way, of which the results are read by ASKING."""
     source, target = cluster.nodes
     target.ask("CLUSTER", "SETSLOT", MIGRATING, "IMPORTING", source.id)

@@ -13,7 +13,7 @@ import pytest
 
 from gateway.drill.fleet import logged_at
 
-from ..processes import Node, SentinelSet, Valkey
+from ..processes import NodeProcess, SentinelGroup, ValkeyProcess
 from .conftest import Line, Measured, nodes_on
 from .faults import ask_once, never_probe
 from .here import gateway_here, port_of
@@ -31,36 +31,36 @@ USERS = ("--user", "node", *RIGHTS, "--user", "sentinel", *RIGHTS)
 AS_SENTINEL = ("auth-user mymaster sentinel", "auth-pass mymaster secret")
 
 
-def url_of(sentinels: SentinelSet) -> str:
+def url_of(sentinels: SentinelGroup) -> str:
     return sentinels.url.replace("://", "://node:secret@")
 
 
 @pytest.fixture
-def sentinels() -> Iterator[SentinelSet]:
-    with SentinelSet(*USERS, lines=AS_SENTINEL) as running:
+def sentinels() -> Iterator[SentinelGroup]:
+    with SentinelGroup(*USERS, lines=AS_SENTINEL) as running:
         # Two that find a master down in the same moment vote for themselves each, and try again after 6 s.
         running.sentinels[1].ask("SENTINEL", "SET", "mymaster", "down-after-milliseconds", 500)
         yield running
 
 
-def moves(node: Node, master: Valkey) -> list[float]:
+def moves(node: NodeProcess, master: ValkeyProcess) -> list[float]:
     """When the node came to be on `master`, each time, by time.time()."""
     lines = node.logged("redis connected")
     return [logged_at(line) for line in lines if line["redis"].endswith(f":{master.port}")]
 
 
-def last_on(node: Node, master: Valkey) -> bool:
+def last_on(node: NodeProcess, master: ValkeyProcess) -> bool:
     """Whether `master` is the last that the node has connected to."""
     return bool(node.logged("redis connected")[-1]["redis"].endswith(f":{master.port}"))
 
 
-def kill(sentinels: SentinelSet, master: Valkey) -> None:
+def kill(sentinels: SentinelGroup, master: ValkeyProcess) -> None:
     """The master's process ends. So does a sentinel's, the first one that the nodes are told of."""
     sentinels.sentinels[0].kill()
     master.kill()
 
 
-def hang(sentinels: SentinelSet, master: Valkey) -> None:
+def hang(sentinels: SentinelGroup, master: ValkeyProcess) -> None:
     """The master accepts and says nothing, and the first sentinel likewise."""
     sentinels.sentinels[0].freeze()
     master.freeze()
@@ -68,8 +68,8 @@ def hang(sentinels: SentinelSet, master: Valkey) -> None:
 
 @pytest.mark.parametrize("harm", [kill, hang])
 async def test_a_master_fails(
-    sentinels: SentinelSet,
-    harm: Callable[[SentinelSet, Valkey], None],
+    sentinels: SentinelGroup,
+    harm: Callable[[SentinelGroup, ValkeyProcess], None],
     measured: Measured,
     logged: list[Line],
 ) -> None:
@@ -107,7 +107,7 @@ async def test_a_master_fails(
 
 
 async def back_and_not_followed(
-    sentinels: SentinelSet, first: Valkey, second: Valkey, nodes: list[Node]
+    sentinels: SentinelGroup, first: ValkeyProcess, second: ValkeyProcess, nodes: list[NodeProcess]
 ) -> None:
     """The old master is back and takes itself for one, for some seconds; the nodes have to choose again."""
     if first.running:
@@ -126,7 +126,7 @@ async def back_and_not_followed(
     assert all(last_on(node, second) for node in nodes), "not on the one that came back"
 
 
-async def test_a_master_is_deposed_and_does_not_know_it(sentinels: SentinelSet, measured: Measured) -> None:
+async def test_a_master_is_deposed_and_does_not_know_it(sentinels: SentinelGroup, measured: Measured) -> None:
     """The sentinels may ask it no longer. To the nodes it is as well as ever, but nobody publishes there."""
     names = [f"deposed-{number}" for number in range(BROWSERS)]
     control_names = [f"deposed-control-{number}" for number in range(CONTROLS)]

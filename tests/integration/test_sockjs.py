@@ -15,7 +15,7 @@ from yarl import URL
 from gateway.publishing import api as publishing
 from gateway.transports import sockjs
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from . import stomp
 from .conftest import Line, Place
 from .here import gateway_here, port_of
@@ -257,7 +257,7 @@ async def test_the_page_for_iframes(place: Place, http: Http, path: str) -> None
         assert answer.headers["ETag"] == etag
 
 
-async def test_who_may_embed_the_page_for_iframes(valkey: Valkey, http: Http) -> None:
+async def test_who_may_embed_the_page_for_iframes(valkey: ValkeyProcess, http: Http) -> None:
     settings: dict[str, Any] = {
         "allowed_origins": [ORIGIN, "same-origin"],
         "sockjs_url": "https://cdn.example/s.js",
@@ -335,7 +335,9 @@ POSTS = ["/0/0/xhr", "/0/0/xhr_send", "/0/0/xhr_streaming"]
 
 @pytest.mark.parametrize("path", ["/info", *POSTS])
 @pytest.mark.parametrize("origin", [ORIGIN, "null"])
-async def test_a_browser_asks_before_it_sends(valkey: Valkey, http: Http, path: str, origin: str) -> None:
+async def test_a_browser_asks_before_it_sends(
+    valkey: ValkeyProcess, http: Http, path: str, origin: str
+) -> None:
     async with gateway_here(valkey.url, allowed_origins="*") as gateway:
         for asked in ("content-type, x-csrf-token", ""):
             headers = {
@@ -356,7 +358,7 @@ async def test_a_browser_asks_before_it_sends(valkey: Valkey, http: Http, path: 
                 assert "Expires" in answer.headers
 
 
-async def test_only_pages_from_allowed_origins(valkey: Valkey, http: Http) -> None:
+async def test_only_pages_from_allowed_origins(valkey: ValkeyProcess, http: Http) -> None:
     async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
         requests = [("GET", "/info"), ("GET", "/0/1/eventsource"), *(("POST", path) for path in POSTS)]
         requests += [("OPTIONS", path) for path in POSTS]
@@ -499,7 +501,7 @@ async def test_a_listener_that_leaves_ends_its_session(
 
 
 async def test_a_client_that_does_not_come_back(
-    valkey: Valkey, http: Http, new_id: NewId, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyProcess, http: Http, new_id: NewId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockjs, "DISCONNECT_DELAY", 0.3)
     async with gateway_here(valkey.url) as gateway:
@@ -511,7 +513,7 @@ async def test_a_client_that_does_not_come_back(
         assert await page.send("x") == 404
 
 
-async def test_heartbeats(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_heartbeats(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     async with gateway_here(valkey.url, heartbeat=0.2) as gateway:
         name = new_id()
         page = Page(http, port_of(gateway), name)
@@ -538,7 +540,7 @@ async def test_heartbeats(valkey: Valkey, http: Http, new_id: NewId) -> None:
         assert frame == "h"
 
 
-async def test_stomp_heart_beats_inside(valkey: Valkey, http: Http, new_id: NewId) -> None:
+async def test_stomp_heart_beats_inside(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     async with gateway_here(valkey.url, heartbeat=1.0) as gateway:
         page = Page(http, port_of(gateway), new_id())
         listener = await stream(page, "xhr_streaming")
@@ -551,7 +553,7 @@ async def test_stomp_heart_beats_inside(valkey: Valkey, http: Http, new_id: NewI
 
 @pytest.mark.parametrize("kind", STREAMS)
 async def test_a_stream_ends_when_the_browser_has_had_enough(
-    valkey: Valkey,
+    valkey: ValkeyProcess,
     http: Http,
     backend: redis.asyncio.Redis,
     new_id: NewId,
@@ -644,7 +646,7 @@ async def test_http_1_0(place: Place, new_id: NewId) -> None:
 # Limits, in the same words as for everybody
 
 
-async def test_limits(valkey: Valkey, http: Http) -> None:
+async def test_limits(valkey: ValkeyProcess, http: Http) -> None:
     async with gateway_here(valkey.url, max_sessions_per_ip=1) as gateway:
         page, other = Page(http, port_of(gateway), "one"), Page(http, port_of(gateway), "two")
         assert await page.poll() == "o"
@@ -665,7 +667,7 @@ async def test_limits(valkey: Valkey, http: Http) -> None:
         assert await Page(http, port_of(gateway), "two").poll() == "o"
 
 
-async def test_who_has_its_goodbye_takes_nobodys_place(valkey: Valkey, http: Http) -> None:
+async def test_who_has_its_goodbye_takes_nobodys_place(valkey: ValkeyProcess, http: Http) -> None:
     async with gateway_here(valkey.url, max_sessions=1) as gateway:
         for name in ("one", "two", "three"):
             page = Page(http, port_of(gateway), name)
@@ -677,7 +679,7 @@ async def test_who_has_its_goodbye_takes_nobodys_place(valkey: Valkey, http: Htt
         assert gateway.sessions == 0
 
 
-async def test_deadlines_and_rates(valkey: Valkey, http: Http) -> None:
+async def test_deadlines_and_rates(valkey: ValkeyProcess, http: Http) -> None:
     settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
     async with gateway_here(valkey.url, **settings) as gateway:
         page = Page(http, port_of(gateway), "one")
@@ -694,7 +696,7 @@ async def test_deadlines_and_rates(valkey: Valkey, http: Http) -> None:
         assert await page.poll() == 'c[1009,"too many messages at once"]'
 
 
-async def test_a_body_that_does_not_come(valkey: Valkey, new_id: NewId) -> None:
+async def test_a_body_that_does_not_come(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with gateway_here(valkey.url, handshake_timeout=0.2) as gateway:
         for path in ("xhr", "xhr_streaming"):
             async with Raw.connected(port_of(gateway)) as client:
@@ -707,7 +709,7 @@ async def test_a_body_that_does_not_come(valkey: Valkey, new_id: NewId) -> None:
 
 
 async def test_a_client_that_does_not_poll_is_not_kept_for(
-    valkey: Valkey, http: Http, backend: redis.asyncio.Redis, new_id: NewId
+    valkey: ValkeyProcess, http: Http, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     name = new_id()
     async with gateway_here(valkey.url, write_buffer=2048) as gateway:
@@ -719,7 +721,7 @@ async def test_a_client_that_does_not_poll_is_not_kept_for(
 
 
 async def test_a_client_that_does_not_read_its_stream(
-    valkey: Valkey, http: Http, backend: redis.asyncio.Redis, new_id: NewId
+    valkey: ValkeyProcess, http: Http, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     name = new_id()
     async with gateway_here(valkey.url) as gateway:
@@ -735,7 +737,7 @@ async def test_a_client_that_does_not_read_its_stream(
 
 
 async def test_a_node_that_stops_says_so(
-    valkey: Valkey, http: Http, new_id: NewId, logged: list[Line]
+    valkey: ValkeyProcess, http: Http, new_id: NewId, logged: list[Line]
 ) -> None:
     async with gateway_here(valkey.url, close_timeout=0.1) as gateway:
         polling, streaming = Page(http, port_of(gateway), new_id()), Page(http, port_of(gateway), new_id())

@@ -13,7 +13,7 @@ import redis.asyncio
 
 from gateway.publishing import api as publishing
 
-from ..processes import Valkey
+from ..processes import ValkeyProcess
 from . import stomp
 from .conftest import Place
 from .here import gateway_here, port_of
@@ -165,7 +165,7 @@ async def test_what_is_no_stomp_has_an_error_and_a_close(place: Place, http: aio
 
 
 async def test_limits_and_deadlines_are_those_of_json(
-    valkey: Valkey, http: aiohttp.ClientSession, new_id: NewId
+    valkey: ValkeyProcess, http: aiohttp.ClientSession, new_id: NewId
 ) -> None:
     settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
     async with gateway_here(valkey.url, **settings) as gateway:
@@ -184,7 +184,9 @@ async def test_limits_and_deadlines_are_those_of_json(
         await until(lambda: not gateway.sessions, "all of them have ended")
 
 
-async def test_heart_beats_both_ways(valkey: Valkey, http: aiohttp.ClientSession, new_id: NewId) -> None:
+async def test_heart_beats_both_ways(
+    valkey: ValkeyProcess, http: aiohttp.ClientSession, new_id: NewId
+) -> None:
     async with gateway_here(valkey.url, heartbeat=1.0) as gateway:
         page = await connect(http, port_of(gateway), "/ws", "v12.stomp")
         connect_with = stomp.CONNECT.replace("10000,10000", "0,100")
@@ -200,7 +202,7 @@ async def test_heart_beats_both_ways(valkey: Valkey, http: aiohttp.ClientSession
 
 
 async def test_a_client_that_answers_pings_may_break_its_promise(
-    valkey: Valkey, http: aiohttp.ClientSession, backend: redis.asyncio.Redis, new_id: NewId
+    valkey: ValkeyProcess, http: aiohttp.ClientSession, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     """As a browser does whose page is frozen; another client, which answers nothing at all, is dropped."""
     async with gateway_here(valkey.url, heartbeat=0.2) as gateway:

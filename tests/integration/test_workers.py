@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.errors import EmbeddedError
 from gateway.server.affinity import owner
 
-from ..processes import Node, Valkey, free_port
+from ..processes import NodeProcess, ValkeyProcess, free_port
 from . import stomp
 from .conftest import complaints
 from .here import readiness
@@ -31,7 +31,7 @@ COUNT = 3
 BROWSERS = 60
 SOON = 2.0  # seconds: what takes no time, on a machine that is busy
 
-QUICK = "import gateway.workers.liveness as r; r.BEAT = 0.1\n"
+QUICK = "import gateway.workers.liveness as r; r.HEARTBEAT_INTERVAL = 0.1\n"
 """Signs of life every tenth of a second, so that nobody has to wait for a worker to count as hung."""
 
 SLOW_TO_REPLACE = "import gateway.workers.liveness as r; r.FIRST_PAUSE = 4.0\n"
@@ -40,12 +40,14 @@ TOKEN = "a-token-that-is-long-enough"
 
 
 @contextlib.contextmanager
-def node_of(valkey: Valkey, *options: str, workers: int = COUNT, preface: str = "") -> Iterator[Node]:
-    with Node(valkey.url, "--workers", str(workers), *options, preface=preface) as node:
+def node_of(
+    valkey: ValkeyProcess, *options: str, workers: int = COUNT, preface: str = ""
+) -> Iterator[NodeProcess]:
+    with NodeProcess(valkey.url, "--workers", str(workers), *options, preface=preface) as node:
         yield node
 
 
-def pids(node: Node) -> list[int]:
+def pids(node: NodeProcess) -> list[int]:
     """The process of each worker; 0 where there is none."""
     body = node.readyz()
     assert body is not None
@@ -80,7 +82,7 @@ async def frames_of(raw: Raw, session: str, transport: str, messages: Sequence[s
     return status, body.decode()
 
 
-async def sessions(node: Node) -> list[int]:
+async def sessions(node: NodeProcess) -> list[int]:
     _, body = await readiness(node.admin_port)
     return [worker["state"]["sessions"] for worker in body["workers"]]
 
@@ -88,7 +90,9 @@ async def sessions(node: Node) -> list[int]:
 # Serving
 
 
-async def test_browsers_are_spread_and_each_gets_its_result(valkey: Valkey, three_workers: Node) -> None:
+async def test_browsers_are_spread_and_each_gets_its_result(
+    valkey: ValkeyProcess, three_workers: NodeProcess
+) -> None:
     names = [f"spread-{number}" for number in range(BROWSERS)]
     async with crowd([three_workers.port], names) as browsers, Backend.on(valkey.url) as backend:
         held = await sessions(three_workers)
@@ -121,7 +125,7 @@ async def converse(raws: Sequence[Raw], session: str, name: str, backend: redis.
 
 
 async def test_a_session_is_one_wherever_its_requests_arrive(
-    three_workers: Node, backend: redis.asyncio.Redis
+    three_workers: NodeProcess, backend: redis.asyncio.Redis
 ) -> None:
     async with contextlib.AsyncExitStack() as opened:
         raws = [await opened.enter_async_context(Raw.connected(three_workers.port)) for _ in range(12)]
@@ -131,7 +135,7 @@ async def test_a_session_is_one_wherever_its_requests_arrive(
 
 
 async def test_one_connection_serves_sessions_of_all_workers_in_turn(
-    three_workers: Node, backend: redis.asyncio.Redis
+    three_workers: NodeProcess, backend: redis.asyncio.Redis
 ) -> None:
     """As between a proxy and a node."""
     async with Raw.connected(three_workers.port) as raw:
@@ -141,7 +145,7 @@ async def test_one_connection_serves_sessions_of_all_workers_in_turn(
 
 
 async def test_control_without_handing_over_sessions_are_not_found(
-    valkey: Valkey, backend: redis.asyncio.Redis
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis
 ) -> None:
     keep = "import gateway.server.handoff as h; h.owner = lambda *_: None\n"
     with node_of(valkey, preface=keep) as node:
@@ -158,7 +162,7 @@ async def test_control_without_handing_over_sessions_are_not_found(
                 await converse_four_times()
 
 
-async def test_a_request_may_come_in_pieces(three_workers: Node) -> None:
+async def test_a_request_may_come_in_pieces(three_workers: NodeProcess) -> None:
     """A part of the body is read by the one worker, the rest by the other."""
     async with Raw.connected(three_workers.port) as raw:
         for worker in range(1, COUNT + 1):
@@ -173,7 +177,7 @@ async def test_a_request_may_come_in_pieces(three_workers: Node) -> None:
 
 @pytest.mark.parametrize("transport", ["xhr_streaming", "eventsource"])
 async def test_streams_of_every_worker_on_any_connection(
-    three_workers: Node, backend: redis.asyncio.Redis, transport: str
+    three_workers: NodeProcess, backend: redis.asyncio.Redis, transport: str
 ) -> None:
     method = "GET" if transport == "eventsource" else "POST"
     for worker in range(1, COUNT + 1):
@@ -188,7 +192,7 @@ async def test_streams_of_every_worker_on_any_connection(
                 await stream.until(b"CONFIRMED")
 
 
-async def test_results_come_in_by_http(valkey: Valkey) -> None:
+async def test_results_come_in_by_http(valkey: ValkeyProcess) -> None:
     with node_of(valkey, "--publish-token", TOKEN) as node:
         async with Raw.registered(node.port, "by-http") as browser, aiohttp.ClientSession() as http:
             url = f"http://127.0.0.1:{node.admin_port}/publish"
@@ -199,7 +203,7 @@ async def test_results_come_in_by_http(valkey: Valkey) -> None:
             assert (await browser.message())["authResult"] == "CONFIRMED"
 
 
-async def test_metrics_of_all_workers(valkey: Valkey) -> None:
+async def test_metrics_of_all_workers(valkey: ValkeyProcess) -> None:
     with node_of(valkey, "--publish-token", TOKEN) as node:
         async with (
             crowd([node.port], [f"metrics-{number}" for number in range(30)]),
@@ -216,7 +220,7 @@ async def test_metrics_of_all_workers(valkey: Valkey) -> None:
             assert up == dict.fromkeys("123", 1.0)
 
 
-async def test_limits_are_parted(valkey: Valkey) -> None:
+async def test_limits_are_parted(valkey: ValkeyProcess) -> None:
     with node_of(valkey, "--max-sessions", "3", workers=2) as node:
         async with contextlib.AsyncExitStack() as opened:
             refused = 0
@@ -237,7 +241,7 @@ HANDSHAKE_BYTES = (
 # Workers that end
 
 
-async def test_a_worker_that_is_killed_is_replaced(valkey: Valkey) -> None:
+async def test_a_worker_that_is_killed_is_replaced(valkey: ValkeyProcess) -> None:
     names = [f"killed-{number}" for number in range(BROWSERS)]
     with node_of(valkey) as node:
         async with crowd([node.port], names) as browsers, Backend.on(valkey.url) as backend:
@@ -257,7 +261,7 @@ async def test_a_worker_that_is_killed_is_replaced(valkey: Valkey) -> None:
 
 
 @contextlib.asynccontextmanager
-async def arrivals(node: Node, count: int) -> AsyncIterator[list[Browser]]:
+async def arrivals(node: NodeProcess, count: int) -> AsyncIterator[list[Browser]]:
     """Browsers that connect and may have to wait for their answer."""
     names = [f"arrival-{time.monotonic_ns()}-{number}" for number in range(count)]
     async with crowd([node.port], names, registered=False) as browsers:
@@ -265,8 +269,8 @@ async def arrivals(node: Node, count: int) -> AsyncIterator[list[Browser]]:
 
 
 @pytest.mark.parametrize("relieved", [True, False], ids=["", "control"])
-async def test_others_take_what_comes_for_one_that_is_gone(valkey: Valkey, relieved: bool) -> None:
-    never = "import gateway.workers.slots as p; p.Relief.adjust = lambda self: None\n"
+async def test_others_take_what_comes_for_one_that_is_gone(valkey: ValkeyProcess, relieved: bool) -> None:
+    never = "import gateway.workers.standby as p; p.StandbyAcceptor.adjust = lambda self: None\n"
     preface = SLOW_TO_REPLACE + ("" if relieved else never)
     with node_of(valkey, preface=preface) as node:
         await until(lambda: all(pids(node)), "all are there")
@@ -289,7 +293,7 @@ async def test_others_take_what_comes_for_one_that_is_gone(valkey: Valkey, relie
                 assert await frames_of(raw, next(session_of(1)), "xhr") == (200, "o\n")
 
 
-async def test_a_worker_that_hangs_is_relieved_and_then_replaced(valkey: Valkey) -> None:
+async def test_a_worker_that_hangs_is_relieved_and_then_replaced(valkey: ValkeyProcess) -> None:
     with node_of(valkey, preface=QUICK) as node:
         hung = pids(node)[0]
         os.kill(hung, signal.SIGSTOP)
@@ -301,7 +305,7 @@ async def test_a_worker_that_hangs_is_relieved_and_then_replaced(valkey: Valkey)
         assert len(node.logged("worker ended")) == 1
 
 
-async def test_a_worker_that_cannot_be_replaced_makes_the_node_ill(valkey: Valkey) -> None:
+async def test_a_worker_that_cannot_be_replaced_makes_the_node_ill(valkey: ValkeyProcess) -> None:
     with node_of(valkey, preface=QUICK + SLOW_TO_REPLACE) as node:
         os.kill(pids(node)[2], signal.SIGKILL)
         async with aiohttp.ClientSession() as http:
@@ -321,7 +325,7 @@ async def test_a_worker_that_cannot_be_replaced_makes_the_node_ill(valkey: Valke
                 assert time.monotonic() < end
 
 
-async def test_one_worker_can_be_told_to_leave(valkey: Valkey) -> None:
+async def test_one_worker_can_be_told_to_leave(valkey: ValkeyProcess) -> None:
     names = [f"left-{number}" for number in range(BROWSERS)]
     with node_of(valkey) as node:
         async with crowd([node.port], names) as browsers:
@@ -335,7 +339,7 @@ async def test_one_worker_can_be_told_to_leave(valkey: Valkey) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_workers_end_with_their_parent(valkey: Valkey, number: signal.Signals) -> None:
+async def test_workers_end_with_their_parent(valkey: ValkeyProcess, number: signal.Signals) -> None:
     """Even one that hangs, for then the kernel sees to it."""
     with node_of(valkey) as node:
         workers = pids(node)
@@ -348,40 +352,38 @@ async def test_workers_end_with_their_parent(valkey: Valkey, number: signal.Sign
 # Starting and stopping
 
 
-def test_a_taken_port_is_complained_of(valkey: Valkey) -> None:
+def test_a_taken_port_is_complained_of(valkey: ValkeyProcess) -> None:
     """Although the sockets of both would share it."""
     with node_of(valkey) as node, pytest.raises(EmbeddedError, match="is taken"):
-        Node(valkey.url, "--workers", "2", port=node.port)
+        NodeProcess(valkey.url, "--workers", "2", port=node.port)
 
 
-def test_workers_that_cannot_start_end_the_node(valkey: Valkey) -> None:
-    broken = (
-        "import gateway.node as a\nasync def fail(self): raise RuntimeError('no')\na.Gateway.start = fail\n"
-    )
+def test_workers_that_cannot_start_end_the_node(valkey: ValkeyProcess) -> None:
+    broken = "import gateway.node as a\nasync def fail(self): raise RuntimeError('no')\na.Node.start = fail\n"
     with pytest.raises(EmbeddedError, match="it ended with 1") as caught:
-        Node(valkey.url, "--workers", "2", preface=broken)
+        NodeProcess(valkey.url, "--workers", "2", preface=broken)
     assert "worker is replaced" not in str(caught.value)
 
 
-async def test_as_many_workers_as_processors(valkey: Valkey) -> None:
-    with Node(valkey.url, "--workers", "auto") as node:
+async def test_as_many_workers_as_processors(valkey: ValkeyProcess) -> None:
+    with NodeProcess(valkey.url, "--workers", "auto") as node:
         body = node.readyz()
         assert body is not None
         assert len(body.get("workers", [0])) == len(os.sched_getaffinity(0))
 
 
-def test_workers_can_be_told_apart(three_workers: Node) -> None:
+def test_workers_can_be_told_apart(three_workers: NodeProcess) -> None:
     names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids(three_workers)]
     assert names == ["gateway w1", "gateway w2", "gateway w3"]
     connected = {line["worker"] for line in three_workers.logged("redis connected")}
     assert connected == {1, 2, 3}
 
 
-async def exit_of(node: Node) -> int:
+async def exit_of(node: NodeProcess) -> int:
     return await asyncio.to_thread(node.process.wait, SECONDS)
 
 
-async def test_a_drain_covers_all_workers(valkey: Valkey) -> None:
+async def test_a_drain_covers_all_workers(valkey: ValkeyProcess) -> None:
     names = [f"drained-{number}" for number in range(BROWSERS)]
     delay, seconds = 1.0, 1.5
     with node_of(valkey, "--drain-delay", str(delay), "--drain-seconds", str(seconds)) as node:
@@ -410,7 +412,7 @@ async def test_a_drain_covers_all_workers(valkey: Valkey) -> None:
 
 
 @pytest.mark.parametrize("also_workers", [False, True], ids=["", "to all processes"])
-async def test_a_second_sigterm_ends_all_at_once(valkey: Valkey, also_workers: bool) -> None:
+async def test_a_second_sigterm_ends_all_at_once(valkey: ValkeyProcess, also_workers: bool) -> None:
     """Service managers send the first to every process of a service; it counts once."""
     with node_of(valkey, "--drain-delay", "30", "--drain-seconds", "30") as node:
         workers = pids(node)
@@ -427,7 +429,7 @@ async def test_a_second_sigterm_ends_all_at_once(valkey: Valkey, also_workers: b
     assert not complaints(node.logs)
 
 
-async def test_ctrl_c_ends_all_without_a_word_too_many(valkey: Valkey) -> None:
+async def test_ctrl_c_ends_all_without_a_word_too_many(valkey: ValkeyProcess) -> None:
     """A terminal sends it to all processes."""
     with node_of(valkey, "--drain-delay", "30", "--drain-seconds", "30") as node:
         async with Raw.registered(node.port, "interrupted") as browser:
@@ -440,7 +442,7 @@ async def test_ctrl_c_ends_all_without_a_word_too_many(valkey: Valkey) -> None:
     assert not complaints(node.logs)
 
 
-async def test_a_worker_that_hangs_does_not_hold_the_end_up(valkey: Valkey) -> None:
+async def test_a_worker_that_hangs_does_not_hold_the_end_up(valkey: ValkeyProcess) -> None:
     with node_of(valkey, "--close-timeout", "0.5", preface=QUICK) as node:
         os.kill(pids(node)[0], signal.SIGSTOP)
         start = time.monotonic()
@@ -449,7 +451,7 @@ async def test_a_worker_that_hangs_does_not_hold_the_end_up(valkey: Valkey) -> N
         assert time.monotonic() - start < 0.5 + 1.0 + 5.0 + SOON
 
 
-def test_a_free_port_is_picked_for_zero(valkey: Valkey) -> None:
-    with Node(valkey.url, "--workers", "2", "--port", "0", port=free_port()) as node:
+def test_a_free_port_is_picked_for_zero(valkey: ValkeyProcess) -> None:
+    with NodeProcess(valkey.url, "--workers", "2", "--port", "0", port=free_port()) as node:
         assert node.logged("listening")[0]["port"] == node.port
         assert node.readyz() is not None

@@ -8,17 +8,17 @@ import orjson
 import pytest
 
 from gateway import __version__
-from gateway.core.session import REMEMBERED, Session
+from gateway.core.session import MAX_REMEMBERED_IDS, Session
 from gateway.messages import Result
 from gateway.nodes.info import (
-    MOST_SESSIONS,
-    REPORT,
-    SESSION,
-    Redis,
-    Reporter,
+    MAX_DESCRIBED_SESSIONS,
+    NODE_QUESTION,
+    SESSION_QUESTION,
+    InfoSource,
+    RedisInfo,
     node_troubles,
-    read_held,
-    read_report,
+    parse_holder_info,
+    parse_node_info,
     redis_troubles,
 )
 from gateway.nodes.survey import MAX_MESSAGE
@@ -32,7 +32,7 @@ LONGEST = "x" * 200  # an id's and a messageId's
 REFUSED = "[Errno 111] Connection refused"
 
 
-def redis(**different: Any) -> Redis:
+def redis(**different: Any) -> RedisInfo:
     well = {
         "connected": True,
         "lines": 1,
@@ -43,7 +43,7 @@ def redis(**different: Any) -> Redis:
         "gaps": 0,
         "blind_seconds": 0.0,
     }
-    return Redis.model_validate(well | different)
+    return RedisInfo.model_validate(well | different)
 
 
 DOWN = redis(connected=False, lines_up=0, missing_for=12.7, unheard=None)
@@ -73,7 +73,7 @@ DOWN = redis(connected=False, lines_up=0, missing_for=12.7, unheard=None)
     ],
 )
 def test_says_what_is_wrong_with_redis(
-    state: Redis, why: str, unpublished: str, ever: bool, expected: tuple[str, str] | None
+    state: RedisInfo, why: str, unpublished: str, ever: bool, expected: tuple[str, str] | None
 ) -> None:
     found = [(trouble.tone, trouble.text) for trouble in redis_troubles(state, why, unpublished, ever=ever)]
     assert found == ([expected] if expected else [])
@@ -130,7 +130,7 @@ class Scene:
         self.draining = False
         self.latency = Latency(lambda call: call(), self.clock, self.clock)
         self.lag = Histogram((0.01, 0.1))
-        self.reporter = Reporter(
+        self.reporter = InfoSource(
             "node-1", self.node, cast("Broker", self.line), self, 1_000, self.latency, self.lag, self.clock
         )
 
@@ -143,8 +143,10 @@ class Scene:
 
     def told(self) -> dict[str, Any]:
         """Its report, as it comes out at another node."""
-        answer = orjson.loads(orjson.dumps({**self.reporter.answer({"ask": REPORT}), "from": "f" * 16}))
-        report = read_report(answer)
+        answer = orjson.loads(
+            orjson.dumps({**self.reporter.answer({"ask": NODE_QUESTION}), "from": "f" * 16})
+        )
+        report = parse_node_info(answer)
         assert report is not None
         return report.model_dump()
 
@@ -208,13 +210,13 @@ def test_reports_its_troubles() -> None:
 )
 def test_a_report_of_another_form_is_none(different: dict[str, Any]) -> None:
     answer = {**Scene().reporter.report(), "from": "f" * 16}
-    assert read_report(answer) is not None
-    assert read_report({**answer, **different}) is None
+    assert parse_node_info(answer) is not None
+    assert parse_node_info({**answer, **different}) is None
 
 
 def test_what_a_newer_version_tells_besides_is_left_out() -> None:
     answer = {**Scene().reporter.report(), "from": "f" * 16, "colour": "blue"}
-    report = read_report(answer)
+    report = parse_node_info(answer)
     assert report is not None
     assert "colour" not in report.model_dump()
 
@@ -224,16 +226,16 @@ def test_what_a_newer_version_tells_besides_is_left_out() -> None:
     [
         {},
         {"ask": "weather"},
-        {"ask": SESSION},
-        {"ask": SESSION, "webSocketId": 7},
-        {"ask": SESSION, "webSocketId": "a b"},
+        {"ask": SESSION_QUESTION},
+        {"ask": SESSION_QUESTION, "webSocketId": 7},
+        {"ask": SESSION_QUESTION, "webSocketId": "a b"},
     ],
 )
 def test_what_it_does_not_understand_it_answers_with_its_name(question: dict[str, Any]) -> None:
     answer = Scene().reporter.answer(question)
     assert answer == {"node": "node-1"}
-    assert read_report(answer) is None
-    assert read_held(answer) is None
+    assert parse_node_info(answer) is None
+    assert parse_holder_info(answer) is None
 
 
 # The look-up
@@ -242,12 +244,12 @@ def test_what_it_does_not_understand_it_answers_with_its_name(question: dict[str
 def test_tells_of_a_session_what_it_was_sent_and_since_when() -> None:
     scene = Scene()
     session = scene.registered()
-    for number in range(REMEMBERED + 1):
+    for number in range(MAX_REMEMBERED_IDS + 1):
         session.deliver(b"12345678", Result("CONFIRMED", f"m-{number}"))
     session.deliver(b"12345678", Result("CONFIRMED", f"m-{number}"))  # which is not sent again
     session.deliver(b"12345678", Result("CONFIRMED"))
     scene.clock.now += 90
-    held = read_held(scene.reporter.answer({"ask": SESSION, "webSocketId": "12345678"}))
+    held = parse_holder_info(scene.reporter.answer({"ask": SESSION_QUESTION, "webSocketId": "12345678"}))
     assert held is not None
     (found,) = held.sessions
     assert found.model_dump() == {
@@ -257,8 +259,8 @@ def test_tells_of_a_session_what_it_was_sent_and_since_when() -> None:
         "transport": "none",
         "address": "192.0.2.1",
         "registered_for": 90,
-        "results": REMEMBERED + 2,
-        "message_ids": tuple(f"m-{number}" for number in range(1, REMEMBERED + 1)),
+        "results": MAX_REMEMBERED_IDS + 2,
+        "message_ids": tuple(f"m-{number}" for number in range(1, MAX_REMEMBERED_IDS + 1)),
         "degraded": False,
     }
 
@@ -267,7 +269,7 @@ def test_tells_of_one_that_waits_for_its_answer() -> None:
     scene = Scene()
     scene.node.admission.admit("192.0.2.1")
     Spoken(scene.node).message_received(b'{"webSocketId":"12345678"}')
-    held = read_held(scene.reporter.held("12345678"))
+    held = parse_holder_info(scene.reporter.held("12345678"))
     assert held is not None
     assert [(found.state, found.registered_for) for found in held.sessions] == [("waiting", None)]
 
@@ -279,12 +281,12 @@ def test_tells_of_an_id_that_nobody_has() -> None:
 def test_the_largest_answer_fits_into_a_message() -> None:
     """Many sessions may have one id: four are described and the others counted."""
     scene = Scene()
-    for _ in range(MOST_SESSIONS + 3):
+    for _ in range(MAX_DESCRIBED_SESSIONS + 3):
         session = scene.registered(LONGEST)
-        for number in range(REMEMBERED):
+        for number in range(MAX_REMEMBERED_IDS):
             session.deliver(LONGEST.encode(), Result("CONFIRMED", f"{number:0200}"))
     answer = orjson.dumps(scene.reporter.held(LONGEST))
     assert len(answer) < MAX_MESSAGE - 200
-    held = read_held(orjson.loads(answer))
+    held = parse_holder_info(orjson.loads(answer))
     assert held is not None
-    assert (len(held.sessions), held.more) == (MOST_SESSIONS, 3)
+    assert (len(held.sessions), held.more) == (MAX_DESCRIBED_SESSIONS, 3)

@@ -11,9 +11,17 @@ import hiredis
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.nodes.survey import ANSWERS_A_SECOND, MAX_MESSAGE, MAX_ROUNDS, PATIENCE, UNHEARD, Answers, Roster
-from gateway.redis.connection import LinkLost, Refusal
-from gateway.redis.subscriber import Link
+from gateway.nodes.survey import (
+    MAX_ANSWERS_PER_SECOND,
+    MAX_MESSAGE,
+    MAX_OPEN_QUESTIONS,
+    NOT_CONNECTED,
+    SURVEY_TIMEOUT,
+    Survey,
+    SurveyAnswers,
+)
+from gateway.redis.connection import ConnectionLost, ReplyError
+from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Clock, turns, virtual
 
@@ -41,7 +49,7 @@ class Bus:
 class FakeLink:
     """As much of a link as the roster uses."""
 
-    words = Link.words
+    words = SubscriberConnection.words
 
     def __init__(self, bus: Bus) -> None:
         bus.links.append(self)
@@ -52,12 +60,12 @@ class FakeLink:
 
     async def watch(self, name: bytes, heard: Heard) -> None:
         if self.forbidden:
-            raise Refusal("SUBSCRIBE", NOPERM)
+            raise ReplyError("SUBSCRIBE", NOPERM)
         self.watched[name] = heard
 
     async def ask(self, _command: str, channel: bytes, message: bytes) -> int:
         if self.lost:
-            raise LinkLost("reset by peer")
+            raise ConnectionLost("reset by peer")
         if self.hangs:
             await asyncio.get_running_loop().create_future()
         return self._bus.publish(channel, message)
@@ -76,12 +84,12 @@ class Peer:
         self.link: FakeLink | None = FakeLink(bus)
         self.questions: list[Mapping[str, Any]] = []
         self.name = name
-        self.roster = Roster(self, "websocket:", self.answer, clock)
+        self.roster = Survey(self, "websocket:", self.answer, clock)
         self._hearing = asyncio.create_task(self.roster.run())
 
-    def link_to(self, name: bytes) -> Link | None:
+    def link_to(self, name: bytes) -> SubscriberConnection | None:
         assert name == SHARED
-        return cast("Link | None", self.link)
+        return cast("SubscriberConnection | None", self.link)
 
     def answer(self, question: Mapping[str, Any]) -> Mapping[str, object]:
         self.questions.append(question)
@@ -109,7 +117,7 @@ class Scene:
             await peer.stop()
 
 
-def names(answers: Answers) -> list[str]:
+def names(answers: SurveyAnswers) -> list[str]:
     return sorted(answer["node"] for answer in answers.answers)
 
 
@@ -149,14 +157,14 @@ async def test_counts_those_that_hear_and_say_nothing() -> None:
         answers = await one.roster.ask({})
         assert names(answers) == ["node-2"]
         assert answers[1:] == (1, "")
-        assert asyncio.get_running_loop().time() - start == pytest.approx(PATIENCE)
+        assert asyncio.get_running_loop().time() - start == pytest.approx(SURVEY_TIMEOUT)
 
 
 @virtual
 async def test_without_redis_it_says_so_at_once() -> None:
     async with Scene(2) as (one, _two):
         one.link = None
-        assert await one.roster.ask({}) == ([], 0, UNHEARD)
+        assert await one.roster.ask({}) == ([], 0, NOT_CONNECTED)
 
 
 @virtual
@@ -231,7 +239,7 @@ async def test_only_so_many_rounds_at_a_time() -> None:
     async with Scene(2) as (one, two):
         assert two.link is not None
         two.link.watched[SHARED] = lambda _message: None
-        rounds = [asyncio.create_task(one.roster.ask({})) for _ in range(MAX_ROUNDS)]
+        rounds = [asyncio.create_task(one.roster.ask({})) for _ in range(MAX_OPEN_QUESTIONS)]
         await turns()
         assert "too much at a time" in (await one.roster.ask({})).why
         assert {(await task).silent for task in rounds} == {1}
@@ -284,14 +292,14 @@ async def test_answers_so_many_in_a_second_and_no_more() -> None:
     scene = Scene(1)
     async with scene as (one,):
         question = json.dumps({"asker": "0" * 16, "token": "t"}).encode()
-        for _ in range(2 * ANSWERS_A_SECOND):
+        for _ in range(2 * MAX_ANSWERS_PER_SECOND):
             scene.bus.publish(SHARED, question)
         await turns()
-        assert len(one.questions) == ANSWERS_A_SECOND
+        assert len(one.questions) == MAX_ANSWERS_PER_SECOND
         scene.clock.now += 1
         scene.bus.publish(SHARED, question)
         await turns()
-        assert len(one.questions) == ANSWERS_A_SECOND + 1
+        assert len(one.questions) == MAX_ANSWERS_PER_SECOND + 1
 
 
 @virtual

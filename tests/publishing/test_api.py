@@ -23,7 +23,7 @@ from gateway.publishing.api import SCRIPT, Published, publish
 from gateway.publishing.publisher import Publisher
 
 from ..paths import DOCS
-from ..processes import Cluster, Sentinel, Valkey
+from ..processes import SentinelProcess, ValkeyCluster, ValkeyProcess
 
 CHANNEL = "websocket:12345678"
 DEPLOYMENT = DOCS / "deployment.md"
@@ -113,7 +113,7 @@ async def test_what_no_node_would_forward_is_refused(
     assert isinstance(caught.value, ValueError)
 
 
-async def test_on_real_valkey(valkey: Valkey) -> None:
+async def test_on_real_valkey(valkey: ValkeyProcess) -> None:
     with valkey.client() as client:
         with client.pubsub() as pubsub:
             pubsub.subscribe(CHANNEL)
@@ -130,12 +130,12 @@ async def test_on_real_valkey(valkey: Valkey) -> None:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(replicas=0) as running:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(replicas=0) as running:
         yield running
 
 
-async def test_in_a_cluster_it_goes_to_the_sharded_subscribers(cluster: Cluster) -> None:
+async def test_in_a_cluster_it_goes_to_the_sharded_subscribers(cluster: ValkeyCluster) -> None:
     host, port = cluster.nodes[1].address.split(":")
     names = [f"sharded-{number}" for number in range(20)]
     with cluster.client() as client:
@@ -156,8 +156,8 @@ async def test_in_a_cluster_it_goes_to_the_sharded_subscribers(cluster: Cluster)
         assert [orjson.loads(data)["messageId"] for data in heard] == ["m1", "m2"]
 
 
-async def test_with_the_clients_that_sentinel_gives(valkey: Valkey) -> None:
-    with Sentinel(valkey.port) as sentinel:
+async def test_with_the_clients_that_sentinel_gives(valkey: ValkeyProcess) -> None:
+    with SentinelProcess(valkey.port) as sentinel:
         where = [("127.0.0.1", sentinel.port)]
         found: Any = redis.Sentinel(where)  # type: ignore[no-untyped-call]
         client: redis.Redis = found.master_for("mymaster")
@@ -176,7 +176,7 @@ def rights(of: str) -> list[str]:
     return ["reset", "on", ">x", *line.split()]
 
 
-async def test_a_backend_needs_few_rights(valkey: Valkey) -> None:
+async def test_a_backend_needs_few_rights(valkey: ValkeyProcess) -> None:
     valkey.ask("ACL", "SETUSER", "backend", *rights("publish"))
     with redis.Redis(port=valkey.port, username="backend", password="x") as client:
         assert publish(client, "rights", "DONE").retained
@@ -188,7 +188,7 @@ async def test_a_backend_needs_few_rights(valkey: Valkey) -> None:
         assert (await publisher.publish("rights", "DONE")).retained
 
 
-async def test_a_backend_needs_few_rights_in_a_cluster(cluster: Cluster) -> None:
+async def test_a_backend_needs_few_rights_in_a_cluster(cluster: ValkeyCluster) -> None:
     for server in cluster.nodes:
         server.ask("ACL", "SETUSER", "backend", *rights("spublish"))
     port = cluster.nodes[0].port
@@ -199,8 +199,8 @@ async def test_a_backend_needs_few_rights_in_a_cluster(cluster: Cluster) -> None
             assert (await publisher.publish(f"rights-{number}", "DONE")).retained
 
 
-async def test_a_backend_needs_few_rights_at_the_sentinels(valkey: Valkey) -> None:
-    with Sentinel(valkey.port) as sentinel:
+async def test_a_backend_needs_few_rights_at_the_sentinels(valkey: ValkeyProcess) -> None:
+    with SentinelProcess(valkey.port) as sentinel:
         sentinel.ask("ACL", "SETUSER", "backend", *rights("sentinel|master"))
         sentinel.ask("ACL", "SETUSER", "default", "resetpass", "-@all", "+ping")
         url = f"redis+sentinel://{sentinel.address}/mymaster?sentinel_username=backend&sentinel_password=x"
@@ -221,7 +221,7 @@ def test_importing_the_package_brings_no_redis() -> None:
 
 
 @pytest.mark.needs("redis-cli")
-async def test_the_script_from_redis_cli(valkey: Valkey) -> None:
+async def test_the_script_from_redis_cli(valkey: ValkeyProcess) -> None:
     command = ["redis-cli", "-p", str(valkey.port), "EVAL", SCRIPT, "1", "websocket:cli", "CONFIRMED"]
     with valkey.client() as client:
         for seconds, kept in (("0", None), ("60", b"CONFIRMED")):

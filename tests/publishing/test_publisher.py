@@ -14,10 +14,10 @@ from gateway import publish
 from gateway.errors import PublishError, Unconfirmed
 from gateway.publishing import publisher as publisher_module
 from gateway.publishing.api import Outgoing, Published, outgoing
-from gateway.publishing.publisher import ATTEMPT, TIMEOUT, Publisher
-from gateway.redis.cluster.slots import slot
+from gateway.publishing.publisher import ATTEMPT_TIMEOUT, PUBLISH_TIMEOUT, Publisher
+from gateway.redis.cluster.slots import key_slot
 
-from ..processes import Cluster, Sentinel, SentinelSet, Valkey, free_port
+from ..processes import SentinelGroup, SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from ..redis.test_pool import HELLO, saying
 from ..redis.test_sentinel import black_hole
 
@@ -27,8 +27,8 @@ SLACK = 0.5  # seconds for a busy machine; nothing here is measured by it
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(replicas=1) as running:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(replicas=1) as running:
         yield running
 
 
@@ -37,13 +37,13 @@ def results(count: int, stem: str, retain: int = 300) -> list[Outgoing]:
 
 
 @contextlib.asynccontextmanager
-async def bounded(seconds: float = TIMEOUT) -> AsyncIterator[None]:
+async def bounded(seconds: float = PUBLISH_TIMEOUT) -> AsyncIterator[None]:
     started = time.monotonic()
     yield
     assert time.monotonic() - started < seconds + SLACK
 
 
-def kept(server: Valkey | Cluster, result: Outgoing) -> bool:
+def kept(server: ValkeyProcess | ValkeyCluster, result: Outgoing) -> bool:
     with server.client() as client:
         return bool(client.get(result.channel) == result.payload)
 
@@ -51,7 +51,7 @@ def kept(server: Valkey | Cluster, result: Outgoing) -> bool:
 # One server
 
 
-async def test_a_result_is_published_and_retained(valkey: Valkey) -> None:
+async def test_a_result_is_published_and_retained(valkey: ValkeyProcess) -> None:
     async with Publisher(valkey.url) as publisher:
         with valkey.client() as client, client.pubsub() as node:
             node.subscribe("websocket:one")
@@ -69,7 +69,7 @@ async def test_a_result_is_published_and_retained(valkey: Valkey) -> None:
             await publisher.publish("o ne", "CONFIRMED")
 
 
-async def test_a_batch_goes_out_in_its_order(valkey: Valkey) -> None:
+async def test_a_batch_goes_out_in_its_order(valkey: ValkeyProcess) -> None:
     batch = results(1000, "batch", retain=0)
     with valkey.client() as client, client.pubsub(ignore_subscribe_messages=True) as node:
         node.psubscribe("websocket:batch-*")
@@ -84,7 +84,7 @@ async def test_a_batch_goes_out_in_its_order(valkey: Valkey) -> None:
         assert heard == [result.payload for result in batch]
 
 
-async def test_many_tasks_share_a_connection(valkey: Valkey) -> None:
+async def test_many_tasks_share_a_connection(valkey: ValkeyProcess) -> None:
     async with Publisher(valkey.url) as publisher:
         await publisher.publish("shared", "DONE")
         before = int(valkey.info("stats")["total_connections_received"])
@@ -99,7 +99,7 @@ async def test_nobody_there_is_an_error_in_bounded_time() -> None:
 
 
 async def test_a_connection_that_redis_has_closed_is_not_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Valkey() as server:
+    with ValkeyProcess() as server:
         async with Publisher(server.url) as publisher:
             await publisher.publish("a", "DONE")
             server.ask("CLIENT", "KILL", "TYPE", "normal")
@@ -107,7 +107,7 @@ async def test_a_connection_that_redis_has_closed_is_not_noticed(monkeypatch: py
             server.kill()
             server.start()
             assert (await publisher.publish("a", "DONE")).retained
-        monkeypatch.setattr(publisher_module, "FIRST_PAUSE", TIMEOUT)
+        monkeypatch.setattr(publisher_module, "FIRST_PAUSE", PUBLISH_TIMEOUT)
         async with Publisher(server.url, timeout=0.2) as once:
             await once.publish("a", "DONE")
             server.ask("CLIENT", "KILL", "TYPE", "normal")
@@ -116,7 +116,7 @@ async def test_a_connection_that_redis_has_closed_is_not_noticed(monkeypatch: py
 
 
 async def test_a_redis_that_is_back_before_the_deadline_has_lost_nothing() -> None:
-    with Valkey() as server:
+    with ValkeyProcess() as server:
         async with Publisher(server.url) as publisher:
             await publisher.publish("a", "DONE")
             server.kill()
@@ -130,7 +130,7 @@ async def test_a_redis_that_is_back_before_the_deadline_has_lost_nothing() -> No
 
 
 async def test_a_frozen_redis_is_an_error_and_repeating_it_is_none() -> None:
-    with Valkey() as server:
+    with ValkeyProcess() as server:
         async with Publisher(server.url) as publisher:
             await publisher.publish("a", "DONE")
             with server.frozen():
@@ -149,7 +149,7 @@ async def test_a_black_hole_is_an_error_and_does_not_hold_up_who_comes_later() -
 
 
 async def test_what_redis_refuses_for_good_is_not_tried_again() -> None:
-    with Valkey() as server:
+    with ValkeyProcess() as server:
         server.ask("ACL", "SETUSER", "backend", "on", ">x", *RIGHTS, "-publish", "~*", "&*")
         async with Publisher(server.url.replace("//", "//backend:x@")) as publisher, bounded(0):
             with pytest.raises(Unconfirmed, match="no permissions to run"):
@@ -176,8 +176,8 @@ async def test_what_will_pass_is_tried_again(says: bytes) -> None:
         assert time.monotonic() - started >= 0.2
 
 
-async def test_a_replica_takes_nothing(valkey: Valkey) -> None:
-    with Valkey("--replicaof", f"127.0.0.1 {valkey.port}") as replica:
+async def test_a_replica_takes_nothing(valkey: ValkeyProcess) -> None:
+    with ValkeyProcess("--replicaof", f"127.0.0.1 {valkey.port}") as replica:
         async with Publisher(replica.url, timeout=0.2) as publisher:
             with pytest.raises(Unconfirmed, match="READONLY"):
                 await publisher.publish("a", "DONE")
@@ -187,7 +187,7 @@ async def test_a_replica_takes_nothing(valkey: Valkey) -> None:
 
 
 async def test_a_master_that_crashes_is_followed_by_another() -> None:
-    with SentinelSet() as redises:
+    with SentinelGroup() as redises:
         async with Publisher(redises.url, timeout=20) as publisher:
             old = redises.master
             await publisher.publish("before", "DONE")
@@ -201,7 +201,7 @@ async def test_a_master_that_crashes_is_followed_by_another() -> None:
 
 
 async def test_a_frozen_master_is_given_up_for_another() -> None:
-    with SentinelSet() as redises:
+    with SentinelGroup() as redises:
         async with Publisher(redises.url, timeout=20) as publisher:
             await publisher.publish("before", "DONE")
             old = redises.master
@@ -213,17 +213,17 @@ async def test_a_frozen_master_is_given_up_for_another() -> None:
                 assert kept(new, result)
 
 
-async def test_a_dead_and_a_silent_sentinel_hold_up_little(valkey: Valkey) -> None:
-    with Sentinel(valkey.port) as sentinel, black_hole() as silent:
+async def test_a_dead_and_a_silent_sentinel_hold_up_little(valkey: ValkeyProcess) -> None:
+    with SentinelProcess(valkey.port) as sentinel, black_hole() as silent:
         hosts = f"127.0.0.1:{free_port()},127.0.0.1:{silent},{sentinel.address}"
-        async with Publisher(f"redis+sentinel://{hosts}/mymaster") as publisher, bounded(ATTEMPT):
+        async with Publisher(f"redis+sentinel://{hosts}/mymaster") as publisher, bounded(ATTEMPT_TIMEOUT):
             assert (await publisher.publish("a", "DONE")).retained
 
 
 # Cluster
 
 
-async def test_each_result_goes_to_the_node_of_its_slot(cluster: Cluster) -> None:
+async def test_each_result_goes_to_the_node_of_its_slot(cluster: ValkeyCluster) -> None:
     batch = results(300, "spread")
     with cluster.client() as client:
         node = client.pubsub()
@@ -239,9 +239,9 @@ async def test_each_result_goes_to_the_node_of_its_slot(cluster: Cluster) -> Non
         assert all(client.get(result.channel) == result.payload for result in batch)
 
 
-async def test_a_node_of_a_cluster_named_as_one_server_is_said_to_be_that(cluster: Cluster) -> None:
+async def test_a_node_of_a_cluster_named_as_one_server_is_said_to_be_that(cluster: ValkeyCluster) -> None:
     (result,) = results(1, "alone")
-    owner = cluster.owner(slot(result.channel.encode()))
+    owner = cluster.owner(key_slot(result.channel.encode()))
     other = next(node for node in cluster.masters if node is not owner)
     async with Publisher(other.url) as publisher, bounded(0):
         (end,) = await publisher.send([result])
@@ -249,9 +249,9 @@ async def test_a_node_of_a_cluster_named_as_one_server_is_said_to_be_that(cluste
     assert "write redis+cluster://" in str(end)
 
 
-async def test_a_slot_that_has_moved(cluster: Cluster) -> None:
+async def test_a_slot_that_has_moved(cluster: ValkeyCluster) -> None:
     (result,) = results(1, "moved")
-    number = slot(result.channel.encode())
+    number = key_slot(result.channel.encode())
     source = cluster.owner(number)
     target = next(node for node in cluster.masters if node is not source)
     async with Publisher(cluster.url) as publisher:
@@ -264,9 +264,11 @@ async def test_a_slot_that_has_moved(cluster: Cluster) -> None:
         assert isinstance(end, Published)
 
 
-async def test_a_slot_on_its_way_keeps_the_result_there_and_the_subscribers_here(cluster: Cluster) -> None:
+async def test_a_slot_on_its_way_keeps_the_result_there_and_the_subscribers_here(
+    cluster: ValkeyCluster,
+) -> None:
     (result,) = results(1, "moving")
-    number = slot(result.channel.encode())
+    number = key_slot(result.channel.encode())
     source = cluster.owner(number)
     target = next(node for node in cluster.masters if node is not source)
     target.ask("CLUSTER", "SETSLOT", number, "IMPORTING", source.id)
@@ -291,21 +293,21 @@ async def test_a_slot_on_its_way_keeps_the_result_there_and_the_subscribers_here
 
 async def test_a_frozen_node_holds_up_nobody_elses_results() -> None:
     batch = results(60, "others")
-    with Cluster(replicas=0) as cluster:
-        there = {slot for part in cluster.slots(cluster.nodes[0]) for slot in part}
-        async with Publisher(cluster.url, timeout=ATTEMPT) as publisher, bounded(ATTEMPT):
+    with ValkeyCluster(replicas=0) as cluster:
+        there = {key_slot for part in cluster.slots(cluster.nodes[0]) for key_slot in part}
+        async with Publisher(cluster.url, timeout=ATTEMPT_TIMEOUT) as publisher, bounded(ATTEMPT_TIMEOUT):
             with cluster.nodes[0].frozen():
                 ends = await publisher.send(batch)
     for result, end in zip(batch, ends, strict=True):
-        frozen = slot(result.channel.encode()) in there
+        frozen = key_slot(result.channel.encode()) in there
         assert isinstance(end, Unconfirmed if frozen else Published)
     assert len({type(end) for end in ends}) == 2
 
 
 async def test_a_master_of_a_cluster_that_crashes_is_followed_by_its_replica() -> None:
-    with Cluster() as cluster:
+    with ValkeyCluster() as cluster:
         (result,) = results(1, "after")
-        number = slot(result.channel.encode())
+        number = key_slot(result.channel.encode())
         async with Publisher(cluster.url, timeout=20) as publisher:
             await publisher.send(results(100, "before"))
             failed = cluster.owner(number)

@@ -10,24 +10,24 @@ import pytest
 
 from gateway.errors import NoMaster
 from gateway.publishing import router as routes
-from gateway.publishing.router import Route, route
-from gateway.redis.cluster.slots import slot
+from gateway.publishing.router import Router, router_of
+from gateway.redis.cluster.slots import key_slot
 from gateway.redis.sentinel import Sentinels
 from gateway.redis.url import Address
 
-from ..processes import Cluster, Sentinel, Valkey, free_port
+from ..processes import SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from ..redis.test_sentinel import black_hole
 
 ASKED = Address("10.0.0.1", 7000)
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with Cluster(replicas=0) as running:
+def cluster() -> Iterator[ValkeyCluster]:
+    with ValkeyCluster(replicas=0) as running:
         yield running
 
 
-async def urls(found: Route, *channels: bytes) -> list[str | None]:
+async def urls(found: Router, *channels: bytes) -> list[str | None]:
     servers = await found.servers(channels or [b"a"])
     return [None if server is None else server.url for server in servers]
 
@@ -37,7 +37,7 @@ async def urls(found: Route, *channels: bytes) -> list[str | None]:
 
 async def test_one_server_is_where_it_is() -> None:
     url = "redis://:secret@redis:6380/1"
-    one = route(url)
+    one = router_of(url)
     assert await urls(one, b"a", b"b") == [url, url]
     one.doubt()
     assert await urls(one) == [url]
@@ -46,8 +46,8 @@ async def test_one_server_is_where_it_is() -> None:
 
 
 async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Valkey() as one, Valkey() as other, Sentinel(one.port) as sentinel:
-        found = route(f"redis+sentinel://{sentinel.address}/mymaster")
+    with ValkeyProcess() as one, ValkeyProcess() as other, SentinelProcess(one.port) as sentinel:
+        found = router_of(f"redis+sentinel://{sentinel.address}/mymaster")
         (server,) = await found.servers([b"a"])
         assert server is not None
         assert server.url == one.url
@@ -55,7 +55,7 @@ async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPa
         sentinel.ask("SENTINEL", "REMOVE", "mymaster")
         sentinel.ask("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", other.port, 1)
         assert await urls(found, b"a", b"b") == [one.url] * 2, "not asked every time"
-        monkeypatch.setattr(routes, "ASK_AGAIN", 0)
+        monkeypatch.setattr(routes, "LOOKUP_INTERVAL", 0)
         assert await urls(found) == [other.url]
         assert line.lost
         await asyncio.to_thread(sentinel.kill)
@@ -76,7 +76,7 @@ async def test_all_who_wait_share_one_look(monkeypatch: pytest.MonkeyPatch) -> N
         return ASKED
 
     monkeypatch.setattr(Sentinels, "master", look)
-    found = route("redis+sentinel://a,b,c/mymaster")
+    found = router_of("redis+sentinel://a,b,c/mymaster")
     await asyncio.gather(*(found.servers([b"a"]) for _ in range(100)))
     assert looks == 1
     await found.close()
@@ -85,11 +85,11 @@ async def test_all_who_wait_share_one_look(monkeypatch: pytest.MonkeyPatch) -> N
 async def test_a_server_that_is_no_master_will_not_do() -> None:
     """Sentinels may name a server that has been deposed or has come back as a replica."""
     with (
-        Valkey() as master,
-        Valkey("--replicaof", f"127.0.0.1 {master.port}") as replica,
-        Sentinel(replica.port) as sentinel,
+        ValkeyProcess() as master,
+        ValkeyProcess("--replicaof", f"127.0.0.1 {master.port}") as replica,
+        SentinelProcess(replica.port) as sentinel,
     ):
-        found = route(f"redis+sentinel://{sentinel.address}/mymaster")
+        found = router_of(f"redis+sentinel://{sentinel.address}/mymaster")
         (server,) = await found.servers([b"a"])
         assert server is not None
         assert server.url == replica.url
@@ -101,27 +101,27 @@ async def test_a_server_that_is_no_master_will_not_do() -> None:
 # Cluster
 
 
-async def test_each_channel_belongs_on_the_node_of_its_slot(cluster: Cluster) -> None:
+async def test_each_channel_belongs_on_the_node_of_its_slot(cluster: ValkeyCluster) -> None:
     channels = [b"websocket:%d" % number for number in range(100)]
-    found = route(cluster.url)
+    found = router_of(cluster.url)
     servers = await urls(found, *channels)
-    assert servers == [cluster.owner(slot(channel)).url for channel in channels]
+    assert servers == [cluster.owner(key_slot(channel)).url for channel in channels]
     assert len(set(servers)) == 3
     await found.close()
 
 
-async def test_a_dead_and_a_silent_node_hold_up_little(cluster: Cluster) -> None:
+async def test_a_dead_and_a_silent_node_hold_up_little(cluster: ValkeyCluster) -> None:
     with black_hole() as silent:
         hosts = f"127.0.0.1:{free_port()},127.0.0.1:{silent},{cluster.nodes[2].address}"
-        found = route(f"redis+cluster://{hosts}")
+        found = router_of(f"redis+cluster://{hosts}")
         started = time.monotonic()
         assert None not in await urls(found)
-        assert time.monotonic() - started < 2 * routes.TIMEOUT
+        assert time.monotonic() - started < 2 * routes.LOOKUP_TIMEOUT
         await found.close()
 
 
-async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster: Cluster) -> None:
-    found = route(f"redis+cluster://{cluster.nodes[0].address}")
+async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster: ValkeyCluster) -> None:
+    found = router_of(f"redis+cluster://{cluster.nodes[0].address}")
     before = await urls(found)
     with cluster.nodes[0].frozen():
         found.doubt()
@@ -129,23 +129,23 @@ async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster:
     await found.close()
 
 
-async def test_a_slot_that_nobody_serves(cluster: Cluster) -> None:
+async def test_a_slot_that_nobody_serves(cluster: ValkeyCluster) -> None:
     channel = b"websocket:nobodys"
-    owner = cluster.owner(slot(channel))
-    owner.ask("CLUSTER", "DELSLOTS", slot(channel))
-    found = route(f"redis+cluster://{owner.address}")
+    owner = cluster.owner(key_slot(channel))
+    owner.ask("CLUSTER", "DELSLOTS", key_slot(channel))
+    found = router_of(f"redis+cluster://{owner.address}")
     try:
         assert await urls(found, channel) == [None]
     finally:
-        owner.ask("CLUSTER", "ADDSLOTS", slot(channel))
+        owner.ask("CLUSTER", "ADDSLOTS", key_slot(channel))
         await asyncio.to_thread(cluster.await_health)
     found.doubt()
     assert await urls(found, channel) == [owner.url]
     await found.close()
 
 
-async def test_no_node_tells(valkey: Valkey) -> None:
-    found = route(f"redis+cluster://{valkey.address}")
+async def test_no_node_tells(valkey: ValkeyProcess) -> None:
+    found = router_of(f"redis+cluster://{valkey.address}")
     with pytest.raises(ConnectionError, match=f"{valkey.address}: .*cluster support disabled"):
         await urls(found)
     await found.close()

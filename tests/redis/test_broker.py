@@ -11,10 +11,17 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.redis.broker import CONNECT_TIMEOUT, FIRST_RETRY, LAST_RETRY, REMIND_EVERY, STABLE_AFTER, Broker
-from gateway.redis.connection import LinkLost
-from gateway.redis.outage import STATUS_AFTER
-from gateway.redis.subscriber import Link
+from gateway.redis.broker import (
+    CONNECT_TIMEOUT,
+    FIRST_RECONNECT_DELAY,
+    MAX_RECONNECT_DELAY,
+    REMIND_EVERY,
+    STABLE_AFTER,
+    Broker,
+)
+from gateway.redis.connection import ConnectionLost
+from gateway.redis.outage import NOTIFY_AFTER
+from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
 
@@ -118,7 +125,7 @@ class Scene:
             self.events,
             "gateway-x",
             asyncio.get_running_loop().time,
-            lambda: Link(self.events, 1_000),
+            lambda: SubscriberConnection(self.events, 1_000),
             lambda: None,
         )
         self.task = asyncio.create_task(self.broker.run())
@@ -190,7 +197,7 @@ async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
     assert not scene.broker.connected
     assert not scene.broker.ever_connected
     scene.topology.answer = serves
-    await asyncio.sleep(LAST_RETRY)
+    await asyncio.sleep(MAX_RECONNECT_DELAY)
     assert scene.events.taken() == [("connected",)]
     assert scene.topology.redis.commands == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"]]
     await scene.stop()
@@ -205,7 +212,7 @@ async def test_a_lost_link_is_replaced_and_all_that_is_wanted_asked_again() -> N
     await turns()
     assert scene.events.taken() == [("disconnected",)]
     assert not scene.broker.connected
-    await asyncio.sleep(FIRST_RETRY)
+    await asyncio.sleep(FIRST_RECONNECT_DELAY)
     await turns()
     assert scene.events.taken() == [("connected",), ("subscribed", b"a", None)]
     assert len(scene.topology.attempts) == 2
@@ -245,7 +252,7 @@ async def test_attempts_come_soon_then_ever_more_slowly_and_never_too_slowly() -
     at = scene.topology.attempts
     pauses = [later - earlier for earlier, later in pairwise(at)]
     for i, pause in enumerate(pauses):
-        longest = min(LAST_RETRY, FIRST_RETRY * 2**i)
+        longest = min(MAX_RECONNECT_DELAY, FIRST_RECONNECT_DELAY * 2**i)
         assert longest / 2 <= pause <= longest + 0.001
     assert len(set(pauses)) == len(pauses), "nodes must not come in step"
     await scene.stop()
@@ -272,7 +279,7 @@ async def test_after_a_link_that_lasted_the_next_comes_soon() -> None:
     await asyncio.sleep(STABLE_AFTER + 1)
     assert scene.broker.connected
     scene.lose()
-    await asyncio.sleep(FIRST_RETRY)
+    await asyncio.sleep(FIRST_RECONNECT_DELAY)
     assert scene.broker.connected
     await scene.stop()
 
@@ -283,11 +290,11 @@ def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer) -
     async def silent() -> None:
         with capture_logs() as logs:
             scene = Scene(answer)
-            await asyncio.sleep(CONNECT_TIMEOUT + FIRST_RETRY + 0.1)
+            await asyncio.sleep(CONNECT_TIMEOUT + FIRST_RECONNECT_DELAY + 0.1)
             assert len(scene.topology.attempts) == 2
             assert [line["why"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
             scene.topology.answer = serves
-            await asyncio.sleep(CONNECT_TIMEOUT + LAST_RETRY)
+            await asyncio.sleep(CONNECT_TIMEOUT + MAX_RECONNECT_DELAY)
             assert scene.broker.connected
             await scene.stop()
 
@@ -313,7 +320,7 @@ async def test_a_dead_link_is_noticed_and_replaced() -> None:
     scene.topology.transports[-1].on_write = lambda _data: None
     await until(lambda: scene.broker.gaps == 1)
     assert now() - frozen < 5
-    await asyncio.sleep(FIRST_RETRY)
+    await asyncio.sleep(FIRST_RECONNECT_DELAY)
     assert scene.broker.connected
     await scene.stop()
 
@@ -357,7 +364,7 @@ async def test_up_and_down_are_told() -> None:
     assert [line["event"] for line in logs] == ["redis connected", "redis lost", "redis connected"]
     assert logs[1]["why"] == "reset by peer"
     assert logs[2]["gaps"] == 1
-    assert 0 < logs[2]["after_seconds"] <= FIRST_RETRY + 0.001
+    assert 0 < logs[2]["after_seconds"] <= FIRST_RECONNECT_DELAY + 0.001
 
 
 def warned(scene: Scene) -> list[tuple[Any, ...]]:
@@ -372,7 +379,7 @@ def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Ans
         await asyncio.sleep(60)
         scene.topology.answer = answer
         scene.lose()
-        await asyncio.sleep(STATUS_AFTER - 0.01)
+        await asyncio.sleep(NOTIFY_AFTER - 0.01)
         assert not scene.broker.degraded(b"a")
         assert warned(scene) == []
         await asyncio.sleep(0.02)
@@ -394,10 +401,10 @@ async def test_a_gap_that_is_over_in_time_is_told_to_nobody_and_the_next_one_beg
     for _ in range(2):
         scene.topology.answer = is_down
         scene.lose()
-        await asyncio.sleep(STATUS_AFTER - 2 * LAST_RETRY)
+        await asyncio.sleep(NOTIFY_AFTER - 2 * MAX_RECONNECT_DELAY)
         scene.topology.answer = serves
         await until(lambda: scene.broker.connected)
-    await asyncio.sleep(2 * STATUS_AFTER)
+    await asyncio.sleep(2 * NOTIFY_AFTER)
     assert warned(scene) == []
     await scene.stop()
 
@@ -405,7 +412,7 @@ async def test_a_gap_that_is_over_in_time_is_told_to_nobody_and_the_next_one_beg
 @virtual
 async def test_a_redis_that_never_was_there_is_missed_as_one_that_is_gone() -> None:
     scene = Scene(is_down, b"a")
-    await asyncio.sleep(STATUS_AFTER + 0.01)
+    await asyncio.sleep(NOTIFY_AFTER + 0.01)
     assert scene.broker.degraded(b"a")
     assert len(warned(scene)) == 1
     await scene.stop()
@@ -464,7 +471,7 @@ async def test_whoever_asks_over_the_link_of_a_broker_that_is_stopped_hears_that
     question = asyncio.create_task(scene.broker.link.ask("PING"))
     await turns()
     await scene.stop()
-    with pytest.raises(LinkLost, match="the node stops"):
+    with pytest.raises(ConnectionLost, match="the node stops"):
         await question
 
 
@@ -483,7 +490,7 @@ async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
         assert not scene.broker.ever_connected
         assert [line["why"] for line in told(logs, "redis unreachable")] == ["redis://somewhere is a replica"]
         scene.topology.answer = serves
-        await asyncio.sleep(LAST_RETRY)
+        await asyncio.sleep(MAX_RECONNECT_DELAY)
         assert scene.broker.connected
     await scene.stop()
 
@@ -494,7 +501,7 @@ async def test_the_topology_is_asked_anew_for_each_link_and_closed_at_the_end() 
     elsewhere = Topology()
     scene.topology.find = lambda: asyncio.sleep(0, elsewhere)  # type: ignore[method-assign]
     scene.lose()
-    await asyncio.sleep(FIRST_RETRY)
+    await asyncio.sleep(FIRST_RECONNECT_DELAY)
     assert len(elsewhere.attempts) == 1
     assert not scene.topology.closed
     await scene.stop()

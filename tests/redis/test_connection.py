@@ -8,7 +8,7 @@ from typing import Any
 import hiredis
 import pytest
 
-from gateway.redis.connection import Connection, LinkLost, Refusal, pack
+from gateway.redis.connection import Connection, ConnectionLost, ReplyError, pack
 
 from ..fakes import Transport, parse_commands, push, resp, turns, virtual
 
@@ -58,7 +58,7 @@ async def test_an_error_is_a_refusal_that_leaves_the_connection_open() -> None:
     scene = Scene()
     task = await scene.asks("AUTH", "secret")
     scene.say(resp(Exception("NOPERM not allowed")))
-    with pytest.raises(Refusal, match="AUTH with: NOPERM") as refused:
+    with pytest.raises(ReplyError, match="AUTH with: NOPERM") as refused:
         await task
     assert refused.value.reply == "NOPERM not allowed"
     assert "secret" not in str(refused.value)
@@ -82,7 +82,7 @@ async def test_what_is_judged_is_judged_at_the_moment_of_its_answer() -> None:
     assert await task == 1
     task = await scene.asks("PING", judge=judge)
     scene.say(resp(Exception("ERR no")))
-    with pytest.raises(Refusal):
+    with pytest.raises(ReplyError):
         await task
     assert judged == [b"PONG"]
 
@@ -121,17 +121,17 @@ async def test_the_end_is_an_answer_to_all_that_was_asked() -> None:
     tasks = [await scene.asks("PING"), await scene.asks("PING")]
     scene.transport.lose(OSError("no route to host"))
     for task in tasks:
-        with pytest.raises(LinkLost, match="no route to host"):
+        with pytest.raises(ConnectionLost, match="no route to host"):
             await task
-    with pytest.raises(LinkLost, match="gone"):
+    with pytest.raises(ConnectionLost, match="gone"):
         await scene.connection.ask("PING")
-    with pytest.raises(LinkLost, match="gone"):
+    with pytest.raises(ConnectionLost, match="gone"):
         scene.connection.send(print, "PING")
 
 
 @virtual
 async def test_nothing_can_be_asked_before_there_is_a_connection() -> None:
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         await Connection().ask("PING")
 
 

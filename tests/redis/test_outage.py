@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from gateway.redis.outage import STATUS_AFTER, Notice
+from gateway.redis.outage import NOTIFY_AFTER, OutageNotifier
 
 from ..fakes import VirtualLoop, turns, virtual
 
@@ -30,9 +30,9 @@ class Hall:
 @virtual
 async def test_it_is_given_once_the_line_has_been_down_for_some_seconds() -> None:
     hall = Hall()
-    notice = Notice(hall.tell)
+    notice = OutageNotifier(hall.tell)
     notice.begin()
-    await asyncio.sleep(STATUS_AFTER - 0.01)
+    await asyncio.sleep(NOTIFY_AFTER - 0.01)
     assert (notice.given, hall.told) == (False, 0)
     await asyncio.sleep(0.02)
     assert (notice.given, hall.told) == (True, 3)
@@ -46,7 +46,7 @@ async def test_it_is_given_once_the_line_has_been_down_for_some_seconds() -> Non
 async def test_whoever_comes_while_it_is_given_can_know() -> None:
     """It is given as soon as the first is told: who comes then may be too late for the shares."""
     hall = Hall(shares=100)
-    notice = Notice(hall.tell)
+    notice = OutageNotifier(hall.tell)
     notice.begin()
     while not hall.told:
         assert not notice.given
@@ -58,11 +58,11 @@ async def test_whoever_comes_while_it_is_given_can_know() -> None:
 @virtual
 async def test_others_have_the_loop_between_two_shares() -> None:
     hall = Hall(shares=100)
-    notice = Notice(hall.tell)
+    notice = OutageNotifier(hall.tell)
     notice.begin()
     seen: set[int] = set()
-    asyncio.get_running_loop().call_later(STATUS_AFTER, seen.add, -1)
-    await asyncio.sleep(STATUS_AFTER)
+    asyncio.get_running_loop().call_later(NOTIFY_AFTER, seen.add, -1)
+    await asyncio.sleep(NOTIFY_AFTER)
     while hall.told < 100:
         seen.add(hall.told)
         await asyncio.sleep(0)
@@ -73,15 +73,15 @@ async def test_others_have_the_loop_between_two_shares() -> None:
 @virtual
 async def test_a_line_that_is_up_in_time_is_no_news_and_the_next_time_begins_anew() -> None:
     hall = Hall()
-    notice = Notice(hall.tell)
+    notice = OutageNotifier(hall.tell)
     for _ in range(3):
         notice.begin()
-        await asyncio.sleep(STATUS_AFTER - 0.1)
+        await asyncio.sleep(NOTIFY_AFTER - 0.1)
         notice.end()
     await asyncio.sleep(60)
     assert hall.told == 0
     notice.begin()
-    await asyncio.sleep(STATUS_AFTER + 0.1)
+    await asyncio.sleep(NOTIFY_AFTER + 0.1)
     assert hall.told == 3
     notice.end()
 
@@ -89,10 +89,10 @@ async def test_a_line_that_is_up_in_time_is_no_news_and_the_next_time_begins_ane
 @virtual
 async def test_a_line_that_is_still_down_is_still_the_same_news() -> None:
     hall = Hall()
-    notice = Notice(hall.tell)
+    notice = OutageNotifier(hall.tell)
     for _ in range(10):
         notice.begin()
-        await asyncio.sleep(STATUS_AFTER / 2)
+        await asyncio.sleep(NOTIFY_AFTER / 2)
     assert hall.told == 3
     notice.end()
 
@@ -100,9 +100,9 @@ async def test_a_line_that_is_still_down_is_still_the_same_news() -> None:
 @virtual
 async def test_the_end_comes_also_amid_the_shares() -> None:
     hall = Hall(shares=1_000, seconds=0.01)
-    notice = Notice(hall.tell)
+    notice = OutageNotifier(hall.tell)
     notice.begin()
-    asyncio.get_running_loop().call_later(STATUS_AFTER + 1, notice.end)
+    asyncio.get_running_loop().call_later(NOTIFY_AFTER + 1, notice.end)
     await asyncio.sleep(60)
     assert 0 < hall.told < 200
     assert not notice.given
@@ -110,7 +110,7 @@ async def test_the_end_comes_also_amid_the_shares() -> None:
 
 @virtual
 async def test_ending_what_has_not_begun_does_no_harm() -> None:
-    notice = Notice(Hall().tell)
+    notice = OutageNotifier(Hall().tell)
     for _ in range(2):
         notice.end()
     await turns()

@@ -9,8 +9,15 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.redis.probe import EVERY, GRACE, LONGEST_GRACE, RENEW_AFTER, TIMEOUT, Probe
-from gateway.redis.subscriber import Link
+from gateway.redis.probe import (
+    MAX_PROBE_GRACE,
+    PROBE_GRACE,
+    PROBE_INTERVAL,
+    PROBE_TIMEOUT,
+    RENEW_AFTER,
+    Probe,
+)
+from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, resp, turns, virtual
 
@@ -85,7 +92,7 @@ class Scene:
 
     def lay(self) -> None:
         """A new link, as the broker would make one."""
-        self.link = Link(Events(), 1_000)
+        self.link = SubscriberConnection(Events(), 1_000)
         self.redis.link = self.transport = Transport(prompt=True)
         self.transport.protocol = self.link
         self.redis.serve(self.transport)
@@ -115,7 +122,7 @@ def _plain_logs() -> None:
 async def test_a_link_that_hears_is_probed_once_a_second() -> None:
     scene = Scene()
     await asyncio.sleep(60)
-    assert 60 / EVERY * 0.9 <= scene.probe.heard <= 60 / EVERY * 1.1 + 1
+    assert 60 / PROBE_INTERVAL * 0.9 <= scene.probe.heard <= 60 / PROBE_INTERVAL * 1.1 + 1
     assert (scene.probe.deaf, scene.probe.failed, scene.transport.aborted) == (0, 0, False)
     assert scene.probe.round_trip is not None
     assert len(set(scene.redis.words)) == len(scene.redis.words), "each has a word of its own"
@@ -138,7 +145,7 @@ async def test_a_link_that_hears_nothing_is_given_up_within_two_probes() -> None
     scene.redis.deaf = True
     began = asyncio.get_running_loop().time()
     assert await scene.why() == "what is published is not heard on it"
-    assert asyncio.get_running_loop().time() - began < 1.1 * EVERY + GRACE + 0.1
+    assert asyncio.get_running_loop().time() - began < 1.1 * PROBE_INTERVAL + PROBE_GRACE + 0.1
     assert scene.probe.deaf == 1
 
 
@@ -162,27 +169,27 @@ async def test_links_that_are_deaf_one_after_another_get_ever_more_time() -> Non
         graces.append(round(asyncio.get_running_loop().time() - began))
         scene.lay()
     assert graces[:4] == [1, 2, 4, 8]
-    assert graces[-2:] == [LONGEST_GRACE] * 2
+    assert graces[-2:] == [MAX_PROBE_GRACE] * 2
     scene.redis.deaf = False
     await asyncio.sleep(5)
     scene.redis.deaf = True
     began = asyncio.get_running_loop().time()
     await scene.why()
-    assert asyncio.get_running_loop().time() - began < 1.1 * EVERY + GRACE + 0.1
+    assert asyncio.get_running_loop().time() - began < 1.1 * PROBE_INTERVAL + PROBE_GRACE + 0.1
 
 
 @virtual
 async def test_a_word_may_come_late_but_within_the_grace() -> None:
     scene = Scene()
     scene.redis.deaf = True
-    await asyncio.sleep(GRACE / 2)
+    await asyncio.sleep(PROBE_GRACE / 2)
     scene.link.data_received(scene.redis.publish(CHANNEL, b"another"))
-    await asyncio.sleep(GRACE / 4)
+    await asyncio.sleep(PROBE_GRACE / 4)
     assert scene.probe.heard == 0
     scene.link.data_received(scene.redis.publish(CHANNEL, scene.redis.words[-1]))
     await turns()
     assert (scene.probe.heard, scene.transport.aborted) == (1, False)
-    assert scene.probe.round_trip == pytest.approx(GRACE * 3 / 4)
+    assert scene.probe.round_trip == pytest.approx(PROBE_GRACE * 3 / 4)
     await scene.stop()
 
 
@@ -191,11 +198,11 @@ async def test_a_channel_that_was_taken_away_proves_nothing() -> None:
     """A slot may move away and back before anybody has noticed."""
     scene = Scene()
     scene.redis.deaf = True
-    await asyncio.sleep(GRACE / 2)
+    await asyncio.sleep(PROBE_GRACE / 2)
     scene.link._watched.clear()
     assert scene.probe.heard == 0
     scene.redis.deaf = False  # too late for the word that is out
-    await asyncio.sleep(GRACE)
+    await asyncio.sleep(PROBE_GRACE)
     assert (scene.probe.deaf, scene.transport.aborted) == (0, False)
     await asyncio.sleep(2)
     assert scene.probe.heard > 0, "it is watched again"
@@ -247,8 +254,8 @@ def have_moved(scene: Scene) -> None:
     [
         (refuse, "Connect call failed"),
         (know_nobody, "no Sentinel names the master"),
-        (say_nothing, f"no answer within {TIMEOUT:g} s"),
-        (hang, f"no answer within {TIMEOUT:g} s"),
+        (say_nothing, f"no answer within {PROBE_TIMEOUT:g} s"),
+        (hang, f"no answer within {PROBE_TIMEOUT:g} s"),
         (forbid, "PUBLISH with: NOPERM"),
         (have_moved, "PUBLISH with: MOVED"),
     ],

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from gateway.redis.connection import LinkLost
-from gateway.redis.reconciler import EVERY, PATIENCE, SHARE, Audit
-from gateway.redis.subscriber import BATCH, Link
+from gateway.redis.connection import ConnectionLost
+from gateway.redis.reconciler import BATCHES_PER_RUN, IDLE_POLL, RECONCILE_INTERVAL, Reconciler
+from gateway.redis.subscriber import SUBSCRIBE_BATCH, SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, push, resp, turns, virtual
 
@@ -41,13 +41,13 @@ class Scene:
     def __init__(self, *wanted: bytes) -> None:
         self.events = Events(wanted)
         self.redis = Server()
-        self.link = Link(self.events, 1_000)
+        self.link = SubscriberConnection(self.events, 1_000)
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.link
         self.redis.serve(self.transport)
         self.link.connection_made(self.transport)
         self.link.start()
-        self.audit = Audit(self.events)
+        self.audit = Reconciler(self.events)
 
     async def up(self) -> Scene:
         await turns(20)
@@ -137,7 +137,7 @@ async def test_it_waits_while_a_question_is_open() -> None:
     scene.events.wanted.append(b"b")
     scene.redis.subscribed.add(b"b")
     scene.link.data_received(push(b"subscribe", b"b", 2) + resp([None]))
-    await asyncio.sleep(PATIENCE)
+    await asyncio.sleep(IDLE_POLL)
     await task
     assert (scene.audit.mended, scene.audit.done) == (0, 1)
 
@@ -156,13 +156,13 @@ async def test_an_answer_that_comes_amid_a_question_says_nothing() -> None:
 
 @virtual
 async def test_each_audit_asks_about_the_next_share() -> None:
-    everybody = [b"%d" % i for i in range(SHARE * BATCH + 10)]
+    everybody = [b"%d" % i for i in range(BATCHES_PER_RUN * SUBSCRIBE_BATCH + 10)]
     scene = await Scene(*everybody).up()
     await scene.audit.audit(scene.link)
-    assert scene.numbers_of() == everybody[: SHARE * BATCH]
+    assert scene.numbers_of() == everybody[: BATCHES_PER_RUN * SUBSCRIBE_BATCH]
     scene.redis.asked.clear()
     await scene.audit.audit(scene.link)
-    assert scene.numbers_of() == everybody[SHARE * BATCH :]
+    assert scene.numbers_of() == everybody[BATCHES_PER_RUN * SUBSCRIBE_BATCH :]
     scene.redis.asked.clear()
     await scene.audit.audit(scene.link)
     assert scene.numbers_of()[0] == b"0"
@@ -170,7 +170,7 @@ async def test_each_audit_asks_about_the_next_share() -> None:
 
 @virtual
 async def test_when_the_numbers_differ_everybody_is_asked_about() -> None:
-    everybody = [b"%d" % i for i in range(SHARE * BATCH + 10)]
+    everybody = [b"%d" % i for i in range(BATCHES_PER_RUN * SUBSCRIBE_BATCH + 10)]
     scene = await Scene(*everybody).up()
     scene.redis.subscribed.discard(everybody[-1])
     await scene.audit.audit(scene.link)
@@ -181,7 +181,7 @@ async def test_when_the_numbers_differ_everybody_is_asked_about() -> None:
 async def test_it_comes_every_now_and_then_until_the_link_is_lost() -> None:
     scene = await Scene(b"a").up()
     task = asyncio.create_task(scene.audit.run(scene.link))
-    await asyncio.sleep(3 * EVERY + 1)
+    await asyncio.sleep(3 * RECONCILE_INTERVAL + 1)
     assert scene.audit.done == 3
     scene.transport.lose()
     await task
@@ -203,7 +203,7 @@ async def test_a_link_that_is_lost_amid_an_audit_ends_it() -> None:
     task = asyncio.create_task(scene.audit.audit(scene.link))
     await turns()
     scene.transport.lose()
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         await task
     assert scene.audit.done == 0
 

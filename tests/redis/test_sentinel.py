@@ -16,26 +16,26 @@ import redis
 from gateway.errors import GatewayError, NoMaster
 from gateway.redis import sentinel as sentinels
 from gateway.redis.sentinel import Sentinels
-from gateway.redis.url import Address, parse
+from gateway.redis.url import Address, parse_redis_url
 
 from ..certificates import self_signed
 from ..integration.faults import Proxy
 from ..integration.load import until
-from ..processes import Sentinel, Valkey, free_port, wait_until
+from ..processes import SentinelProcess, ValkeyProcess, free_port, wait_until
 
 BEFORE, AFTER = 7001, 7002  # ports of masters that need not exist
 
 
 @pytest.fixture(scope="module")
-def sentinel() -> Iterator[Sentinel]:
-    with Sentinel(AFTER, "config-epoch mymaster 4") as running:
+def sentinel() -> Iterator[SentinelProcess]:
+    with SentinelProcess(AFTER, "config-epoch mymaster 4") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def outdated() -> Iterator[Sentinel]:
+def outdated() -> Iterator[SentinelProcess]:
     """Has not heard of the last failover."""
-    with Sentinel(BEFORE, "config-epoch mymaster 3") as running:
+    with SentinelProcess(BEFORE, "config-epoch mymaster 3") as running:
         yield running
 
 
@@ -49,7 +49,7 @@ def black_hole() -> Iterator[int]:
 @contextlib.asynccontextmanager
 async def asked(*ports: int, options: str = "", service: str = "mymaster") -> AsyncIterator[Sentinels]:
     hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-    found = Sentinels(parse(f"redis+sentinel://{hosts}/{service}{options}"))
+    found = Sentinels(parse_redis_url(f"redis+sentinel://{hosts}/{service}{options}"))
     yield found
     await found.close()
 
@@ -61,35 +61,39 @@ async def port_and_seconds(found: Sentinels) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("first", ["outdated", "up to date"])
-async def test_the_latest_epoch_counts(sentinel: Sentinel, outdated: Sentinel, first: str) -> None:
+async def test_the_latest_epoch_counts(
+    sentinel: SentinelProcess, outdated: SentinelProcess, first: str
+) -> None:
     ports = [outdated.port, sentinel.port] if first == "outdated" else [sentinel.port, outdated.port]
     async with asked(*ports) as found:
         assert await found.master() == Address("127.0.0.1", AFTER)
 
 
-async def test_a_dead_first_sentinel_holds_up_nothing(sentinel: Sentinel) -> None:
+async def test_a_dead_first_sentinel_holds_up_nothing(sentinel: SentinelProcess) -> None:
     async with asked(free_port(), sentinel.port) as found:
         port, seconds = await port_and_seconds(found)
     assert port == AFTER
-    assert seconds < sentinels.TIMEOUT
+    assert seconds < sentinels.SENTINEL_TIMEOUT
 
 
-async def test_a_silent_first_sentinel_takes_no_more_than_the_timeout(sentinel: Sentinel) -> None:
+async def test_a_silent_first_sentinel_takes_no_more_than_the_timeout(sentinel: SentinelProcess) -> None:
     with black_hole() as silent:
         async with asked(silent, sentinel.port) as found:
             port, seconds = await port_and_seconds(found)
     assert port == AFTER
-    assert sentinels.TIMEOUT <= seconds < 2 * sentinels.TIMEOUT, "one of two is not most of them"
+    assert sentinels.SENTINEL_TIMEOUT <= seconds < 2 * sentinels.SENTINEL_TIMEOUT, (
+        "one of two is not most of them"
+    )
 
 
 async def test_when_most_have_answered_a_silent_one_has_a_short_grace(
-    sentinel: Sentinel, outdated: Sentinel
+    sentinel: SentinelProcess, outdated: SentinelProcess
 ) -> None:
     with black_hole() as silent:
         async with asked(silent, outdated.port, sentinel.port) as found:
             port, seconds = await port_and_seconds(found)
     assert port == AFTER
-    assert sentinels.GRACE <= seconds < sentinels.TIMEOUT
+    assert sentinels.SENTINEL_GRACE <= seconds < sentinels.SENTINEL_TIMEOUT
 
 
 async def test_nobody_answers() -> None:
@@ -99,14 +103,14 @@ async def test_nobody_answers() -> None:
             started = time.monotonic()
             with pytest.raises(NoMaster) as caught:
                 await found.master()
-            assert time.monotonic() - started < 2 * sentinels.TIMEOUT
+            assert time.monotonic() - started < 2 * sentinels.SENTINEL_TIMEOUT
     assert isinstance(caught.value, GatewayError)
     assert isinstance(caught.value, OSError), "as of a server that is away"
     assert f"127.0.0.1:{dead}: Error 111" in str(caught.value)
     assert f"127.0.0.1:{silent}: no answer" in str(caught.value)
 
 
-async def test_sentinels_that_know_no_such_master(sentinel: Sentinel) -> None:
+async def test_sentinels_that_know_no_such_master(sentinel: SentinelProcess) -> None:
     async with asked(sentinel.port, service="other") as found:
         with pytest.raises(NoMaster, match=r"of other: .*No such master"):
             await found.master()
@@ -114,7 +118,7 @@ async def test_sentinels_that_know_no_such_master(sentinel: Sentinel) -> None:
             await found.master()
 
 
-async def test_what_is_no_sentinel_is_told_as_it_is(valkey: Valkey, sentinel: Sentinel) -> None:
+async def test_what_is_no_sentinel_is_told_as_it_is(valkey: ValkeyProcess, sentinel: SentinelProcess) -> None:
     async with asked(valkey.port) as found:
         with pytest.raises(NoMaster, match="unknown command 'SENTINEL'"):
             await found.master()
@@ -122,7 +126,7 @@ async def test_what_is_no_sentinel_is_told_as_it_is(valkey: Valkey, sentinel: Se
         assert (await found.master()).port == AFTER
 
 
-async def test_connections_are_kept_and_made_anew_when_they_were_cut(sentinel: Sentinel) -> None:
+async def test_connections_are_kept_and_made_anew_when_they_were_cut(sentinel: SentinelProcess) -> None:
     with sentinel.client() as administrator:
 
         def connections() -> set[str]:
@@ -141,7 +145,7 @@ async def test_connections_are_kept_and_made_anew_when_they_were_cut(sentinel: S
         await until(lambda: not connections(), "close drops the connection")
 
 
-async def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(sentinel: Sentinel) -> None:
+async def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(sentinel: SentinelProcess) -> None:
     async with asked(sentinel.port) as found:
         await found.master()
         with sentinel.frozen(), pytest.raises(NoMaster, match="no answer"):
@@ -149,13 +153,13 @@ async def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(senti
         assert (await found.master()).port == AFTER
 
 
-async def test_callers_take_turns(sentinel: Sentinel) -> None:
+async def test_callers_take_turns(sentinel: SentinelProcess) -> None:
     async with asked(sentinel.port) as found:
         masters = await asyncio.gather(*(found.master() for _ in range(10)))
     assert {master.port for master in masters} == {AFTER}
 
 
-async def test_a_caller_that_gives_up_leaves_nothing_behind(sentinel: Sentinel) -> None:
+async def test_a_caller_that_gives_up_leaves_nothing_behind(sentinel: SentinelProcess) -> None:
     with black_hole() as silent:
         async with asked(silent, sentinel.port) as found:
             with pytest.raises(TimeoutError):
@@ -165,7 +169,7 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind(sentinel: Sentinel) 
 
 
 async def test_a_sentinel_with_users_needs_two_rights() -> None:
-    with Sentinel(AFTER) as guarded, guarded.client() as administrator:
+    with SentinelProcess(AFTER) as guarded, guarded.client() as administrator:
         rights = ["-@all", "+sentinel|master", "+sentinel|get-master-addr-by-name"]
         administrator.execute_command("ACL", "SETUSER", "node", "on", ">p@ss", *rights)
         administrator.execute_command("ACL", "SETUSER", "default", "off")
@@ -181,16 +185,16 @@ async def test_a_sentinel_with_users_needs_two_rights() -> None:
 
 
 @pytest.mark.needs("openssl")
-async def test_tls(sentinel: Sentinel, tmp_path: Path) -> None:
+async def test_tls(sentinel: SentinelProcess, tmp_path: Path) -> None:
     certificate, key = await asyncio.to_thread(self_signed, tmp_path)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     async with Proxy.before(sentinel.port, tls=context) as proxy:
         address = f"rediss+sentinel://localhost:{proxy.port}/mymaster"
-        found = Sentinels(parse(f"{address}?ssl_ca_certs={certificate}"))
+        found = Sentinels(parse_redis_url(f"{address}?ssl_ca_certs={certificate}"))
         assert (await found.master()).port == AFTER
         await found.close()
-        doubting = Sentinels(parse(address))
+        doubting = Sentinels(parse_redis_url(address))
         with pytest.raises(NoMaster, match="certificate"):
             await doubting.master()
         await doubting.close()
@@ -198,12 +202,12 @@ async def test_tls(sentinel: Sentinel, tmp_path: Path) -> None:
 
 async def test_amid_a_failover_the_new_master_is_named() -> None:
     """As long as a replica does not follow, SENTINEL MASTER says the new epoch and the old address."""
-    with Valkey() as old, Valkey() as new, Valkey() as stubborn:
+    with ValkeyProcess() as old, ValkeyProcess() as new, ValkeyProcess() as stubborn:
         for replica, priority in ((new, 1), (stubborn, 0)):
             with replica.client() as client:
                 client.config_set("replica-priority", priority)
                 client.replicaof("127.0.0.1", old.port)
-        with Sentinel(old.port) as leader, leader.client() as administrator:
+        with SentinelProcess(old.port) as leader, leader.client() as administrator:
             wait_until(lambda: len(administrator.sentinel_slaves("mymaster")) == 2, "it finds both replicas")
             with stubborn.client() as client:
                 client.execute_command("ACL", "SETUSER", "default", "-replicaof", "-slaveof")
@@ -227,6 +231,6 @@ def starts_failover(administrator: redis.Redis) -> bool:
         return False
 
 
-def role(server: Valkey) -> str:
+def role(server: ValkeyProcess) -> str:
     with server.client() as client:
         return str(client.info("replication")["role"])

@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.hub import Hub
-from gateway.redis.connection import LinkLost, Refusal
-from gateway.redis.subscriber import BATCH, DEAD_AFTER, LATER, MAX_UNANSWERED, PING_AFTER, TICK, Link
+from gateway.redis.connection import ConnectionLost, ReplyError
+from gateway.redis.subscriber import (
+    DEAD_AFTER,
+    LATER,
+    LIVENESS_TICK,
+    MAX_UNANSWERED,
+    PING_AFTER,
+    SUBSCRIBE_BATCH,
+    SubscriberConnection,
+)
 
 from ..fakes import Events, Member, Redis, Transport, VirtualLoop, parse_commands, push, resp, turns, virtual
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
@@ -25,7 +33,7 @@ class Scene:
 
     def __init__(self, *wanted: bytes) -> None:
         self.events = Events(wanted)
-        self.link = Link(self.events, 1_000)
+        self.link = SubscriberConnection(self.events, 1_000)
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.link
         self.link.connection_made(self.transport)
@@ -102,7 +110,7 @@ async def test_introduces_itself_with_a_password_and_chooses_the_database() -> N
 async def test_a_user_that_may_not_ping_is_found_out_at_once() -> None:
     why = "NOPERM User weak has no permissions to run the 'ping' command"
     task = await greeting(Scene(), resp("OK"), resp(Exception(why)))
-    with pytest.raises(LinkLost, match="permissions to run the 'ping' command"):
+    with pytest.raises(ConnectionLost, match="permissions to run the 'ping' command"):
         await task
 
 
@@ -113,7 +121,7 @@ def test_redis_may_refuse_the_introduction(error: str) -> None:
     @virtual
     async def refused() -> None:
         task = await greeting(Scene(), resp(Exception(error)), password="secret")
-        with pytest.raises(LinkLost, match=error) as raised:
+        with pytest.raises(ConnectionLost, match=error) as raised:
             await task
         assert "secret" not in str(raised.value)
 
@@ -125,7 +133,7 @@ async def test_a_loss_ends_the_introduction() -> None:
     scene = Scene()
     task = await greeting(scene)
     scene.link.connection_lost(ConnectionResetError("reset by peer"))
-    with pytest.raises(LinkLost, match="reset by peer"):
+    with pytest.raises(ConnectionLost, match="reset by peer"):
         await task
 
 
@@ -243,10 +251,10 @@ async def test_a_read_is_no_answer_for_who_left_meanwhile_and_came_back() -> Non
 
 @virtual
 async def test_batches_of_500_and_eight_of_them_unanswered() -> None:
-    everybody = names(BATCH * (MAX_UNANSWERED + 2) + 1)
+    everybody = names(SUBSCRIBE_BATCH * (MAX_UNANSWERED + 2) + 1)
     scene = await up(*everybody)
     commands = scene.commands()
-    assert [len(command) - 1 for command in commands] == [BATCH] * 2 * MAX_UNANSWERED
+    assert [len(command) - 1 for command in commands] == [SUBSCRIBE_BATCH] * 2 * MAX_UNANSWERED
     assert [command[0] for command in commands] == [b"SUBSCRIBE", b"READ"] * MAX_UNANSWERED
     for _ in range(2):
         batch = commands.pop(0)[1:]
@@ -257,7 +265,7 @@ async def test_batches_of_500_and_eight_of_them_unanswered() -> None:
         scene.say(resp([None] * len(batch)))
         await turns()
         fresh = scene.commands()
-        assert [len(command) - 1 for command in fresh] == [BATCH] * 2
+        assert [len(command) - 1 for command in fresh] == [SUBSCRIBE_BATCH] * 2
         commands += fresh
     while commands:
         batch = commands.pop(0)[1:]
@@ -468,7 +476,7 @@ async def test_watches_amid_batches() -> None:
 @virtual
 async def test_what_may_not_be_watched_is_refused_and_nothing_else() -> None:
     scene = await up()
-    with pytest.raises(Refusal, match="SUBSCRIBE with: NOPERM"):
+    with pytest.raises(ReplyError, match="SUBSCRIBE with: NOPERM"):
         await watched(scene, resp(NOPERM))
     assert scene.link.watched == set()
     assert not scene.transport.aborted
@@ -478,7 +486,7 @@ async def test_what_may_not_be_watched_is_refused_and_nothing_else() -> None:
 def test_another_answer_to_a_watch_ends_the_link(answer: bytes) -> None:
     @virtual
     async def desynchronised() -> None:
-        with pytest.raises(LinkLost, match="nobody asked for"):
+        with pytest.raises(ConnectionLost, match="nobody asked for"):
             await watched(await up(), answer)
 
     desynchronised()
@@ -490,9 +498,9 @@ async def test_a_watch_ends_with_the_link() -> None:
     watch = asyncio.create_task(scene.link.watch(b"probe", print))
     await turns()
     scene.transport.lose(OSError("reset by peer"))
-    with pytest.raises(LinkLost, match="reset by peer"):
+    with pytest.raises(ConnectionLost, match="reset by peer"):
         await watch
-    with pytest.raises(LinkLost, match="gone"):
+    with pytest.raises(ConnectionLost, match="gone"):
         await scene.link.watch(b"probe", print)
 
 
@@ -527,7 +535,7 @@ async def test_silence_is_broken_by_a_ping() -> None:
     scene = await up()
     await asyncio.sleep(PING_AFTER - 0.1)
     assert scene.commands() == []
-    await asyncio.sleep(TICK)
+    await asyncio.sleep(LIVENESS_TICK)
     assert scene.commands() == [[b"PING"]]
 
 
@@ -574,7 +582,7 @@ async def test_pongs_keep_a_quiet_link_up() -> None:
 @virtual
 async def test_a_ping_among_batches_is_answered_in_its_place() -> None:
     scene = await up(b"a")
-    await asyncio.sleep(PING_AFTER + TICK)
+    await asyncio.sleep(PING_AFTER + LIVENESS_TICK)
     pings = len(scene.commands()) - 2
     assert pings >= 1
     scene.say(push(b"subscribe", b"a", 1), resp([b"R"]), resp("PONG") * pings)
@@ -585,7 +593,7 @@ async def test_a_ping_among_batches_is_answered_in_its_place() -> None:
 @virtual
 async def test_a_refused_ping_ends_the_link() -> None:
     scene = await up()
-    await asyncio.sleep(PING_AFTER + TICK)
+    await asyncio.sleep(PING_AFTER + LIVENESS_TICK)
     scene.say(resp(Exception("NOPERM")))
     assert "PING" in await scene.why()
 
@@ -610,7 +618,7 @@ async def test_a_redis_that_cannot_save_to_its_disk_is_alive() -> None:
 async def test_a_stall_of_our_own_is_not_taken_for_a_dead_redis() -> None:
     scene = await up()
     loop().stall(30)
-    await asyncio.sleep(TICK / 2)
+    await asyncio.sleep(LIVENESS_TICK / 2)
     assert not scene.transport.aborted
     began = loop().time()
     await scene.why()  # but if it stays silent, it is dead
@@ -669,7 +677,7 @@ async def test_an_end_between_the_introduction_and_the_start_is_an_end() -> None
 
 @virtual
 async def test_an_abort_before_the_connection_is_harmless() -> None:
-    Link(Events(), 1_000).abort("never mind")
+    SubscriberConnection(Events(), 1_000).abort("never mind")
 
 
 @virtual
@@ -677,7 +685,7 @@ async def test_the_kernel_is_told_to_give_up_on_a_dead_peer_too() -> None:
     scene = Scene()
     assert (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5_000) in scene.transport.options
     local = Transport(family=socket.AF_UNIX)
-    Link(Events(), 1_000).connection_made(local)
+    SubscriberConnection(Events(), 1_000).connection_made(local)
     assert local.options == []
 
 
@@ -697,7 +705,7 @@ IDS = [b"one", b"two", b"three", b"unsubscribable", b"unreadable"]
 class Broker:
     """A broker whose link is always up."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: SubscriberConnection) -> None:
         self.subscribe, self.read, self.unsubscribe = link.subscribe, link.read, link.unsubscribe
 
     def reaches(self, _name: bytes) -> bool:
@@ -712,7 +720,7 @@ class Whole:
 
     def __init__(self) -> None:
         self.hub = Hub("websocket:", 1_000)
-        self.link = Link(self.hub, 1_000)
+        self.link = SubscriberConnection(self.hub, 1_000)
         self.hub.attach(Broker(self.link))
         self.transport = Transport()
         self.transport.protocol = self.link
@@ -819,9 +827,9 @@ async def test_a_link_that_was_given_up_takes_no_more_questions() -> None:
     """Until its transport is gone it is still the broker's."""
     scene = await up()
     scene.link.abort("no longer trusted")
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         await scene.link.watch(b"w::a", lambda _word: None)
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         scene.link.send(lambda _reply: None, "PING")
     await turns()
     assert await scene.why() == "no longer trusted"

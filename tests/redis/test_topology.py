@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.redis.topology import Fixed, Sentinel, Server, topology
-from gateway.redis.url import Address, RedisURL, parse
+from gateway.redis.topology import FixedTopology, SentinelTopology, Server, topology_of
+from gateway.redis.url import Address, RedisURL, parse_redis_url
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ async def test_a_server_that_speaks_no_tls_is_an_os_error() -> None:
 
 @pytest.mark.parametrize("only_masters", [False, True])
 async def test_a_fixed_server_is_the_same_wherever_it_leads(only_masters: bool) -> None:
-    fixed = Fixed("redis://:secret@127.0.0.1:6390/7", only_masters=only_masters)
+    fixed = FixedTopology("redis://:secret@127.0.0.1:6390/7", only_masters=only_masters)
     assert await fixed.find() is await fixed.find()
     assert (fixed.only_masters, fixed.shown) == (only_masters, "redis://:***@127.0.0.1:6390/7")
     await fixed.close()
@@ -129,7 +129,7 @@ async def test_behind_sentinels_it_is_another_server_only_when_they_name_another
 ) -> None:
     """That it is the same object shows the probe that the master is the same."""
     monkeypatch.setattr("gateway.redis.topology.Sentinels", Names)
-    sentinel = Sentinel(parse("redis+sentinel://me:secret@s1,s2/mymaster/3"))
+    sentinel = SentinelTopology(parse_redis_url("redis+sentinel://me:secret@s1,s2/mymaster/3"))
     sentinels = sentinel._sentinels
     assert isinstance(sentinels, Names)
     first = await sentinel.find()
@@ -149,6 +149,6 @@ async def test_behind_sentinels_it_is_another_server_only_when_they_name_another
 
 
 def test_a_url_says_how_the_server_is_found() -> None:
-    assert isinstance(topology(parse("redis://127.0.0.1")), Fixed)
-    assert not topology(parse("redis://127.0.0.1")).only_masters, "a replica may be meant"
-    assert isinstance(topology(parse("redis+sentinel://s1/mymaster")), Sentinel)
+    assert isinstance(topology_of(parse_redis_url("redis://127.0.0.1")), FixedTopology)
+    assert not topology_of(parse_redis_url("redis://127.0.0.1")).only_masters, "a replica may be meant"
+    assert isinstance(topology_of(parse_redis_url("redis+sentinel://s1/mymaster")), SentinelTopology)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.server.acceptor import KEEP_ALIVE, MAX_HEAD, Door, Visitor
-from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Refusal
+from gateway.server.acceptor import KEEP_ALIVE_SECONDS, MAX_HEAD, Acceptor, PendingConnection
+from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Rejection
 
 from ..fakes import Clock, Transport, virtual
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
@@ -42,10 +42,10 @@ class Scene:
         self.clock = Clock()
         self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
         self.served: list[Server] = []
-        self.refusal: Refusal | None = None
-        self.door = Door({"/ws": self._enter}.get, self._serve, max_handshakes, TIMEOUT, self.clock)
+        self.refusal: Rejection | None = None
+        self.door = Acceptor({"/ws": self._enter}.get, self._serve, max_handshakes, TIMEOUT, self.clock)
 
-    def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Refusal | None:
+    def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
         self.entered.append((handshake, transport, rest))
         return self.refusal
 
@@ -53,7 +53,7 @@ class Scene:
         self.served.append(Server())
         return self.served[-1]
 
-    def visit(self) -> tuple[Visitor, Transport]:
+    def visit(self) -> tuple[PendingConnection, Transport]:
         visitor, transport = self.door(), Transport()
         transport.protocol = visitor
         visitor.connection_made(transport)
@@ -162,7 +162,7 @@ async def test_a_connection_that_comes_back_for_nothing_is_dropped() -> None:
     scene.door.readmit(transport, b"")
     scene.door.readmit(gone, b"GET")
     gone.lose()
-    for seconds, aborted in ((KEEP_ALIVE - 1, False), (2, True)):
+    for seconds, aborted in ((KEEP_ALIVE_SECONDS - 1, False), (2, True)):
         scene.clock.now += seconds
         scene.sweep()
         assert transport.aborted is aborted

@@ -8,7 +8,7 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
-from gateway.server.access import Gate, answer, cors
+from gateway.server.access import AccessControl, cors_headers, to_response
 from gateway.wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
 
 from ..fakes import node
@@ -27,8 +27,8 @@ def asked(peer: str = "192.0.2.1", **changes: str) -> Handshake:
     return Handshake((1, 1), CIMultiDictProxy(CIMultiDict({**GOOD, **named})), peer)
 
 
-def gate(**settings: Any) -> Gate:
-    return Gate(node(None, None, **settings))
+def gate(**settings: Any) -> AccessControl:
+    return AccessControl(node(None, None, **settings))
 
 
 def test_who_may_come_in_is_counted_in() -> None:
@@ -99,8 +99,8 @@ def test_the_address_behind_proxies_and_one_warning_without() -> None:
 
 
 def test_headers_for_pages_from_elsewhere() -> None:
-    assert cors(None) == {"Vary": "Origin"}
-    assert cors("https://a.example") == {
+    assert cors_headers(None) == {"Vary": "Origin"}
+    assert cors_headers("https://a.example") == {
         "Access-Control-Allow-Origin": "https://a.example",
         "Access-Control-Allow-Credentials": "true",
         "Vary": "Origin",
@@ -108,7 +108,7 @@ def test_headers_for_pages_from_elsewhere() -> None:
 
 
 def test_a_refusal_as_a_response() -> None:
-    response = answer(NO_UPGRADE, cors(None))
+    response = to_response(NO_UPGRADE, cors_headers(None))
     assert response.status == 426
     assert response.body == NO_UPGRADE.body
     assert (response.headers["Upgrade"], response.headers["Vary"]) == ("websocket", "Origin")

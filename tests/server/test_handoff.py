@@ -14,14 +14,14 @@ import uvloop
 from gateway.server import handoff as handover
 from gateway.server.affinity import owner
 from gateway.server.handoff import (
-    FRESH,
-    MAX_BYTES,
+    BEGUN_REQUEST,
+    MAX_PARCEL,
+    NEW_CONNECTION,
     OVERSIZED,
-    REQUEST,
     UNAVAILABLE,
-    Handover,
+    Handoff,
     Inbox,
-    turn_away,
+    reject_waiting,
 )
 
 SECONDS = 5.0
@@ -98,7 +98,7 @@ class Scene:
         self.inboxes = [Inbox.new(), Inbox.new()]
         self.doors = [Door(), Door()]
         self.workers = [
-            Handover(number, self.inboxes, PREFIX, door) for number, door in enumerate(self.doors, 1)
+            Handoff(number, self.inboxes, PREFIX, door) for number, door in enumerate(self.doors, 1)
         ]
         self._open = contextlib.ExitStack()
 
@@ -120,7 +120,7 @@ class Scene:
         """Put parcels into this worker's inbox until it takes no more."""
         for end in socket.socketpair():
             self._open.enter_context(end)
-        while self.inboxes[worker - 1].put(REQUEST, b"x" * 30_000, end.fileno()):
+        while self.inboxes[worker - 1].put(BEGUN_REQUEST, b"x" * 30_000, end.fileno()):
             pass
 
     async def connection(self) -> tuple[Kept, socket.socket]:
@@ -180,7 +180,7 @@ def test_a_fresh_connection_is_welcomed(run: Callable[[Any], None]) -> None:
             here, there = socket.socketpair()
             with here, there:
                 there.setblocking(False)
-                assert scene.inboxes[0].put(FRESH, b"", here.fileno())
+                assert scene.inboxes[0].put(NEW_CONNECTION, b"", here.fileno())
                 here.close()
                 scene.workers[0].open()
                 assert await heard(there, 8) == b"welcome\n"
@@ -203,7 +203,7 @@ def test_a_full_inbox_is_waited_for(run: Callable[[Any], None]) -> None:
 
 
 def test_there_is_an_end_to_waiting(run: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "MOST_WAITING", 1)
+    monkeypatch.setattr(handover, "MAX_WAITING", 1)
 
     async def scenario() -> None:
         async with Scene.ready() as scene:
@@ -223,7 +223,7 @@ def test_too_much_at_once(run: Callable[[Any], None]) -> None:
     async def scenario() -> None:
         async with Scene.ready() as scene:
             kept, client = await scene.connection()
-            assert scene.workers[0].pass_on(kept.transport, request_for(2) + bytes(MAX_BYTES))
+            assert scene.workers[0].pass_on(kept.transport, request_for(2) + bytes(MAX_PARCEL))
             assert await heard(client, 65_536) == OVERSIZED.response
 
     run(scenario())
@@ -233,12 +233,12 @@ def test_who_waits_for_one_that_is_gone_is_turned_away() -> None:
     inbox = Inbox.new()
     pairs = [socket.socketpair() for _ in range(3)]
     for ours, _ in pairs:
-        assert inbox.put(REQUEST, b"POST", ours.fileno())
+        assert inbox.put(BEGUN_REQUEST, b"POST", ours.fileno())
         ours.close()
-    assert turn_away(inbox) == 3
+    assert reject_waiting(inbox) == 3
     for _, client in pairs:
         with client:
             assert client.recv(65_536) == UNAVAILABLE.response
             assert client.recv(1) == b""
-    assert turn_away(inbox) == 0
+    assert reject_waiting(inbox) == 0
     inbox.close()

@@ -119,7 +119,7 @@ def test_on_the_console_no_value_looks_like_a_member(stream: io.StringIO) -> Non
 def test_a_long_text_is_cut(stream: io.StringIO) -> None:
     logs.configure("info", "json", stream=stream)
     structlog.get_logger().info("refused", origin="x" * 10_000)
-    assert len(parsed(stream)[0]["origin"]) == logs.LONGEST_TEXT + 1
+    assert len(parsed(stream)[0]["origin"]) == logs.MAX_TEXT + 1
 
 
 def test_what_json_does_not_know_is_written_all_the_same(stream: io.StringIO) -> None:
@@ -187,9 +187,9 @@ def test_lines_and_folded_add_up_to_what_happened(steps: list[str]) -> None:
 
 def test_kinds_without_end_do_not_fill_the_memory() -> None:
     folding = logs.Folding(Clock())
-    for n in range(logs.MOST_WINDOWS * 2):
+    for n in range(logs.MAX_WINDOWS * 2):
         passes(folding, kind=n)
-    assert len(folding._windows) <= logs.MOST_WINDOWS
+    assert len(folding._windows) <= logs.MAX_WINDOWS
 
 
 def test_flush_writes_what_is_due(stream: io.StringIO) -> None:

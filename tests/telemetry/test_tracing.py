@@ -25,7 +25,7 @@ from gateway.telemetry.tracing import Tracing
 
 from ..integration.load import until
 from ..integration.raw import Raw
-from ..processes import Node, Valkey
+from ..processes import NodeProcess, ValkeyProcess
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT = 0xB7AD6B7169203331
@@ -146,13 +146,13 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
 
 
 async def test_a_backends_trace_goes_on_to_the_browsers_socket(
-    valkey: Valkey, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with collector() as (address, spans):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
         monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "50")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-        with Node(valkey.url, "--tracing", "otlp") as node:
+        with NodeProcess(valkey.url, "--tracing", "otlp") as node:
             async with (
                 redis.asyncio.Redis(port=valkey.port) as backend,
                 Raw.registered(node.port, "traced") as page,

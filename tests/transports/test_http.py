@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.transports import http as stream
-from gateway.transports.http import Connection
+from gateway.transports.http import HttpConnection
 
 from ..fakes import Transport
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
@@ -36,16 +36,16 @@ def read(response: bytes) -> tuple[h11.Response, bytes]:
             return head, body
 
 
-def connection(*, chunked: bool = True, lasting: bool = True) -> Connection:
-    return Connection(Transport(), chunked, lasting)
+def connection(*, chunked: bool = True, lasting: bool = True) -> HttpConnection:
+    return HttpConnection(Transport(), chunked, lasting)
 
 
 @given(st.lists(st.binary(min_size=1), max_size=5))
 def test_pieces_become_the_body(pieces: list[bytes]) -> None:
     for chunked in (True, False):
         on = connection(chunked=chunked, lasting=chunked)
-        written = stream.head(on, {"Content-Type": "text/plain"})
-        written += b"".join(stream.piece(on, piece) for piece in pieces)
+        written = stream.response_head(on, {"Content-Type": "text/plain"})
+        written += b"".join(stream.chunk(on, piece) for piece in pieces)
         head, body = read(written + (stream.CHUNKS_END if chunked else b""))
         assert body == b"".join(pieces)
         assert head.status_code == 200
@@ -57,7 +57,7 @@ def test_pieces_become_the_body(pieces: list[bytes]) -> None:
 
 @given(st.binary())
 def test_a_body_of_known_length(body: bytes) -> None:
-    head, read_body = read(stream.head(connection(lasting=False), {}, len(body)) + body)
+    head, read_body = read(stream.response_head(connection(lasting=False), {}, len(body)) + body)
     assert read_body == body
     assert dict(head.headers)[b"connection"] == b"close"
 
@@ -72,12 +72,12 @@ def test_a_connection_that_broke_a_moment_ago_harms_nobody() -> None:
 
 def test_the_kernel_tells_of_clients_that_are_lost() -> None:
     transport = Transport()
-    stream.notice_loss(transport, 1.5)
+    stream.set_user_timeout(transport, 1.5)
     assert transport.options == [(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1_500)]
 
 
 def test_other_systems_have_no_such_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
     transport = Transport()
-    stream.notice_loss(transport, 1.5)
+    stream.set_user_timeout(transport, 1.5)
     assert transport.options == []

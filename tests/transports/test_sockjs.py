@@ -11,19 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.session import State
+from gateway.core.session import SessionState
 from gateway.messages import CloseCode
 from gateway.transports import sockjs
-from gateway.transports.http import Connection
+from gateway.transports.http import HttpConnection
 from gateway.transports.sockjs import (
     DISCONNECT_DELAY,
-    MAX_REST,
-    Poll,
-    Receiver,
-    Sessions,
+    MAX_PIPELINED,
+    HttpReceiver,
+    PollReceiver,
     SockJSSession,
+    SockJSSessions,
     SockJSWebSocket,
-    Stream,
+    StreamReceiver,
 )
 from gateway.wire import frames
 from gateway.wire import sockjs as codec
@@ -64,7 +64,7 @@ class Exit:
 class Request:
     """A request by which the client listens, and what its response has been so far."""
 
-    def __init__(self, receiver: Receiver, transport: Transport) -> None:
+    def __init__(self, receiver: HttpReceiver, transport: Transport) -> None:
         self.receiver = receiver
         self.transport = transport
         self._read = transport.output.index(b"\r\n\r\n") + 4 if transport.output else 0
@@ -90,28 +90,28 @@ class Scene:
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, **settings)
         self.node.admission.admit(ADDRESS)
-        self.sessions = Sessions(self.clock)
+        self.sessions = SockJSSessions(self.clock)
         self.session = SockJSSession(self.node, wire or JSON_WIRE, ADDRESS, "name", self.sessions)
         self.door = Exit()
 
     def poll(self, *, lasting: bool = True) -> Request:
         transport = Transport()
-        receiver = Poll(Connection(transport, True, lasting), self.door, {"X": "y"})
+        receiver = PollReceiver(HttpConnection(transport, True, lasting), self.door, {"X": "y"})
         transport.protocol = receiver
         self._listen(receiver)
         return Request(receiver, transport)
 
     def stream(self, limit: int = 1_000, *, chunked: bool = False, stuck: bool = False) -> Request:
         transport = Transport(stuck=stuck)
-        connection = Connection(transport, chunked, chunked)
-        receiver = Stream(connection, self.door, {"X": "y"}, codec.line, b"prelude\n", limit)
+        connection = HttpConnection(transport, chunked, chunked)
+        receiver = StreamReceiver(connection, self.door, {"X": "y"}, codec.line, b"prelude\n", limit)
         transport.protocol = receiver
         request = Request(receiver, transport)
         request.transport.high = self.node.config.write_buffer
         self._listen(receiver)
         return request
 
-    def _listen(self, receiver: Receiver) -> None:
+    def _listen(self, receiver: HttpReceiver) -> None:
         farewell = self.sessions.farewell("name")
         if farewell:
             receiver.end(farewell)
@@ -144,7 +144,7 @@ class Scene:
             for item in self.node.deadlines.expired(self.clock.now):
                 item.deadline_passed()
 
-    def state(self) -> State:
+    def state(self) -> SessionState:
         return self.session.state
 
     def gone(self) -> bool:
@@ -156,7 +156,7 @@ class Scene:
             and not list(self.node.deadlines)
             and not self.node.hub.channels
             and not self.node.admission.sessions
-            and self.state() is State.CLOSED
+            and self.state() is SessionState.CLOSED
         )
 
 
@@ -194,7 +194,7 @@ def test_the_rest_of_a_polls_connection_is_the_next_request() -> None:
 def test_a_client_that_floods_a_waiting_connection_is_dropped() -> None:
     scene = Scene().registered()
     waiting = scene.poll()
-    waiting.receiver.data_received(b"x" * (MAX_REST + 1))
+    waiting.receiver.data_received(b"x" * (MAX_PIPELINED + 1))
     assert waiting.transport.aborted
     waiting.transport.lose()
     assert scene.gone()
@@ -214,7 +214,7 @@ def test_a_connection_whose_response_is_not_read_is_closed() -> None:
     waiting.transport.stuck = True
     scene.publish("ONE")
     assert scene.door.seen_out == [waiting.transport]
-    assert scene.state() is State.REGISTERED, "the response may yet be read"
+    assert scene.state() is SessionState.REGISTERED, "the response may yet be read"
 
 
 def test_a_client_that_polls_gets_a_heartbeat_and_polls_again() -> None:
@@ -225,7 +225,7 @@ def test_a_client_that_polls_gets_a_heartbeat_and_polls_again() -> None:
     scene.wait(DISCONNECT_DELAY - 1)
     waiting = scene.poll()
     scene.wait(DISCONNECT_DELAY + 1)
-    assert scene.state() is State.REGISTERED, "it is listening"
+    assert scene.state() is SessionState.REGISTERED, "it is listening"
     scene.publish("ONE")
     assert scene.said(waiting) == [confirmed("ONE")]
 
@@ -250,7 +250,7 @@ def test_the_loss_of_an_answered_poll_means_nothing() -> None:
     waiting = scene.poll()
     scene.publish("ONE")
     waiting.transport.lose()
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
 
 
 # Streams
@@ -294,7 +294,7 @@ def test_a_stream_that_is_not_read_is_too_slow(limit: int) -> None:
     request = scene.stream(limit, stuck=True)
     for _ in range(20):
         scene.publish("A" * 60)
-    assert scene.state() is State.CLOSED
+    assert scene.state() is SessionState.CLOSED
     assert request.transport.closing
     assert scene.poll().frames() == ['c[1008,"slow consumer"]']
 
@@ -344,9 +344,9 @@ def test_what_is_left_to_say_and_is_not_fetched_is_given_up() -> None:
 def test_goodbyes_are_remembered_for_a_while_and_no_more_than_so_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(sockjs, "MAX_FAREWELLS", 3)
+    monkeypatch.setattr(sockjs, "MAX_CLOSE_FRAMES", 3)
     clock = Clock()
-    shared, sessions = node(clock), Sessions(clock)
+    shared, sessions = node(clock), SockJSSessions(clock)
 
     def close(*names: str) -> None:
         for name in names:
@@ -404,12 +404,14 @@ def test_messages_are_counted_one_by_one_and_requests_without_any_too() -> None:
         scene = Scene(messages_per_second=4).opened()
         for _ in range(4):
             scene.session.receive(messages)
-        assert scene.state() is State.OPEN
+        assert scene.state() is SessionState.OPEN
         scene.session.receive(messages)
-        assert scene.state() is (State.CLOSING if messages else State.CLOSED), "complaints are left to fetch"
+        assert scene.state() is (SessionState.CLOSING if messages else SessionState.CLOSED), (
+            "complaints are left to fetch"
+        )
     scene = Scene(messages_per_second=4).opened()
     scene.session.receive([b"{}"] * 1_000)
-    assert scene.state() is State.CLOSING
+    assert scene.state() is SessionState.CLOSING
     scene.session.receive([REGISTER])
     assert scene.node.hub.channels == 0, "nothing counts any more"
 
@@ -417,9 +419,9 @@ def test_messages_are_counted_one_by_one_and_requests_without_any_too() -> None:
 def test_an_outbox_has_a_bound_and_one_message_always_fits() -> None:
     scene = Scene(write_buffer=1_024).registered()
     scene.node.hub.received(CHANNEL, json.dumps({"authResult": "A", "data": "x" * 2_000}).encode())
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
     scene.publish("B")
-    assert scene.state() is State.CLOSED
+    assert scene.state() is SessionState.CLOSED
     assert scene.poll().frames() == ['c[1008,"slow consumer"]']
 
 
@@ -449,7 +451,7 @@ def test_a_second_listener_is_turned_away() -> None:
     for second in (scene.poll(), scene.stream(chunked=True)):
         assert second.frames() == ['c[2010,"Another connection still open"]']
         second.transport.lose()
-    assert scene.state() is State.REGISTERED
+    assert scene.state() is SessionState.REGISTERED
     scene.publish("ONE")
     assert scene.said(first) == [confirmed("ONE")]
 
@@ -475,7 +477,7 @@ def test_a_client_that_is_silent_against_its_word_is_one_as_long_as_it_listens()
     request.frames()
     scene.wait(300)
     assert request.frames() == []
-    assert scene.state() is State.OPEN
+    assert scene.state() is SessionState.OPEN
 
 
 # WebSocket
@@ -502,12 +504,12 @@ def test_the_envelope_on_a_websocket() -> None:
     socket.node.hub.subscribed(CHANNEL, None)
     assert socket.transport.written == [
         frames.text(b"o"),
-        frames.text(codec.array([codec.quote(REGISTERED.encode())])),
+        frames.text(codec.message_frame([codec.quote(REGISTERED.encode())])),
     ]
     socket.clock.now += 25.25
     for item in socket.node.deadlines.expired(socket.clock.now):
         item.deadline_passed()
-    assert socket.transport.written[2:] == [frames.text(b"h"), frames.HEARTBEAT]
+    assert socket.transport.written[2:] == [frames.text(b"h"), frames.PING_FRAME]
     socket.session.close(CloseCode.SERVICE_RESTART, "service restart")
     goodbye = [frames.text(b'c[1012,"service restart"]'), frames.close(1012, "service restart")]
     assert socket.transport.written[4:] == goodbye
@@ -524,7 +526,7 @@ def test_a_client_that_breaks_the_envelope_gets_a_close_and_nothing_else() -> No
 def test_each_message_in_the_envelope_counts() -> None:
     socket = Socket(messages_per_second=4)
     socket.say(json.dumps(["{}"] * 4))
-    assert socket.session.state is State.OPEN
+    assert socket.session.state is SessionState.OPEN
     socket = Socket(messages_per_second=4)
     socket.say(json.dumps(["{}"] * 5))
     assert socket.transport.written[-1] == frames.close(1008, "too many messages")
@@ -569,7 +571,7 @@ def test_nothing_raises_or_stays_behind(actions: list[str | float]) -> None:
     scene = Scene(write_buffer=1_024)
     requests = [scene.poll()]
     for action in actions:
-        if scene.state() is State.CLOSED:
+        if scene.state() is SessionState.CLOSED:
             break
         if isinstance(action, str):
             act(scene, requests, action)
@@ -585,7 +587,7 @@ def test_a_registered_stream_fits_its_budget() -> None:
     ids = [f"{i:0128x}" for i in range(1_000)]
     shared, door = node(max_sessions_per_ip=0), Exit()
     transport = Transport()
-    sessions = Sessions(shared.clock)
+    sessions = SockJSSessions(shared.clock)
     subscribe = b"SUBSCRIBE\nid:sub-%d\ndestination:/user/topic/%b\n\n\0"
     said = [b"CONNECT\naccept-version:1.1\nheart-beat:10000,10000\n\n\0"]
     said += [subscribe % (0, b"registration"), subscribe % (1, b"authorization")]
@@ -595,8 +597,8 @@ def test_a_registered_stream_fits_its_budget() -> None:
         for number, name in enumerate(ids):
             shared.admission.admit(ADDRESS)
             session = SockJSSession(shared, StompWire(16_384), ADDRESS, f"{number:08}", sessions)
-            connection = Connection(transport, True, True)
-            session.attach(Stream(connection, door, {}, codec.line, b"h\n", sockjs.RESPONSE_LIMIT))
+            connection = HttpConnection(transport, True, True)
+            session.attach(StreamReceiver(connection, door, {}, codec.line, b"h\n", sockjs.RESPONSE_LIMIT))
             body = json.dumps({"webSocketId": name}).encode()
             session.receive([*said, b"SEND\ndestination:/app/registration\n\n%b\0" % body])
             transport.written.clear()
@@ -607,13 +609,13 @@ def test_a_registered_stream_fits_its_budget() -> None:
     finally:
         tracemalloc.stop()
     kept = [sessions.get(f"{number:08}") for number in range(len(ids))]
-    assert all(session is not None and session.state is State.REGISTERED for session in kept)
+    assert all(session is not None and session.state is SessionState.REGISTERED for session in kept)
     assert used / len(sessions) < 2_500
 
 
 def test_who_has_not_heard_of_the_end_is_counted() -> None:
     clock = Clock()
-    sessions = Sessions(clock)
+    sessions = SockJSSessions(clock)
 
     def close(name: str, *, told: bool) -> None:
         session = SockJSSession(node(clock), JSON_WIRE, ADDRESS, name, sessions)

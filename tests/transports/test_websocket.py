@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
-from gateway.core.session import State
+from gateway.core.session import SessionState
 from gateway.messages import CloseCode
 from gateway.transports.websocket import WebSocketSession, open_session
 from gateway.wire import frames
@@ -46,7 +46,7 @@ class Scene:
         self.browser = Connection(ConnectionType.CLIENT)
         self._read = 0
 
-    def state(self) -> State:
+    def state(self) -> SessionState:
         return self.session.state
 
     def send(self, *events: Event) -> None:
@@ -377,7 +377,7 @@ def test_the_transport_is_told_the_limit() -> None:
 def test_who_does_not_read_is_closed_and_then_dropped() -> None:
     scene = Scene(stuck=True, write_buffer=1_024)
     scene.register()
-    while scene.state() is not State.CLOSING:
+    while scene.state() is not SessionState.CLOSING:
         scene.node.hub.received(CHANNEL, b"CONFIRMED")
     written = len(scene.transport.written)
     scene.node.hub.received(CHANNEL, b"CONFIRMED")
@@ -401,8 +401,8 @@ def test_a_slow_consumer_harms_nobody_else() -> None:
     slow.node.hub.subscribed(CHANNEL, None)
     for _ in range(50):
         slow.node.hub.received(CHANNEL, b"CONFIRMED")
-    assert slow.state() is State.CLOSING
-    assert other.state is State.REGISTERED
+    assert slow.state() is SessionState.CLOSING
+    assert other.state is SessionState.REGISTERED
     assert quick.output.count(b"CONFIRMED") == 50
 
 
@@ -411,7 +411,7 @@ def test_many_answers_at_once_may_be_too_much_and_harm_nobody() -> None:
     scene = Scene(stuck=True, write_buffer=1_024)
     scene.say(*[REGISTER] * 19)
     scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
-    assert scene.state() is State.CLOSING
+    assert scene.state() is SessionState.CLOSING
 
 
 def test_a_ping_may_be_too_much() -> None:
@@ -420,7 +420,7 @@ def test_a_ping_may_be_too_much() -> None:
     scene.register()
     scene.transport._unsent = 1_023
     scene.wait(25.25)
-    assert scene.state() is State.CLOSING
+    assert scene.state() is SessionState.CLOSING
     assert scene.wait(2.5)
 
 
@@ -523,5 +523,5 @@ def test_a_registered_session_fits_its_budget() -> None:
         used, _peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert all(session.state is State.REGISTERED for session in sessions)
+    assert all(session.state is SessionState.REGISTERED for session in sessions)
     assert used / len(sessions) < 1_500

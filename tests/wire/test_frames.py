@@ -307,7 +307,7 @@ def test_a_client_reads_our_pong(payload: bytes) -> None:
 
 
 def test_a_client_reads_our_ping() -> None:
-    assert events(frames.HEARTBEAT) == [Ping(payload=b"")]
+    assert events(frames.PING_FRAME) == [Ping(payload=b"")]
 
 
 @given(st.sampled_from([code for code in CloseCode if code not in (1005, 1006)]), st.text(max_size=200))

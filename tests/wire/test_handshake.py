@@ -17,10 +17,10 @@ from gateway.wire.handshake import (
     NODE_FULL,
     VERSION,
     Handshake,
-    Refusal,
+    Rejection,
     accept_key,
     acceptance,
-    fault,
+    rejection_of,
     subprotocol,
 )
 
@@ -57,7 +57,7 @@ def handshake(
     ],
 )
 def test_handshakes(changes: dict[str, str]) -> None:
-    assert fault(handshake(changes)) is None
+    assert rejection_of(handshake(changes)) is None
 
 
 @pytest.mark.parametrize(
@@ -82,17 +82,17 @@ def test_handshakes(changes: dict[str, str]) -> None:
         ({"Sec-WebSocket-Key": "é"}, BAD_KEY),
     ],
 )
-def test_no_handshakes(changes: dict[str, str | None], refusal: Refusal) -> None:
-    assert fault(handshake(changes)) is refusal
+def test_no_handshakes(changes: dict[str, str | None], refusal: Rejection) -> None:
+    assert rejection_of(handshake(changes)) is refusal
 
 
 def test_http_1_0_cannot_upgrade() -> None:
-    assert fault(handshake(version=(1, 0))) is NO_HOST
+    assert rejection_of(handshake(version=(1, 0))) is NO_HOST
 
 
 @given(st.dictionaries(st.sampled_from(list(GOOD)), st.text(max_size=30)))
 def test_no_header_is_too_strange(changes: dict[str, str]) -> None:
-    assert fault(handshake(changes)) in (None, NO_UPGRADE, VERSION, NO_HOST, BAD_KEY)
+    assert rejection_of(handshake(changes)) in (None, NO_UPGRADE, VERSION, NO_HOST, BAD_KEY)
 
 
 def test_the_accept_of_section_1_3() -> None:

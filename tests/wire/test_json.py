@@ -13,13 +13,13 @@ from gateway.messages import (
     NO_DATA,
     RESTORED,
     CloseCode,
+    InvalidRegistration,
     InvalidResult,
     Problem,
     Register,
-    Rejected,
     Request,
     Result,
-    Unknown,
+    UnknownMessage,
     WatchStatus,
     parse_result,
 )
@@ -87,7 +87,7 @@ def test_nothing_else_asks_for_it(value: bytes) -> None:
 def test_also_when_the_id_is_refused() -> None:
     """The next one on this connection may be good."""
     rejected, watching = WIRE.receive(b'{"webSocketId":"a b","status":true}')
-    assert isinstance(rejected, Rejected)
+    assert isinstance(rejected, InvalidRegistration)
     assert watching == WatchStatus()
 
 
@@ -107,7 +107,7 @@ def test_also_when_the_id_is_refused() -> None:
 )
 def test_rejects(message: bytes, code: str) -> None:
     request = receive(message)
-    assert isinstance(request, Rejected)
+    assert isinstance(request, InvalidRegistration)
     assert request.problem.code == code
 
 
@@ -128,7 +128,7 @@ def test_rejects(message: bytes, code: str) -> None:
 )
 def test_does_not_understand(message: bytes) -> None:
     request = receive(message)
-    assert isinstance(request, Unknown)
+    assert isinstance(request, UnknownMessage)
     assert request.problem.code == "unknown_message"
 
 
@@ -197,10 +197,10 @@ def test_any_bytes_at_all_ask_for_something_or_end_the_connection(message: bytes
         assert 1 <= len(request.web_socket_id) <= 200
         assert request.web_socket_id.isascii()
         assert request.last_message_id is None or request.last_message_id.isascii()
-    elif isinstance(request, Rejected):  # whatever it is, it can be answered
+    elif isinstance(request, InvalidRegistration):  # whatever it is, it can be answered
         orjson.loads(WIRE.reject(request.web_socket_id, request.problem))
     else:
-        assert isinstance(request, Unknown)
+        assert isinstance(request, UnknownMessage)
         orjson.loads(WIRE.complain(request.problem))
 
 

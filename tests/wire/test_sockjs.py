@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.messages import CloseCode
 from gateway.wire import sockjs
-from gateway.wire.sockjs import BrokenPayload, Place
+from gateway.wire.sockjs import InvalidPayload, SockJSPath
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
@@ -29,14 +29,14 @@ javascript_strings = st.text(st.characters() | halves)  # which need not be Unic
 
 @given(st.lists(texts, min_size=1))
 def test_messages_survive_a_frame(messages: list[str]) -> None:
-    frame = sockjs.array([sockjs.quote(message.encode()) for message in messages])
+    frame = sockjs.message_frame([sockjs.quote(message.encode()) for message in messages])
     assert frame[:1] == b"a"
     assert json.loads(frame[1:]) == messages
 
 
 @given(texts)
 def test_frames_are_lines_that_no_browser_mangles(message: str) -> None:
-    frame = sockjs.array([sockjs.quote(message.encode())])
+    frame = sockjs.message_frame([sockjs.quote(message.encode())])
     assert re.fullmatch(rb"[ -\x7f]+", frame)
 
 
@@ -50,19 +50,19 @@ def test_every_character_that_browsers_mangle_is_escaped() -> None:
 
 @given(st.integers(1001, 4999), texts)
 def test_a_close_says_code_and_reason(code: int, reason: str) -> None:
-    frame = sockjs.closing(code, reason)
+    frame = sockjs.close_frame(code, reason)
     assert frame[:1] == b"c"
     assert json.loads(frame[1:]) == [code, reason]
 
 
 def test_the_normal_end_in_the_words_of_sockjs() -> None:
-    assert sockjs.closing(CloseCode.NORMAL, "disconnected") == b'c[3000,"Go away!"]'
+    assert sockjs.close_frame(CloseCode.NORMAL, "disconnected") == b'c[3000,"Go away!"]'
 
 
 @given(texts)
 def test_an_event_survives_what_its_client_does_to_it(message: str) -> None:
     """sockjs-client hands the data of an event to decodeURI, most of the time."""
-    frame = sockjs.array([sockjs.quote(message.encode())])
+    frame = sockjs.message_frame([sockjs.quote(message.encode())])
     event = sockjs.event(frame).decode()
     assert event.startswith("data: ")
     assert event.endswith("\r\n\r\n")
@@ -74,7 +74,7 @@ def test_an_event_survives_what_its_client_does_to_it(message: str) -> None:
 
 
 def test_a_line_for_xhr() -> None:
-    assert sockjs.line(sockjs.OPEN) == b"o\n"
+    assert sockjs.line(sockjs.OPEN_FRAME) == b"o\n"
     assert sockjs.line(sockjs.PRELUDE) == b"h" * 2048 + b"\n"
 
 
@@ -84,27 +84,27 @@ def test_a_line_for_xhr() -> None:
 @given(st.lists(texts), st.booleans())
 def test_an_array_of_strings_is_its_messages(messages: list[str], ascii_only: bool) -> None:
     payload = json.dumps(messages, ensure_ascii=ascii_only).encode()
-    assert sockjs.messages(payload) == [message.encode() for message in messages]
-    assert sockjs.posted(payload) == sockjs.messages(payload)
+    assert sockjs.parse_messages(payload) == [message.encode() for message in messages]
+    assert sockjs.parse_request_body(payload) == sockjs.parse_messages(payload)
 
 
 @given(st.lists(javascript_strings))
 def test_half_a_character_becomes_what_a_websocket_makes_of_it(messages: list[str]) -> None:
-    received = sockjs.messages(json.dumps(messages).encode())
+    received = sockjs.parse_messages(json.dumps(messages).encode())
     assert [each.decode() for each in received] == [
         message.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for message in messages
     ]
 
 
 def test_a_pair_cut_between_two_messages() -> None:
-    assert sockjs.messages(rb'["a\ud83c","\udf89b"]') == ["a\ufffd".encode(), "\ufffdb".encode()]
-    assert sockjs.messages(rb'["\ud83c\udf89\ud83c"]') == ["🎉\ufffd".encode()]
+    assert sockjs.parse_messages(rb'["a\ud83c","\udf89b"]') == ["a\ufffd".encode(), "\ufffdb".encode()]
+    assert sockjs.parse_messages(rb'["\ud83c\udf89\ud83c"]') == ["🎉\ufffd".encode()]
 
 
 def test_a_message_alone_and_none_at_all() -> None:
-    assert sockjs.messages(b'"x"') == [b"x"]
-    assert sockjs.messages(rb'"\ud83c"') == ["\ufffd".encode()]
-    assert sockjs.messages(b"") == sockjs.messages(b"[]") == []
+    assert sockjs.parse_messages(b'"x"') == [b"x"]
+    assert sockjs.parse_messages(rb'"\ud83c"') == ["\ufffd".encode()]
+    assert sockjs.parse_messages(b"") == sockjs.parse_messages(b"[]") == []
 
 
 @pytest.mark.parametrize(
@@ -125,20 +125,20 @@ def test_a_message_alone_and_none_at_all() -> None:
     ],
 )
 def test_what_is_no_array_of_messages(payload: bytes, says: str) -> None:
-    with pytest.raises(BrokenPayload, match=f"^{re.escape(says)}$"):
-        sockjs.messages(payload)
+    with pytest.raises(InvalidPayload, match=f"^{re.escape(says)}$"):
+        sockjs.parse_messages(payload)
 
 
 def test_nothing_is_no_payload_of_a_request() -> None:
-    with pytest.raises(BrokenPayload, match="Payload expected"):
-        sockjs.posted(b"")
+    with pytest.raises(InvalidPayload, match="Payload expected"):
+        sockjs.parse_request_body(b"")
 
 
 @given(st.binary() | st.text('[]"\\ud8x,', max_size=30).map(str.encode))
 def test_whatever_comes_is_messages_or_broken(payload: bytes) -> None:
     try:
-        messages = sockjs.messages(payload)
-    except BrokenPayload:
+        messages = sockjs.parse_messages(payload)
+    except InvalidPayload:
         return
     for message in messages:
         message.decode()
@@ -150,17 +150,17 @@ def test_whatever_comes_is_messages_or_broken(payload: bytes) -> None:
 @pytest.mark.parametrize(
     ("path", "place"),
     [
-        ("", Place("greeting")),
-        ("/", Place("greeting")),
-        ("/info", Place("info")),
-        ("/websocket", Place("raw websocket")),
-        ("/iframe.html", Place("iframe")),
-        ("/iframe-1.6.1.html", Place("iframe")),
-        ("/000/abc/websocket", Place("websocket", "abc")),
-        ("/000/abc/xhr", Place("xhr", "abc")),
-        ("/000/abc/xhr_send", Place("xhr_send", "abc")),
-        ("/_/%2e/xhr_streaming", Place("xhr_streaming", "%2e")),
-        ("/info/websocket/eventsource", Place("eventsource", "websocket")),
+        ("", SockJSPath("greeting")),
+        ("/", SockJSPath("greeting")),
+        ("/info", SockJSPath("info")),
+        ("/websocket", SockJSPath("raw websocket")),
+        ("/iframe.html", SockJSPath("iframe")),
+        ("/iframe-1.6.1.html", SockJSPath("iframe")),
+        ("/000/abc/websocket", SockJSPath("websocket", "abc")),
+        ("/000/abc/xhr", SockJSPath("xhr", "abc")),
+        ("/000/abc/xhr_send", SockJSPath("xhr_send", "abc")),
+        ("/_/%2e/xhr_streaming", SockJSPath("xhr_streaming", "%2e")),
+        ("/info/websocket/eventsource", SockJSPath("eventsource", "websocket")),
         ("/0/abc/jsonp", None),
         ("/0/abc/jsonp_send", None),
         ("/0/abc/htmlfile", None),
@@ -177,8 +177,8 @@ def test_whatever_comes_is_messages_or_broken(payload: bytes) -> None:
         ("info", None),
     ],
 )
-def test_places(path: str, place: Place | None) -> None:
-    assert sockjs.place(path) == place
+def test_places(path: str, place: SockJSPath | None) -> None:
+    assert sockjs.parse_path(path) == place
 
 
 segments = st.text(st.characters(codec="ascii", exclude_characters="/."), min_size=1, max_size=200)
@@ -186,13 +186,13 @@ segments = st.text(st.characters(codec="ascii", exclude_characters="/."), min_si
 
 @given(segments, segments)
 def test_the_server_part_means_nothing(server: str, session: str) -> None:
-    assert sockjs.place(f"/{server}/{session}/xhr") == Place("xhr", session)
-    assert sockjs.place(f"/{server}/{session}{'x' * 200}/xhr") is None
+    assert sockjs.parse_path(f"/{server}/{session}/xhr") == SockJSPath("xhr", session)
+    assert sockjs.parse_path(f"/{server}/{session}{'x' * 200}/xhr") is None
 
 
 @given(st.text("/.ax") | st.text())
 def test_any_path_is_a_place_or_none(path: str) -> None:
-    sockjs.place(path)
+    sockjs.parse_path(path)
 
 
 def test_the_page_for_iframes_loads_the_script() -> None:

@@ -20,7 +20,7 @@ from gateway.messages import (
     Problem,
     Result,
 )
-from gateway.wire.sse import EVENTS_WIRE, REFUSED, RETRY, farewell
+from gateway.wire.sse import RECONNECT_DELAY, REJECTED_EVENT_ID, SSE_WIRE, close_comment
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
@@ -62,7 +62,7 @@ values = st.recursive(
 
 @given(ids)
 def test_registered(name: bytes) -> None:
-    ((kind, data, _),) = interpret(RETRY + EVENTS_WIRE.acknowledge(name))
+    ((kind, data, _),) = interpret(RECONNECT_DELAY + SSE_WIRE.acknowledge(name))
     assert kind == "registration"
     assert json.loads(data) == {"webSocketId": name.decode(), "registrationSucceeded": True}
 
@@ -71,7 +71,7 @@ def test_registered(name: bytes) -> None:
 def test_a_result(name: bytes, auth_result: str, message_id: str | None, data: object) -> None:
     before = b"id: before\n\n"
     ((kind, said, last_id),) = interpret(
-        before + EVENTS_WIRE.result(name, Result(auth_result, message_id, data))
+        before + SSE_WIRE.result(name, Result(auth_result, message_id, data))
     )
     expected: dict[str, object] = {"webSocketId": name.decode(), "authResult": auth_result}
     if message_id is not None:
@@ -86,15 +86,15 @@ def test_a_result(name: bytes, auth_result: str, message_id: str | None, data: o
 @pytest.mark.parametrize("push", [DEGRADED, RESTORED])
 def test_the_status(push: str) -> None:
     """An event with a name of its own, which an EventSource without a listener for it ignores."""
-    ((kind, data, last_id),) = interpret(b"id: before\n\n" + EVENTS_WIRE.status(push))
+    ((kind, data, last_id),) = interpret(b"id: before\n\n" + SSE_WIRE.status(push))
     assert (kind, json.loads(data), last_id) == ("status", {"push": push}, "before")
 
 
 @given(st.text(max_size=200), st.text())
 def test_refused(name: str, message: str) -> None:
-    ((kind, data, last_id),) = interpret(EVENTS_WIRE.reject(name, Problem("not_allowed", message)))
+    ((kind, data, last_id),) = interpret(SSE_WIRE.reject(name, Problem("not_allowed", message)))
     assert kind == "registration"
-    assert last_id == REFUSED
+    assert last_id == REJECTED_EVENT_ID
     assert not MESSAGE_ID.fullmatch(last_id), "no result's id means it"
     assert json.loads(data) == {
         "webSocketId": name,
@@ -104,11 +104,13 @@ def test_refused(name: str, message: str) -> None:
 
 
 def test_what_no_browser_makes_an_event_of() -> None:
-    silent = RETRY + EVENTS_WIRE.heartbeat + farewell(CloseCode.SERVICE_RESTART, "service restart")
+    silent = (
+        RECONNECT_DELAY + SSE_WIRE.heartbeat + close_comment(CloseCode.SERVICE_RESTART, "service restart")
+    )
     assert interpret(silent) == []
     assert silent.endswith(b": 1012 service restart\n\n")
 
 
 def test_the_client_has_no_say() -> None:
-    assert EVENTS_WIRE.receive(b'{"webSocketId":"a"}') == ()
-    assert EVENTS_WIRE.complain(Problem("unknown_message", "what?")) == b""
+    assert SSE_WIRE.receive(b'{"webSocketId":"a"}') == ()
+    assert SSE_WIRE.complain(Problem("unknown_message", "what?")) == b""

@@ -14,22 +14,22 @@ from gateway.messages import (
     DEGRADED,
     RESTORED,
     CloseCode,
-    Leave,
+    Disconnect,
+    InvalidRegistration,
     Problem,
     Register,
-    Rejected,
     Reply,
     Request,
     Result,
-    Unknown,
+    UnknownMessage,
     WatchStatus,
 )
-from gateway.messages import registration as asked_for
+from gateway.messages import parse_registration as asked_for
 from gateway.wire import Wire
 from gateway.wire.stomp import (
     HEARTBEAT,
     MAX_FRAMES,
-    MAX_HEAD,
+    MAX_HEAD_SIZE,
     MAX_HEADERS,
     MAX_ID,
     MAX_KEPT,
@@ -255,7 +255,7 @@ def test_a_body_does_not_ask_for_the_status() -> None:
 )
 def test_rejects(body: bytes, code: str) -> None:
     (request,) = receive(connected(), frame("SEND", "destination:/app/registration", body=body))
-    assert isinstance(request, Rejected)
+    assert isinstance(request, InvalidRegistration)
     assert request.problem.code == code
 
 
@@ -276,7 +276,7 @@ def test_rejects(body: bytes, code: str) -> None:
 )
 def test_does_not_understand(message: bytes) -> None:
     (request,) = receive(connected(), message)
-    assert isinstance(request, Unknown)
+    assert isinstance(request, UnknownMessage)
     assert request.problem.code == "unknown_message"
 
 
@@ -551,13 +551,13 @@ def test_a_receipt_for_send() -> None:
 @every_version
 def test_leaves_with_its_receipt(version: str) -> None:
     assert receive(connected(version), frame("DISCONNECT", "receipt:bye")) == [
-        Leave(b"RECEIPT\nreceipt-id:bye\n\n\0")
+        Disconnect(b"RECEIPT\nreceipt-id:bye\n\n\0")
     ]
-    assert receive(connected(version), frame("DISCONNECT")) == [Leave(b"")]
+    assert receive(connected(version), frame("DISCONNECT")) == [Disconnect(b"")]
 
 
 def test_nothing_counts_after_disconnect() -> None:
-    assert receive(connected(), frame("DISCONNECT") + REGISTER + b"junk") == [Leave(b"")]
+    assert receive(connected(), frame("DISCONNECT") + REGISTER + b"junk") == [Disconnect(b"")]
 
 
 @pytest.mark.parametrize("command", ["BEGIN", "COMMIT", "ABORT"])
@@ -698,7 +698,7 @@ def test_a_blank_line_ends_the_headers(message: bytes) -> None:
 def test_content_length_lets_a_body_hold_nul() -> None:
     message = frame("SEND", "destination:/app/x", "content-length:3", body=b"a\0b")
     assert [type(request) for request in receive(connected(), message + REGISTER)] == [
-        Unknown,
+        UnknownMessage,
         type(asked_for("12345678")),
     ]
 
@@ -776,7 +776,7 @@ def test_a_header_is_measured() -> None:
 @pytest.mark.parametrize("end", ["\n\n\0", ""])
 def test_a_head_is_measured_whether_it_ends_or_not(end: str) -> None:
     lines = "".join(f"\nx{number}:" + "v" * 995 for number in range(8))
-    at_most = ("UNSUBSCRIBE\nid:1" + lines).ljust(MAX_HEAD, "v")
+    at_most = ("UNSUBSCRIBE\nid:1" + lines).ljust(MAX_HEAD_SIZE, "v")
     assert receive(connected(), (at_most + end).encode()) == []
     code, _ = refused(connected(), (at_most + "v" + end).encode())
     assert code is CloseCode.TOO_BIG
@@ -786,7 +786,7 @@ def test_a_head_is_measured_whether_it_ends_or_not(end: str) -> None:
 def test_a_body_is_measured(length: list[str]) -> None:
     message = frame("SEND", "destination:/app/x", *length, body=b"x" * MAX_BODY)
     (request,) = receive(connected(), message)
-    assert isinstance(request, Unknown)
+    assert isinstance(request, UnknownMessage)
 
 
 def test_a_body_that_is_too_big_is_not_waited_for() -> None:
@@ -926,7 +926,7 @@ def test_a_real_client(client: str) -> None:
     wire = StompWire(16_384)
     payloads = []
     for request in (request for message in PLAY_BOOKS[client].sent for request in wire.receive(message)):
-        if isinstance(request, Reply | Leave):
+        if isinstance(request, Reply | Disconnect):
             payloads.append(request.payload)
         else:
             assert request == asked_for("12345678")

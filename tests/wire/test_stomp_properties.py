@@ -10,9 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.errors import WireError
-from gateway.messages import Leave, Rejected, Reply, Request, Result, Unknown
-from gateway.messages import registration as asked_for
-from gateway.wire.stomp import MAX_HEAD, MAX_ID, StompWire
+from gateway.messages import Disconnect, InvalidRegistration, Reply, Request, Result, UnknownMessage
+from gateway.messages import parse_registration as asked_for
+from gateway.wire.stomp import MAX_HEAD_SIZE, MAX_ID, StompWire
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 from .test_stomp import ID, MAX_BODY, connected, receive, subscribe
@@ -161,11 +161,11 @@ def hear(wire: StompWire, message: bytes) -> bytes | None:
         for request in wire.receive(message):
             if isinstance(request, Reply):
                 assert request.payload.endswith(b"\0")
-            elif isinstance(request, Leave):
+            elif isinstance(request, Disconnect):
                 return request.payload
-            elif isinstance(request, Rejected):
+            elif isinstance(request, InvalidRegistration):
                 wire.reject(request.web_socket_id, request.problem)
-            elif isinstance(request, Unknown):
+            elif isinstance(request, UnknownMessage):
                 wire.complain(request.problem)
             else:
                 wire.acknowledge(ID)
@@ -187,8 +187,8 @@ bodies = st.sampled_from(
     st.none() | versions, st.builds(lambda *parts: b"".join(parts), words, heads, st.just(b"\n\n"), bodies)
 )
 @example("1.2", b"SEND\ndestination:/app/registration\n\n" + b"x" * (MAX_BODY + 1) + b"\0")
-@example("1.2", b"SEND\nx:" + b"x" * MAX_HEAD + b"\n\n\0")
-@example("1.2", b"SEND\nx:" + b"x" * (MAX_HEAD - 7) + b"\n\n\0")
+@example("1.2", b"SEND\nx:" + b"x" * MAX_HEAD_SIZE + b"\n\n\0")
+@example("1.2", b"SEND\nx:" + b"x" * (MAX_HEAD_SIZE - 7) + b"\n\n\0")
 @example("1.2", b"SUBSCRIBE\nid:1\ndestination:x\n\r\nack:no\n\n\0")
 @example("1.2", b"\n\n\n\n\0")
 def test_a_message_that_is_a_frame_means_what_it_means_among_others(

@@ -8,14 +8,14 @@ import socket
 
 import pytest
 
-from gateway.server.handoff import FRESH, REQUEST, UNAVAILABLE
-from gateway.workers.liveness import QUIET
-from gateway.workers.slots import Post
-from gateway.workers.standby import WORTH_WAITING, Relief
+from gateway.server.handoff import BEGUN_REQUEST, NEW_CONNECTION, UNAVAILABLE
+from gateway.workers.liveness import SILENT_AFTER
+from gateway.workers.slots import WorkerSlot
+from gateway.workers.standby import MAX_QUEUED_SECONDS, StandbyAcceptor
 
 
-async def test_nobody_is_relieved_without_need(posts: list[Post]) -> None:
-    relief = Relief(posts)
+async def test_nobody_is_relieved_without_need(posts: list[WorkerSlot]) -> None:
+    relief = StandbyAcceptor(posts)
     relief.adjust()
     arriving = clients(posts[0], 20)
     await asyncio.sleep(0)
@@ -35,7 +35,7 @@ async def test_nobody_is_relieved_without_need(posts: list[Post]) -> None:
 
 
 @pytest.mark.parametrize("why", ["gone", "starting", "leaving", "quiet"])
-async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[Post], why: str) -> None:
+async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[WorkerSlot], why: str) -> None:
     first = posts[0]
     assert first.life is not None
     if why == "gone":
@@ -45,10 +45,10 @@ async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[Post], 
     elif why == "leaving":
         first.life.leaving = True
     else:
-        for _ in range(QUIET + 1):
+        for _ in range(SILENT_AFTER + 1):
             first.pulse.look()
     # Those that the kernel gives to the second wait there for it; one is enough to see, many make it sure.
-    relief = Relief(posts)
+    relief = StandbyAcceptor(posts)
     relief.adjust()
     arriving = clients(first, 40)
     own = 0
@@ -62,7 +62,7 @@ async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[Post], 
     assert 0 < relief.given < 40
     taken = 0
     while (parcel := posts[1].inbox.take()) is not None:
-        assert parcel[:2] == (FRESH, b"")
+        assert parcel[:2] == (NEW_CONNECTION, b"")
         parcel[2].close()
         taken += 1
     assert taken == relief.given
@@ -72,13 +72,13 @@ async def test_the_other_gets_what_comes_for_one_that_cannot(posts: list[Post], 
         client.close()
 
 
-async def test_while_the_other_has_no_room_they_wait_and_nobody_is_refused(posts: list[Post]) -> None:
+async def test_while_the_other_has_no_room_they_wait_and_nobody_is_refused(posts: list[WorkerSlot]) -> None:
     first, second = posts
     first.life = None
     second.inbox.sender.setsockopt(
         socket.SOL_SOCKET, socket.SO_SNDBUF, 1
     )  # the kernel's least: a few parcels
-    relief = Relief(posts)
+    relief = StandbyAcceptor(posts)
     relief.adjust()
     arriving = clients(first, 60)
     own = taken = 0
@@ -102,12 +102,12 @@ async def test_while_the_other_has_no_room_they_wait_and_nobody_is_refused(posts
         client.close()
 
 
-async def test_who_waits_for_room_is_told_when_nobody_stands_in_any_more(posts: list[Post]) -> None:
+async def test_who_waits_for_room_is_told_when_nobody_stands_in_any_more(posts: list[WorkerSlot]) -> None:
     first, second = posts
     first.life = None
-    while second.inbox.put(FRESH, b"", second.listeners[0].fileno()):
+    while second.inbox.put(NEW_CONNECTION, b"", second.listeners[0].fileno()):
         pass
-    relief = Relief(posts)
+    relief = StandbyAcceptor(posts)
     relief.adjust()
     arriving = clients(first, 10)
     async with asyncio.timeout(SECONDS):
@@ -125,10 +125,10 @@ async def test_who_waits_for_room_is_told_when_nobody_stands_in_any_more(posts: 
         parcel[2].close()
 
 
-async def test_where_nobody_can_they_wait(posts: list[Post]) -> None:
+async def test_where_nobody_can_they_wait(posts: list[WorkerSlot]) -> None:
     for post in posts:
         post.life = None
-    relief = Relief(posts)
+    relief = StandbyAcceptor(posts)
     relief.adjust()
     (client,) = clients(posts[0], 1)
     await asyncio.sleep(0.01)
@@ -139,18 +139,18 @@ async def test_where_nobody_can_they_wait(posts: list[Post]) -> None:
     client.close()
 
 
-async def test_an_inbox_is_emptied_when_nobody_comes_for_long(posts: list[Post]) -> None:
-    relief = Relief(posts)
+async def test_an_inbox_is_emptied_when_nobody_comes_for_long(posts: list[WorkerSlot]) -> None:
+    relief = StandbyAcceptor(posts)
     here, there = socket.socketpair()
     there.setblocking(False)
     with here, there:
-        assert posts[0].inbox.put(REQUEST, b"POST", here.fileno())
+        assert posts[0].inbox.put(BEGUN_REQUEST, b"POST", here.fileno())
         here.close()
-        relief.empty(posts[0], WORTH_WAITING / 2)
+        relief.empty(posts[0], MAX_QUEUED_SECONDS / 2)
         await asyncio.sleep(0.01)
         with pytest.raises(BlockingIOError):
             there.recv(1)
-        relief.empty(posts[0], WORTH_WAITING * 2)
+        relief.empty(posts[0], MAX_QUEUED_SECONDS * 2)
         async with asyncio.timeout(SECONDS):
             assert await asyncio.get_running_loop().sock_recv(there, 65_536) == UNAVAILABLE.response
         relief.leave_to_worker(posts[0])
@@ -160,5 +160,5 @@ async def test_an_inbox_is_emptied_when_nobody_comes_for_long(posts: list[Post])
 SECONDS = 5.0
 
 
-def clients(post: Post, count: int) -> list[socket.socket]:
+def clients(post: WorkerSlot, count: int) -> list[socket.socket]:
     return [socket.create_connection(post.listeners[0].getsockname()) for _ in range(count)]

@@ -18,11 +18,11 @@ from structlog.testing import capture_logs
 
 from gateway.config import build
 from gateway.errors import ConfigError
-from gateway.node import Stop
+from gateway.node import StopOrder
 from gateway.telemetry import logs
 from gateway.workers import supervisor as module
 from gateway.workers.control import Control, Message
-from gateway.workers.slots import Post
+from gateway.workers.slots import WorkerSlot
 from gateway.workers.supervisor import Supervisor
 
 SECONDS = 5.0
@@ -32,7 +32,7 @@ IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
 class Played:
     """A worker: a process that does nothing, and what the test says in its name."""
 
-    def __init__(self, post: Post) -> None:
+    def __init__(self, post: WorkerSlot) -> None:
         self.post = post
         self.process = subprocess.Popen(IDLE)
         self.heard: asyncio.Queue[Message] = asyncio.Queue()
@@ -62,7 +62,7 @@ class Scene:
         self.supervisor = Supervisor(build({**where, "workers": 2, "max_sessions": 101}))
         self.played: list[Played] = []
 
-    async def vacancy(self) -> Post | None:
+    async def vacancy(self) -> WorkerSlot | None:
         async with asyncio.timeout(SECONDS):
             return await self.supervisor.vacancy()
 
@@ -160,7 +160,7 @@ async def test_who_ends_is_replaced(logged: list[Any]) -> None:
 async def test_who_gives_no_sign_of_life_is_killed(
     monkeypatch: pytest.MonkeyPatch, logged: list[Any]
 ) -> None:
-    monkeypatch.setattr(module, "BEAT", 0.01)
+    monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", 0.01)
     async with opened() as scene:
         one, two = await scene.both()
 
@@ -217,7 +217,7 @@ async def test_when_it_has_none_from_the_start_the_node_ends(monkeypatch: pytest
 async def test_all_are_told_to_stop_and_then_to_end() -> None:
     async with opened() as scene:
         workers = await scene.both()
-        for order in (Stop(5, 20), Stop(0, 0)):
+        for order in (StopOrder(5, 20), StopOrder(0, 0)):
             scene.supervisor._stop(order)
             assert [await worker.next() for worker in workers] == [{"stop": list(order)}] * 2
         assert scene.supervisor.draining
@@ -233,20 +233,20 @@ async def test_one_that_leaves_already_is_told_once(logged: list[Any]) -> None:
         one.control.say({"leave": True})
         assert await one.next() == {"stop": [5.0, 20.0]}
         assert not one.post.accepts
-        scene.supervisor._stop(Stop(0, 0))
+        scene.supervisor._stop(StopOrder(0, 0))
         assert await two.next() == {"stop": [0, 0]}
         assert one.heard.empty(), "a second order would end it at once"
         two.control.say({"leave": True})
-        scene.supervisor._stop(Stop(0, 0))
+        scene.supervisor._stop(StopOrder(0, 0))
         assert await one.next() == {"stop": [0, 0]}
         assert events(logged).count("worker leaves") == 1
 
 
 async def test_who_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
-    monkeypatch.setattr(module, "MARGIN", -2.9)  # of the 3 s that there are besides
+    monkeypatch.setattr(module, "STOP_MARGIN", -2.9)  # of the 3 s that there are besides
     async with opened() as scene:
         await scene.both()
-        scene.supervisor._stop(Stop(0, 0))
+        scene.supervisor._stop(StopOrder(0, 0))
         assert await scene.vacancy() is None
         assert scene.supervisor.exit_code == 1
         assert events(logged).count("worker does not end, and is killed") == 2

@@ -10,12 +10,12 @@ import socket
 from collections.abc import AsyncIterator
 
 from gateway.config import build
-from gateway.node import Share
+from gateway.node import WorkerShare
 from gateway.server.handoff import Inbox
 from gateway.workers import worker as module
 from gateway.workers.control import Control, Message
 from gateway.workers.listeners import listen
-from gateway.workers.worker import ORPHANED, Birth, Worker
+from gateway.workers.worker import EXIT_ORPHANED, Worker, WorkerSpec
 
 SECONDS = 5.0
 
@@ -46,7 +46,7 @@ async def at_work() -> AsyncIterator[tuple[Parent, asyncio.Task[int], int]]:
     config = build({"host": "127.0.0.1", "redis": "redis://127.0.0.1:1", "close_timeout": "0.1"})
     parent = Parent()
     await parent.control.open(ours)
-    birth = Birth(config, "n", Share(1, listeners, inboxes), theirs, os.getppid(), None)
+    birth = WorkerSpec(config, "n", WorkerShare(1, listeners, inboxes), theirs, os.getppid(), None)
     serving = asyncio.create_task(Worker(birth).serve())
     try:
         assert await parent.next() == {"listening": True}
@@ -88,7 +88,7 @@ async def test_it_ends_with_its_parent() -> None:
     async with at_work() as (parent, serving, _):
         parent.control.close()
         async with asyncio.timeout(SECONDS):
-            assert await serving == ORPHANED
+            assert await serving == EXIT_ORPHANED
 
 
 async def test_sigterm_is_a_wish_that_the_parent_decides_on() -> None:

@@ -13,23 +13,23 @@ They know nothing of drills. Starting and waiting blocks; code on an event loop 
 from __future__ import annotations
 
 from .balancer import Balancer, address, available, configuration
-from .cluster import Cluster, ClusterNode
-from .node import Node, logged_at
+from .cluster import ClusterNodeProcess, ValkeyCluster
+from .node import NodeProcess, logged_at
 from .process import START_SECONDS, Process, free_port, wait_until
-from .sentinel import Sentinel, SentinelSet
-from .valkey import Valkey
+from .sentinel import SentinelGroup, SentinelProcess
+from .valkey import ValkeyProcess
 
 __all__ = [
     "START_SECONDS",
     "Process",
     "free_port",
     "wait_until",
-    "Valkey",
-    "Sentinel",
-    "SentinelSet",
-    "ClusterNode",
-    "Cluster",
-    "Node",
+    "ValkeyProcess",
+    "SentinelProcess",
+    "SentinelGroup",
+    "ClusterNodeProcess",
+    "ValkeyCluster",
+    "NodeProcess",
     "logged_at",
     "address",
     "available",

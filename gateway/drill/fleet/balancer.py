@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ... import embedded
-from .node import ROOT, Node
+from .node import ROOT, NodeProcess
 from .process import Process, free_port, spawn
 
 NAME = "nodes.test"
@@ -86,7 +86,7 @@ class Balancer(Process):
     The nodes have one port and one admin port, each on an address of its own.
     """
 
-    def __init__(self, nodes: Sequence[Node], configuration: Path, *, files: int = 1_000) -> None:
+    def __init__(self, nodes: Sequence[NodeProcess], configuration: Path, *, files: int = 1_000) -> None:
         """`files` is how many descriptors it may have; two for each browser."""
         self.port = free_port()
         self.ws_url = f"ws://127.0.0.1:{self.port}/ws"

@@ -10,8 +10,8 @@ import redis
 from redis.cluster import ClusterNode as RedisClusterNode
 from redis.cluster import RedisCluster
 
-from .process import Group, free_port, wait_until
-from .valkey import Valkey, replicated
+from .process import ProcessGroup, free_port, wait_until
+from .valkey import ValkeyProcess, replicated
 
 SLOTS = 16_384
 MASTERS = 3
@@ -31,7 +31,7 @@ class Seen(NamedTuple):
         return "master" in self.flags and any(first in part and last in part for part in self.slots)
 
 
-class ClusterNode(Valkey):
+class ClusterNodeProcess(ValkeyProcess):
     """A server that can be in a Cluster."""
 
     def __init__(self, *options: str) -> None:
@@ -63,7 +63,7 @@ class ClusterNode(Valkey):
         return {row[0]: Seen(frozenset(row[2].split(",")), _ranges(row[8:])) for row in rows}
 
 
-class Cluster(Group):
+class ValkeyCluster(ProcessGroup):
     """`masters` masters with `replicas` replicas each, in agreement once the block is entered.
 
     `options` are further ones of the servers. A server that was killed can be started again.
@@ -74,7 +74,7 @@ class Cluster(Group):
         self._options = options
         self._masters = masters
         self._replicas = replicas
-        self.nodes: list[ClusterNode] = []
+        self.nodes: list[ClusterNodeProcess] = []
 
     @property
     def url(self) -> str:
@@ -91,12 +91,12 @@ class Cluster(Group):
         return RedisCluster(startup_nodes=known)
 
     @property
-    def masters(self) -> list[ClusterNode]:
+    def masters(self) -> list[ClusterNodeProcess]:
         """Those that hold slots, by the view of a server that runs."""
         view = self._view()
         return [node for node in self.nodes if "master" in view[node.id].flags and view[node.id].slots]
 
-    def owner(self, slot: int) -> ClusterNode:
+    def owner(self, slot: int) -> ClusterNodeProcess:
         """The server that the Cluster sends clients to for this slot. Raises LookupError if there is none."""
         view = self._view()
         for node in self.nodes:
@@ -104,13 +104,15 @@ class Cluster(Group):
                 return node
         raise LookupError(f"nobody holds slot {slot}")
 
-    def slots(self, node: ClusterNode) -> tuple[range, ...]:
+    def slots(self, node: ClusterNodeProcess) -> tuple[range, ...]:
         """The slots that a server holds."""
         return self._view()[node.id].slots
 
-    def await_failover(self, failed: ClusterNode, slot: int, seconds: float = 30.0) -> ClusterNode:
+    def await_failover(
+        self, failed: ClusterNodeProcess, slot: int, seconds: float = 30.0
+    ) -> ClusterNodeProcess:
         """The server that has taken over `slot` from `failed`, once it says so. Raises TimeoutError."""
-        found: list[ClusterNode] = []
+        found: list[ClusterNodeProcess] = []
 
         def taken_over() -> bool:
             found.extend(node for node in self.running if node is not failed and _holds(node, slot, slot))
@@ -119,15 +121,17 @@ class Cluster(Group):
         wait_until(taken_over, "a replica takes over", seconds)
         return found[0]
 
-    def add_node(self) -> ClusterNode:
+    def add_node(self) -> ClusterNodeProcess:
         """A further master, without slots, that all others know. Its block ends with the Cluster's."""
-        node = self._running.enter_context(ClusterNode(*self._options))
+        node = self._running.enter_context(ClusterNodeProcess(*self._options))
         self.nodes.append(node)
         node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
         self.await_health()
         return node
 
-    def move_slots(self, source: ClusterNode, target: ClusterNode, slots: Iterable[int]) -> None:
+    def move_slots(
+        self, source: ClusterNodeProcess, target: ClusterNodeProcess, slots: Iterable[int]
+    ) -> None:
         """Move slots one by one with their keys, as redis-cli and every Redis since 3.0 does."""
         others = [node for node in self.masters if node not in (source, target)]
         for slot in slots:
@@ -138,7 +142,9 @@ class Cluster(Group):
             for node in (target, source, *others):
                 node.ask("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
-    def migrate_slots(self, source: ClusterNode, target: ClusterNode, first: int, last: int) -> None:
+    def migrate_slots(
+        self, source: ClusterNodeProcess, target: ClusterNodeProcess, first: int, last: int
+    ) -> None:
         """Move a range of slots in one step, as Valkey 9 can; returns once it is done."""
         source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", first, last, "NODE", target.id)
         wait_until(
@@ -167,7 +173,7 @@ class Cluster(Group):
 
     def _start(self, running: ExitStack) -> None:
         count = self._masters * (1 + self._replicas)
-        self.nodes = [running.enter_context(ClusterNode(*self._options)) for _ in range(count)]
+        self.nodes = [running.enter_context(ClusterNodeProcess(*self._options)) for _ in range(count)]
         masters, replicas = self.nodes[: self._masters], self.nodes[self._masters :]
         for number, master in enumerate(masters):
             first, last = SLOTS * number // self._masters, SLOTS * (number + 1) // self._masters - 1
@@ -185,11 +191,11 @@ class Cluster(Group):
         )
         self.await_health()
 
-    def _await(self, condition: Callable[[ClusterNode], object], what: str) -> None:
+    def _await(self, condition: Callable[[ClusterNodeProcess], object], what: str) -> None:
         wait_until(lambda: all(condition(node) for node in self.nodes), what, 30)
 
     @property
-    def running(self) -> list[ClusterNode]:
+    def running(self) -> list[ClusterNodeProcess]:
         """The servers whose processes run."""
         return [node for node in self.nodes if node.running]
 
@@ -200,7 +206,7 @@ class Cluster(Group):
         raise LookupError("no server of the Cluster answers")
 
 
-def _holds(node: ClusterNode, first: int, last: int) -> bool:
+def _holds(node: ClusterNodeProcess, first: int, last: int) -> bool:
     view = node.view()
     return node.id in view and view[node.id].holds(first, last)
 

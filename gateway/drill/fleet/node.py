@@ -21,7 +21,7 @@ ANSWER_SECONDS = 2.0
 RUN = "from gateway.__main__ import main; main()"
 
 
-class Node(Process):
+class NodeProcess(Process):
     """A node on `host`, on free ports, ready once the constructor returns.
 
     `options` are further command-line flags of `serve`. `logs` holds the log lines so far, parsed. `start`

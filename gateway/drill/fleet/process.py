@@ -90,7 +90,7 @@ def spawn(
     return _starter.submit(start).result()
 
 
-class Group:
+class ProcessGroup:
     """Processes that start together, each in the block of all; nothing is left of them behind it."""
 
     def __init__(self) -> None:

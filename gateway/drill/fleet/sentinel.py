@@ -9,8 +9,8 @@ from pathlib import Path
 import redis
 
 from ... import embedded
-from .process import Group, wait_until
-from .valkey import Valkey, replicated
+from .process import ProcessGroup, wait_until
+from .valkey import ValkeyProcess, replicated
 
 NAME = "mymaster"
 SENTINELS = 3
@@ -20,7 +20,7 @@ QUORUM = 2
 TIMES = (f"down-after-milliseconds {NAME} 1000", f"failover-timeout {NAME} 3000")
 
 
-class Sentinel(Valkey):
+class SentinelProcess(ValkeyProcess):
     """One that watches the servers at `master` as `mymaster`, with these `lines` more in its file.
 
     It waits half a second before it takes a server for down, and needs nobody's consent, unless told
@@ -67,7 +67,7 @@ class Sentinel(Valkey):
         return [str(embedded.binary()), str(file), "--sentinel", *where]
 
 
-class SentinelSet(Group):
+class SentinelGroup(ProcessGroup):
     """One master, `replicas` replicas and three sentinels, all in agreement once the block is entered.
 
     `options` are further ones of the servers, `lines` more lines of the sentinels' files. A server or
@@ -80,8 +80,8 @@ class SentinelSet(Group):
         self._options = options
         self._lines = lines
         self._replicas = replicas
-        self.servers: list[Valkey] = []
-        self.sentinels: list[Sentinel] = []
+        self.servers: list[ValkeyProcess] = []
+        self.sentinels: list[SentinelProcess] = []
 
     @property
     def url(self) -> str:
@@ -92,7 +92,7 @@ class SentinelSet(Group):
         return self.servers[0].version
 
     @property
-    def master(self) -> Valkey:
+    def master(self) -> ValkeyProcess:
         """The server that at least a quorum of the sentinels calls the master and that is one.
 
         Raises LookupError while there is none.
@@ -103,10 +103,10 @@ class SentinelSet(Group):
                 return server
         raise LookupError("no server is the master")
 
-    def await_other_master(self, than: Valkey, seconds: float = 30.0) -> Valkey:
+    def await_other_master(self, than: ValkeyProcess, seconds: float = 30.0) -> ValkeyProcess:
         """The new master, as soon as a server other than `than` is one. Raises TimeoutError."""
         others = [server for server in self.servers if server is not than]
-        found: list[Valkey] = []
+        found: list[ValkeyProcess] = []
 
         def promoted() -> bool:
             found.extend(other for other in others if other.info("replication").get("role") == "master")
@@ -132,15 +132,15 @@ class SentinelSet(Group):
     def _start(self, running: ExitStack) -> None:
         # Without the delay, 5 s, a master waits for further replicas before it sends the first its data.
         options = ["--repl-diskless-sync-delay", "0", *self._options]
-        master = running.enter_context(Valkey(*options))
+        master = running.enter_context(ValkeyProcess(*options))
         self.servers = [master]
         for _ in range(self._replicas):
-            replica = Valkey(*options, "--replicaof", f"127.0.0.1 {master.port}")
+            replica = ValkeyProcess(*options, "--replicaof", f"127.0.0.1 {master.port}")
             self.servers.append(running.enter_context(replica))
         # Sentinel reads a master's replicas every 10 s, so they are there before it looks first.
         wait_until(lambda: all(map(replicated, self.servers[1:])), "the replicas follow the master")
         self.sentinels = [
-            running.enter_context(Sentinel(master.port, *TIMES, *self._lines, quorum=QUORUM))
+            running.enter_context(SentinelProcess(master.port, *TIMES, *self._lines, quorum=QUORUM))
             for _ in range(SENTINELS)
         ]
         self.await_health()

@@ -13,7 +13,7 @@ from ... import embedded
 from .process import Process, free_port, spawn
 
 
-class Valkey(Process):
+class ValkeyProcess(Process):
     """A server that keeps nothing on disk unless `options` say so, ready once the constructor returns.
 
     `options` are further ones of its command line. `start` after `kill` comes back on the same port, with
@@ -38,7 +38,7 @@ class Valkey(Process):
 
     @property
     def version(self) -> str:
-        """As `Valkey 9.1.2`."""
+        """As `ValkeyProcess 9.1.2`."""
         return f"Valkey {self.info('server').get('valkey_version', '?')}"
 
     def client(self) -> redis.Redis:
@@ -69,6 +69,6 @@ class Valkey(Process):
         return [str(embedded.binary()), *options, "--save", "", "--dir", self._folder.name, *self._options]
 
 
-def replicated(server: Valkey) -> bool:
+def replicated(server: ValkeyProcess) -> bool:
     """Whether a replica has all that its master has, and follows it."""
     return server.info("replication").get("master_link_status") == "up"

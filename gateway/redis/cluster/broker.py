@@ -21,38 +21,38 @@ from typing import Any, Final, Protocol
 import structlog
 
 from ..broker import Broker
-from ..connection import Connection, LinkLost
+from ..connection import Connection, ConnectionLost
 from ..majority import ask_all
-from ..outage import Notice
+from ..outage import OutageNotifier
 from ..probe import Probe
-from ..subscriber import Link
-from ..topology import Fixed, Server
+from ..subscriber import SubscriberConnection
+from ..topology import FixedTopology, Server
 from ..url import Address, RedisURL, redact
 from . import slots
-from .slots import Ranges, SlotMap, Slots, View, slot
-from .subscriber import ShardLink
+from .slots import ClusterView, Ranges, SlotMap, Slots, key_slot
+from .subscriber import ShardedSubscriberConnection
 
-REFRESH_EVERY: Final = 1.0
+REFRESH_INTERVAL: Final = 1.0
 """Seconds between two looks at the map while nothing seems wrong: a frozen master is replaced before its
 silence is noticed."""
 
-REFRESH_SOON: Final = 0.25
+URGENT_REFRESH_INTERVAL: Final = 0.25
 """Seconds between two looks while a slot has no line, or a node has spoken against the map."""
 
-ASK_TIMEOUT: Final = 1.0
+MAP_TIMEOUT: Final = 1.0
 """Seconds for a node to say what it knows."""
 
-GRACE: Final = 0.1
+MAP_GRACE: Final = 0.1
 """Seconds that the others have to say it once most have."""
 
-ASKED_AT_ONCE: Final = 3
+NODES_PER_LOOKUP: Final = 3
 """Nodes asked in one look; the latest epoch among their answers counts, so one that slept decides nothing."""
 
 REROUTE_AFTER: Final = 0.01
 """Seconds until what was asked at the wrong node is asked at the right one: while the nodes themselves do not
 agree yet, each may name the other."""
 
-GUEST_SECONDS: Final = 30.0
+SLOTLESS_SECONDS: Final = 30.0
 """How long a node without slots keeps its line: a slot is on its way there."""
 
 log = structlog.get_logger()
@@ -74,10 +74,10 @@ class HubEvents(Protocol):
     def degraded(self, slots: Slots) -> Iterator[None]: ...
 
 
-class Shard:
+class ShardEventFilter:
     """What one master's line hears, passed on as far as it is this master's to say. A `ShardEvents`."""
 
-    def __init__(self, cluster: Cluster, hub: HubEvents, address: Address) -> None:
+    def __init__(self, cluster: ClusterBroker, hub: HubEvents, address: Address) -> None:
         self._cluster = cluster
         self._hub = hub
         self.address = address
@@ -86,7 +86,7 @@ class Shard:
 
     def owns(self, name: bytes) -> bool:
         """Whether this is the master for the channel."""
-        return self._cluster.map.owners[slot(name)] == self.address
+        return self._cluster.map.owners[key_slot(name)] == self.address
 
     def _slots(self) -> Slots:
         return self._cluster.map.slots(self.address)
@@ -94,7 +94,7 @@ class Shard:
     def probe_channel(self, stem: bytes) -> bytes | None:
         """A channel in one of this master's slots, the same as long as it is; None if it has no slots."""
         if self._probed is None or not self.owns(self._probed):
-            self._probed = slots.name_in(stem, self._cluster.map, self.address)
+            self._probed = slots.name_in_slots_of(stem, self._cluster.map, self.address)
         return self._probed
 
     def connected(self) -> Sequence[bytes]:
@@ -136,7 +136,7 @@ class Shard:
     def moved(self, name: bytes, host: str, port: int) -> None:
         owner = Address(host or self.address.host, port)
         if self.owns(name) and owner != self.address:
-            self._cluster.claimed(slot(name), owner)
+            self._cluster.claimed(key_slot(name), owner)
         elif self.owns(name) and (link := self._cluster.link_to(name)) is not None:
             # No node sends clients to itself: by now another one is behind this address.
             link.abort(f"{owner} leads to another node")
@@ -146,7 +146,7 @@ class Shard:
             self._cluster.read_migrating(name, Address(host or self.address.host, port), read)
 
 
-class Cluster:
+class ClusterBroker:
     """Subscribes and reads on behalf of `hub` at the masters of a Cluster: many brokers that are one."""
 
     def __init__(
@@ -166,7 +166,7 @@ class Cluster:
         self._started = clock()
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
-        self.map = slots.NOBODY
+        self.map = slots.UNKNOWN_MAP
         self._ranges: Ranges | None = None  # of which the map was made, unless nodes have said more since
         self._lines: dict[Address, Broker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
@@ -180,7 +180,7 @@ class Cluster:
         self._blind_since: float | None = None
         self._blind_seconds = 0.0
         self._said = ""
-        self._unserved = Notice(lambda: hub.degraded(self.map.slots(None)))
+        self._unserved = OutageNotifier(lambda: hub.degraded(self.map.slots(None)))
         self._mended = 0  # on lines that are no more
         self.ever_connected = False
         self.gaps = 0
@@ -233,10 +233,10 @@ class Cluster:
         return self._said or next((line.trouble for line in self._lines.values() if line.trouble), "")
 
     def _line(self, name: bytes) -> Broker | None:
-        owner = self.map.owners[slot(name)]
+        owner = self.map.owners[key_slot(name)]
         return None if owner is None else self._lines.get(owner)
 
-    def link_to(self, name: bytes) -> Link | None:
+    def link_to(self, name: bytes) -> SubscriberConnection | None:
         """As Broker.link_to."""
         line = self._line(name)
         return None if line is None else line.link
@@ -286,13 +286,13 @@ class Cluster:
 
     async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(REFRESH_EVERY):
+            async with asyncio.timeout(REFRESH_INTERVAL):
                 if self._whole:
                     await self._look.wait()
         except TimeoutError:
             pass
         self._look.clear()
-        await asyncio.sleep(max(0.0, self._looked_at + REFRESH_SOON - self._clock()))
+        await asyncio.sleep(max(0.0, self._looked_at + URGENT_REFRESH_INTERVAL - self._clock()))
         for task in self._tasks.values():
             if task.done():  # none ends by itself; this raises what ended it
                 task.result()
@@ -301,8 +301,8 @@ class Cluster:
         """Ask some nodes who serves what, and act on the latest of their answers."""
         self._looked_at = self._clock()
         self._believed = {}
-        answers = await ask_all([self._ask(address) for address in self._to_ask()], ASK_TIMEOUT, GRACE)
-        views = [answer for answer in answers if isinstance(answer, View)]
+        answers = await ask_all([self._ask(address) for address in self._to_ask()], MAP_TIMEOUT, MAP_GRACE)
+        views = [answer for answer in answers if isinstance(answer, ClusterView)]
         self._retire_idle()
         if views:
             self._said = ""
@@ -324,20 +324,20 @@ class Cluster:
         They may be gone by now, so the masters are asked besides.
         """
         known = self.map.masters
-        some = random.sample(known, min(len(known), ASKED_AT_ONCE))
+        some = random.sample(known, min(len(known), NODES_PER_LOOKUP))
         return list(dict.fromkeys([*some, *self._url.addresses])) if self._said or not some else some
 
-    async def _ask(self, address: Address) -> View:
+    async def _ask(self, address: Address) -> ClusterView:
         """What the node at `address` says. Raises OSError."""
         line = self._lines.get(address)
         try:
             if line is not None and line.link is not None:
                 return await _view(line.link, address)
             return await self._ask_stranger(address)
-        except (OSError, LinkLost) as error:
+        except (OSError, ConnectionLost) as error:
             raise OSError(f"{address}: {error}") from error
 
-    async def _ask_stranger(self, address: Address) -> View:
+    async def _ask_stranger(self, address: Address) -> ClusterView:
         server = Server(self._url.server(address))
         connection = Connection()
         try:
@@ -363,8 +363,8 @@ class Cluster:
     def _adopt(self, after: SlotMap) -> None:
         """Have a line to each master; move the channels whose slots have moved."""
         before, self.map = self.map, after
-        moved = slots.changed(before, after)
-        if before is not slots.NOBODY:
+        moved = slots.moved_slots(before, after)
+        if before is not slots.UNKNOWN_MAP:
             self.moves += len(moved)
         masters = after.masters
         for address in masters:
@@ -387,13 +387,13 @@ class Cluster:
     def _have_line(self, address: Address) -> Broker:
         line = self._lines.get(address)
         if line is None:
-            shard = Shard(self, self._hub, address)
+            shard = ShardEventFilter(self, self._hub, address)
             line = self._lines[address] = Broker(
-                Fixed(self._url.server(address), only_masters=True),
+                FixedTopology(self._url.server(address), only_masters=True),
                 shard,
                 self._name,
                 self._clock,
-                partial(ShardLink, shard, self._max_result_size),
+                partial(ShardedSubscriberConnection, shard, self._max_result_size),
                 partial(shard.probe_channel, self._probe_stem),
             )
             self._tasks[address] = asyncio.create_task(line.run(), name=f"line to {address}")
@@ -435,14 +435,14 @@ class Cluster:
 
         `read` gets Redis's answer, if there is a line and nothing happens to it.
         """
-        self._guests[target] = self._clock() + GUEST_SECONDS
+        self._guests[target] = self._clock() + SLOTLESS_SECONDS
         link = self._have_line(target).link
-        if isinstance(link, ShardLink):
-            with suppress(LinkLost):
+        if isinstance(link, ShardedSubscriberConnection):
+            with suppress(ConnectionLost):
                 link.read_migrating(name, read)
 
 
-async def _view(connection: Connection, address: Address) -> View:
+async def _view(connection: Connection, address: Address) -> ClusterView:
     information = await connection.ask("CLUSTER", "INFO")
     ranges = await connection.ask("CLUSTER", "SLOTS")
-    return slots.view(information, ranges, address)
+    return slots.parse_view(information, ranges, address)

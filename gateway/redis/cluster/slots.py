@@ -9,16 +9,16 @@ from typing import Any, Final, NamedTuple
 
 from ..url import Address
 
-COUNT: Final = 16_384
+SLOT_COUNT: Final = 16_384
 
 Slots = Collection[int]
 """Some of them."""
 
-TRIES: Final = 16 * COUNT
+MAX_NAME_TRIES: Final = 16 * SLOT_COUNT
 """Names looked at for one in a certain slot: with one slot of all, 1 of 9 million searches is in vain."""
 
 
-def slot(name: bytes) -> int:
+def key_slot(name: bytes) -> int:
     """The slot of a key or a shard channel (Redis Cluster specification, Hash tags).
 
     If the name has braces with something between the first `{` and the next `}`, only that counts. The CRC16
@@ -29,7 +29,7 @@ def slot(name: bytes) -> int:
         tag, closed, _ = rest.partition(b"}")
         if closed and tag:
             name = tag
-    return crc_hqx(name, 0) % COUNT
+    return crc_hqx(name, 0) % SLOT_COUNT
 
 
 _REDIRECTION: Final = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]+)")
@@ -48,14 +48,14 @@ class Redirection(NamedTuple):
     port: int
 
 
-def redirection(error: str) -> Redirection | None:
+def parse_redirection(error: str) -> Redirection | None:
     """What this error of Redis says, if it is a redirection."""
     found = _REDIRECTION.match(error)
     # A question mark stands for a name that was not told.
     return found and Redirection(found[1], found[2].removeprefix("?"), int(found[3]))
 
 
-class View(NamedTuple):
+class ClusterView(NamedTuple):
     """Who serves what, in the words of one node."""
 
     epoch: int
@@ -63,7 +63,7 @@ class View(NamedTuple):
     ranges: Ranges
 
 
-def view(information: bytes, ranges: Sequence[Any], asked: Address) -> View:
+def parse_view(information: bytes, ranges: Sequence[Any], asked: Address) -> ClusterView:
     """What a node said: its replies to CLUSTER INFO and CLUSTER SLOTS. `asked` is its address.
 
     A node that does not know by which name it is reached leaves the host out.
@@ -72,7 +72,7 @@ def view(information: bytes, ranges: Sequence[Any], asked: Address) -> View:
     found = []
     for first, last, (host, port, *_), *_replicas in ranges:
         found.append((first, last, Address(host.decode() if host and host != b"?" else asked.host, port)))
-    return View(int(fields[b"cluster_current_epoch"]), tuple(sorted(found)))
+    return ClusterView(int(fields[b"cluster_current_epoch"]), tuple(sorted(found)))
 
 
 class SlotMap(NamedTuple):
@@ -97,25 +97,25 @@ class SlotMap(NamedTuple):
         return SlotMap(tuple(owners))
 
 
-NOBODY: Final = SlotMap((None,) * COUNT)
+UNKNOWN_MAP: Final = SlotMap((None,) * SLOT_COUNT)
 """What is known before anybody has been asked."""
 
 
 def slot_map(ranges: Ranges) -> SlotMap:
     """The map that a node's view makes."""
-    owners: list[Address | None] = [None] * COUNT
+    owners: list[Address | None] = [None] * SLOT_COUNT
     for first, last, owner in ranges:
         owners[first : last + 1] = [owner] * (last + 1 - first)
     return SlotMap(tuple(owners))
 
 
-def changed(before: SlotMap, after: SlotMap) -> frozenset[int]:
+def moved_slots(before: SlotMap, after: SlotMap) -> frozenset[int]:
     """The slots that somebody else serves."""
     pairs = zip(before.owners, after.owners, strict=True)
     return frozenset(number for number, (old, new) in enumerate(pairs) if old != new)
 
 
-def name_in(stem: bytes, known: SlotMap, owner: Address) -> bytes | None:
+def name_in_slots_of(stem: bytes, known: SlotMap, owner: Address) -> bytes | None:
     """A name that begins with `stem` and is in a slot of `owner`; None if there is none.
 
     With a share of a thousandth of the slots it takes a thousand tries, half a microsecond each. A stem with
@@ -123,5 +123,5 @@ def name_in(stem: bytes, known: SlotMap, owner: Address) -> bytes | None:
     """
     if owner not in known.owners:
         return None
-    names = (b"%b%d" % (stem, number) for number in range(TRIES))
-    return next((name for name in names if known.owners[slot(name)] == owner), None)
+    names = (b"%b%d" % (stem, number) for number in range(MAX_NAME_TRIES))
+    return next((name for name in names if known.owners[key_slot(name)] == owner), None)

@@ -19,9 +19,16 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import hiredis
 
-from ..connection import Desynchronised, pack
-from ..subscriber import BrokerEvents, Join, Leave, Link, Words, concerns_ids
-from .slots import Redirection, redirection
+from ..connection import UnexpectedReply, pack
+from ..subscriber import (
+    PubSubCommands,
+    SubscribeBatch,
+    SubscriberConnection,
+    SubscriberEvents,
+    UnsubscribeBatch,
+    is_channel_denied,
+)
+from .slots import Redirection, parse_redirection
 
 MAX_IN_FLIGHT: Final = 1_000
 """Channels on their way: some 100 KB of replies, unless there are retained results among them."""
@@ -30,19 +37,19 @@ MAX_RETAINED: Final = 16 << 20
 """Bytes that the retained results on their way can have together: half of the 32 MB at which Redis drops a
 subscriber."""
 
-RETRY_AFTER: Final = 0.1
+UNSERVED_RETRY: Final = 0.1
 """Seconds until a question is asked again whose slot nobody serves at the moment."""
 
 MIGRATING_RETRY: Final = 0.2
 """The same for a retained result that was looked for where its slot is on its way to."""
 
-PUT_OFF_A_SECOND: Final = 10_000
+DEFERRED_PER_SECOND: Final = 10_000
 """Questions that are asked again, at most: a master whose Cluster is down has enough to do."""
 
 _NOT_SERVED: Final = ("MOVED", "CLUSTERDOWN", "TRYAGAIN")
 
 
-class ShardEvents(BrokerEvents, Protocol):
+class ShardedSubscriberEvents(SubscriberEvents, Protocol):
     """What else the owner of sharded subscriptions hears. An empty host stands for the node that says so."""
 
     def moved(self, name: bytes, host: str, port: int) -> None:
@@ -55,25 +62,25 @@ class ShardEvents(BrokerEvents, Protocol):
         """
 
 
-class PutOff(NamedTuple):
+class DeferredRequest(NamedTuple):
     """A question that is asked again when the timer ends."""
 
     subscribe: bool
     timer: asyncio.TimerHandle
 
 
-class ShardLink(Link):
-    """As `Link`; `events` hears `lost`, too, when a slot moves away."""
+class ShardedSubscriberConnection(SubscriberConnection):
+    """As `SubscriberConnection`; `events` hears `lost`, too, when a slot moves away."""
 
-    words = Words("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH", "SHARDNUMSUB", b" ssub=")
+    words = PubSubCommands("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH", "SHARDNUMSUB", b" ssub=")
     _message = b"smessage"
     _subscribed, _unsubscribed = b"ssubscribe", b"sunsubscribe"
 
-    def __init__(self, events: ShardEvents, max_result_size: int) -> None:
+    def __init__(self, events: ShardedSubscriberEvents, max_result_size: int) -> None:
         super().__init__(events, max_result_size)
         self._shard_events = events
         self._window = max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size))
-        self._put_off: dict[bytes, PutOff] = {}
+        self._put_off: dict[bytes, DeferredRequest] = {}
 
     def subscribe(self, name: bytes) -> None:
         self._forget(name)
@@ -110,9 +117,9 @@ class ShardLink(Link):
     def _get(self, name: bytes) -> tuple[str, bytes, int, int]:
         return ("GETRANGE", name, 0, self._max_result_size)
 
-    def _commands(self, batch: Leave) -> list[bytes]:
+    def _commands(self, batch: UnsubscribeBatch) -> list[bytes]:
         (name,) = batch.names
-        if not isinstance(batch, Join):
+        if not isinstance(batch, SubscribeBatch):
             return [pack("SUNSUBSCRIBE", name), pack("PING")]
         read = pack(*self._get(name))
         return [pack("SSUBSCRIBE", name), read] if batch.subscribe else [read]
@@ -122,54 +129,54 @@ class ShardLink(Link):
         batch = self._unanswered[0] if self._unanswered else None
         if name in self._watched:
             del self._watched[name]
-        elif not isinstance(batch, Leave) or batch.names != [name]:
+        elif not isinstance(batch, UnsubscribeBatch) or batch.names != [name]:
             put_off = self._forget(name)
             self._events.lost(name, answer=put_off is not None and put_off.subscribe)
-        elif not isinstance(batch, Join):
+        elif not isinstance(batch, SubscribeBatch):
             batch.confirmed = 1
         elif batch.confirmed:  # else it is an earlier subscription that is gone, not the one asked for
             batch.gone = True
 
-    def _batch_replied(self, batch: Leave, reply: Any) -> None:
-        if isinstance(batch, Join):
+    def _batch_replied(self, batch: UnsubscribeBatch, reply: Any) -> None:
+        if isinstance(batch, SubscribeBatch):
             self._join_replied(batch, reply)
         elif isinstance(reply, hiredis.ReplyError) and str(reply).startswith(_NOT_SERVED):
             batch.confirmed = 1  # MOVED: the node has taken the channel away by itself
         elif not batch.confirmed:
-            raise Desynchronised("a reply amid confirmations")
+            raise UnexpectedReply("a reply amid confirmations")
         else:
             self._answered()
             self._events.unsubscribed(batch.names[0])
 
-    def _join_replied(self, batch: Join, reply: Any) -> None:
+    def _join_replied(self, batch: SubscribeBatch, reply: Any) -> None:
         if batch.confirmed == 0:  # SSUBSCRIBE was refused; the read's reply is still to come
             if not isinstance(reply, hiredis.ReplyError):
-                raise Desynchronised("a reply to SSUBSCRIBE")
+                raise UnexpectedReply("a reply to SSUBSCRIBE")
             batch.error = str(reply)
             batch.confirmed = 1
         else:
             self._answered()
             self._settle_one(batch, reply)
 
-    def _settle_one(self, batch: Join, reply: Any) -> None:
+    def _settle_one(self, batch: SubscribeBatch, reply: Any) -> None:
         (name,) = batch.names
         error = batch.error or (str(reply) if isinstance(reply, hiredis.ReplyError) else "")
         if batch.gone:
             self._events.lost(name, answer=batch.subscribe)
         elif not error or error.startswith("WRONGTYPE"):  # what is no string is no result
             self._has_read(name, None if error else reply, subscribe=batch.subscribe)
-        elif (redirected := redirection(error)) is not None:
+        elif (redirected := parse_redirection(error)) is not None:
             self._redirected(batch, redirected)
         elif error.startswith(("CLUSTERDOWN", "TRYAGAIN")):
-            self._ask_later(batch, RETRY_AFTER)
-        elif concerns_ids(error):
+            self._ask_later(batch, UNSERVED_RETRY)
+        elif is_channel_denied(error):
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden
                 self._to_leave.append(name)
             self._events.refused(name, error)
         else:
             self.abort(f"Redis answered: {error}")
 
-    def _redirected(self, batch: Join, redirected: Redirection) -> None:
+    def _redirected(self, batch: SubscribeBatch, redirected: Redirection) -> None:
         (name,) = batch.names
         kind, host, port = redirected
         if kind == "ASK":
@@ -188,22 +195,22 @@ class ShardLink(Link):
 
     # What is put off
 
-    def _ask_later(self, batch: Join, seconds: float) -> PutOff:
+    def _ask_later(self, batch: SubscribeBatch, seconds: float) -> DeferredRequest:
         (name,) = batch.names
         self._forget(name)
         ask = self.subscribe if batch.subscribe else self.read
-        seconds += len(self._put_off) / PUT_OFF_A_SECOND
-        put_off = PutOff(batch.subscribe, self._loop.call_later(seconds, ask, name))
+        seconds += len(self._put_off) / DEFERRED_PER_SECOND
+        put_off = DeferredRequest(batch.subscribe, self._loop.call_later(seconds, ask, name))
         self._put_off[name] = put_off
         return put_off
 
-    def _forget(self, name: bytes) -> PutOff | None:
+    def _forget(self, name: bytes) -> DeferredRequest | None:
         put_off = self._put_off.pop(name, None)
         if put_off is not None:
             put_off.timer.cancel()
         return put_off
 
-    def _read_there(self, name: bytes, put_off: PutOff, reply: Any) -> None:
+    def _read_there(self, name: bytes, put_off: DeferredRequest, reply: Any) -> None:
         """What came of reading where the slot is on its way to, if that is not asked anew by now."""
         found = isinstance(reply, bytes)
         if self._put_off.get(name) is put_off and (found or str(reply).startswith("WRONGTYPE")):

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from gateway.redis.cluster import slots
-from gateway.redis.cluster.slots import slot
+from gateway.redis.cluster.slots import key_slot
 from gateway.redis.url import Address
 
 from ...fakes import Transport, parse_commands, push, resp
@@ -120,10 +120,10 @@ class Node:
         """The channels of a slot are taken from whoever has subscribed them, and its keys are dropped."""
         for connection in self.connections:
             for name in sorted(connection.subscribed):
-                if slot(name) == number:
+                if key_slot(name) == number:
                     connection.subscribed.discard(name)
                     connection.say(push(b"sunsubscribe", name, len(connection.subscribed)))
-        for key in [key for key in self.keys if slot(key) == number]:
+        for key in [key for key in self.keys if key_slot(key) == number]:
             del self.keys[key]
 
     def die(self) -> None:
@@ -202,7 +202,7 @@ class Node:
 
     def _keyed(self, connection: Connection, name: str, arguments: list[bytes], *, asking: bool) -> bytes:
         channel = arguments[0]
-        number = slot(channel)
+        number = key_slot(channel)
         if (error := self._redirection(name, channel, number, asking=asking)) is not None:
             return resp(Exception(error))
         if name == "SSUBSCRIBE":
@@ -235,7 +235,7 @@ class Node:
 class FakeCluster:
     """Its nodes, and what is true of its slots, whoever knows it."""
 
-    def __init__(self, masters: int, others: int = 0, *, count: int = slots.COUNT) -> None:
+    def __init__(self, masters: int, others: int = 0, *, count: int = slots.SLOT_COUNT) -> None:
         """`masters` have all the slots in turn; the `others` have none: one empty master, then replicas."""
         addresses = [Address(f"n{number}", 7_000 + number) for number in range(masters + others)]
         self.count = count

@@ -17,8 +17,8 @@ from gateway.core.hub import Hub
 from gateway.messages import Problem, Result
 from gateway.redis import url as redis_url
 from gateway.redis.cluster import slots
-from gateway.redis.cluster.broker import GUEST_SECONDS, Cluster, Shard
-from gateway.redis.cluster.slots import SlotMap, slot
+from gateway.redis.cluster.broker import SLOTLESS_SECONDS, ClusterBroker, ShardEventFilter
+from gateway.redis.cluster.slots import SlotMap, key_slot
 from gateway.redis.topology import Server
 from gateway.redis.url import Address
 
@@ -36,8 +36,8 @@ SETTLED = 3.0
 @pytest.fixture(autouse=True)
 def _small_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     structlog.configure(processors=[], wrapper_class=structlog.make_filtering_bound_logger("critical"))
-    monkeypatch.setattr(slots, "COUNT", COUNT)
-    monkeypatch.setattr(slots, "NOBODY", SlotMap((None,) * COUNT))
+    monkeypatch.setattr(slots, "SLOT_COUNT", COUNT)
+    monkeypatch.setattr(slots, "UNKNOWN_MAP", SlotMap((None,) * COUNT))
     yield
     structlog.reset_defaults()
 
@@ -77,9 +77,9 @@ class Scene:
     def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
         self.redis = redis
         self.loop = asyncio.get_running_loop()
-        self.hub = Hub("websocket:", 1_000, slot_of=slot)
-        self.cluster = Cluster(
-            redis_url.parse(url), self.hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
+        self.hub = Hub("websocket:", 1_000, slot_of=key_slot)
+        self.cluster = ClusterBroker(
+            redis_url.parse_redis_url(url), self.hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
         )
         self.hub.attach(self.cluster)
         self.members: list[Member] = []
@@ -143,7 +143,7 @@ def ident(number: int, taken: str = "") -> bytes:
     return next(
         name
         for name in (b"%b%d" % (taken.encode(), i) for i in range(10_000))
-        if slot(b"websocket:" + name) == number
+        if key_slot(b"websocket:" + name) == number
     )
 
 
@@ -270,7 +270,7 @@ async def test_while_a_slot_is_on_its_way_its_results_are_read_where_it_goes() -
         assert (stayed.answers, stayed.heard) == (1, [b"HERE"])
         assert source.subscribed == sorted([gone.name, stayed.name])
         assert scene.whole(), "a line to a node without slots is nobody's loss"
-        await asyncio.sleep(GUEST_SECONDS + 2)
+        await asyncio.sleep(SLOTLESS_SECONDS + 2)
         assert target.address not in scene.cluster._lines
 
 
@@ -336,7 +336,7 @@ def ids(count: int) -> list[bytes]:
     found: dict[int, bytes] = {}
     for number in range(1_000):
         name = b"%d" % number
-        place = slot(b"websocket:" + name) % COUNT
+        place = key_slot(b"websocket:" + name) % COUNT
         if len(found) < count:
             found.setdefault(place, name)
         elif place == next(iter(found)):
@@ -387,7 +387,7 @@ class Play:
     # Slots that move
 
     def reshard(self, what: str, name: bytes, target: Node) -> None:
-        number = slot(name)
+        number = key_slot(name)
         source = self.redis.owner(number)
         if what == "migrate":
             fit = target is not source and target.master and target.alive and source.serves(number)
@@ -487,12 +487,12 @@ class Play:
     def disturb(self, number: int) -> None:
         self.unstable[number] = self.scene.loop.time()
         for member in self.scene.members:
-            if slot(member.name) == number:
+            if key_slot(member.name) == number:
                 for payload in set(member.owed) - set(member.heard):
                     del member.owed[payload]
 
     def publish(self, name: bytes, *, retain: bool) -> None:
-        number = slot(name)
+        number = key_slot(name)
         node = self.redis.owner(number)
         if retain and number in node.migrating and name not in node.keys:
             node = self.redis.nodes[node.migrating[number]]
@@ -552,7 +552,7 @@ class Play:
             del source.migrating[number]
 
     def hand_over(self, number: int, source: Node, target: Node) -> None:
-        for key in [key for key in source.keys if slot(key) == number]:
+        for key in [key for key in source.keys if key_slot(key) == number]:
             self.redis.migrate_key(key, source, target)
         self.redis.move(number, target)
 
@@ -561,10 +561,11 @@ class Play:
             assert member.answers == 1, f"answered {member.answers} times"
             missed = [payload for payload in member.owed if payload not in member.heard]
             assert not missed, f"missed {missed} of {member.owed}"
-            retained = self.redis.owner(slot(member.name)).keys.get(member.name)
+            retained = self.redis.owner(key_slot(member.name)).keys.get(member.name)
             assert retained is None or retained in member.heard, f"missed what is retained: {retained!r}"
         assert self.subscribed() == sorted(
-            (self.redis.owners[slot(name)], name) for name in {member.name for member in self.scene.members}
+            (self.redis.owners[key_slot(name)], name)
+            for name in {member.name for member in self.scene.members}
         )
         assert self.scene.whole()
         assert self.scene.misunderstood() == []
@@ -618,7 +619,7 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
         link_to=lambda _name: SimpleNamespace(abort=gone.append),
         claimed=lambda _slot, owner: claims.append(owner),
     )
-    shard = Shard(cluster, Hub("websocket:", 1_000, slot_of=slot), here)
+    shard = ShardEventFilter(cluster, Hub("websocket:", 1_000, slot_of=key_slot), here)
     shard.moved(b"x", "there", 2)
     assert (claims, gone) == ([there], [])
     for host in ("here", ""):

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.redis.cluster import slots
-from gateway.redis.cluster.slots import COUNT, NOBODY, View, changed, name_in, slot, slot_map, view
+from gateway.redis.cluster.slots import (
+    SLOT_COUNT,
+    UNKNOWN_MAP,
+    ClusterView,
+    key_slot,
+    moved_slots,
+    name_in_slots_of,
+    parse_view,
+    slot_map,
+)
 from gateway.redis.url import Address
 
 from ...wire import strategies  # noqa: F401 - sets hypothesis up
@@ -39,13 +48,13 @@ INFO = b"cluster_state:ok\r\ncluster_current_epoch:7\r\ncluster_my_epoch:3\r\n"
 )
 def test_slots_are_those_of_cluster_keyslot(name: bytes, number: int) -> None:
     """As Redis 7.0.15 answers CLUSTER KEYSLOT."""
-    assert slot(name) == number
+    assert key_slot(name) == number
 
 
 @given(st.binary(), st.binary(min_size=1).filter(lambda tag: b"}" not in tag), st.binary())
 def test_only_the_first_tag_counts(before: bytes, tag: bytes, after: bytes) -> None:
     before = before.replace(b"{", b"")
-    assert slot(b"%b{%b}%b" % (before, tag, after)) == slot(b"{%b}" % tag)
+    assert key_slot(b"%b{%b}%b" % (before, tag, after)) == key_slot(b"{%b}" % tag)
 
 
 # Views
@@ -53,21 +62,21 @@ def test_only_the_first_tag_counts(before: bytes, tag: bytes, after: bytes) -> N
 
 def test_a_view_has_masters_in_order_and_the_epoch_of_the_cluster() -> None:
     ranges = [
-        [101, COUNT - 1, [b"b", 7_002, b"id", []], [b"c", 7_003, b"id", []]],
+        [101, SLOT_COUNT - 1, [b"b", 7_002, b"id", []], [b"c", 7_003, b"id", []]],
         [0, 100, [b"a", 7_001, b"id"]],
     ]
-    assert view(INFO, ranges, A) == View(7, ((0, 100, A), (101, COUNT - 1, B)))
+    assert parse_view(INFO, ranges, A) == ClusterView(7, ((0, 100, A), (101, SLOT_COUNT - 1, B)))
 
 
 @pytest.mark.parametrize("host", [None, b"", b"?"])
 def test_a_node_without_a_name_is_the_one_that_was_asked(host: bytes | None) -> None:
-    found = view(INFO, [[0, COUNT - 1, [host, 7_009, b"id", [b"ip", b"10.0.0.1"]]]], A)
-    assert found.ranges == ((0, COUNT - 1, Address("a", 7_009)),)
+    found = parse_view(INFO, [[0, SLOT_COUNT - 1, [host, 7_009, b"id", [b"ip", b"10.0.0.1"]]]], A)
+    assert found.ranges == ((0, SLOT_COUNT - 1, Address("a", 7_009)),)
 
 
 def test_a_cluster_without_slots_has_an_empty_view() -> None:
-    assert view(INFO, [], A) == View(7, ())
-    assert slot_map(()) == NOBODY
+    assert parse_view(INFO, [], A) == ClusterView(7, ())
+    assert slot_map(()) == UNKNOWN_MAP
 
 
 # Maps
@@ -77,48 +86,48 @@ def test_a_gap_in_the_ranges_is_nobodys() -> None:
     known = slot_map(((0, 9, A), (11, 11, B), (20, 29, A)))
     assert known.owners[9:13] == (A, None, B, None)
     assert known.owners[29:31] == (A, None)
-    assert len(known.owners) == COUNT
+    assert len(known.owners) == SLOT_COUNT
     assert known.masters == [A, B]
     assert known.slots(A) == [*range(10), *range(20, 30)]
     assert known.slots(C) == []
-    assert NOBODY.masters == []
+    assert UNKNOWN_MAP.masters == []
 
 
 def test_claims_change_single_slots() -> None:
-    known = slot_map(((0, COUNT - 1, A),))
-    after = known.with_owners({5: B, COUNT - 1: C})
-    assert (after.slots(B), after.slots(C)) == ([5], [COUNT - 1])
+    known = slot_map(((0, SLOT_COUNT - 1, A),))
+    after = known.with_owners({5: B, SLOT_COUNT - 1: C})
+    assert (after.slots(B), after.slots(C)) == ([5], [SLOT_COUNT - 1])
     assert known.masters == [A]
-    assert changed(known, after) == {5, COUNT - 1}
-    assert changed(known, known.with_owners({})) == frozenset()
-    assert changed(NOBODY, known) == set(range(COUNT))
+    assert moved_slots(known, after) == {5, SLOT_COUNT - 1}
+    assert moved_slots(known, known.with_owners({})) == frozenset()
+    assert moved_slots(UNKNOWN_MAP, known) == set(range(SLOT_COUNT))
 
 
-@given(st.lists(st.tuples(st.integers(0, COUNT - 1), st.sampled_from([A, B, C])), max_size=20))
+@given(st.lists(st.tuples(st.integers(0, SLOT_COUNT - 1), st.sampled_from([A, B, C])), max_size=20))
 def test_a_map_from_ranges_is_the_map_from_claims(claims: list[tuple[int, Address]]) -> None:
     owners = dict(claims)
     ranges = tuple(sorted((number, number, owner) for number, owner in owners.items()))
-    assert slot_map(ranges) == NOBODY.with_owners(owners)
+    assert slot_map(ranges) == UNKNOWN_MAP.with_owners(owners)
 
 
 def test_a_name_is_found_for_whoever_serves_a_slot_at_all() -> None:
-    known = slot_map(((0, COUNT - 2, A), (COUNT - 1, COUNT - 1, B)))
+    known = slot_map(((0, SLOT_COUNT - 2, A), (SLOT_COUNT - 1, SLOT_COUNT - 1, B)))
     for owner in (A, B):
-        name = name_in(b"websocket::probe:", known, owner)
+        name = name_in_slots_of(b"websocket::probe:", known, owner)
         assert name is not None
         assert name.startswith(b"websocket::probe:")
-        assert known.owners[slot(name)] == owner
-    assert name_in(b"websocket::probe:", known, C) is None
-    assert slots.name_in(b"x", NOBODY, A) is None
+        assert known.owners[key_slot(name)] == owner
+    assert name_in_slots_of(b"websocket::probe:", known, C) is None
+    assert slots.name_in_slots_of(b"x", UNKNOWN_MAP, A) is None
 
 
 def test_no_name_with_a_hash_tag_is_in_another_slot(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search without an end would end the node."""
-    monkeypatch.setattr(slots, "TRIES", 1_000)
-    number = slot(b"{login}")
-    known = slot_map(((0, number - 1, A), (number, number, B), (number + 1, COUNT - 1, A)))
-    assert name_in(b"ws:{login}:", known, A) is None
-    assert name_in(b"ws:{login}:", known, B) == b"ws:{login}:0"
+    monkeypatch.setattr(slots, "MAX_NAME_TRIES", 1_000)
+    number = key_slot(b"{login}")
+    known = slot_map(((0, number - 1, A), (number, number, B), (number + 1, SLOT_COUNT - 1, A)))
+    assert name_in_slots_of(b"ws:{login}:", known, A) is None
+    assert name_in_slots_of(b"ws:{login}:", known, B) == b"ws:{login}:0"
 
 
 @pytest.mark.parametrize(
@@ -133,4 +142,4 @@ def test_no_name_with_a_hash_tag_is_in_another_slot(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_redirections(error: str, said: tuple[str, str, int] | None) -> None:
-    assert slots.redirection(error) == said
+    assert slots.parse_redirection(error) == said

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 
-from gateway.redis.cluster.subscriber import MAX_IN_FLIGHT, MIGRATING_RETRY, RETRY_AFTER, ShardLink
-from gateway.redis.connection import LinkLost, Refusal
+from gateway.redis.cluster.subscriber import (
+    MAX_IN_FLIGHT,
+    MIGRATING_RETRY,
+    UNSERVED_RETRY,
+    ShardedSubscriberConnection,
+)
+from gateway.redis.connection import ConnectionLost, ReplyError
 
 from ...fakes import Events, Transport, parse_commands, push, resp, turns, virtual
 
@@ -39,7 +44,7 @@ class Scene:
 
     def __init__(self, *wanted: bytes, max_result_size: int = 1_000) -> None:
         self.events = ShardEvents(wanted)
-        self.link = ShardLink(self.events, max_result_size)
+        self.link = ShardedSubscriberConnection(self.events, max_result_size)
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.link
         self.link.connection_made(self.transport)
@@ -272,7 +277,7 @@ def test_while_nobody_serves_the_slot_it_is_asked_again(error: bytes, confirmati
             scene.say(confirmation or error, error)
             assert await scene.commands() == []
             assert not scene.link.quiet
-            await asyncio.sleep(RETRY_AFTER)
+            await asyncio.sleep(UNSERVED_RETRY)
             assert await scene.commands() == join(b"a")
         scene.say(subscribed(b"a"), NOBODY)
         assert scene.heard() == [("subscribed", b"a", None)]
@@ -287,7 +292,7 @@ async def test_a_read_alone_is_put_off_as_such() -> None:
     scene.link.read(b"a")
     await scene.commands()
     scene.say(DOWN)
-    await asyncio.sleep(RETRY_AFTER)
+    await asyncio.sleep(UNSERVED_RETRY)
     assert await scene.commands() == read(b"a")
 
 
@@ -298,7 +303,7 @@ async def test_nothing_is_subscribed_again_behind_its_sunsubscribe() -> None:
     scene.say(DOWN, DOWN)
     scene.link.unsubscribe(b"a")
     assert await scene.commands() == leave(b"a")
-    await asyncio.sleep(RETRY_AFTER)
+    await asyncio.sleep(UNSERVED_RETRY)
     assert await scene.commands() == []
 
 
@@ -308,7 +313,7 @@ async def test_another_question_takes_the_place_of_one_that_is_put_off() -> None
     scene.say(DOWN, DOWN)
     scene.link.subscribe(b"a")
     assert await scene.commands() == join(b"a")
-    await asyncio.sleep(RETRY_AFTER)
+    await asyncio.sleep(UNSERVED_RETRY)
     assert await scene.commands() == []
 
 
@@ -317,7 +322,7 @@ async def test_a_channel_taken_away_while_its_question_is_put_off_is_lost_as_its
     scene = await asked(b"a")
     scene.say(subscribed(b"a"), DOWN, gone(b"a"))
     assert scene.heard() == [("lost", b"a", True)]
-    await asyncio.sleep(RETRY_AFTER)
+    await asyncio.sleep(UNSERVED_RETRY)
     assert await scene.commands() == []
 
 
@@ -409,7 +414,7 @@ async def test_reads_for_the_node_that_a_slot_comes_from() -> None:
     scene.say(resp("OK"), resp(b"R"))
     assert answers == [b"R"]
     scene.transport.lose()
-    with pytest.raises(LinkLost):
+    with pytest.raises(ConnectionLost):
         scene.link.read_migrating(b"a", answers.append)
 
 
@@ -488,5 +493,5 @@ async def test_a_watched_channel_that_is_taken_away_is_watched_no_more() -> None
 
 @virtual
 async def test_a_channel_to_watch_may_be_elsewhere() -> None:
-    with pytest.raises(Refusal, match="SSUBSCRIBE with: MOVED"):
+    with pytest.raises(ReplyError, match="SSUBSCRIBE with: MOVED"):
         await watched(Scene(), MOVED)
