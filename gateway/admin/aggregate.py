@@ -19,7 +19,7 @@ def aggregate(states: Sequence[State | None], name: str, *, draining: bool) -> d
     """The account of node `name`, in the form of a single one's, from its workers', None for who gave none.
 
     One worker that is ready makes it ready: the others' new connections go there meanwhile. Counts are sums,
-    of those since each worker's start. Redis is connected if it is for all; `blind_seconds` and
+    of those since each worker's start. Redis is connected if it is for all; `outage_seconds` and
     `probe_seconds` are those of the worker that fares worst.
     """
     present = [state for state in states if state is not None]
@@ -55,8 +55,8 @@ def _redis(lines: Sequence[State]) -> dict[str, Any]:
     probes = [line["probe_seconds"] for line in lines]
     return {
         "connected": bool(lines) and all(line["connected"] for line in lines),
-        "gaps": sum(line["gaps"] for line in lines),
-        "blind_seconds": max((line["blind_seconds"] for line in lines), default=0.0),
+        "outages": sum(line["outages"] for line in lines),
+        "outage_seconds": max((line["outage_seconds"] for line in lines), default=0.0),
         "probe_seconds": max(probes) if probes and None not in probes else None,
-        "mended": sum(line["mended"] for line in lines),
+        "repaired": sum(line["repaired"] for line in lines),
     }

@@ -170,7 +170,7 @@ class LocalSource:
     async def _retained(self, web_socket_id: str) -> dict[str, object]:
         """Whether Redis has a retained result for the id, and for how many seconds; None for unknown."""
         channel = self._hub.channel(web_socket_id.encode())
-        link = self._broker.link_to(channel)
+        link = self._broker.connection_for(channel)
         if link is None:
             return _unknown(NOT_CONNECTED)
         try:
@@ -195,20 +195,20 @@ class Dashboard:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/", self.page),
-            web.get(r"/live/{file:live(?:\.chart)?\.(?:css|js)}", self.asset),
-            web.get("/live/events", self.events, allow_head=False),
-            web.get("/live/session", self.session),
+            web.get(r"/dashboard/{file:dashboard(?:\.chart)?\.(?:css|js)}", self.asset),
+            web.get("/dashboard/events", self.events, allow_head=False),
+            web.get("/dashboard/session", self.session),
         ]
 
     async def page(self, _request: web.Request) -> web.StreamResponse:
         """GET /: the page itself."""
-        return file_response("live.html")
+        return file_response("dashboard.html")
 
     async def asset(self, request: web.Request) -> web.StreamResponse:
         return file_response(request.match_info["file"])
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        """GET /live/events: server-sent events, each of them all that the page shows."""
+        """GET /dashboard/events: server-sent events, each of them all that the page shows."""
         if self.feed.full:
             return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{MAX_PAGES} pages are open already")
         headers = {**PRIVATE_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
@@ -226,7 +226,7 @@ class Dashboard:
         return response
 
     async def session(self, request: web.Request) -> web.Response:
-        """GET /live/session?webSocketId=…: who holds this id, since when, and what it was sent."""
+        """GET /dashboard/session?webSocketId=…: who holds this id, since when, and what it was sent."""
         wanted = request.query.get("webSocketId", "")
         if not WEB_SOCKET_ID.fullmatch(wanted):
             form = "webSocketId is 1 to 200 characters of A-Z a-z 0-9 . _ ~ -"

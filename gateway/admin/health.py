@@ -86,10 +86,10 @@ class HealthEndpoints:
             "ended": {f"{code} {reason}": count for (code, reason), count in self._node.ended.items()},
             "redis": {
                 "connected": self._broker.connected,
-                "gaps": self._broker.gaps,
-                "blind_seconds": round(self._broker.blind_so_far(), 3),
+                "outages": self._broker.outages,
+                "outage_seconds": round(self._broker.outage_seconds(), 3),
                 "probe_seconds": _round_trip(self._broker.probes),
-                "mended": self._broker.mended,
+                "repaired": self._broker.repaired,
             },
         }
 

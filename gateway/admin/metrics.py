@@ -132,7 +132,7 @@ LATENCY = _histogram(
     "since",
 )
 CLOCK_SKEW = _counter(
-    "gateway_wrong_clocks_total",
+    "gateway_clock_skew_total",
     "Results whose publishedAt was later than they came, or a minute old: clocks differ. They count with "
     "their time in this node.",
 )
@@ -148,16 +148,16 @@ CLOSES = _counter(
 SLOW_CONSUMERS = _counter(
     "gateway_slow_consumers_total", "Sessions closed since their client left more unread than --write-buffer."
 )
-REFUSED = _counter("gateway_refused_total", "Requests that did not become sessions, by why.", "kind")
+REFUSED = _counter("gateway_rejected_total", "Requests that did not become sessions, by why.", "kind")
 CONNECTED = _gauge(
     "gateway_redis_connected", "1 while the line to this server is up and subscribed on, else 0.", "server"
 )
 OUTAGES = _counter(
-    "gateway_redis_gaps_total",
+    "gateway_redis_outages_total",
     "Times that Redis, or a part of a Cluster, was lost after it had been there.",
 )
 OUTAGE_SECONDS = _counter(
-    "gateway_redis_blind_seconds_total", "Seconds without it, the present gap included."
+    "gateway_redis_outage_seconds_total", "Seconds without it, the present gap included."
 )
 CHANNELS = _gauge(
     "gateway_redis_channels", "Subscriptions: wanted by sessions here, and confirmed by Redis.", "state"
@@ -174,10 +174,10 @@ PROBES = _counter(
     "outcome",
 )
 RECONCILIATIONS = _counter(
-    "gateway_redis_audits_total", "Times that the table was held against Redis's own.", "server"
+    "gateway_redis_reconciliations_total", "Times that the table was held against Redis's own.", "server"
 )
 REPAIRED = _counter(
-    "gateway_redis_mended_total", "Channels that differed then and were mended. It should stay 0."
+    "gateway_redis_repaired_total", "Channels that differed then and were mended. It should stay 0."
 )
 MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that went to another master.")
 LAG = _histogram(
@@ -320,12 +320,12 @@ class NodeMetrics(Collector):
 
     def _redis(self) -> dict[Family, Samples]:
         broker, hub = self._broker, self._node.hub
-        lines = {line.shown: line for line in broker.lines}
+        lines = {line.display_url: line for line in broker.lines}
         probes = {shown: line.probe for shown, line in lines.items()}
         return {
             CONNECTED: {(shown,): float(line.connected) for shown, line in lines.items()},
-            OUTAGES: {(): broker.gaps},
-            OUTAGE_SECONDS: {(): broker.blind_so_far()},
+            OUTAGES: {(): broker.outages},
+            OUTAGE_SECONDS: {(): broker.outage_seconds()},
             CHANNELS: {("wanted",): hub.channels, ("confirmed",): hub.count_confirmed()},
             ROUND_TRIP: {
                 (shown,): probe.round_trip for shown, probe in probes.items() if probe.round_trip is not None
@@ -336,7 +336,7 @@ class NodeMetrics(Collector):
                 for outcome in ("heard", "failed", "deaf")
             },
             RECONCILIATIONS: {(shown,): line.audit.done for shown, line in lines.items()},
-            REPAIRED: {(): broker.mended},
+            REPAIRED: {(): broker.repaired},
             MOVED: {(): broker.moves},
         }
 

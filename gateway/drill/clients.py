@@ -300,8 +300,8 @@ class Clients:
 
     def longest_gap(self, now: float) -> float:
         """The longest time that any client was without a registration."""
-        gaps = (client.gap(now) for client in self.clients.values())
-        return max(self.longest_gap_of_those_left, max(gaps, default=0.0))
+        outages = (client.gap(now) for client in self.clients.values())
+        return max(self.longest_gap_of_those_left, max(outages, default=0.0))
 
     async def close(self) -> None:
         """All leave."""

@@ -134,7 +134,7 @@ class Environment(Generic[Redis]):
             if body is not None:
                 redis = body["redis"]
                 seen = NodeOutage(
-                    f"node {number + 1}", redis["blind_seconds"], redis["gaps"], redis["mended"]
+                    f"node {number + 1}", redis["outage_seconds"], redis["outages"], redis["repaired"]
                 )
                 self._lives[number, pid] = seen
         self.states = [_state(body) for _, body in bodies]
@@ -152,8 +152,8 @@ class Environment(Generic[Redis]):
         return NodeOutage(
             f"node {number + 1}",
             blind=sum(life.blind for life in lives),
-            gaps=sum(life.gaps for life in lives),
-            mended=sum(life.mended for life in lives),
+            outages=sum(life.outages for life in lives),
+            repaired=sum(life.repaired for life in lives),
             down=self._down[number],
         )
 
@@ -167,6 +167,6 @@ def _state(body: Body | None) -> str:
         return "down"
     redis = body["redis"]
     line = "Redis connected" if redis["connected"] else "REDIS AWAY"
-    blind = f", blind {seconds(redis['blind_seconds'])}" if redis["gaps"] else ""
+    blind = f", blind {seconds(redis['blind_seconds'])}" if redis["outages"] else ""
     draining = ", draining" if body["reasons"] else ""
     return f"{count(body['sessions'], 'client')}{draining}, {line}{blind}"

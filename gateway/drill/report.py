@@ -46,9 +46,9 @@ class NodeOutage(NamedTuple):
     node: str
     blind: float = 0.0
     """Seconds without Redis, or, of a Cluster, without a part of it; in all of its lives together."""
-    gaps: int = 0
+    outages: int = 0
     """How often."""
-    mended: int = 0
+    repaired: int = 0
     """Subscriptions that its audits found to be wrong: must not happen, whatever breaks."""
     down: float = 0.0
     """Seconds from its end until it was there again."""
@@ -214,11 +214,13 @@ def _blind(report: DrillReport) -> list[str]:
 
 
 def _blindness(node: NodeOutage) -> str:
-    words = [f"{seconds(node.blind)} without Redis" + (f" in {count(node.gaps, 'gap')}" if node.gaps else "")]
+    words = [
+        f"{seconds(node.blind)} without Redis" + (f" in {count(node.outages, 'gap')}" if node.outages else "")
+    ]
     if node.down:
         words.append(f"{seconds(node.down)} down")
-    if node.mended:
-        words.append(f"{count(node.mended, 'subscription')} MENDED")
+    if node.repaired:
+        words.append(f"{count(node.repaired, 'subscription')} MENDED")
     return ", ".join(words)
 
 

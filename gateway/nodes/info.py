@@ -61,15 +61,15 @@ class RedisInfo(_Info):
 
     connected: bool
     lines: Count
-    lines_up: Count
-    missing_for: Seconds | None
+    servers_up: Count
+    down_for: Seconds | None
     """Seconds, up to now."""
-    unheard: Seconds | None
+    probe_age: Seconds | None
     """Seconds since a probe was heard, on the line where that is longest ago."""
     round_trip: Seconds | None
     """Of the slowest line's latest probe."""
-    gaps: Count
-    blind_seconds: Seconds
+    outages: Count
+    outage_seconds: Seconds
 
 
 class HistogramInfo(_Info):
@@ -197,19 +197,19 @@ class InfoSource:
         return RedisInfo(
             connected=broker.connected,
             lines=len(broker.lines),
-            lines_up=sum(line.connected for line in broker.lines),
-            missing_for=broker.missing_for,
-            unheard=broker.unheard,
+            servers_up=sum(line.connected for line in broker.lines),
+            down_for=broker.down_for,
+            probe_age=broker.probe_age,
             round_trip=max(trips, default=None),
-            gaps=broker.gaps,
-            blind_seconds=broker.blind_so_far(),
+            outages=broker.outages,
+            outage_seconds=broker.outage_seconds(),
         )
 
     def _troubles(self, redis: RedisInfo) -> list[Trouble]:
-        unpublished = next((probe.trouble for probe in self._broker.probes if probe.trouble), "")
+        unpublished = next((probe.last_error for probe in self._broker.probes if probe.last_error), "")
         sessions = self._node.admission.sessions
         return [
-            *redis_troubles(redis, self._broker.trouble, unpublished, ever=self._broker.ever_connected),
+            *redis_troubles(redis, self._broker.last_error, unpublished, ever=self._broker.ever_connected),
             *node_troubles(sessions, self._room, draining=self._readiness.draining),
         ]
 
@@ -236,14 +236,14 @@ def redis_troubles(redis: RedisInfo, why: str, unpublished: str, *, ever: bool) 
     there has been a connection at all.
     """
     if not redis.connected:
-        lines = f"{redis.lines_up} of {redis.lines} servers of the Cluster are connected"
+        lines = f"{redis.servers_up} of {redis.lines} servers of the Cluster are connected"
         what = "has been without Redis" if ever else "has not reached Redis"
-        text = f"{what} for {_seconds(redis.missing_for or 0.0)}"
+        text = f"{what} for {_seconds(redis.down_for or 0.0)}"
         return [Trouble(tone="bad", text=_cut(f"{text}{_because(why)}" + (f"; {lines}" * (redis.lines > 1))))]
-    if redis.unheard is None or redis.unheard < PROBE_OVERDUE_AFTER:
+    if redis.probe_age is None or redis.probe_age < PROBE_OVERDUE_AFTER:
         return []
     # Silence proves nothing when nothing could be published; but then nothing is proved at all.
-    text = f"has not heard its probe for {_seconds(redis.unheard)}{_because(unpublished)}"
+    text = f"has not heard its probe for {_seconds(redis.probe_age)}{_because(unpublished)}"
     return [Trouble(tone="warn" if unpublished else "bad", text=_cut(text))]
 
 

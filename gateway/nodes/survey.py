@@ -55,7 +55,7 @@ log = structlog.get_logger()
 class ServiceConnections(Protocol):
     """What is asked of the broker."""
 
-    def link_to(self, name: bytes) -> SubscriberConnection | None:
+    def connection_for(self, name: bytes) -> SubscriberConnection | None:
         """The link on which a channel is heard and published, if there is one at present."""
 
 
@@ -100,7 +100,7 @@ class Survey:
     async def run(self) -> None:
         """Hear the questions of others until cancelled."""
         while True:
-            link = self._lines.link_to(self._shared)
+            link = self._lines.connection_for(self._shared)
             if link is not None:
                 await self._hear_questions(link)
             await asyncio.sleep(DISCONNECTED_INTERVAL if link is None else RESUBSCRIBE_INTERVAL)
@@ -115,7 +115,7 @@ class Survey:
 
     async def ask(self, question: Mapping[str, object], seconds: float = SURVEY_TIMEOUT) -> SurveyAnswers:
         """What the other nodes answer, within `seconds`."""
-        link = self._lines.link_to(self._shared)
+        link = self._lines.connection_for(self._shared)
         if link is None:
             return SurveyAnswers([], 0, NOT_CONNECTED)
         if len(self._rounds) >= MAX_OPEN_QUESTIONS:
@@ -152,7 +152,7 @@ class Survey:
         asker, token = question.get("asker"), question.get("token")
         if not isinstance(asker, str) or not _ASKER.fullmatch(asker) or asker == self.name:
             return
-        link = self._lines.link_to(self._shared)
+        link = self._lines.connection_for(self._shared)
         if link is None or not self._has_time():
             return
         try:

@@ -154,7 +154,7 @@ class Publisher:
                 return await line.ask_all(commands)
         except OSError as error:
             self._drop(server)
-            _note(sendings, error, server.shown)
+            _note(sendings, error, server.display_url)
             return []
         except asyncio.CancelledError:  # the deadline: this server did not keep it
             self._drop(server)

@@ -70,37 +70,37 @@ class Broker:
         self.probe = Probe(topology, name, probe_channel)
         self.audit = Reconciler(events)
         self._notice = OutageNotifier(events.degraded)
-        self.gaps = 0
+        self.outages = 0
         """Times that a link was lost: whatever was published meanwhile without retention is gone."""
-        self.blind_seconds = 0.0
+        self.past_outage_seconds = 0.0
         """How long there was no link, after there had been one, all gaps together."""
         self.ever_connected = False
 
-    def blind_so_far(self) -> float:
-        """`blind_seconds`, with the gap that goes on at present."""
+    def outage_seconds(self) -> float:
+        """`outage_seconds`, with the gap that goes on at present."""
         present = 0.0 if self._lost_at is None else self._clock() - self._lost_at
-        return self.blind_seconds + present
+        return self.past_outage_seconds + present
 
     @property
     def connected(self) -> bool:
         return self._link is not None
 
     @property
-    def missing_for(self) -> float | None:
+    def down_for(self) -> float | None:
         """Seconds without a link, up to now; None while there is one."""
         if self._link is not None:
             return None
         return self._clock() - (self._started if self._lost_at is None else self._lost_at)
 
     @property
-    def unheard(self) -> float | None:
+    def probe_age(self) -> float | None:
         """Seconds since the present link was proved to hear, or came up; None without one."""
         if self._link is None:
             return None
         return self._clock() - max(self._up_at, self.probe.heard_at or 0.0)
 
     @property
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """Why the latest attempt to connect failed; empty while there is a link."""
         return self._reminded[0]
 
@@ -114,23 +114,23 @@ class Broker:
         """The present link, if there is one."""
         return self._link
 
-    def link_to(self, _name: bytes) -> SubscriberConnection | None:
+    def connection_for(self, _name: bytes) -> SubscriberConnection | None:
         """The link on which a channel is heard and published, if there is one at present."""
         return self._link
 
     @property
-    def mended(self) -> int:
+    def repaired(self) -> int:
         """Channels that audits have found to differ; it should stay 0."""
-        return self.audit.mended
+        return self.audit.repaired
 
     @property
     def probes(self) -> list[Probe]:
         return [self.probe]
 
     @property
-    def shown(self) -> str:
+    def display_url(self) -> str:
         """Where it leads, for people; without the password."""
-        return self._topology.shown
+        return self._topology.display_url
 
     @property
     def moves(self) -> int:
@@ -202,7 +202,7 @@ class Broker:
     async def _introduce(self, link: SubscriberConnection, server: Server) -> None:
         await link.hello(server.username, server.password, server.database, self._name)
         if self._topology.only_masters and not link.is_master:
-            raise ConnectionLost(f"{server.shown} is a replica")
+            raise ConnectionLost(f"{server.display_url} is a replica")
 
     async def _watch_over(self, link: SubscriberConnection, server: Server) -> ConnectionLost:
         """Why `link`, which leads to `server`, was lost, once it is. Meanwhile it is probed and audited."""
@@ -219,23 +219,23 @@ class Broker:
 
     def _up(self, link: SubscriberConnection, server: Server, now: float) -> None:
         blind = 0.0 if self._lost_at is None else now - self._lost_at
-        self.blind_seconds += blind
+        self.past_outage_seconds += blind
         self._lost_at = None
         self._up_at = now
         self.ever_connected = True
         self._reminded = ("", 0.0)
         self._link = link
         self._notice.end()
-        about = {"after_seconds": round(blind, 3), "gaps": self.gaps} if self.gaps else {}
-        log.info("redis connected", redis=server.shown, **about)
+        about = {"after_seconds": round(blind, 3), "outages": self.outages} if self.outages else {}
+        log.info("redis connected", redis=server.display_url, **about)
         link.start()
 
     def _down(self, server: Server, why: str, now: float) -> None:
         self._link = None
         self._lost_at = now
         self._notice.begin()
-        self.gaps += 1
-        log.warning("redis lost", redis=server.shown, why=why, gaps=self.gaps)
+        self.outages += 1
+        log.warning("redis lost", redis=server.display_url, why=why, outages=self.outages)
         self._events.disconnected()
 
     def _pause(self) -> float:
@@ -248,9 +248,9 @@ class Broker:
         said, when = self._reminded
         if why != said or now - when >= REMIND_EVERY:
             self._reminded = (why, now)
-            missing = self.missing_for or 0.0
+            missing = self.down_for or 0.0
             say = log.error if missing >= ALARM_AFTER else log.warning
-            say("redis unreachable", redis=self._topology.shown, why=why, for_seconds=round(missing, 1))
+            say("redis unreachable", redis=self._topology.display_url, why=why, for_seconds=round(missing, 1))
 
 
 async def _run_monitor(watching: Coroutine[None, None, None]) -> None:

@@ -94,7 +94,7 @@ class ConnectionPool:
                 line = await PipelineConnection.open(server)
                 if self._only_masters and not line.is_master:
                     line.abort("no master")
-                    raise ConnectionError(f"{server.shown} is no master, or does not know it yet")
+                    raise ConnectionError(f"{server.display_url} is no master, or does not know it yet")
                 kept.line = line
             return kept.line
 

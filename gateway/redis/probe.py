@@ -70,7 +70,7 @@ class Probe:
         self._word = b""
         self._heard = asyncio.Event()
         self._grace = PROBE_GRACE
-        self.trouble = ""
+        self.last_error = ""
         """Why the latest probe could not be published; empty if it could."""
         self.round_trip: float | None = None
         """Seconds from before the latest PUBLISH until the word was heard; None before the first."""
@@ -108,7 +108,7 @@ class Probe:
         async with asyncio.timeout(PROBE_TIMEOUT):
             found = await self._topology.find()
         if found is not server:
-            raise NotReceiving(f"the master is {found.shown} now")
+            raise NotReceiving(f"the master is {found.display_url} now")
         channel = await self._watched(link)
         if channel is None:
             return
@@ -120,7 +120,7 @@ class Probe:
         self.heard_at = self._clock()
         self.heard += 1
         self._grace = PROBE_GRACE
-        self.trouble = ""
+        self.last_error = ""
 
     async def _watched(self, link: SubscriberConnection) -> bytes | None:
         channel = self._channel()
@@ -183,6 +183,6 @@ class Probe:
     def _failed(self, error: Exception) -> None:
         self.failed += 1
         why = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
-        if why != self.trouble:
-            self.trouble = why
+        if why != self.last_error:
+            self.last_error = why
             log.warning("probe not published", why=why)

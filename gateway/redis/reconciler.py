@@ -45,7 +45,7 @@ class Reconciler:
         self._position = 0
         self.done = 0
         """Audits so far."""
-        self.mended = 0
+        self.repaired = 0
         """Channels that differed, so far. It should stay 0."""
 
     async def run(self, link: SubscriberConnection) -> None:
@@ -69,13 +69,13 @@ class Reconciler:
         missing = await self._missing(link, everybody=surplus != 0)
         for name in missing:
             self._events.lost(name)
-        self.mended += len(missing)
+        self.repaired += len(missing)
         self.done += 1
         if missing:
             log.error("audit: ids that were not subscribed are again", ids=len(missing))
         differ = surplus + len(missing)
         if differ:  # too few: somebody else holds the id that is missing, so that Redis does not tell which
-            self.mended += abs(differ)
+            self.repaired += abs(differ)
             word = "more" if differ > 0 else "less"
             log.error("audit: another number is subscribed than should be", channels=differ)
             link.abort(f"{word} is subscribed on it than should be")

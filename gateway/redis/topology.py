@@ -24,7 +24,7 @@ class Server:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.shown = redact(url)
+        self.display_url = redact(url)
         pool = redis.asyncio.ConnectionPool.from_url(url)
         options = pool.connection_kwargs
         self.username: str = options.get("username") or "default"
@@ -51,7 +51,7 @@ class Server:
 class Topology(Protocol):
     """Finds the server that the node's subscriptions belong on."""
 
-    shown: str
+    display_url: str
     """Where that is looked for, for logs; without the password."""
     only_masters: bool
     """Whether a server that says it is a replica is the wrong one."""
@@ -68,7 +68,7 @@ class FixedTopology:
 
     def __init__(self, url: str, *, only_masters: bool = False) -> None:
         self._server = Server(url)
-        self.shown = self._server.shown
+        self.display_url = self._server.display_url
         self.only_masters = only_masters
 
     async def find(self) -> Server:
@@ -84,7 +84,7 @@ class SentinelTopology:
     only_masters = True
 
     def __init__(self, url: RedisURL) -> None:
-        self.shown = redact(url.text)
+        self.display_url = redact(url.text)
         self._url = url
         self._sentinels = Sentinels(url)
         self._found: tuple[Address, Server] | None = None

@@ -8,7 +8,7 @@ from gateway.admin.aggregate import NO_WORKER, aggregate
 
 
 def state(**members: Any) -> dict[str, Any]:
-    redis = {"connected": True, "gaps": 0, "blind_seconds": 0.0, "probe_seconds": 0.001, "mended": 0}
+    redis = {"connected": True, "outages": 0, "outage_seconds": 0.0, "probe_seconds": 0.001, "repaired": 0}
     return {
         "ready": True,
         "reasons": [],
@@ -39,14 +39,14 @@ def test_it_has_the_form_of_a_single_one() -> None:
 
 
 def test_of_redis_the_worst_is_told() -> None:
-    away = {"connected": False, "gaps": 1, "blind_seconds": 2.5, "probe_seconds": None}
-    body = aggregate([state(redis={"gaps": 2, "mended": 1}), state(redis=away)], "n", draining=False)
+    away = {"connected": False, "outages": 1, "outage_seconds": 2.5, "probe_seconds": None}
+    body = aggregate([state(redis={"outages": 2, "repaired": 1}), state(redis=away)], "n", draining=False)
     assert body["redis"] == {
         "connected": False,
-        "gaps": 3,
-        "blind_seconds": 2.5,
+        "outages": 3,
+        "outage_seconds": 2.5,
         "probe_seconds": None,
-        "mended": 1,
+        "repaired": 1,
     }
     assert body["ready"], "all nodes share Redis"
 

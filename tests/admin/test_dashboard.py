@@ -32,7 +32,7 @@ Snapshot = dict[str, Any]
 async def page(admin_port: int) -> AsyncIterator[Callable[[], Any]]:
     """An open page; each call waits for the next thing that it is told, and raises EOFError at the end."""
     timeout = aiohttp.ClientTimeout(total=None)
-    url = f"http://127.0.0.1:{admin_port}/live/events"
+    url = f"http://127.0.0.1:{admin_port}/dashboard/events"
     async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url) as answer:
         assert answer.status == 200
         assert answer.content_type == "text/event-stream"
@@ -61,7 +61,7 @@ async def until_told(admin_port: int, condition: Callable[[Snapshot], object], w
 
 
 async def look_up(admin_port: int, web_socket_id: str) -> tuple[int, dict[str, Any]]:
-    url = f"http://127.0.0.1:{admin_port}/live/session"
+    url = f"http://127.0.0.1:{admin_port}/dashboard/session"
     timeout = aiohttp.ClientTimeout(SECONDS)
     async with (
         aiohttp.ClientSession(timeout=timeout) as http,
@@ -191,7 +191,7 @@ async def test_says_why_the_others_are_missing_while_redis_is_away(
         while len((snapshot := await told())["nodes"]) < 2:
             pass
         assert snapshot["why"] == ""
-        assert own(snapshot)["redis"]["gaps"] == 1
+        assert own(snapshot)["redis"]["outages"] == 1
 
 
 async def test_a_frozen_redis_is_not_waited_for(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
@@ -258,7 +258,7 @@ async def test_so_many_pages_and_no_more(node_here: Node) -> None:
         await until(lambda: feed.full, "all of them are open")
         async with (
             aiohttp.ClientSession() as http,
-            http.get(f"http://127.0.0.1:{port}/live/events") as refused,
+            http.get(f"http://127.0.0.1:{port}/dashboard/events") as refused,
         ):
             assert refused.status == 503
             assert (await refused.json())["error"]["code"] == "busy"
@@ -292,14 +292,23 @@ async def test_a_page_that_fails_once_goes_on(
 async def test_the_page_and_its_files_let_nothing_else_in(node_here: Node) -> None:
     port = admin_port_of(node_here)
     async with aiohttp.ClientSession() as http:
-        for path, kind in (("/", "html"), ("/live/live.js", "javascript"), ("/live/live.css", "css")):
+        for path, kind in (
+            ("/", "html"),
+            ("/dashboard/dashboard.js", "javascript"),
+            ("/dashboard/dashboard.css", "css"),
+        ):
             async with http.get(f"http://127.0.0.1:{port}{path}") as answer:
                 assert answer.status == 200
                 assert answer.content_type.endswith(kind)
                 policy = answer.headers["Content-Security-Policy"]
                 assert "default-src 'none'" in policy
                 assert "unsafe" not in policy
-        for path in ("/live/index.html", "/live/demo.js", "/live/..%2fapp.py", "/live/live.html"):
+        for path in (
+            "/dashboard/index.html",
+            "/dashboard/demo.js",
+            "/dashboard/..%2fapp.py",
+            "/dashboard/dashboard.html",
+        ):
             async with http.get(f"http://127.0.0.1:{port}{path}") as answer:
                 assert answer.status == 404
 
@@ -366,7 +375,7 @@ async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Valkey
         ports = [admin_port_of(gateway) for gateway in (one, two)]
         for port in ports:
             snapshot = await until_told(port, both, "both nodes are there")
-            assert (own(snapshot)["redis"]["lines"], own(snapshot)["redis"]["lines_up"]) == (3, 3)
+            assert (own(snapshot)["redis"]["lines"], own(snapshot)["redis"]["servers_up"]) == (3, 3)
         async with crowd([port_of(two)], ["in-a-cluster"]):
             _, found = await look_up(ports[0], "in-a-cluster")
             assert [session["node"] for session in found["sessions"]] == ["two"]
@@ -374,7 +383,7 @@ async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Valkey
         here = cluster.owner(key_slot(SHARED.encode()))
         there = next(node for node in cluster.masters if node is not here)
         await asyncio.to_thread(cluster.move_slots, here, there, [key_slot(SHARED.encode())])
-        await until(lambda: two._broker.link_to(SHARED.encode()) is not None, "the new map is known")
+        await until(lambda: two._broker.connection_for(SHARED.encode()) is not None, "the new map is known")
         for port in ports:
             await until_told(port, both, "both nodes hear each other where the channel is now")
         numbers = there.ask("PUBSUB", "SHARDNUMSUB", SHARED)

@@ -59,14 +59,14 @@ class Broker:
 
     shown = "redis://redis:6379/0"
     connected, ever_connected = True, True
-    gaps, mended, moves = 2, 0, 0
+    outages, repaired, moves = 2, 0, 0
 
     def __init__(self) -> None:
         self.probe = Probe()
         self.audit = Audit()
         self.lines = [self]
 
-    def blind_so_far(self) -> float:
+    def outage_seconds(self) -> float:
         return 1.5
 
 
@@ -191,12 +191,12 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     text = scene.metrics.render()
     assert value(text, "gateway_ready") == 1
     assert value(text, "gateway_redis_connected", **here) == 1
-    assert value(text, "gateway_redis_gaps_total") == 2
-    assert value(text, "gateway_redis_blind_seconds_total") == 1.5
+    assert value(text, "gateway_redis_outages_total") == 2
+    assert value(text, "gateway_redis_outage_seconds_total") == 1.5
     assert value(text, "gateway_redis_probes_total", outcome="deaf", **here) == 1
-    assert value(text, "gateway_redis_audits_total", **here) == 3
+    assert value(text, "gateway_redis_reconciliations_total", **here) == 3
     assert value(text, "gateway_published_total", outcome="nobody") == 2
-    assert value(text, "gateway_refused_total", kind="origin_not_allowed") == 1
+    assert value(text, "gateway_rejected_total", kind="origin_not_allowed") == 1
     assert value(text, "gateway_event_loop_lag_seconds_bucket", le="0.25") == 0
     assert value(text, "gateway_event_loop_lag_seconds_bucket", le="0.5") == 1
     assert value(text, "gateway_max_sessions") == 100

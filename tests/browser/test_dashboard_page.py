@@ -155,7 +155,13 @@ def test_loads_nothing_from_elsewhere_in_silence(well: list[NodeProcess], browse
     own = (page_url(well[0]), "data:image/svg+xml")
     assert [url for url in urls if not url.startswith(own)] == []
     paths = {urlsplit(url).path for url in urls}
-    assert paths >= {"/", "/live/live.js", "/live/live.chart.js", "/live/live.css", "/live/events"}
+    assert paths >= {
+        "/",
+        "/dashboard/dashboard.js",
+        "/dashboard/dashboard.chart.js",
+        "/dashboard/dashboard.css",
+        "/dashboard/events",
+    }
     assert browser.errors() == []
 
 
@@ -342,9 +348,10 @@ def test_fits_a_phone_whatever_the_nodes_are_called(browser: Browser, away: bool
 
 
 def drawn(browser: Browser, call: str) -> Any:
-    """What a function of live.chart.js returns."""
+    """What a function of dashboard.chart.js returns."""
     return browser.driver.execute_async_script(
-        f"import('/live/live.chart.js').then((chart) => chart.{call}).then(arguments[arguments.length - 1])"
+        "import('/dashboard/dashboard.chart.js')"
+        f".then((chart) => chart.{call}).then(arguments[arguments.length - 1])"
     )
 
 

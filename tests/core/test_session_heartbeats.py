@@ -130,9 +130,9 @@ def test_heart_beats_are_sent_and_never_late(interval: float, registered: bool) 
         scene.register()
     scene.wait(10 * interval)
     times = [0.0, *scene.beats()]
-    gaps = [later - sooner for sooner, later in pairwise(times)]
-    assert len(gaps) >= 10
-    assert all(interval - 0.5 <= gap <= interval for gap in gaps)
+    outages = [later - sooner for sooner, later in pairwise(times)]
+    assert len(outages) >= 10
+    assert all(interval - 0.5 <= gap <= interval for gap in outages)
     assert scene.goodbye() is None
 
 

@@ -342,8 +342,8 @@ class Conversation(RuleBasedStateMachine):
             "refused": "SUBSCRIBE",
         }
         unread = [kind.replace("GET", "SUBSCRIBE") for kind, channel in self.asked if channel == name]
-        unheard = [answers[kind] for kind, channel, _ in self.said if channel == name and kind in answers]
-        return [kind for kind in unread + unheard if kind in kinds]
+        probe_age = [answers[kind] for kind, channel, _ in self.said if channel == name and kind in answers]
+        return [kind for kind in unread + probe_age if kind in kinds]
 
     @rule(what=st.sampled_from(often + seldom), channel=channels, number=st.integers(0, 7))
     def step(self, what: str, channel: bytes, number: int) -> None:

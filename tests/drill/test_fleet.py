@@ -77,7 +77,8 @@ def test_a_cure_can_be_taken_out_of_a_node(valkey: ValkeyProcess) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's own")
 def test_children_die_with_their_parent() -> None:
     program = (
-        "from gateway.drill.fleet import ValkeyProcess, NodeProcess; v = ValkeyProcess(); n = NodeProcess(v.url); "
+        "from gateway.drill.fleet import ValkeyProcess, NodeProcess; "
+        "v = ValkeyProcess(); n = NodeProcess(v.url); "
         "print(v.process.pid, n.process.pid, flush=True); v.freeze(); input()"
     )
     with subprocess.Popen(

@@ -94,7 +94,7 @@ def test_only_a_lost_retained_result_breaks_the_promise(
 
 
 def test_what_must_not_happen_is_said_when_it_does() -> None:
-    nodes = [NodeOutage("node 1", mended=2)]
+    nodes = [NodeOutage("node 1", repaired=2)]
     said = text(replace(KEPT, strays=3, unaccepted=4, nodes=nodes, measures=[Measure("noticed", None, 6.0)]))
     assert "3 REACHED A CLIENT FOR WHOM THEY WERE NOT\n" in said
     assert "4 more were not accepted by Redis before the end\n" in said
@@ -113,7 +113,7 @@ def test_in_json() -> None:
         {"what": "back -> again", "value": 0.25, "unit": "s", "limit": 1.0, "verdict": "pass"},
         {"what": "closed", "value": 20, "unit": "of 20", "limit": None, "verdict": None},
     ]
-    assert found["blind"][0] == {"node": "node 1", "blind": 3.5, "gaps": 1, "mended": 0, "down": 4.25}
+    assert found["blind"][0] == {"node": "node 1", "blind": 3.5, "outages": 1, "repaired": 0, "down": 4.25}
     assert found["disconnected"]["closes"] == {"1006": 667}
     assert found["kept"] is True
 

@@ -29,10 +29,10 @@ def broker_of(gateway: Node) -> Broker:
 async def audited(gateway: Node) -> int:
     """How many channels differed."""
     broker = broker_of(gateway)
-    before = broker.mended
+    before = broker.repaired
     assert broker.link is not None
     await broker.audit.audit(broker.link)
-    return broker.mended - before
+    return broker.repaired - before
 
 
 def take_out(event: str, logged: list[Line]) -> None:
@@ -63,7 +63,7 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
         await until(lambda: member.told[1:] == [result_of("missing")], "what was retained arrives")
         assert await backend.publish_plainly(["missing"]) == [1]
         assert await audited(gateway) == 0
-        assert broker_of(gateway).gaps == 0
+        assert broker_of(gateway).outages == 0
         assert nobody_was_disturbed(browsers)
         gateway._hub.leave(b"websocket:missing", member)
     take_out("audit: ids that were not subscribed are again", logged)
@@ -135,7 +135,7 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
         members: list[Waiting] = []
         end = loop.time() + (CHURN_SECONDS if cure else SECONDS)
         number = 0
-        while loop.time() < end and (cure or not broker.mended):
+        while loop.time() < end and (cure or not broker.repaired):
             for _ in range(draw.randrange(20)):
                 number += 1
                 members.append(Waiting(f"churn-{cure}-{number}"))
@@ -148,7 +148,7 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
                 await backend.client.client_kill_filter(_type="pubsub")
         for member in members:
             hub.leave(f"websocket:{member.name}".encode(), member)
-        assert (broker.mended == 0) is cure, broker.mended
+        assert (broker.repaired == 0) is cure, broker.repaired
         assert broker.audit.done >= 3 or not cure
     if not cure:
         logged[:] = [line for line in logged if not line["event"].startswith("audit: ")]

@@ -100,11 +100,11 @@ async def audited(gateway: Node, nodes: list[NodeProcess]) -> None:
     for line in lines._lines.values():
         if line.link is not None:
             await line.audit.audit(line.link)
-    assert lines.mended == 0
+    assert lines.repaired == 0
     for node in nodes:
         body = await asyncio.to_thread(node.readyz)
         assert body is not None
-        assert body["redis"]["mended"] == 0
+        assert body["redis"]["repaired"] == 0
 
 
 class Ticks:

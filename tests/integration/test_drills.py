@@ -51,7 +51,7 @@ def test_no_result_is_lost(name: str, measured: Measured) -> None:
     assert found["delivered"] == found["published"]
     assert (found["lost"], found["duplicate"], found["stray"], found["unaccepted"]) == (0, 0, 0, 0)
     assert [measure for measure in found["measures"] if measure["verdict"] == "MISSED"] == []
-    assert [node["mended"] for node in found["blind"]] == [0, 0, 0], "the audit finds nothing to mend"
+    assert [node["repaired"] for node in found["blind"]] == [0, 0, 0], "the audit finds nothing to mend"
     if name not in CLIENTS_GO:
         assert found["disconnected"]["closes"] == {}, "clients do not notice that Redis is in trouble"
     if name == "slow-clients":

@@ -310,6 +310,6 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
                     "invalid": {},
                     "refused": {},
                     "ended": {},
-                    "redis": {"connected": True, "gaps": 0, "blind_seconds": 0.0, "mended": 0},
+                    "redis": {"connected": True, "outages": 0, "outage_seconds": 0.0, "repaired": 0},
                 },
             )

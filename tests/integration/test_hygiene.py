@@ -47,7 +47,7 @@ async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
                     for browser in browsers[::3]:  # some go without a word
                         browser.abort()
             body = await until_status(node.admin_port, "all are gone", sessions=0, channels=0, handshakes=0)
-            assert body["redis"]["gaps"] == 0
+            assert body["redis"]["outages"] == 0
             left: list[Any] = await client.pubsub_channels()
             own = {name.rpartition(b":")[0] for name in left}
             assert (len(left), own) == (2, {b"websocket::probe", b"websocket:"}), "the node's own"

@@ -31,13 +31,15 @@ async def test_a_huge_retained_result_deafens_nobody(
             async with Raw.registered(port_of(gateway), "innocent") as browser:
                 if not cure:
                     gateway._hub.register(b"huge", _Deaf())
-                    await until(lambda: gateway._broker.gaps > 1, "Redis cuts the node off again and again")
+                    await until(
+                        lambda: gateway._broker.outages > 1, "Redis cuts the node off again and again"
+                    )
                     return
                 await victim.register("huge")
                 assert await backend.publish("websocket:innocent", "CONFIRMED") == 1
                 assert (await browser.message())["authResult"] == "CONFIRMED"
                 assert gateway._hub.invalid == {"too big": 1}
-                assert gateway._broker.gaps == 0
+                assert gateway._broker.outages == 0
     finally:
         await backend.delete("websocket:huge")
 
@@ -56,7 +58,7 @@ async def test_many_large_results_come_in_their_turn(
             for name, member in zip(names, members, strict=True):
                 gateway._hub.register(name.encode(), member)
             await until(lambda: all(member.delivered for member in members), "each has its result")
-            assert gateway._broker.gaps == 0
+            assert gateway._broker.outages == 0
     finally:
         await backend.delete(*(f"websocket:{name}" for name in names))
 

@@ -116,7 +116,7 @@ async def test_they_are_back_soon_and_redis_serves_others_meanwhile(measured: Me
         for number in range(1, CUTS + 1):
             start, used = time.monotonic(), cpu(valkey)
             forgetting = await asyncio.to_thread(cut, valkey, others)
-            await until(lambda: gateway._broker.gaps == number, "the cut is noticed")  # noqa: B023 - at once
+            await until(lambda: gateway._broker.outages == number, "the cut is noticed")  # noqa: B023 - at once
             await until(lambda: gateway._hub.is_confirmed(LAST), "all are back", 60)
             took, used = time.monotonic() - start, cpu(valkey) - used
             blocked = min(await asyncio.to_thread(others.longest), slowest_command(valkey))
@@ -131,7 +131,7 @@ async def test_they_are_back_soon_and_redis_serves_others_meanwhile(measured: Me
         assert took <= 5 * BACK
         assert blocked <= BLOCKED
         assert len(gateway._hub.confirmed()) == IDS
-        assert gateway._broker.gaps == number, "nothing but our cuts"
+        assert gateway._broker.outages == number, "nothing but our cuts"
 
 
 async def test_control_in_one_command_they_do_not_come_back(
@@ -142,6 +142,6 @@ async def test_control_in_one_command_they_do_not_come_back(
         monkeypatch.setattr(link, "SUBSCRIBE_BATCH", IDS)
         monkeypatch.setattr(link, "MAX_UNANSWERED", IDS)
         await asyncio.to_thread(cut, valkey, others)
-        await until(lambda: gateway._broker.gaps >= 3, "cut off again and again", 60)
+        await until(lambda: gateway._broker.outages >= 3, "cut off again and again", 60)
         measured("control: the longest PING of somebody else", await asyncio.to_thread(others.longest))
         assert not gateway._hub.is_confirmed(LAST)

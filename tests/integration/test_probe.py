@@ -44,7 +44,7 @@ async def test_probes_come_through_and_have_a_round_trip(valkey: ValkeyProcess) 
         found = broker_of(gateway).probe
         assert found.round_trip is not None
         assert found.round_trip < 1
-        assert (found.failed, found.deaf, broker_of(gateway).gaps) == (0, 0, 0)
+        assert (found.failed, found.deaf, broker_of(gateway).outages) == (0, 0, 0)
 
 
 async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: list[Line]) -> None:
@@ -69,10 +69,10 @@ async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: 
                 await backend.publish("elsewhere-0", "LIVE", retain=0)
                 assert backend.accepted[-1].receivers == 1
             await probed(gateway, 10)
-            assert broker_of(gateway).gaps == broker_of(gateway).probe.deaf == 1
+            assert broker_of(gateway).outages == broker_of(gateway).probe.deaf == 1
             assert nobody_was_disturbed(browsers)
             assert len(without_theirs(control_browsers)) == len(control_browsers), "control: it stays deaf"
-            assert broker_of(control).gaps == 0
+            assert broker_of(control).outages == 0
     (lost,) = (line for line in logged if line["event"] == "redis lost")
     assert lost["why"] == "what is published is not heard on it"
 
@@ -96,7 +96,7 @@ async def test_a_node_that_may_not_probe_works_on(
         await until(lambda: broker_of(gateway).probe.failed >= 5, "it has tried")
         await backend.publish_all(names, 10_000)
         await until(lambda: not without_theirs(browsers), "every result arrives")
-        assert broker_of(gateway).gaps == 0
+        assert broker_of(gateway).outages == 0
         assert broker_of(gateway).probe.deaf == 0
     warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
     assert warnings.count("probe not published") == 1, "said once"

@@ -183,7 +183,7 @@ async def test_an_id_that_redis_forbids_harms_no_other(
                 assert (await browser.message())["authResult"] == "CONFIRMED"
             await forbidden.register("allowed")  # the connection has stayed, and is free for another id
             assert await administrator.publish("websocket:forbidden", "CONFIRMED") == 0
-            assert gateway._broker.gaps == 0
+            assert gateway._broker.outages == 0
     take_out(EXPECTED_ERROR, logged)
 
 

@@ -138,7 +138,7 @@ async def test_redis_is_frozen_under_load(
         assert back < 3, "a handshake that hangs has 2 s, and then a pause of half a second at most"
         late = [accepted for accepted in backend.accepted if accepted.at > thawed]
         assert len(late) > BROWSERS // 2, "most came through only after the thaw"
-        assert control._broker.gaps == 0, "control: without the deadline a frozen Redis is not noticed"
+        assert control._broker.outages == 0, "control: without the deadline a frozen Redis is not noticed"
         assert not [line for line in logged if line["event"] == "redis lost"]
 
 
@@ -201,7 +201,7 @@ async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
                 assert not any(browser.results for browser in browsers)
             if cure:
                 await until(lambda: not without_theirs(browsers), "every result arrives, without retention")
-            assert (gateway._broker.gaps == 0) is cure
+            assert (gateway._broker.outages == 0) is cure
             assert nobody_was_disturbed(browsers)
 
 

@@ -85,7 +85,7 @@ async def what_works(url: str, names: list[str], backend: PublisherBackend, expe
             ):
                 works.add("audit")
         gone = await comes("the end", lambda: not gateway._hub.channels, expected=serves)
-        if gone and not gateway._broker.gaps:
+        if gone and not gateway._broker.outages:
             works.add("serve")
     return works
 

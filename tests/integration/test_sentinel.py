@@ -155,5 +155,5 @@ async def test_a_master_is_deposed_and_does_not_know_it(sentinels: SentinelGroup
             await until(lambda: not without_theirs(browsers), "every result arrives")
             assert nobody_was_disturbed(browsers)
             assert first.ask("ROLE")[0] == "master", "it has never been told"
-            assert control._broker.gaps == 0, "control: without the probe the link looks well"
+            assert control._broker.outages == 0, "control: without the probe the link looks well"
             assert len(without_theirs(control_browsers)) == CONTROLS, "control: without the probe it is deaf"

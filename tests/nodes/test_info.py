@@ -36,17 +36,17 @@ def redis(**different: Any) -> RedisInfo:
     well = {
         "connected": True,
         "lines": 1,
-        "lines_up": 1,
-        "missing_for": None,
-        "unheard": 0.4,
+        "servers_up": 1,
+        "down_for": None,
+        "probe_age": 0.4,
         "round_trip": 0.001,
-        "gaps": 0,
-        "blind_seconds": 0.0,
+        "outages": 0,
+        "outage_seconds": 0.0,
     }
     return RedisInfo.model_validate(well | different)
 
 
-DOWN = redis(connected=False, lines_up=0, missing_for=12.7, unheard=None)
+DOWN = redis(connected=False, servers_up=0, down_for=12.7, probe_age=None)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ DOWN = redis(connected=False, lines_up=0, missing_for=12.7, unheard=None)
     [
         (redis(), "", "", True, None),
         (redis(), "", "no answer", True, None),  # one missed probe is nothing yet
-        (redis(unheard=2.9), "", "", True, None),
-        (redis(unheard=4.2), "", "", True, ("bad", "has not heard its probe for 4 s")),
-        (redis(unheard=4.2), "", "NOPERM", True, ("warn", "has not heard its probe for 4 s (NOPERM)")),
+        (redis(probe_age=2.9), "", "", True, None),
+        (redis(probe_age=4.2), "", "", True, ("bad", "has not heard its probe for 4 s")),
+        (redis(probe_age=4.2), "", "NOPERM", True, ("warn", "has not heard its probe for 4 s (NOPERM)")),
         (DOWN, "", "", True, ("bad", "has been without Redis for 12 s")),
         (DOWN, REFUSED, "", True, ("bad", "has been without Redis for 12 s (Connection refused)")),
         (DOWN, REFUSED, "", False, ("bad", "has not reached Redis for 12 s (Connection refused)")),
         (
-            redis(connected=False, lines=3, lines_up=2, missing_for=125.0),
+            redis(connected=False, lines=3, servers_up=2, down_for=125.0),
             "",
             "",
             True,
@@ -108,17 +108,17 @@ class Line:
     """As much of a broker as a report reads."""
 
     connected = ever_connected = True
-    missing_for: float | None = None
-    unheard: float | None = 0.5
+    down_for: float | None = None
+    probe_age: float | None = 0.5
     trouble = ""
-    gaps = 2
+    outages = 2
     probes: tuple[Any, ...] = ()
 
     @property
     def lines(self) -> list[Line]:
         return [self]
 
-    def blind_so_far(self) -> float:
+    def outage_seconds(self) -> float:
         return 3.25
 
 
@@ -172,7 +172,7 @@ def test_reports_what_the_node_counts() -> None:
         "troubles": (),
     }
     assert {name: told[name] for name in expected} == expected
-    assert told["redis"]["blind_seconds"] == 3.25
+    assert told["redis"]["outage_seconds"] == 3.25
 
 
 def test_reports_all_durations_together() -> None:
@@ -189,7 +189,7 @@ def test_reports_all_durations_together() -> None:
 
 def test_reports_its_troubles() -> None:
     scene = Scene()
-    scene.line.unheard = 5.0
+    scene.line.probe_age = 5.0
     scene.draining = True
     assert [trouble["tone"] for trouble in scene.told()["troubles"]] == ["bad", "note"]
 

@@ -87,7 +87,7 @@ class Peer:
         self.roster = Survey(self, "websocket:", self.answer, clock)
         self._hearing = asyncio.create_task(self.roster.run())
 
-    def link_to(self, name: bytes) -> SubscriberConnection | None:
+    def connection_for(self, name: bytes) -> SubscriberConnection | None:
         assert name == SHARED
         return cast("SubscriberConnection | None", self.link)
 

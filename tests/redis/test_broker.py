@@ -75,7 +75,7 @@ async def is_a_replica(topology: Topology, transport: Transport) -> None:
 class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
-    shown = "redis://somewhere"
+    display_url = "redis://somewhere"
     only_masters = False
     username = "default"
     password: str | None = None
@@ -166,7 +166,7 @@ async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> Non
     ]
     assert scene.events.taken() == [("connected",), ("subscribed", b"a", None), ("subscribed", b"b", None)]
     assert scene.broker.ever_connected
-    assert (scene.broker.gaps, scene.broker.blind_seconds) == (0, 0)
+    assert (scene.broker.outages, scene.broker.past_outage_seconds) == (0, 0)
     await scene.stop()
 
 
@@ -227,12 +227,12 @@ async def test_gaps_are_counted_and_timed() -> None:
         lost = now()
         scene.lose()
         await asyncio.sleep(10)
-        assert scene.broker.gaps == gap
-        before = scene.broker.blind_seconds
+        assert scene.broker.outages == gap
+        before = scene.broker.past_outage_seconds
         scene.topology.answer = serves
         await until(lambda: scene.broker.connected)
-        assert scene.broker.blind_seconds - before == pytest.approx(now() - lost, abs=0.02)
-    assert scene.broker.blind_seconds > 20
+        assert scene.broker.past_outage_seconds - before == pytest.approx(now() - lost, abs=0.02)
+    assert scene.broker.past_outage_seconds > 20
     await scene.stop()
 
 
@@ -240,7 +240,7 @@ async def test_gaps_are_counted_and_timed() -> None:
 async def test_the_time_before_the_first_link_is_no_gap() -> None:
     scene = Scene(is_down)
     await asyncio.sleep(100)
-    assert (scene.broker.gaps, scene.broker.blind_seconds) == (0, 0)
+    assert (scene.broker.outages, scene.broker.past_outage_seconds) == (0, 0)
     assert scene.events.taken() == []
     await scene.stop()
 
@@ -267,7 +267,7 @@ async def test_a_link_that_dies_young_slows_the_attempts_down_too() -> None:
     scene = Scene(hangs_up)
     await asyncio.sleep(10)
     assert 15 < len(scene.topology.attempts) < 50
-    assert scene.broker.gaps in (len(scene.topology.attempts), len(scene.topology.attempts) - 1)
+    assert scene.broker.outages in (len(scene.topology.attempts), len(scene.topology.attempts) - 1)
     await scene.stop()
 
 
@@ -315,10 +315,10 @@ async def test_an_attempt_that_failed_leaves_no_connection_behind() -> None:
 async def test_a_dead_link_is_noticed_and_replaced() -> None:
     scene = await Scene().up()
     await asyncio.sleep(60)
-    assert scene.broker.gaps == 0
+    assert scene.broker.outages == 0
     frozen = now()
     scene.topology.transports[-1].on_write = lambda _data: None
-    await until(lambda: scene.broker.gaps == 1)
+    await until(lambda: scene.broker.outages == 1)
     assert now() - frozen < 5
     await asyncio.sleep(FIRST_RECONNECT_DELAY)
     assert scene.broker.connected
@@ -363,7 +363,7 @@ async def test_up_and_down_are_told() -> None:
         await scene.stop()
     assert [line["event"] for line in logs] == ["redis connected", "redis lost", "redis connected"]
     assert logs[1]["why"] == "reset by peer"
-    assert logs[2]["gaps"] == 1
+    assert logs[2]["outages"] == 1
     assert 0 < logs[2]["after_seconds"] <= FIRST_RECONNECT_DELAY + 0.001
 
 
@@ -519,7 +519,7 @@ async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
         await scene.up()
         await asyncio.sleep(10)
         assert scene.broker.connected
-        assert scene.broker.gaps == 0
+        assert scene.broker.outages == 0
         assert len(told(logs, "a guard of the link failed")) == 1
         await scene.stop()
 
@@ -543,9 +543,9 @@ async def test_what_is_being_missed_counts_before_it_is_over() -> None:
     scene.topology.answer = is_down
     scene.lose()
     await asyncio.sleep(7)
-    assert scene.broker.blind_so_far() == pytest.approx(7, abs=0.01)
-    assert scene.broker.blind_seconds == 0
+    assert scene.broker.outage_seconds() == pytest.approx(7, abs=0.01)
+    assert scene.broker.past_outage_seconds == 0
     scene.topology.answer = serves
     await until(lambda: scene.broker.connected)
-    assert scene.broker.blind_so_far() == scene.broker.blind_seconds
+    assert scene.broker.outage_seconds() == scene.broker.past_outage_seconds
     await scene.stop()

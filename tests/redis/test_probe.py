@@ -49,7 +49,7 @@ class Server(Redis):
 class Topology:
     """Where publishers publish; and the server there is the topology itself."""
 
-    shown = "redis://somewhere"
+    display_url = "redis://somewhere"
     only_masters = False
     username, password, database = "default", None, 0
 

@@ -66,7 +66,7 @@ async def test_where_all_is_well_nothing_happens() -> None:
     scene = await Scene(b"a", b"b").up()
     await scene.audit.audit(scene.link)
     assert scene.redis.asked == [[b"CLIENT", b"INFO"], [b"PUBSUB", b"NUMSUB", b"a", b"b"]]
-    assert (scene.lost(), scene.audit.mended, scene.audit.done) == ([], 0, 1)
+    assert (scene.lost(), scene.audit.repaired, scene.audit.done) == ([], 0, 1)
 
 
 @virtual
@@ -82,7 +82,7 @@ async def test_the_watched_channel_counts() -> None:
     scene = await Scene(b"a").up()
     await scene.link.watch(b"probe", print)
     await scene.audit.audit(scene.link)
-    assert (scene.audit.mended, scene.transport.aborted) == (0, False)
+    assert (scene.audit.repaired, scene.transport.aborted) == (0, False)
 
 
 @virtual
@@ -91,7 +91,7 @@ async def test_what_is_missing_is_lost_and_so_asked_for_again() -> None:
     scene.redis.subscribed.discard(b"b")
     await scene.audit.audit(scene.link)
     assert scene.lost() == [b"b"]
-    assert scene.audit.mended == 1
+    assert scene.audit.repaired == 1
     assert not scene.transport.aborted
 
 
@@ -100,7 +100,7 @@ async def test_with_a_surplus_the_link_is_given_up() -> None:
     scene = await Scene(b"a").up()
     scene.redis.subscribed |= {b"x", b"y"}
     await scene.audit.audit(scene.link)
-    assert scene.audit.mended == 2
+    assert scene.audit.repaired == 2
     assert str(await scene.link.closed) == "more is subscribed on it than should be"
 
 
@@ -111,7 +111,7 @@ async def test_with_too_few_and_nobody_missing_the_link_is_given_up(monkeypatch:
     monkeypatch.setattr(scene.audit, "_compare", lambda *_: -1)
     await scene.audit.audit(scene.link)
     assert scene.lost() == []
-    assert scene.audit.mended == 1
+    assert scene.audit.repaired == 1
     assert str(await scene.link.closed) == "less is subscribed on it than should be"
 
 
@@ -121,7 +121,7 @@ async def test_one_missing_and_one_too_many_are_both_found() -> None:
     scene.redis.subscribed = {b"a", b"x", b"y"}
     await scene.audit.audit(scene.link)
     assert scene.lost() == [b"b"]
-    assert scene.audit.mended == 3
+    assert scene.audit.repaired == 3
     assert scene.transport.aborted
 
 
@@ -139,7 +139,7 @@ async def test_it_waits_while_a_question_is_open() -> None:
     scene.link.data_received(push(b"subscribe", b"b", 2) + resp([None]))
     await asyncio.sleep(IDLE_POLL)
     await task
-    assert (scene.audit.mended, scene.audit.done) == (0, 1)
+    assert (scene.audit.repaired, scene.audit.done) == (0, 1)
 
 
 @virtual
@@ -150,7 +150,7 @@ async def test_an_answer_that_comes_amid_a_question_says_nothing() -> None:
     scene.link.subscribe(b"b")  # behind CLIENT INFO, whose answer is on its way
     scene.events.wanted.append(b"b")
     await task
-    assert (scene.audit.mended, scene.lost(), scene.transport.aborted) == (0, [], False)
+    assert (scene.audit.repaired, scene.lost(), scene.transport.aborted) == (0, [], False)
     assert [command[0] for command in scene.redis.asked].count(b"CLIENT") >= 2
 
 
@@ -193,7 +193,7 @@ async def test_a_redis_that_may_not_be_asked_is_asked_no_more() -> None:
     scene = await Scene(b"a").up()
     scene.redis.refusal = "NOPERM User weak has no permissions to run the 'client|info' command"
     await scene.audit.run(scene.link)
-    assert (scene.audit.done, scene.audit.mended, scene.transport.aborted) == (0, 0, False)
+    assert (scene.audit.done, scene.audit.repaired, scene.transport.aborted) == (0, 0, False)
 
 
 @virtual
@@ -216,4 +216,4 @@ async def test_a_redis_that_does_not_tell_the_number_is_believed() -> None:
         resp(b"id=3") if command[0] == b"CLIENT" else Server.execute(scene.redis, command)
     )
     await scene.audit.audit(scene.link)
-    assert (scene.audit.mended, scene.audit.done) == (0, 1)
+    assert (scene.audit.repaired, scene.audit.done) == (0, 1)

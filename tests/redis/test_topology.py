@@ -106,7 +106,7 @@ async def test_a_server_that_speaks_no_tls_is_an_os_error() -> None:
 async def test_a_fixed_server_is_the_same_wherever_it_leads(only_masters: bool) -> None:
     fixed = FixedTopology("redis://:secret@127.0.0.1:6390/7", only_masters=only_masters)
     assert await fixed.find() is await fixed.find()
-    assert (fixed.only_masters, fixed.shown) == (only_masters, "redis://:***@127.0.0.1:6390/7")
+    assert (fixed.only_masters, fixed.display_url) == (only_masters, "redis://:***@127.0.0.1:6390/7")
     await fixed.close()
 
 
@@ -143,7 +143,7 @@ async def test_behind_sentinels_it_is_another_server_only_when_they_name_another
     second = await sentinel.find()
     assert (second.url, second is first) == ("redis://me:secret@10.0.0.2:6379/3", False)
     assert sentinel.only_masters
-    assert "secret" not in sentinel.shown
+    assert "secret" not in sentinel.display_url
     await sentinel.close()
     assert sentinels.closed
 

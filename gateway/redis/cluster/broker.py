@@ -137,7 +137,7 @@ class ShardEventFilter:
         owner = Address(host or self.address.host, port)
         if self.owns(name) and owner != self.address:
             self._cluster.claimed(key_slot(name), owner)
-        elif self.owns(name) and (link := self._cluster.link_to(name)) is not None:
+        elif self.owns(name) and (link := self._cluster.connection_for(name)) is not None:
             # No node sends clients to itself: by now another one is behind this address.
             link.abort(f"{owner} leads to another node")
 
@@ -177,13 +177,13 @@ class ClusterBroker:
         self._look = asyncio.Event()
         self._looked_at = -inf
         self._whole = False
-        self._blind_since: float | None = None
-        self._blind_seconds = 0.0
+        self._outage_since: float | None = None
+        self._past_outage_seconds = 0.0
         self._said = ""
         self._unserved = OutageNotifier(lambda: hub.degraded(self.map.slots(None)))
-        self._mended = 0  # on lines that are no more
+        self._repaired = 0  # on lines that are no more
         self.ever_connected = False
-        self.gaps = 0
+        self.outages = 0
         """Times that some slot ceased to have a line: what was published there meanwhile is gone."""
         self.moves = 0
         """Slots that another node serves than before, all together."""
@@ -195,15 +195,15 @@ class ClusterBroker:
         """Whether every slot has its line."""
         return self._whole
 
-    def blind_so_far(self) -> float:
+    def outage_seconds(self) -> float:
         """Seconds during which some slot had no line, after all had had theirs."""
-        present = 0.0 if self._blind_since is None else self._clock() - self._blind_since
-        return self._blind_seconds + present
+        present = 0.0 if self._outage_since is None else self._clock() - self._outage_since
+        return self._past_outage_seconds + present
 
     @property
-    def mended(self) -> int:
+    def repaired(self) -> int:
         """Channels that audits have found to differ; it should stay 0."""
-        return self._mended + sum(line.mended for line in self._lines.values())
+        return self._repaired + sum(line.repaired for line in self._lines.values())
 
     @property
     def probes(self) -> list[Probe]:
@@ -215,28 +215,28 @@ class ClusterBroker:
         return list(self._lines.values())
 
     @property
-    def missing_for(self) -> float | None:
+    def down_for(self) -> float | None:
         """Seconds during which some slot has had no line, up to now; None while all have theirs."""
         if self._whole:
             return None
-        return self._clock() - (self._started if self._blind_since is None else self._blind_since)
+        return self._clock() - (self._started if self._outage_since is None else self._outage_since)
 
     @property
-    def unheard(self) -> float | None:
+    def probe_age(self) -> float | None:
         """As Broker.unheard, of the line where it is longest. A master without slots has no probe."""
         lines = [self._lines[address] for address in self.map.masters if address in self._lines]
-        return max((line.unheard for line in lines if line.unheard is not None), default=None)
+        return max((line.probe_age for line in lines if line.probe_age is not None), default=None)
 
     @property
-    def trouble(self) -> str:
+    def last_error(self) -> str:
         """What nodes of the Cluster say when none of them can be asked, or why a line is not up."""
-        return self._said or next((line.trouble for line in self._lines.values() if line.trouble), "")
+        return self._said or next((line.last_error for line in self._lines.values() if line.last_error), "")
 
     def _line(self, name: bytes) -> Broker | None:
         owner = self.map.owners[key_slot(name)]
         return None if owner is None else self._lines.get(owner)
 
-    def link_to(self, name: bytes) -> SubscriberConnection | None:
+    def connection_for(self, name: bytes) -> SubscriberConnection | None:
         """As Broker.link_to."""
         line = self._line(name)
         return None if line is None else line.link
@@ -407,7 +407,7 @@ class ClusterBroker:
                 self._retire(address)
 
     def _retire(self, address: Address) -> None:
-        self._mended += self._lines.pop(address).mended
+        self._repaired += self._lines.pop(address).repaired
         self._guests.pop(address, None)
         self._tasks.pop(address).cancel()
 
@@ -418,11 +418,11 @@ class ClusterBroker:
         )
         if self._whole:
             self.ever_connected = True
-            self._blind_seconds = self.blind_so_far()
-            self._blind_since = None
-        elif self.ever_connected and self._blind_since is None:
-            self.gaps += 1
-            self._blind_since = self._clock()
+            self._past_outage_seconds = self.outage_seconds()
+            self._outage_since = None
+        elif self.ever_connected and self._outage_since is None:
+            self.outages += 1
+            self._outage_since = self._clock()
         if not self._whole:
             self._look.set()
         if None in self.map.owners:

@@ -83,7 +83,7 @@ class Scene:
         )
         self.hub.attach(self.cluster)
         self.members: list[Member] = []
-        self.trouble: list[dict[str, Any]] = []
+        self.last_error: list[dict[str, Any]] = []
         self.task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -94,7 +94,7 @@ class Scene:
             return protocol
 
         Server.open = opened  # type: ignore[method-assign,assignment]
-        self.loop.set_exception_handler(lambda _loop, context: self.trouble.append(context))
+        self.loop.set_exception_handler(lambda _loop, context: self.last_error.append(context))
         self.task = asyncio.create_task(self.cluster.run())
         return self
 
@@ -104,7 +104,7 @@ class Scene:
         await asyncio.gather(self.task, return_exceptions=True)
         await turns()
         Server.open = self._open  # type: ignore[method-assign]
-        assert not self.trouble, "something raised where nobody listens"
+        assert not self.last_error, "something raised where nobody listens"
 
     def whole(self) -> bool:
         """Whether every slot has its line."""
@@ -162,9 +162,9 @@ async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
             assert scene.redis.owner(number).publish(b"websocket:" + ident(number), b"DONE") == 1
         await asyncio.sleep(0.1)
         assert all(member.heard == [b"DONE"] for member in early + late)
-        assert (scene.whole(), scene.cluster.ever_connected, scene.cluster.gaps) == (True, True, 0)
+        assert (scene.whole(), scene.cluster.ever_connected, scene.cluster.outages) == (True, True, 0)
         assert len(scene.redis.transports) == 3 + 2 + 3, "a line a master, the first look, and the probes"
-        assert (scene.cluster.moves, scene.cluster.blind_so_far()) == (0, 0.0)
+        assert (scene.cluster.moves, scene.cluster.outage_seconds()) == (0, 0.0)
 
 
 @virtual
@@ -214,8 +214,8 @@ async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() ->
             scene.redis.gossip(node)
         await asyncio.sleep(0.5)
         assert scene.whole()
-        assert scene.cluster.gaps == 1
-        assert scene.cluster.blind_so_far() == pytest.approx(2.2, abs=0.3)
+        assert scene.cluster.outages == 1
+        assert scene.cluster.outage_seconds() == pytest.approx(2.2, abs=0.3)
         assert member.heard == [b"MEANWHILE"]
         assert dead.address not in scene.cluster._lines
 
@@ -579,7 +579,7 @@ class Play:
             if line.link is not None:
                 async with asyncio.timeout(60):
                     await line.audit.audit(line.link)
-        assert self.scene.cluster.mended == 0
+        assert self.scene.cluster.repaired == 0
 
 
 async def play(drawn: list[tuple[str, int, float]]) -> None:
@@ -616,7 +616,7 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
     claims: list[Address] = []
     cluster: Any = SimpleNamespace(
         map=SlotMap((here,) * COUNT),
-        link_to=lambda _name: SimpleNamespace(abort=gone.append),
+        connection_for=lambda _name: SimpleNamespace(abort=gone.append),
         claimed=lambda _slot, owner: claims.append(owner),
     )
     shard = ShardEventFilter(cluster, Hub("websocket:", 1_000, slot_of=key_slot), here)

@@ -3,7 +3,7 @@
 // A node's report has counters, of which this page makes rates. Nothing older than five minutes is kept, here or
 // anywhere else. Whatever nodes say is shown as text: it has come through Redis, where others may write as well.
 
-import { SPAN, area, band, canvas, line, quantile, scale, trace } from "./live.chart.js";
+import { SPAN, area, band, canvas, line, quantile, scale, trace } from "./dashboard.chart.js";
 
 const AVERAGED = 5; // seconds that the numbers beside the charts are averages of
 const MEASURED = 10; // seconds of results that percentiles are made of
@@ -90,7 +90,7 @@ function percentile(all, what, part) {
 
 function state({ redis }) {
   if (!redis.connected) return "down";
-  return redis.unheard > SILENCE ? "unsure" : "up";
+  return redis.probe_age > SILENCE ? "unsure" : "up";
 }
 
 function take(news, now) {
@@ -130,7 +130,7 @@ function inherited({ node: name }, present) {
 // What is wrong, in words.
 
 /** The nodes that have not answered the last question, though they have answered one in the last five minutes. */
-function missing() {
+function downFor() {
   const answered = new Set(snapshot.nodes.map(({ id }) => id));
   return [...nodes.values()].filter(({ last }) => !answered.has(last.id));
 }
@@ -146,11 +146,11 @@ function troubles(now) {
   }
   if (snapshot.why) say("warn", `Other nodes cannot be shown: ${snapshot.why}`);
   else {
-    for (const { last, seen } of missing()) {
+    for (const { last, seen } of downFor()) {
       if (last.draining) say("note", `${last.node} has drained and is gone`);
       else say("bad", `${last.node} has not answered for ${long(now - seen)}`);
     }
-    const unnamed = snapshot.silent - missing().filter(({ last }) => !last.draining).length;
+    const unnamed = snapshot.silent - downFor().filter(({ last }) => !last.draining).length;
     if (unnamed > 0) say("bad", `${plural(unnamed, "node is", "nodes are")} subscribed at Redis and did not answer`);
   }
   const order = ["bad", "warn", "note"];
@@ -253,9 +253,9 @@ function showNode(node, now) {
   write(cells[5], here ? long(last.up) : "–");
 }
 
-function redisInWords({ connected, lines, lines_up: up, missing_for: missing, unheard, round_trip: trip }) {
-  if (!connected) return (lines > 1 ? `${up} of ${lines} servers` : "away") + (missing === null ? "" : ` for ${long(missing)}`);
-  if (unheard > SILENCE) return `probe unheard for ${long(unheard)}`;
+function redisInWords({ connected, lines, servers_up: up, down_for: downFor, probe_age: probeAge, round_trip: trip }) {
+  if (!connected) return (lines > 1 ? `${up} of ${lines} servers` : "away") + (downFor === null ? "" : ` for ${long(downFor)}`);
+  if (probeAge > SILENCE) return `no probe received for ${long(probeAge)}`;
   const servers = lines > 1 ? `${lines} servers, ` : "";
   return servers + (trip === null ? "connected" : `heard in ${short(trip)}`);
 }
@@ -287,7 +287,7 @@ function show() {
 }
 
 function listen() {
-  const source = new EventSource("live/events");
+  const source = new EventSource("dashboard/events");
   source.onmessage = ({ data }) => {
     take(JSON.parse(data), performance.now() / 1000);
     show();
