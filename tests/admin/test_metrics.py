@@ -57,7 +57,7 @@ class Audit:
 class Broker:
     """A line to Redis that has had its troubles."""
 
-    shown = "redis://redis:6379/0"
+    display_url = "redis://redis:6379/0"
     connected, ever_connected = True, True
     outages, repaired, moves = 2, 0, 0
 
@@ -222,7 +222,7 @@ def test_no_client_makes_ever_more_series() -> None:
 def test_every_kind_of_invalid_payload_is_known() -> None:
     source = (PACKAGE / "messages.py").read_text()
     raised = set(re.findall(r'InvalidResult\("([^"]+)"\)', source))
-    hub = (PACKAGE / "hub.py").read_text()
+    hub = (PACKAGE / "core" / "hub.py").read_text()
     assert raised | set(re.findall(r'_invalid\(name, payload, "([^"]+)"\)', hub)) == set(INVALID_KINDS)
     assert InvalidResult("too big").kind in INVALID_KINDS
 

@@ -110,7 +110,7 @@ class Line:
     connected = ever_connected = True
     down_for: float | None = None
     probe_age: float | None = 0.5
-    trouble = ""
+    last_error = ""
     outages = 2
     probes: tuple[Any, ...] = ()
 
