@@ -36,13 +36,9 @@ from .messages import CloseCode
 from .nodes.info import InfoSource
 from .nodes.survey import Survey
 from .publishing.publisher import Publisher
-from .redis import url as redis_url
 from .redis.broker import Broker
-from .redis.cluster.broker import ClusterBroker
-from .redis.cluster.slots import key_slot
-from .redis.subscriber import SubscriberConnection
-from .redis.topology import topology_of
-from .redis.url import redact
+from .redis.factory import new_broker, slot_function
+from .redis.url import parse_redis_url, redact
 from .server.acceptor import Acceptor
 from .server.app import SOCKJS_PATH, PublicApp, start_runner, web_app
 from .server.handoff import Handoff, Inbox
@@ -102,12 +98,12 @@ class Node:
         self.listening: ListenAddresses | None = None
         self._demo = demo
         self._clock = asyncio.get_running_loop().time
-        self._redis = redis_url.parse_redis_url(config.redis)
-        slot_of = key_slot if self._redis.kind is redis_url.RedisKind.CLUSTER else None
+        self._redis = parse_redis_url(config.redis)
         # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
         soon = asyncio.get_running_loop().call_soon
         self._latency = Latency(soon, time.monotonic, time.time)
         self._lag = Histogram(metrics.LAG_BOUNDS)
+        slot_of = slot_function(self._redis)
         self._hub = Hub(config.channel_prefix, config.max_result_size, slot_of=slot_of, latency=self._latency)
         self._room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
         admission = Admission(self._room.sessions, config.max_sessions_per_ip)
@@ -276,21 +272,11 @@ class Node:
                 visitor.deadline_passed()
             self._live.feed.close()
 
-    def _new_broker(self, name: str) -> Broker | ClusterBroker:
+    def _new_broker(self, name: str) -> Broker:
         """`name` is what CLIENT LIST shows."""
-        hub, clock, max_result_size = self._hub, self._clock, self.config.max_result_size
         # No webSocketId has a colon, so no browser can register it.
         probe = f"{self.config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
-        if self._redis.kind is redis_url.RedisKind.CLUSTER:
-            return ClusterBroker(self._redis, hub, name, clock, max_result_size, probe + b":")
-        return Broker(
-            topology_of(self._redis),
-            hub,
-            name,
-            clock,
-            lambda: SubscriberConnection(hub, max_result_size),
-            lambda: probe,
-        )
+        return new_broker(self._redis, self._hub, name, self._clock, self.config.max_result_size, probe)
 
     def _public_app(self) -> web.Application:
         routes = self._public.routes()

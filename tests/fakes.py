@@ -17,6 +17,7 @@ from gateway.core.admission import Admission
 from gateway.core.hub import Hub
 from gateway.core.session import SessionContext
 from gateway.messages import Problem, Result
+from gateway.redis.events import Slots
 from gateway.redis.subscriber import READ_SCRIPT
 
 P = ParamSpec("P")
@@ -341,17 +342,17 @@ class Events:
         self.wanted = list(wanted)
         self.heard: list[tuple[Any, ...]] = []
 
-    def connected(self) -> list[bytes]:
+    def connected(self, _slots: Slots | None = None) -> list[bytes]:
         self.heard.append(("connected",))
         return self.wanted
 
-    def disconnected(self) -> None:
+    def disconnected(self, _slots: Slots | None = None) -> None:
         self.heard.append(("disconnected",))
 
-    def confirmed(self) -> list[bytes]:
+    def confirmed(self, _slots: Slots | None = None) -> list[bytes]:
         return self.wanted
 
-    def count_confirmed(self) -> int:
+    def count_confirmed(self, _slots: Slots | None = None) -> int:
         return len(self.wanted)
 
     def is_confirmed(self, name: bytes) -> bool:
@@ -369,13 +370,13 @@ class Events:
     def received(self, name: bytes, payload: bytes) -> None:
         self.heard.append(("received", name, payload))
 
-    def degraded(self) -> Iterator[None]:
+    def degraded(self, _slots: Slots | None = None) -> Iterator[None]:
         for name in self.wanted:
             self.heard.append(("degraded", name))
             yield
 
-    def refused(self, name: bytes, reason: str) -> None:
-        self.heard.append(("refused", name, reason.partition(" ")[0]))
+    def denied(self, name: bytes, reason: str) -> None:
+        self.heard.append(("denied", name, reason.partition(" ")[0]))
 
     def taken(self) -> list[tuple[Any, ...]]:
         """What was heard since the last time."""

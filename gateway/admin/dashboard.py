@@ -30,7 +30,6 @@ from ..nodes.info import (
 )
 from ..nodes.survey import NOT_CONNECTED, SURVEY_TIMEOUT, Survey
 from ..redis.broker import Broker
-from ..redis.cluster.broker import ClusterBroker
 from ..redis.connection import ConnectionLost
 from ..telemetry.logs import short_id
 from .static import file_response
@@ -127,9 +126,7 @@ class EventFeed:
 class LocalSource:
     """A `DashboardSource`: this process, which asks all others."""
 
-    def __init__(
-        self, roster: Survey, reporter: InfoSource, broker: Broker | ClusterBroker, hub: Hub
-    ) -> None:
+    def __init__(self, roster: Survey, reporter: InfoSource, broker: Broker, hub: Hub) -> None:
         self._roster = roster
         self._reporter = reporter
         self._broker = broker
@@ -175,7 +172,7 @@ class LocalSource:
             return _unknown(NOT_CONNECTED)
         try:
             async with asyncio.timeout(SURVEY_TIMEOUT):
-                left = await link.ask("PTTL", channel)
+                left = await link.execute("PTTL", channel)
         except TimeoutError:
             return _unknown(f"Redis gave no answer in {SURVEY_TIMEOUT:g} s")
         except ConnectionLost as why:

@@ -9,7 +9,6 @@ from aiohttp import web
 
 from ..core.session import SessionContext
 from ..redis.broker import Broker
-from ..redis.cluster.broker import ClusterBroker
 from ..redis.probe import Probe
 from ..server.acceptor import Acceptor
 from .metrics import CONTENT_TYPE as METRICS
@@ -21,7 +20,7 @@ class HealthEndpoints:
     def __init__(
         self,
         node: SessionContext,
-        broker: Broker | ClusterBroker,
+        broker: Broker,
         door: Acceptor,
         refused: Mapping[str, int],
         name: str,
@@ -88,7 +87,7 @@ class HealthEndpoints:
                 "connected": self._broker.connected,
                 "outages": self._broker.outages,
                 "outage_seconds": round(self._broker.outage_seconds(), 3),
-                "probe_seconds": _round_trip(self._broker.probes),
+                "probe_seconds": _round_trip([server.probe for server in self._broker.server_brokers]),
                 "repaired": self._broker.repaired,
             },
         }

@@ -32,7 +32,6 @@ from .. import __version__
 from ..core.session import SessionContext
 from ..messages import INVALID_KINDS, CloseCode
 from ..redis.broker import Broker
-from ..redis.cluster.broker import ClusterBroker
 from ..server.acceptor import Acceptor
 from ..server.access import AccessControl
 from ..telemetry.latency import Histogram, Latency
@@ -169,7 +168,7 @@ ROUND_TRIP = _gauge(
 )
 PROBES = _counter(
     "gateway_redis_probes_total",
-    "Probes by outcome: heard; failed to be published; deaf, so that the line was dropped.",
+    "Probes by outcome: received; not_published; missed, so that the connection was dropped.",
     "server",
     "outcome",
 )
@@ -247,7 +246,7 @@ class NodeMetrics(Collector):
         name: str,
         node: SessionContext,
         room: int,
-        broker: Broker | ClusterBroker,
+        broker: Broker,
         door: Acceptor,
         gate: AccessControl,
         readiness: Readiness,
@@ -320,7 +319,7 @@ class NodeMetrics(Collector):
 
     def _redis(self) -> dict[Family, Samples]:
         broker, hub = self._broker, self._node.hub
-        lines = {line.display_url: line for line in broker.lines}
+        lines = {line.display_url: line for line in broker.server_brokers}
         probes = {shown: line.probe for shown, line in lines.items()}
         return {
             CONNECTED: {(shown,): float(line.connected) for shown, line in lines.items()},
@@ -333,11 +332,11 @@ class NodeMetrics(Collector):
             PROBES: {
                 (shown, outcome): getattr(probe, outcome)
                 for shown, probe in probes.items()
-                for outcome in ("heard", "failed", "deaf")
+                for outcome in ("received", "not_published", "missed")
             },
-            RECONCILIATIONS: {(shown,): line.audit.done for shown, line in lines.items()},
+            RECONCILIATIONS: {(shown,): line.reconciler.runs for shown, line in lines.items()},
             REPAIRED: {(): broker.repaired},
-            MOVED: {(): broker.moves},
+            MOVED: {(): broker.slots_moved},
         }
 
     def _process(self) -> dict[Family, Samples]:

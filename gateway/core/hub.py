@@ -47,11 +47,11 @@ class ChannelSubscriber(Protocol):
     def unsubscribe(self, name: bytes) -> None: ...
 
     def degraded(self, name: bytes) -> bool:
-        """Whether `name` cannot be heard at present, for so long that `BrokerEvents.degraded` was called."""
+        """Whether the outage of `name` has lasted so long that `SubscriberEvents.degraded` was called."""
 
 
 class Hub:
-    """Which members wait for which id, and what happens to a result. Implements `BrokerEvents`."""
+    """Which members wait for which id, and what happens to a result. Implements `SubscriberEvents`."""
 
     def __init__(
         self,
@@ -194,7 +194,7 @@ class Hub:
         elif not self._table.awaited(name):
             self.unclaimed += 1
 
-    def refused(self, name: bytes, reason: str) -> None:
+    def denied(self, name: bytes, reason: str) -> None:
         log.error("redis refuses a channel", why=reason)
         web_socket_id = self.web_socket_id(name)
         members = self._table.refused(name)

@@ -17,7 +17,6 @@ from .. import __version__
 from ..core.session import MAX_REMEMBERED_IDS, Session, SessionContext
 from ..messages import WEB_SOCKET_ID
 from ..redis.broker import Broker
-from ..redis.cluster.broker import ClusterBroker
 from ..telemetry.latency import Histogram, Latency
 
 PROBE_OVERDUE_AFTER: Final = 3.0
@@ -139,7 +138,7 @@ class InfoSource:
         self,
         name: str,
         node: SessionContext,
-        broker: Broker | ClusterBroker,
+        broker: Broker,
         readiness: Readiness,
         room: int,
         latency: Latency,
@@ -193,11 +192,12 @@ class InfoSource:
 
     def _redis(self) -> RedisInfo:
         broker = self._broker
-        trips = [probe.round_trip for probe in broker.probes if probe.round_trip is not None]
+        probes = [server.probe for server in broker.server_brokers]
+        trips = [probe.round_trip for probe in probes if probe.round_trip is not None]
         return RedisInfo(
             connected=broker.connected,
-            lines=len(broker.lines),
-            servers_up=sum(line.connected for line in broker.lines),
+            lines=len(broker.server_brokers),
+            servers_up=sum(line.connected for line in broker.server_brokers),
             down_for=broker.down_for,
             probe_age=broker.probe_age,
             round_trip=max(trips, default=None),
@@ -206,7 +206,8 @@ class InfoSource:
         )
 
     def _troubles(self, redis: RedisInfo) -> list[Trouble]:
-        unpublished = next((probe.last_error for probe in self._broker.probes if probe.last_error), "")
+        probes = [server.probe for server in self._broker.server_brokers]
+        unpublished = next((probe.last_error for probe in probes if probe.last_error), "")
         sessions = self._node.admission.sessions
         return [
             *redis_troubles(redis, self._broker.last_error, unpublished, ever=self._broker.ever_connected),

@@ -128,7 +128,7 @@ class Survey:
                 await self._hear(link, self._shared, self._asked)  # so that we are among who is counted
                 await self._hear(link, self.channel(self.name), self._answered)
                 message = orjson.dumps({**question, "asker": self.name, "token": token})
-                opened.asked = await link.ask(link.words.publish, self._shared, message) - 1
+                opened.asked = await link.execute(link.commands.publish, self._shared, message) - 1
                 await opened.complete()
         except TimeoutError:
             why = "" if opened.asked else f"Redis gave no answer in {seconds:g} s"
@@ -142,8 +142,8 @@ class Survey:
         self, link: SubscriberConnection, channel: bytes, heard: Callable[[bytes], object]
     ) -> None:
         """See to it that `heard` is told what is published on `channel`. Raises LinkLost."""
-        if channel not in link.watched:
-            await link.watch(channel, heard)
+        if channel not in link.service_channels:
+            await link.subscribe_service(channel, heard)
 
     # Called as messages come: none of it may raise or wait
 
@@ -157,7 +157,7 @@ class Survey:
             return
         try:
             answer = orjson.dumps({**self._answer(question), "token": token, "from": self.name})
-            link.send(self._published, link.words.publish, self.channel(asker), answer)
+            link.send(self._published, link.commands.publish, self.channel(asker), answer)
         except ConnectionLost:
             return
         except Exception:

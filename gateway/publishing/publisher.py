@@ -16,11 +16,11 @@ from typing import Any, Final, Self, Unpack
 
 from ..errors import PublishError, Unconfirmed
 from ..redis.cluster.slots import parse_redirection
+from ..redis.factory import new_router
 from ..redis.pool import Command
 from ..redis.topology import Server
-from ..redis.url import Address
+from ..redis.url import Address, parse_redis_url
 from .api import SCRIPT, Outgoing, Published, PublishOptions, from_json, outgoing
-from .router import router_of
 
 PUBLISH_TIMEOUT: Final = 3.0
 """Seconds for everything, and then it is an error."""
@@ -55,7 +55,7 @@ class Publisher:
 
     def __init__(self, url: str, *, timeout: float = PUBLISH_TIMEOUT) -> None:
         """Connects on first use. Raises ValueError if `url` is none of those in redis_url."""
-        self._route = router_of(url)
+        self._router = new_router(parse_redis_url(url))
         self._timeout = timeout
 
     async def __aenter__(self) -> Self:
@@ -68,7 +68,7 @@ class Publisher:
 
     async def close(self) -> None:
         """Drop the connections."""
-        await self._route.close()
+        await self._router.close()
 
     async def publish(
         self, web_socket_id: str, auth_result: str, **options: Unpack[PublishOptions]
@@ -121,14 +121,14 @@ class Publisher:
         groups: dict[Server, list[_Publication]] = {}
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                servers = await self._route.servers([s.result.channel.encode() for s in sendings])
+                servers = await self._router.servers([s.result.channel.encode() for s in sendings])
         except OSError as error:
             _note(sendings, error)
             return
         for sending, server in zip(sendings, servers, strict=True):
             if server is None:
                 sending.why = "no node of the Cluster serves its slot"
-                self._route.doubt()
+                self._router.forget()
             else:
                 groups.setdefault(server, []).append(sending)
         await asyncio.gather(*(self._attempt_at(server, group) for server, group in groups.items()))
@@ -150,7 +150,7 @@ class Publisher:
         """The replies to commands for the sake of `sendings`; none when the server is out of reach."""
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                line = await self._route.lines.to(server)
+                line = await self._router.pool.to(server)
                 return await line.ask_all(commands)
         except OSError as error:
             self._drop(server)
@@ -164,7 +164,7 @@ class Publisher:
         sending.why = why
         if (redirected := parse_redirection(why)) is not None:
             there = Address(redirected.host or server.host, redirected.port)
-            await self._elsewhere(server, sending, redirected.kind, self._route.elsewhere(there))
+            await self._elsewhere(server, sending, redirected.kind, self._router.server_at(there))
         elif _RETRYABLE.search(why):
             self._drop(server)
         else:
@@ -183,7 +183,7 @@ class Publisher:
             return
         commands = [self._eval(sending)]
         if kind == "MOVED":
-            self._route.doubt()
+            self._router.forget()
         else:
             commands.insert(0, ("ASKING",))
         replies = await self._ask(there, [sending], commands)
@@ -196,12 +196,12 @@ class Publisher:
             sending.end = sending.result.published(sum(counts))
 
     def _eval(self, sending: _Publication) -> Command:
-        return ("EVAL", SCRIPT, 1, *sending.result.arguments(self._route.command))
+        return ("EVAL", SCRIPT, 1, *sending.result.arguments(self._router.command))
 
     def _drop(self, server: Server) -> None:
         """Make no more of this connection, nor of what is known of who is where."""
-        self._route.lines.drop(server)
-        self._route.doubt()
+        self._router.pool.drop(server)
+        self._router.forget()
 
 
 def outcome_as_json(item: object, end: Outcome) -> dict[str, object]:

@@ -77,27 +77,29 @@ class Connection(asyncio.Protocol):
         command: list[str | int] = ["HELLO", 3]
         if password is not None:
             command += ["AUTH", username, password]
-        server = await self.ask(*command, "SETNAME", name)
+        server = await self.execute(*command, "SETNAME", name)
         if isinstance(server, dict):
             self.version = server.get(b"version", b"")
             self.is_master = server.get(b"role", b"master") == b"master"
         if database:
-            await self.ask("SELECT", database)
+            await self.execute("SELECT", database)
         try:
-            await self.ask("PING")  # a user who may not would look connected, and lose the link in silence
+            await self.execute(
+                "PING"
+            )  # a user who may not would look connected, and lose the link in silence
         except ReplyError as refusal:
             if not refusal.reply.startswith(DISK_FULL):
                 raise
 
-    async def ask(self, *command: str | bytes | int, judge: Callable[[Any], Any] | None = None) -> Any:
-        """Redis's answer, or what `judge` makes of it at the very moment that it comes.
+    async def execute(self, *command: str | bytes | int, decode: Callable[[Any], Any] | None = None) -> Any:
+        """Redis's answer, or what `decode` makes of it at the very moment that it comes.
 
         Raises Refusal for an error, and LinkLost when the connection ends before the answer.
         """
         answer: asyncio.Future[Any] = self._loop.create_future()
 
         def replied(reply: Any) -> None:
-            judged = reply if judge is None or isinstance(reply, hiredis.ReplyError) else judge(reply)
+            judged = reply if decode is None or isinstance(reply, hiredis.ReplyError) else decode(reply)
             resolve(answer, judged)
 
         self.send(replied, *command)

@@ -74,13 +74,13 @@ class Probe:
         """Why the latest probe could not be published; empty if it could."""
         self.round_trip: float | None = None
         """Seconds from before the latest PUBLISH until the word was heard; None before the first."""
-        self.heard_at: float | None = None
+        self.received_at: float | None = None
         """When that was, by the loop's clock."""
-        self.heard = 0
+        self.received = 0
         """Probes that came through."""
-        self.failed = 0
+        self.not_published = 0
         """Probes that could not be published, which says nothing about the link."""
-        self.deaf = 0
+        self.missed = 0
         """Links that turned out to hear nothing."""
 
     async def run(self, link: SubscriberConnection, server: Server) -> None:
@@ -91,7 +91,7 @@ class Probe:
                 try:
                     await self._probe(link, server)
                 except NotReceiving as why:
-                    self.deaf += 1
+                    self.missed += 1
                     link.abort(str(why))
                     return
                 except (OSError, ConnectionLost) as error:
@@ -109,7 +109,7 @@ class Probe:
             found = await self._topology.find()
         if found is not server:
             raise NotReceiving(f"the master is {found.display_url} now")
-        channel = await self._watched(link)
+        channel = await self._service_channels(link)
         if channel is None:
             return
         start = self._stopwatch()
@@ -117,15 +117,15 @@ class Probe:
         if not await self._listens(link, channel):
             return
         self.round_trip = self._stopwatch() - start
-        self.heard_at = self._clock()
-        self.heard += 1
+        self.received_at = self._clock()
+        self.received += 1
         self._grace = PROBE_GRACE
         self.last_error = ""
 
-    async def _watched(self, link: SubscriberConnection) -> bytes | None:
+    async def _service_channels(self, link: SubscriberConnection) -> bytes | None:
         channel = self._channel()
-        if channel is not None and channel not in link.watched:
-            await link.watch(channel, self._hear)
+        if channel is not None and channel not in link.service_channels:
+            await link.subscribe_service(channel, self._hear)
         return channel
 
     def _hear(self, word: bytes) -> None:
@@ -142,7 +142,7 @@ class Probe:
                 if self._publisher is None:
                     self._publisher = await self._open(server)
                 self._used += 1
-                await self._publisher.ask(link.words.publish, channel, self._word)
+                await self._publisher.execute(link.commands.publish, channel, self._word)
         except ReplyError:  # it is the word that is refused, such as MOVED or NOPERM
             raise
         except (OSError, ConnectionLost):
@@ -163,12 +163,12 @@ class Probe:
         """Whether the word was heard; not if the channel was taken away meanwhile. Raises Deaf."""
         if self._heard.is_set():
             return True
-        await link.ask("PING")  # however long it takes: the link itself notices when it is dead
+        await link.execute("PING")  # however long it takes: the link itself notices when it is dead
         try:
             async with asyncio.timeout(self._grace):
                 await self._heard.wait()
         except TimeoutError:
-            if channel not in link.watched:  # its slot has moved, and may be back
+            if channel not in link.service_channels:  # its slot has moved, and may be back
                 return False
             self._grace = min(2 * self._grace, MAX_PROBE_GRACE)
             raise NotReceiving("what is published is not heard on it") from None
@@ -181,7 +181,7 @@ class Probe:
         self._used = 0
 
     def _failed(self, error: Exception) -> None:
-        self.failed += 1
+        self.not_published += 1
         why = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
         if why != self.last_error:
             self.last_error = why

@@ -17,7 +17,8 @@ from typing import Any, Final
 import structlog
 
 from .connection import ConnectionLost, ReplyError
-from .subscriber import SUBSCRIBE_BATCH, SubscriberConnection, SubscriberEvents
+from .events import SubscriberEvents
+from .subscriber import SUBSCRIBE_BATCH, SubscriberConnection
 
 RECONCILE_INTERVAL: Final = 60.0
 """Seconds between two audits of a link."""
@@ -43,7 +44,7 @@ class Reconciler:
     def __init__(self, events: SubscriberEvents) -> None:
         self._events = events
         self._position = 0
-        self.done = 0
+        self.runs = 0
         """Audits so far."""
         self.repaired = 0
         """Channels that differed, so far. It should stay 0."""
@@ -53,14 +54,14 @@ class Reconciler:
         while not link.closed.done():
             await asyncio.sleep(RECONCILE_INTERVAL)
             try:
-                await self.audit(link)
+                await self.run_once(link)
             except ReplyError as refusal:
                 log.warning("audit not possible", why=str(refusal))
                 return
             except ConnectionLost:
                 return
 
-    async def audit(self, link: SubscriberConnection) -> None:
+    async def run_once(self, link: SubscriberConnection) -> None:
         """Once. Raises LinkLost, and Refusal when the node's user may not ask."""
         tries = 1
         while (surplus := await self._surplus(link)) and tries < CONFIRMATIONS:
@@ -70,7 +71,7 @@ class Reconciler:
         for name in missing:
             self._events.lost(name)
         self.repaired += len(missing)
-        self.done += 1
+        self.runs += 1
         if missing:
             log.error("audit: ids that were not subscribed are again", ids=len(missing))
         differ = surplus + len(missing)
@@ -83,18 +84,18 @@ class Reconciler:
     async def _surplus(self, link: SubscriberConnection) -> int:
         """How many channels more the connection has than the table believes."""
         while True:
-            while not link.quiet:  # noqa: ASYNC110 - somebody registers; the link has nobody to tell
+            while not link.idle:  # noqa: ASYNC110 - somebody registers; the link has nobody to tell
                 await asyncio.sleep(IDLE_POLL)
-            surplus: int | None = await link.ask("CLIENT", "INFO", judge=partial(self._compare, link))
+            surplus: int | None = await link.execute("CLIENT", "INFO", decode=partial(self._compare, link))
             if surplus is not None:
                 return surplus
 
     def _compare(self, link: SubscriberConnection, information: bytes) -> int | None:
         """The same at the moment of the answer; None if a question is open again, so that it says nothing."""
-        found = re.search(re.escape(link.words.info) + rb"([0-9]+)", information)
-        if found is None or not link.quiet:
+        found = re.search(re.escape(link.commands.info_field) + rb"([0-9]+)", information)
+        if found is None or not link.idle:
             return None if found else 0
-        return int(found[1]) - self._events.count_confirmed() - len(link.watched)
+        return int(found[1]) - self._events.count_confirmed() - len(link.service_channels)
 
     async def _missing(self, link: SubscriberConnection, *, everybody: bool) -> list[bytes]:
         """Of the ids whose turn it is, or of everybody's, those that Redis has no subscriber for."""
@@ -105,7 +106,7 @@ class Reconciler:
         missing: list[bytes] = []
         for start in range(first, last, SUBSCRIBE_BATCH):
             batch = names[start : min(last, start + SUBSCRIBE_BATCH)]
-            missing += await link.ask("PUBSUB", link.words.numbers, *batch, judge=self._unheard)
+            missing += await link.execute("PUBSUB", link.commands.numsub, *batch, decode=self._unheard)
         return missing
 
     def _unheard(self, answer: dict[bytes, int] | list[Any]) -> list[bytes]:

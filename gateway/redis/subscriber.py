@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import hiredis
 
@@ -26,6 +26,7 @@ from .connection import (
     pack,
     resolve,
 )
+from .events import SubscriberEvents
 
 SUBSCRIBE_BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
@@ -61,49 +62,6 @@ LIVENESS_TICK = 0.5
 PING_AFTER = 1.5
 DEAD_AFTER = 4.0
 """Seconds. Silence of 1.5 s is broken by a PING, silence of 4 s ends the link: noticed within 5 s."""
-
-
-class SubscriberEvents(Protocol):
-    """What whoever owns the subscriptions hears. None of it may raise or wait."""
-
-    def connected(self) -> Sequence[bytes]:
-        """A new connection, nothing subscribed; returns the channels to subscribe on it."""
-
-    def disconnected(self) -> None:
-        """The connection is gone, and every subscription with it."""
-
-    def confirmed(self) -> Sequence[bytes]:
-        """The channels that are taken to be subscribed on this connection."""
-
-    def count_confirmed(self) -> int:
-        """How many they are."""
-
-    def is_confirmed(self, name: bytes) -> bool:
-        """Whether this channel is one of them."""
-
-    def subscribed(self, name: bytes, retained: bytes | None) -> None:
-        """`subscribe` or `read` is done: live from now on, and this is the retained result."""
-
-    def unsubscribed(self, name: bytes) -> None:
-        """`unsubscribe` is done."""
-
-    def received(self, name: bytes, payload: bytes) -> None:
-        """Somebody published."""
-
-    def degraded(self) -> Iterator[None]:
-        """There has been no connection for so long that whoever waits should know.
-
-        It goes on each time that it is asked for the next share of them, and may be left off amid its work.
-        """
-
-    def refused(self, name: bytes, reason: str) -> None:
-        """Redis's access rules do not let this node have the channel or its retained result."""
-
-    def lost(self, name: bytes, *, answer: bool = False) -> None:
-        """Redis has it subscribed no longer, though nobody has asked for that.
-
-        `answer`: that is what has come of `subscribe`.
-        """
 
 
 class UnsubscribeBatch:
@@ -148,16 +106,16 @@ class PubSubCommands(NamedTuple):
     subscribe: str
     unsubscribe: str
     publish: str
-    numbers: str
+    numsub: str
     """PUBSUB's word for how many have subscribed."""
-    info: bytes
+    info_field: bytes
     """In CLIENT INFO, before the number of the connection's channels."""
 
 
 class SubscriberConnection(Connection):
     """The protocol at our end of the connection. `hello` and `start` first, then subscribe and the like."""
 
-    words = PubSubCommands("SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "NUMSUB", b" sub=")
+    commands = PubSubCommands("SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "NUMSUB", b" sub=")
     _message = b"message"
     _subscribed, _unsubscribed = b"subscribe", b"unsubscribe"
 
@@ -176,7 +134,7 @@ class SubscriberConnection(Connection):
         self._heard = 0.0
         self._ticked = 0.0
         self._ticking: asyncio.TimerHandle | None = None
-        self._watched: dict[bytes, Callable[[bytes], object]] = {}
+        self._service_channels: dict[bytes, Callable[[bytes], object]] = {}
 
     # What the broker says
 
@@ -190,12 +148,12 @@ class SubscriberConnection(Connection):
         self._flush_soon()
 
     def subscribe(self, name: bytes) -> None:
-        """SUBSCRIBE and read the retained result; `events.subscribed` or `refused` follows."""
+        """SUBSCRIBE and read the retained result; `events.subscribed` or `denied` follows."""
         self._to_subscribe.append(name)
         self._flush_soon()
 
     def read(self, name: bytes) -> None:
-        """Read the retained result of a subscribed channel; `events.subscribed` or `refused` follows."""
+        """Read the retained result of a subscribed channel; `events.subscribed` or `denied` follows."""
         self._to_read.append(name)
         self._flush_soon()
 
@@ -204,7 +162,7 @@ class SubscriberConnection(Connection):
         self._to_leave.append(name)
         self._flush_soon()
 
-    async def watch(self, name: bytes, heard: Callable[[bytes], object]) -> None:
+    async def subscribe_service(self, name: bytes, heard: Callable[[bytes], object]) -> None:
         """Subscribe `name`, which no browser waits for, and call `heard` with what is published there.
 
         It lasts as long as the link, or until Redis takes the channel away. Raises Refusal and LinkLost.
@@ -212,7 +170,7 @@ class SubscriberConnection(Connection):
         transport = self._writable()
         answer: asyncio.Future[ReplyError | None] = self._loop.create_future()
         self._unanswered.append(ServiceSubscription(name, heard, answer))
-        transport.write(pack(self.words.subscribe, name))
+        transport.write(pack(self.commands.subscribe, name))
         await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
             raise self.closed.result()
@@ -220,12 +178,12 @@ class SubscriberConnection(Connection):
             raise refusal
 
     @property
-    def watched(self) -> Collection[bytes]:
-        """The channels that `watch` has subscribed."""
-        return self._watched.keys()
+    def service_channels(self) -> Collection[bytes]:
+        """The channels that `subscribe_service` has subscribed."""
+        return self._service_channels.keys()
 
     @property
-    def quiet(self) -> bool:
+    def idle(self) -> bool:
         """Whether all that was asked of the subscriptions has been answered."""
         return not (self._in_flight or self._waiting)
 
@@ -280,7 +238,7 @@ class SubscriberConnection(Connection):
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
         gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
-        message, watched = self._message, self._watched
+        message, watched = self._message, self._service_channels
         try:
             self._parser.feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
@@ -307,7 +265,7 @@ class SubscriberConnection(Connection):
         batch = self._unanswered[0] if self._unanswered else None
         if kind == self._subscribed and type(batch) is ServiceSubscription and batch.names[0] == push[1]:
             self._unanswered.popleft()
-            self._watched[push[1]] = batch.heard
+            self._service_channels[push[1]] = batch.heard
             resolve(batch.answer, None)
         elif kind == self._subscribed:
             self._confirmed(SubscribeBatch, push[1])
@@ -342,7 +300,7 @@ class SubscriberConnection(Connection):
             if not isinstance(reply, hiredis.ReplyError):
                 raise UnexpectedReply("a reply to SUBSCRIBE")
             self._unanswered.popleft()
-            resolve(batch.answer, ReplyError(self.words.subscribe, reply))
+            resolve(batch.answer, ReplyError(self.commands.subscribe, reply))
         elif isinstance(batch, UnsubscribeBatch):
             self._batch_replied(batch, reply)
         else:
@@ -381,7 +339,7 @@ class SubscriberConnection(Connection):
             (name,) = batch.names
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden
                 self._to_leave.append(name)
-            self._events.refused(name, error)
+            self._events.denied(name, error)
 
     def _answered(self) -> None:
         self._unanswered.popleft()

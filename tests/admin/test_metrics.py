@@ -47,11 +47,11 @@ def value(text: bytes, name: str, **labels: str) -> float:
 
 class Probe:
     round_trip: float | None = None
-    heard, failed, deaf = 7, 2, 1
+    received, not_published, missed = 7, 2, 1
 
 
-class Audit:
-    done = 3
+class Reconciler:
+    runs = 3
 
 
 class Broker:
@@ -59,12 +59,12 @@ class Broker:
 
     display_url = "redis://redis:6379/0"
     connected, ever_connected = True, True
-    outages, repaired, moves = 2, 0, 0
+    outages, repaired, slots_moved = 2, 0, 0
 
     def __init__(self) -> None:
         self.probe = Probe()
-        self.audit = Audit()
-        self.lines = [self]
+        self.reconciler = Reconciler()
+        self.server_brokers = [self]
 
     def outage_seconds(self) -> float:
         return 1.5
@@ -135,7 +135,7 @@ async def test_registrations_by_outcome() -> None:
     scene = Scene()
     first, second, third = scene.session(), scene.session(b"other"), scene.session(b"third")
     scene.hub.subscribed(b"websocket:id", None)
-    scene.hub.refused(b"websocket:other", "NOPERM")
+    scene.hub.denied(b"websocket:other", "NOPERM")
     third._limit = 0
     third.deadline_passed()
     first.message_received(b'{"webSocketId":"another"}')
@@ -193,7 +193,7 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     assert value(text, "gateway_redis_connected", **here) == 1
     assert value(text, "gateway_redis_outages_total") == 2
     assert value(text, "gateway_redis_outage_seconds_total") == 1.5
-    assert value(text, "gateway_redis_probes_total", outcome="deaf", **here) == 1
+    assert value(text, "gateway_redis_probes_total", outcome="missed", **here) == 1
     assert value(text, "gateway_redis_reconciliations_total", **here) == 3
     assert value(text, "gateway_published_total", outcome="nobody") == 2
     assert value(text, "gateway_rejected_total", kind="origin_not_allowed") == 1

@@ -139,7 +139,7 @@ def test_a_refusal_reaches_everybody_of_the_channel() -> None:
     scene = Scene()
     listening, waiting = scene.registered("listening"), Member("waiting")
     scene.hub.register(b"id", waiting)
-    scene.hub.refused(CHANNEL, "NOPERM")
+    scene.hub.denied(CHANNEL, "NOPERM")
     assert listening.heard == waiting.heard == [("refuse", "not_allowed")]
     assert scene.hub.channels == 0
 
@@ -293,7 +293,7 @@ def test_what_nobody_waits_for_is_not_even_parsed() -> None:
     scene.hub.received(CHANNEL, b"\xff")
     scene.hub.subscribed(CHANNEL, b"\xff")
     scene.hub.unsubscribed(CHANNEL)
-    scene.hub.refused(CHANNEL, "NOPERM")
+    scene.hub.denied(CHANNEL, "NOPERM")
     assert not scene.hub.invalid
 
 

@@ -200,7 +200,7 @@ def test_a_bad_id_is_refused_and_the_next_one_may_be_good(message: bytes, code: 
 def test_what_redis_forbids_is_refused_and_another_id_may_be_tried() -> None:
     scene = Scene()
     scene.session.message_received(REGISTER)
-    scene.node.hub.refused(CHANNEL, "NOPERM")
+    scene.node.hub.denied(CHANNEL, "NOPERM")
     (answer,) = scene.said()
     assert answer["registrationSucceeded"] is False
     assert isinstance(answer["error"], dict)
@@ -214,7 +214,7 @@ def test_what_redis_forbids_is_refused_and_another_id_may_be_tried() -> None:
 def test_what_redis_forbids_later_ends_the_session() -> None:
     scene = Scene()
     scene.register()
-    scene.node.hub.refused(CHANNEL, "NOPERM")
+    scene.node.hub.denied(CHANNEL, "NOPERM")
     assert scene.session.goodbyes == [(CloseCode.TRY_AGAIN_LATER, "this webSocketId is not allowed here")]
     assert not scene.hub_knows
 
@@ -486,7 +486,7 @@ def test_after_a_refusal_by_redis_the_next_registration_brings_the_end_of_it() -
     scene = Scene()
     scene.broker.lines_down.add(CHANNEL)
     scene.session.message_received(WATCHING)
-    scene.node.hub.refused(CHANNEL, "NOPERM")
+    scene.node.hub.denied(CHANNEL, "NOPERM")
     assert pushes(scene) == ["degraded"]
     scene.session.message_received(b'{"webSocketId":"other"}')
     scene.node.hub.subscribed(b"websocket:other", None)
@@ -569,7 +569,7 @@ def test_a_refusal_by_redis_buys_no_time() -> None:
     scene = Scene(registration_timeout=10)
     scene.wait(9)
     scene.session.message_received(REGISTER)
-    scene.node.hub.refused(CHANNEL, "NOPERM")
+    scene.node.hub.denied(CHANNEL, "NOPERM")
     scene.wait(1.5)
     assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
 

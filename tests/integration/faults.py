@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Iterator
 
 from gateway.core.subscriptions import Slots
 from gateway.node import Node
-from gateway.redis.broker import Broker
 from gateway.redis.cluster.broker import ClusterBroker
+from gateway.redis.server_broker import ServerBroker
 from gateway.redis.subscriber import SubscriberConnection
 from gateway.redis.topology import Server
 
@@ -130,7 +130,7 @@ def never_reread(gateway: Node) -> None:
 
 def never_probe(gateway: Node) -> None:
     """Nobody looks whether the link hears what is published, or where the master is by now."""
-    assert isinstance(gateway._broker, Broker)
+    assert isinstance(gateway._broker, ServerBroker)
 
     async def believe(link: SubscriberConnection, server: Server) -> None:
         pass
@@ -140,7 +140,7 @@ def never_probe(gateway: Node) -> None:
 
 async def ask_once(gateway: Node) -> None:
     """Where the master is remains what was found first."""
-    assert isinstance(gateway._broker, Broker)
+    assert isinstance(gateway._broker, ServerBroker)
     topology = gateway._broker._topology
     first = await topology.find()
 

@@ -98,8 +98,8 @@ async def audited(gateway: Node, nodes: list[NodeProcess]) -> None:
     lines = gateway._broker
     assert isinstance(lines, Lines)
     for line in lines._lines.values():
-        if line.link is not None:
-            await line.audit.audit(line.link)
+        if line.connection is not None:
+            await line.reconciler.run_once(line.connection)
     assert lines.repaired == 0
     for node in nodes:
         body = await asyncio.to_thread(node.readyz)

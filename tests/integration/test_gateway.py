@@ -294,7 +294,9 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
             assert (await operator.answer())[0] == 404, "browsers' business is on the other port"
         async with Raw.registered(port_of(gateway), new_id()), Raw.connected(port_of(gateway)):
             await until(lambda: gateway._door.handshakes == 1, "the silent connection is seen")
-            await until(lambda: gateway._broker.probes[0].round_trip, "a probe has come through")
+            await until(
+                lambda: gateway._broker.server_brokers[0].probe.round_trip, "a probe has come through"
+            )
             status, ready = await readiness(admin)
             assert 0 < ready["redis"].pop("probe_seconds") < 1
             assert (status, ready) == (

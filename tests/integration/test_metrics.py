@@ -128,7 +128,7 @@ async def test_the_numbers_are_those_of_what_was_done(
                 "gateway_ready{}": 1,
             }
         )
-        await until_heard(scrapes, f"gateway_redis_probes_total{{outcome=heard,{server}}}")
+        await until_heard(scrapes, f"gateway_redis_probes_total{{outcome=received,{server}}}")
         await until_heard(scrapes, "gateway_event_loop_lag_seconds_count{}")  # at the next sweep
         assert any(f"version={gateway.__version__}" in name for name in found)
 

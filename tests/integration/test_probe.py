@@ -9,7 +9,7 @@ import pytest
 
 from gateway.node import Node
 from gateway.redis import probe
-from gateway.redis.broker import Broker
+from gateway.redis.server_broker import ServerBroker
 from gateway.redis.topology import Server
 
 from ..processes import ValkeyProcess
@@ -27,15 +27,15 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PROBE_GRACE", 0.2)
 
 
-def broker_of(gateway: Node) -> Broker:
-    assert isinstance(gateway._broker, Broker)
+def broker_of(gateway: Node) -> ServerBroker:
+    assert isinstance(gateway._broker, ServerBroker)
     return gateway._broker
 
 
 async def probed(gateway: Node, times: int) -> None:
     """Wait for so many more probes that come through."""
-    heard = broker_of(gateway).probe.heard
-    await until(lambda: broker_of(gateway).probe.heard >= heard + times, "the probes come through")
+    heard = broker_of(gateway).probe.received
+    await until(lambda: broker_of(gateway).probe.received >= heard + times, "the probes come through")
 
 
 async def test_probes_come_through_and_have_a_round_trip(valkey: ValkeyProcess) -> None:
@@ -44,7 +44,7 @@ async def test_probes_come_through_and_have_a_round_trip(valkey: ValkeyProcess) 
         found = broker_of(gateway).probe
         assert found.round_trip is not None
         assert found.round_trip < 1
-        assert (found.failed, found.deaf, broker_of(gateway).outages) == (0, 0, 0)
+        assert (found.not_published, found.missed, broker_of(gateway).outages) == (0, 0, 0)
 
 
 async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: list[Line]) -> None:
@@ -69,7 +69,7 @@ async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: 
                 await backend.publish("elsewhere-0", "LIVE", retain=0)
                 assert backend.accepted[-1].receivers == 1
             await probed(gateway, 10)
-            assert broker_of(gateway).outages == broker_of(gateway).probe.deaf == 1
+            assert broker_of(gateway).outages == broker_of(gateway).probe.missed == 1
             assert nobody_was_disturbed(browsers)
             assert len(without_theirs(control_browsers)) == len(control_browsers), "control: it stays deaf"
             assert broker_of(control).outages == 0
@@ -93,11 +93,11 @@ async def test_a_node_that_may_not_probe_works_on(
         crowd([port_of(gateway)], names) as browsers,
         Backend.on(valkey.url) as backend,
     ):
-        await until(lambda: broker_of(gateway).probe.failed >= 5, "it has tried")
+        await until(lambda: broker_of(gateway).probe.not_published >= 5, "it has tried")
         await backend.publish_all(names, 10_000)
         await until(lambda: not without_theirs(browsers), "every result arrives")
         assert broker_of(gateway).outages == 0
-        assert broker_of(gateway).probe.deaf == 0
+        assert broker_of(gateway).probe.missed == 0
     warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
     assert warnings.count("probe not published") == 1, "said once"
     valkey.ask("ACL", "DELUSER", "mute")

@@ -11,9 +11,8 @@ import pytest
 from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis import reconciler as audit
-from gateway.redis.broker import Broker
-from gateway.redis.cluster.broker import ClusterBroker as Lines
 from gateway.redis.cluster.slots import SLOT_COUNT as SLOTS
+from gateway.redis.server_broker import ServerBroker
 
 from ..paths import DOCS
 from ..processes import ValkeyCluster, ValkeyProcess
@@ -47,9 +46,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "RECONCILE_INTERVAL", 0.1)
 
 
-def brokers_of(gateway: Node) -> list[Broker]:
-    lines = gateway._broker
-    return list(lines._lines.values()) if isinstance(lines, Lines) else [lines]
+def brokers_of(gateway: Node) -> list[ServerBroker]:
+    return list(gateway._broker.server_brokers)
 
 
 async def comes(what: str, condition: Callable[[], object], *, expected: bool) -> bool:
@@ -74,13 +72,15 @@ async def what_works(url: str, names: list[str], backend: PublisherBackend, expe
                 return works
             brokers = brokers_of(gateway)
             if await comes(
-                "probes", lambda: all(broker.probe.heard for broker in brokers), expected="probe" in expected
+                "probes",
+                lambda: all(broker.probe.received for broker in brokers),
+                expected="probe" in expected,
             ):
                 works.add("probe")
-            enough = {broker: broker.audit.done + 2 for broker in brokers}
+            enough = {broker: broker.reconciler.runs + 2 for broker in brokers}
             if await comes(
                 "audits",
-                lambda: all(broker.audit.done >= enough[broker] for broker in brokers),
+                lambda: all(broker.reconciler.runs >= enough[broker] for broker in brokers),
                 expected="audit" in expected,
             ):
                 works.add("audit")

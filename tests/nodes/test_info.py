@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import orjson
@@ -112,10 +113,10 @@ class Line:
     probe_age: float | None = 0.5
     last_error = ""
     outages = 2
-    probes: tuple[Any, ...] = ()
+    probe = SimpleNamespace(round_trip=None, last_error="")
 
     @property
-    def lines(self) -> list[Line]:
+    def server_brokers(self) -> list[Line]:
         return [self]
 
     def outage_seconds(self) -> float:

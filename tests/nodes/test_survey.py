@@ -40,30 +40,30 @@ class Bus:
 
     def publish(self, channel: bytes, message: bytes) -> int:
         self.published.append((channel, message))
-        hearing = [link for link in self.links if channel in link.watched]
+        hearing = [link for link in self.links if channel in link.service_channels]
         for link in hearing:
-            asyncio.get_running_loop().call_soon(link.watched[channel], message)
+            asyncio.get_running_loop().call_soon(link.service_channels[channel], message)
         return len(hearing)
 
 
 class FakeLink:
     """As much of a link as the roster uses."""
 
-    words = SubscriberConnection.words
+    commands = SubscriberConnection.commands
 
     def __init__(self, bus: Bus) -> None:
         bus.links.append(self)
         self._bus = bus
-        self.watched: dict[bytes, Heard] = {}
+        self.service_channels: dict[bytes, Heard] = {}
         self.forbidden = False
         self.hangs = self.lost = False
 
-    async def watch(self, name: bytes, heard: Heard) -> None:
+    async def subscribe_service(self, name: bytes, heard: Heard) -> None:
         if self.forbidden:
             raise ReplyError("SUBSCRIBE", NOPERM)
-        self.watched[name] = heard
+        self.service_channels[name] = heard
 
-    async def ask(self, _command: str, channel: bytes, message: bytes) -> int:
+    async def execute(self, _command: str, channel: bytes, message: bytes) -> int:
         if self.lost:
             raise ConnectionLost("reset by peer")
         if self.hangs:
@@ -152,7 +152,7 @@ async def test_nothing_is_published_while_nobody_asks() -> None:
 async def test_counts_those_that_hear_and_say_nothing() -> None:
     async with Scene(3) as (one, _two, three):
         assert three.link is not None
-        three.link.watched[SHARED] = lambda _message: None
+        three.link.service_channels[SHARED] = lambda _message: None
         start = asyncio.get_running_loop().time()
         answers = await one.roster.ask({})
         assert names(answers) == ["node-2"]
@@ -211,7 +211,7 @@ async def test_a_new_link_hears_within_a_second() -> None:
 async def test_a_channel_that_cannot_be_had_is_asked_for_again() -> None:
     async with Scene(2) as (one, two):
         assert two.link is not None
-        del two.link.watched[SHARED]
+        del two.link.service_channels[SHARED]
         two.link.forbidden = True
         with capture_logs() as logs:
             await asyncio.sleep(5)
@@ -225,11 +225,11 @@ async def test_a_channel_that_cannot_be_had_is_asked_for_again() -> None:
 async def test_a_failure_is_told_and_nothing_ends_with_it() -> None:
     async with Scene(2) as (one, two):
         assert two.link is not None
-        two.link.watched = cast("dict[bytes, Heard]", None)
+        two.link.service_channels = cast("dict[bytes, Heard]", None)
         with capture_logs() as logs:
             await asyncio.sleep(1)
         assert [line["event"] for line in logs] == ["questions of other nodes are not heard"]
-        two.link.watched = {}
+        two.link.service_channels = {}
         await asyncio.sleep(1)
         assert names(await one.roster.ask({})) == ["node-2"]
 
@@ -238,7 +238,7 @@ async def test_a_failure_is_told_and_nothing_ends_with_it() -> None:
 async def test_only_so_many_rounds_at_a_time() -> None:
     async with Scene(2) as (one, two):
         assert two.link is not None
-        two.link.watched[SHARED] = lambda _message: None
+        two.link.service_channels[SHARED] = lambda _message: None
         rounds = [asyncio.create_task(one.roster.ask({})) for _ in range(MAX_OPEN_QUESTIONS)]
         await turns()
         assert "too much at a time" in (await one.roster.ask({})).why

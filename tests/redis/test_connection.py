@@ -23,7 +23,7 @@ class Scene:
         self.connection.connection_made(self.transport)
 
     async def asks(self, *command: str | bytes | int, **options: Any) -> asyncio.Task[Any]:
-        task = asyncio.create_task(self.connection.ask(*command, **options))
+        task = asyncio.create_task(self.connection.execute(*command, **options))
         await turns()
         return task
 
@@ -72,15 +72,15 @@ async def test_what_is_judged_is_judged_at_the_moment_of_its_answer() -> None:
     scene = Scene()
     judged: list[bytes] = []
 
-    def judge(reply: bytes) -> int:
+    def decode(reply: bytes) -> int:
         judged.append(reply)
         return len(judged)
 
-    task = await scene.asks("PING", judge=judge)
+    task = await scene.asks("PING", decode=decode)
     scene.say(resp("PONG"))
     assert judged == [b"PONG"]
     assert await task == 1
-    task = await scene.asks("PING", judge=judge)
+    task = await scene.asks("PING", decode=decode)
     scene.say(resp(Exception("ERR no")))
     with pytest.raises(ReplyError):
         await task
@@ -124,7 +124,7 @@ async def test_the_end_is_an_answer_to_all_that_was_asked() -> None:
         with pytest.raises(ConnectionLost, match="no route to host"):
             await task
     with pytest.raises(ConnectionLost, match="gone"):
-        await scene.connection.ask("PING")
+        await scene.connection.execute("PING")
     with pytest.raises(ConnectionLost, match="gone"):
         scene.connection.send(print, "PING")
 
@@ -132,7 +132,7 @@ async def test_the_end_is_an_answer_to_all_that_was_asked() -> None:
 @virtual
 async def test_nothing_can_be_asked_before_there_is_a_connection() -> None:
     with pytest.raises(ConnectionLost):
-        await Connection().ask("PING")
+        await Connection().execute("PING")
 
 
 @pytest.mark.parametrize("nonsense", [resp("OK"), resp(Exception("ERR")), b"!nonsense\r\n", b"*-7\r\n"])

@@ -32,12 +32,12 @@ class Server(Redis):
         self.link: Transport | None = None
         self.deaf = False
         self.answer: bytes | None = None
-        self.words: list[bytes] = []
+        self.tokens: list[bytes] = []
 
     def execute(self, command: list[bytes]) -> bytes:
         if command[0] != b"PUBLISH":
             return super().execute(command)
-        self.words.append(command[2])
+        self.tokens.append(command[2])
         if self.answer is not None:
             return self.answer
         if not self.deaf and self.link is not None and not self.link.closing:
@@ -122,10 +122,10 @@ def _plain_logs() -> None:
 async def test_a_link_that_hears_is_probed_once_a_second() -> None:
     scene = Scene()
     await asyncio.sleep(60)
-    assert 60 / PROBE_INTERVAL * 0.9 <= scene.probe.heard <= 60 / PROBE_INTERVAL * 1.1 + 1
-    assert (scene.probe.deaf, scene.probe.failed, scene.transport.aborted) == (0, 0, False)
+    assert 60 / PROBE_INTERVAL * 0.9 <= scene.probe.received <= 60 / PROBE_INTERVAL * 1.1 + 1
+    assert (scene.probe.missed, scene.probe.not_published, scene.transport.aborted) == (0, 0, False)
     assert scene.probe.round_trip is not None
-    assert len(set(scene.redis.words)) == len(scene.redis.words), "each has a word of its own"
+    assert len(set(scene.redis.tokens)) == len(scene.redis.tokens), "each has a word of its own"
     await scene.stop()
 
 
@@ -133,7 +133,7 @@ async def test_a_link_that_hears_is_probed_once_a_second() -> None:
 async def test_its_way_is_found_anew_every_now_and_then() -> None:
     scene = Scene()
     await asyncio.sleep(60)
-    assert len(scene.topology.opened) == -(-len(scene.redis.words) // RENEW_AFTER)
+    assert len(scene.topology.opened) == -(-len(scene.redis.tokens) // RENEW_AFTER)
     assert [transport.lost for transport in scene.topology.opened].count(False) == 1
     await scene.stop()
 
@@ -146,7 +146,7 @@ async def test_a_link_that_hears_nothing_is_given_up_within_two_probes() -> None
     began = asyncio.get_running_loop().time()
     assert await scene.why() == "what is published is not heard on it"
     assert asyncio.get_running_loop().time() - began < 1.1 * PROBE_INTERVAL + PROBE_GRACE + 0.1
-    assert scene.probe.deaf == 1
+    assert scene.probe.missed == 1
 
 
 @virtual
@@ -155,7 +155,7 @@ async def test_a_master_that_is_another_now_is_as_good_as_deaf() -> None:
     await asyncio.sleep(10)
     scene.topology.found = Topology()
     assert await scene.why() == "the master is redis://somewhere now"
-    assert scene.probe.deaf == 1
+    assert scene.probe.missed == 1
 
 
 @virtual
@@ -185,10 +185,10 @@ async def test_a_word_may_come_late_but_within_the_grace() -> None:
     await asyncio.sleep(PROBE_GRACE / 2)
     scene.link.data_received(scene.redis.publish(CHANNEL, b"another"))
     await asyncio.sleep(PROBE_GRACE / 4)
-    assert scene.probe.heard == 0
-    scene.link.data_received(scene.redis.publish(CHANNEL, scene.redis.words[-1]))
+    assert scene.probe.received == 0
+    scene.link.data_received(scene.redis.publish(CHANNEL, scene.redis.tokens[-1]))
     await turns()
-    assert (scene.probe.heard, scene.transport.aborted) == (1, False)
+    assert (scene.probe.received, scene.transport.aborted) == (1, False)
     assert scene.probe.round_trip == pytest.approx(PROBE_GRACE * 3 / 4)
     await scene.stop()
 
@@ -199,13 +199,13 @@ async def test_a_channel_that_was_taken_away_proves_nothing() -> None:
     scene = Scene()
     scene.redis.deaf = True
     await asyncio.sleep(PROBE_GRACE / 2)
-    scene.link._watched.clear()
-    assert scene.probe.heard == 0
+    scene.link._service_channels.clear()
+    assert scene.probe.received == 0
     scene.redis.deaf = False  # too late for the word that is out
     await asyncio.sleep(PROBE_GRACE)
-    assert (scene.probe.deaf, scene.transport.aborted) == (0, False)
+    assert (scene.probe.missed, scene.transport.aborted) == (0, False)
     await asyncio.sleep(2)
-    assert scene.probe.heard > 0, "it is watched again"
+    assert scene.probe.received > 0, "it is watched again"
     await scene.stop()
 
 
@@ -214,14 +214,14 @@ async def test_without_a_channel_there_is_no_probe() -> None:
     scene = Scene()
     scene.channel = None
     await asyncio.sleep(10)
-    assert (scene.redis.words, scene.probe.failed, scene.probe.deaf) == ([], 0, 0)
+    assert (scene.redis.tokens, scene.probe.not_published, scene.probe.missed) == ([], 0, 0)
     scene.channel = CHANNEL
     await asyncio.sleep(2)
-    assert scene.probe.heard > 0
+    assert scene.probe.received > 0
     scene.channel = b"websocket::probe:2"
     await asyncio.sleep(2)
-    assert b"websocket::probe:2" in scene.link.watched
-    assert scene.probe.deaf == 0
+    assert b"websocket::probe:2" in scene.link.service_channels
+    assert scene.probe.missed == 0
     await scene.stop()
 
 
@@ -267,13 +267,13 @@ def test_what_cannot_be_published_proves_nothing_and_is_told_once(trouble: Any, 
             scene = Scene()
             trouble(scene)
             await asyncio.sleep(30)
-            assert scene.probe.failed > 5
-            assert (scene.probe.heard, scene.probe.deaf, scene.transport.aborted) == (0, 0, False)
+            assert scene.probe.not_published > 5
+            assert (scene.probe.received, scene.probe.missed, scene.transport.aborted) == (0, 0, False)
             (line,) = [line for line in logs if line["event"] == "probe not published"]
             assert why in line["why"]
             scene.topology.refuses, scene.topology.found, scene.redis.answer = False, scene.topology, None
             await asyncio.sleep(3)
-            assert scene.probe.heard > 0
+            assert scene.probe.received > 0
             await scene.stop()
 
     unpublished()
@@ -285,6 +285,6 @@ async def test_a_link_that_is_lost_ends_its_probe() -> None:
     await asyncio.sleep(5)
     scene.transport.lose()
     await scene.task
-    assert (scene.probe.deaf, scene.probe.failed) == (0, 0)
+    assert (scene.probe.missed, scene.probe.not_published) == (0, 0)
     await turns()
     assert all(transport.lost for transport in scene.topology.opened)

@@ -47,7 +47,7 @@ class Scene:
         self.redis.serve(self.transport)
         self.link.connection_made(self.transport)
         self.link.start()
-        self.audit = Reconciler(self.events)
+        self.reconciler = Reconciler(self.events)
 
     async def up(self) -> Scene:
         await turns(20)
@@ -64,34 +64,34 @@ class Scene:
 @virtual
 async def test_where_all_is_well_nothing_happens() -> None:
     scene = await Scene(b"a", b"b").up()
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.redis.asked == [[b"CLIENT", b"INFO"], [b"PUBSUB", b"NUMSUB", b"a", b"b"]]
-    assert (scene.lost(), scene.audit.repaired, scene.audit.done) == ([], 0, 1)
+    assert (scene.lost(), scene.reconciler.repaired, scene.reconciler.runs) == ([], 0, 1)
 
 
 @virtual
 async def test_nothing_wanted_is_nothing_to_ask_about() -> None:
     scene = await Scene().up()
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.redis.asked == [[b"CLIENT", b"INFO"]]
-    assert scene.audit.done == 1
+    assert scene.reconciler.runs == 1
 
 
 @virtual
 async def test_the_watched_channel_counts() -> None:
     scene = await Scene(b"a").up()
-    await scene.link.watch(b"probe", print)
-    await scene.audit.audit(scene.link)
-    assert (scene.audit.repaired, scene.transport.aborted) == (0, False)
+    await scene.link.subscribe_service(b"probe", print)
+    await scene.reconciler.run_once(scene.link)
+    assert (scene.reconciler.repaired, scene.transport.aborted) == (0, False)
 
 
 @virtual
 async def test_what_is_missing_is_lost_and_so_asked_for_again() -> None:
     scene = await Scene(b"a", b"b", b"c").up()
     scene.redis.subscribed.discard(b"b")
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.lost() == [b"b"]
-    assert scene.audit.repaired == 1
+    assert scene.reconciler.repaired == 1
     assert not scene.transport.aborted
 
 
@@ -99,8 +99,8 @@ async def test_what_is_missing_is_lost_and_so_asked_for_again() -> None:
 async def test_with_a_surplus_the_link_is_given_up() -> None:
     scene = await Scene(b"a").up()
     scene.redis.subscribed |= {b"x", b"y"}
-    await scene.audit.audit(scene.link)
-    assert scene.audit.repaired == 2
+    await scene.reconciler.run_once(scene.link)
+    assert scene.reconciler.repaired == 2
     assert str(await scene.link.closed) == "more is subscribed on it than should be"
 
 
@@ -108,10 +108,10 @@ async def test_with_a_surplus_the_link_is_given_up() -> None:
 async def test_with_too_few_and_nobody_missing_the_link_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody else holds the id as well, so that Redis does not tell which it is."""
     scene = await Scene(b"a", b"b").up()
-    monkeypatch.setattr(scene.audit, "_compare", lambda *_: -1)
-    await scene.audit.audit(scene.link)
+    monkeypatch.setattr(scene.reconciler, "_compare", lambda *_: -1)
+    await scene.reconciler.run_once(scene.link)
     assert scene.lost() == []
-    assert scene.audit.repaired == 1
+    assert scene.reconciler.repaired == 1
     assert str(await scene.link.closed) == "less is subscribed on it than should be"
 
 
@@ -119,9 +119,9 @@ async def test_with_too_few_and_nobody_missing_the_link_is_given_up(monkeypatch:
 async def test_one_missing_and_one_too_many_are_both_found() -> None:
     scene = await Scene(b"a", b"b").up()
     scene.redis.subscribed = {b"a", b"x", b"y"}
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.lost() == [b"b"]
-    assert scene.audit.repaired == 3
+    assert scene.reconciler.repaired == 3
     assert scene.transport.aborted
 
 
@@ -130,7 +130,7 @@ async def test_it_waits_while_a_question_is_open() -> None:
     scene = await Scene(b"a").up()
     answer, scene.transport.on_write = scene.transport.on_write, lambda _data: None
     scene.link.subscribe(b"b")
-    task = asyncio.create_task(scene.audit.audit(scene.link))
+    task = asyncio.create_task(scene.reconciler.run_once(scene.link))
     await asyncio.sleep(1)
     assert scene.redis.asked == []
     scene.transport.on_write = answer
@@ -139,18 +139,18 @@ async def test_it_waits_while_a_question_is_open() -> None:
     scene.link.data_received(push(b"subscribe", b"b", 2) + resp([None]))
     await asyncio.sleep(IDLE_POLL)
     await task
-    assert (scene.audit.repaired, scene.audit.done) == (0, 1)
+    assert (scene.reconciler.repaired, scene.reconciler.runs) == (0, 1)
 
 
 @virtual
 async def test_an_answer_that_comes_amid_a_question_says_nothing() -> None:
     scene = await Scene(b"a").up()
-    task = asyncio.create_task(scene.audit.audit(scene.link))
+    task = asyncio.create_task(scene.reconciler.run_once(scene.link))
     await asyncio.sleep(0)
     scene.link.subscribe(b"b")  # behind CLIENT INFO, whose answer is on its way
     scene.events.wanted.append(b"b")
     await task
-    assert (scene.audit.repaired, scene.lost(), scene.transport.aborted) == (0, [], False)
+    assert (scene.reconciler.repaired, scene.lost(), scene.transport.aborted) == (0, [], False)
     assert [command[0] for command in scene.redis.asked].count(b"CLIENT") >= 2
 
 
@@ -158,13 +158,13 @@ async def test_an_answer_that_comes_amid_a_question_says_nothing() -> None:
 async def test_each_audit_asks_about_the_next_share() -> None:
     everybody = [b"%d" % i for i in range(BATCHES_PER_RUN * SUBSCRIBE_BATCH + 10)]
     scene = await Scene(*everybody).up()
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.numbers_of() == everybody[: BATCHES_PER_RUN * SUBSCRIBE_BATCH]
     scene.redis.asked.clear()
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.numbers_of() == everybody[BATCHES_PER_RUN * SUBSCRIBE_BATCH :]
     scene.redis.asked.clear()
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.numbers_of()[0] == b"0"
 
 
@@ -173,39 +173,39 @@ async def test_when_the_numbers_differ_everybody_is_asked_about() -> None:
     everybody = [b"%d" % i for i in range(BATCHES_PER_RUN * SUBSCRIBE_BATCH + 10)]
     scene = await Scene(*everybody).up()
     scene.redis.subscribed.discard(everybody[-1])
-    await scene.audit.audit(scene.link)
+    await scene.reconciler.run_once(scene.link)
     assert scene.lost() == [everybody[-1]]
 
 
 @virtual
 async def test_it_comes_every_now_and_then_until_the_link_is_lost() -> None:
     scene = await Scene(b"a").up()
-    task = asyncio.create_task(scene.audit.run(scene.link))
+    task = asyncio.create_task(scene.reconciler.run(scene.link))
     await asyncio.sleep(3 * RECONCILE_INTERVAL + 1)
-    assert scene.audit.done == 3
+    assert scene.reconciler.runs == 3
     scene.transport.lose()
     await task
-    assert scene.audit.done == 3
+    assert scene.reconciler.runs == 3
 
 
 @virtual
 async def test_a_redis_that_may_not_be_asked_is_asked_no_more() -> None:
     scene = await Scene(b"a").up()
     scene.redis.refusal = "NOPERM User weak has no permissions to run the 'client|info' command"
-    await scene.audit.run(scene.link)
-    assert (scene.audit.done, scene.audit.repaired, scene.transport.aborted) == (0, 0, False)
+    await scene.reconciler.run(scene.link)
+    assert (scene.reconciler.runs, scene.reconciler.repaired, scene.transport.aborted) == (0, 0, False)
 
 
 @virtual
 async def test_a_link_that_is_lost_amid_an_audit_ends_it() -> None:
     scene = await Scene(b"a").up()
     scene.transport.on_write = lambda _data: None
-    task = asyncio.create_task(scene.audit.audit(scene.link))
+    task = asyncio.create_task(scene.reconciler.run_once(scene.link))
     await turns()
     scene.transport.lose()
     with pytest.raises(ConnectionLost):
         await task
-    assert scene.audit.done == 0
+    assert scene.reconciler.runs == 0
 
 
 @virtual
@@ -215,5 +215,5 @@ async def test_a_redis_that_does_not_tell_the_number_is_believed() -> None:
     scene.redis.execute = lambda command: (  # type: ignore[method-assign]
         resp(b"id=3") if command[0] == b"CLIENT" else Server.execute(scene.redis, command)
     )
-    await scene.audit.audit(scene.link)
-    assert (scene.audit.repaired, scene.audit.done) == (0, 1)
+    await scene.reconciler.run_once(scene.link)
+    assert (scene.reconciler.repaired, scene.reconciler.runs) == (0, 1)

@@ -246,7 +246,7 @@ async def test_a_read_is_no_answer_for_who_left_meanwhile_and_came_back() -> Non
     scene.events.wanted = []
     scene.say(resp([b"R"]))
     assert scene.events.taken() == []
-    assert scene.link.quiet
+    assert scene.link.idle
 
 
 @virtual
@@ -306,7 +306,7 @@ async def test_a_forbidden_channel_is_refused_alone() -> None:
     scene.say(push(b"subscribe", b"c", 2), resp([b"R"]))
     assert scene.events.taken() == [
         ("subscribed", b"a", None),
-        ("refused", b"b", "NOPERM"),
+        ("denied", b"b", "NOPERM"),
         ("subscribed", b"c", b"R"),
     ]
     await turns()
@@ -322,7 +322,7 @@ async def test_a_forbidden_key_is_refused_alone_and_given_up() -> None:
     await turns()
     assert [command[0] for command in scene.commands()] == [b"SUBSCRIBE", b"READ"] * 2
     scene.say(push(b"subscribe", b"a", 2), resp(NOPERM), push(b"subscribe", b"b", 2), resp([None]))
-    assert scene.events.taken() == [("refused", b"a", "NOPERM"), ("subscribed", b"b", None)]
+    assert scene.events.taken() == [("denied", b"a", "NOPERM"), ("subscribed", b"b", None)]
     await turns()
     assert scene.commands() == [[b"UNSUBSCRIBE", b"a"]]
     scene.say(push(b"unsubscribe", b"a", 1))
@@ -445,31 +445,35 @@ def test_whatever_redis_says_raises_nothing(parts: list[bytes]) -> None:
 # The channel that no browser waits for
 
 
-async def watched(scene: Scene, *answers: bytes) -> list[bytes]:
-    words: list[bytes] = []
-    task = asyncio.create_task(scene.link.watch(b"probe", words.append))
+async def service_messages(scene: Scene, *answers: bytes) -> list[bytes]:
+    received: list[bytes] = []
+    task = asyncio.create_task(scene.link.subscribe_service(b"probe", received.append))
     await turns()
     scene.say(*answers)
     await task
-    return words
+    return received
 
 
 @virtual
 async def test_watches_a_channel_of_its_own() -> None:
     scene = await up()
-    assert scene.link.watched == set()
-    words = await watched(scene, push(b"subscribe", b"probe", 1), push(b"message", b"probe", b"W"))
+    assert scene.link.service_channels == set()
+    received = await service_messages(
+        scene, push(b"subscribe", b"probe", 1), push(b"message", b"probe", b"W")
+    )
     assert scene.commands() == [[b"SUBSCRIBE", b"probe"]]
-    assert (words, scene.link.watched) == ([b"W"], {b"probe"})
+    assert (received, scene.link.service_channels) == ([b"W"], {b"probe"})
     assert scene.events.taken() == []
 
 
 @virtual
 async def test_watches_amid_batches() -> None:
     scene = await up(b"a")
-    words = await watched(scene, push(b"subscribe", b"a", 1), resp([b"R"]), push(b"subscribe", b"probe", 2))
+    received = await service_messages(
+        scene, push(b"subscribe", b"a", 1), resp([b"R"]), push(b"subscribe", b"probe", 2)
+    )
     scene.say(push(b"message", b"a", b"M"), push(b"message", b"probe", b"W"))
-    assert words == [b"W"]
+    assert received == [b"W"]
     assert scene.events.taken() == [("subscribed", b"a", b"R"), ("received", b"a", b"M")]
 
 
@@ -477,8 +481,8 @@ async def test_watches_amid_batches() -> None:
 async def test_what_may_not_be_watched_is_refused_and_nothing_else() -> None:
     scene = await up()
     with pytest.raises(ReplyError, match="SUBSCRIBE with: NOPERM"):
-        await watched(scene, resp(NOPERM))
-    assert scene.link.watched == set()
+        await service_messages(scene, resp(NOPERM))
+    assert scene.link.service_channels == set()
     assert not scene.transport.aborted
 
 
@@ -487,7 +491,7 @@ def test_another_answer_to_a_watch_ends_the_link(answer: bytes) -> None:
     @virtual
     async def desynchronised() -> None:
         with pytest.raises(ConnectionLost, match="nobody asked for"):
-            await watched(await up(), answer)
+            await service_messages(await up(), answer)
 
     desynchronised()
 
@@ -495,13 +499,13 @@ def test_another_answer_to_a_watch_ends_the_link(answer: bytes) -> None:
 @virtual
 async def test_a_watch_ends_with_the_link() -> None:
     scene = await up()
-    watch = asyncio.create_task(scene.link.watch(b"probe", print))
+    watch = asyncio.create_task(scene.link.subscribe_service(b"probe", print))
     await turns()
     scene.transport.lose(OSError("reset by peer"))
     with pytest.raises(ConnectionLost, match="reset by peer"):
         await watch
     with pytest.raises(ConnectionLost, match="gone"):
-        await scene.link.watch(b"probe", print)
+        await scene.link.subscribe_service(b"probe", print)
 
 
 @virtual
@@ -512,13 +516,13 @@ async def test_quiet_means_that_nothing_is_asked_and_nothing_waits_to_be() -> No
         (scene.link.read, resp([None])),
         (scene.link.unsubscribe, push(b"unsubscribe", b"a", 1)),
     ]:
-        quiet = [scene.link.quiet]
+        quiet = [scene.link.idle]
         ask(b"a")
-        quiet.append(scene.link.quiet)
+        quiet.append(scene.link.idle)
         await turns()
-        quiet.append(scene.link.quiet)
+        quiet.append(scene.link.idle)
         scene.say(answer)
-        assert [*quiet, scene.link.quiet] == [True, False, False, True]
+        assert [*quiet, scene.link.idle] == [True, False, False, True]
 
 
 # Liveness
@@ -609,7 +613,7 @@ async def test_a_redis_that_cannot_save_to_its_disk_is_alive() -> None:
     for _ in range(20):
         await asyncio.sleep(1)
         scene.say(misconf * [command[0] for command in scene.commands()].count(b"PING"))
-        if not scene.link.quiet:
+        if not scene.link.idle:
             scene.say(push(b"subscribe", b"a", 1), resp([None]))
     assert not scene.transport.aborted
 
@@ -776,7 +780,7 @@ def test_redis_is_subscribed_to_what_the_members_want(drawn: list[tuple[str, int
             else:
                 await turns(2)
                 whole.collect()
-        await quiet(whole)
+        await idle(whole)
         assert not whole.transport.aborted
         for name, member in whole.members:
             answer = "refuse" if name.startswith(b"websocket:un") else "acknowledge"
@@ -785,14 +789,14 @@ def test_redis_is_subscribed_to_what_the_members_want(drawn: list[tuple[str, int
         assert whole.redis.subscribed == wanted
         for name, member in whole.present():
             whole.hub.leave(name, member)
-        await quiet(whole)
+        await idle(whole)
         assert whole.redis.subscribed == set()
         assert whole.hub.channels == 0
 
     played()
 
 
-async def quiet(whole: Whole) -> None:
+async def idle(whole: Whole) -> None:
     await turns(2)
     whole.collect()
     while whole.unread:
@@ -810,13 +814,13 @@ async def test_each_watched_channel_has_its_own_ear() -> None:
     heard: list[tuple[str, bytes]] = []
     for name in (b"w::a", b"w::b"):
         watching = asyncio.create_task(
-            scene.link.watch(name, lambda word, name=name: heard.append((name.decode(), word)))  # type: ignore[misc]
+            scene.link.subscribe_service(name, lambda word, name=name: heard.append((name.decode(), word)))  # type: ignore[misc]
         )
         await turns()
         scene.confirm(name)
         await watching
     assert scene.commands() == [[b"SUBSCRIBE", b"w::a"], [b"SUBSCRIBE", b"w::b"]]
-    assert set(scene.link.watched) == {b"w::a", b"w::b"}
+    assert set(scene.link.service_channels) == {b"w::a", b"w::b"}
     scene.say(*(push(b"message", name, b"1") for name in (b"w::b", b"w::c", b"w::a")))
     assert heard == [("w::b", b"1"), ("w::a", b"1")]
     assert scene.events.taken() == [("received", b"w::c", b"1")]
@@ -828,7 +832,7 @@ async def test_a_link_that_was_given_up_takes_no_more_questions() -> None:
     scene = await up()
     scene.link.abort("no longer trusted")
     with pytest.raises(ConnectionLost):
-        await scene.link.watch(b"w::a", lambda _word: None)
+        await scene.link.subscribe_service(b"w::a", lambda _word: None)
     with pytest.raises(ConnectionLost):
         scene.link.send(lambda _reply: None, "PING")
     await turns()

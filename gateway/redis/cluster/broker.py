@@ -16,20 +16,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import structlog
 
-from ..broker import Broker
 from ..connection import Connection, ConnectionLost
+from ..events import Slots, SubscriberEvents
 from ..majority import ask_all
 from ..outage import OutageNotifier
-from ..probe import Probe
+from ..server_broker import ServerBroker
 from ..subscriber import SubscriberConnection
 from ..topology import FixedTopology, Server
 from ..url import Address, RedisURL, redact
-from . import slots
-from .slots import ClusterView, Ranges, SlotMap, Slots, key_slot
+from . import slots as slot_maps
+from .slots import ClusterView, Ranges, SlotMap, key_slot
 from .subscriber import ShardedSubscriberConnection
 
 REFRESH_INTERVAL: Final = 1.0
@@ -58,26 +58,10 @@ SLOTLESS_SECONDS: Final = 30.0
 log = structlog.get_logger()
 
 
-class HubEvents(Protocol):
-    """The hub, as far as the lines need it: `link.BrokerEvents`, for some of the slots."""
-
-    def connected(self, slots: Slots) -> Sequence[bytes]: ...
-    def disconnected(self, slots: Slots) -> None: ...
-    def confirmed(self, slots: Slots) -> Sequence[bytes]: ...
-    def count_confirmed(self, slots: Slots) -> int: ...
-    def is_confirmed(self, name: bytes) -> bool: ...
-    def subscribed(self, name: bytes, retained: bytes | None) -> None: ...
-    def unsubscribed(self, name: bytes) -> None: ...
-    def received(self, name: bytes, payload: bytes) -> None: ...
-    def refused(self, name: bytes, reason: str) -> None: ...
-    def lost(self, name: bytes, *, answer: bool = False) -> None: ...
-    def degraded(self, slots: Slots) -> Iterator[None]: ...
-
-
 class ShardEventFilter:
     """What one master's line hears, passed on as far as it is this master's to say. A `ShardEvents`."""
 
-    def __init__(self, cluster: ClusterBroker, hub: HubEvents, address: Address) -> None:
+    def __init__(self, cluster: ClusterBroker, hub: SubscriberEvents, address: Address) -> None:
         self._cluster = cluster
         self._hub = hub
         self.address = address
@@ -88,31 +72,33 @@ class ShardEventFilter:
         """Whether this is the master for the channel."""
         return self._cluster.map.owners[key_slot(name)] == self.address
 
-    def _slots(self) -> Slots:
-        return self._cluster.map.slots(self.address)
+    def _own(self, slots: Slots | None) -> Slots:
+        """Those of `slots`, or of all slots, that this master serves."""
+        own = self._cluster.map.slots(self.address)
+        return own if slots is None else set(slots).intersection(own)
 
     def probe_channel(self, stem: bytes) -> bytes | None:
         """A channel in one of this master's slots, the same as long as it is; None if it has no slots."""
         if self._probed is None or not self.owns(self._probed):
-            self._probed = slots.name_in_slots_of(stem, self._cluster.map, self.address)
+            self._probed = slot_maps.name_in_slots_of(stem, self._cluster.map, self.address)
         return self._probed
 
-    def connected(self) -> Sequence[bytes]:
+    def connected(self, slots: Slots | None = None) -> Sequence[bytes]:
         self._cluster.line_changed()
-        return self._hub.connected(self._slots())
+        return self._hub.connected(self._own(slots))
 
-    def disconnected(self) -> None:
-        self._hub.disconnected(self._slots())
+    def disconnected(self, slots: Slots | None = None) -> None:
+        self._hub.disconnected(self._own(slots))
         self._cluster.line_changed()
 
-    def degraded(self) -> Iterator[None]:
-        return self._hub.degraded(self._slots())
+    def degraded(self, slots: Slots | None = None) -> Iterator[None]:
+        return self._hub.degraded(self._own(slots))
 
-    def confirmed(self) -> Sequence[bytes]:
-        return self._hub.confirmed(self._slots())
+    def confirmed(self, slots: Slots | None = None) -> Sequence[bytes]:
+        return self._hub.confirmed(self._own(slots))
 
-    def count_confirmed(self) -> int:
-        return self._hub.count_confirmed(self._slots())
+    def count_confirmed(self, slots: Slots | None = None) -> int:
+        return self._hub.count_confirmed(self._own(slots))
 
     def is_confirmed(self, name: bytes) -> bool:
         return self.owns(name) and self._hub.is_confirmed(name)
@@ -125,9 +111,9 @@ class ShardEventFilter:
         if self.owns(name):
             self._hub.unsubscribed(name)
 
-    def refused(self, name: bytes, reason: str) -> None:
+    def denied(self, name: bytes, reason: str) -> None:
         if self.owns(name):
-            self._hub.refused(name, reason)
+            self._hub.denied(name, reason)
 
     def lost(self, name: bytes, *, answer: bool = False) -> None:
         if self.owns(name):
@@ -152,7 +138,7 @@ class ClusterBroker:
     def __init__(
         self,
         url: RedisURL,
-        hub: HubEvents,
+        hub: SubscriberEvents,
         name: str,
         clock: Callable[[], float],
         max_result_size: int,
@@ -166,9 +152,9 @@ class ClusterBroker:
         self._started = clock()
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
-        self.map = slots.UNKNOWN_MAP
+        self.map = slot_maps.UNKNOWN_MAP
         self._ranges: Ranges | None = None  # of which the map was made, unless nodes have said more since
-        self._lines: dict[Address, Broker] = {}
+        self._lines: dict[Address, ServerBroker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
         self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
         self._claims: dict[int, Address] = {}
@@ -185,7 +171,7 @@ class ClusterBroker:
         self.ever_connected = False
         self.outages = 0
         """Times that some slot ceased to have a line: what was published there meanwhile is gone."""
-        self.moves = 0
+        self.slots_moved = 0
         """Slots that another node serves than before, all together."""
 
     # As a Broker
@@ -206,11 +192,7 @@ class ClusterBroker:
         return self._repaired + sum(line.repaired for line in self._lines.values())
 
     @property
-    def probes(self) -> list[Probe]:
-        return [line.probe for line in self._lines.values()]
-
-    @property
-    def lines(self) -> list[Broker]:
+    def server_brokers(self) -> list[ServerBroker]:
         """The lines that there are at present."""
         return list(self._lines.values())
 
@@ -232,14 +214,14 @@ class ClusterBroker:
         """What nodes of the Cluster say when none of them can be asked, or why a line is not up."""
         return self._said or next((line.last_error for line in self._lines.values() if line.last_error), "")
 
-    def _line(self, name: bytes) -> Broker | None:
+    def _line(self, name: bytes) -> ServerBroker | None:
         owner = self.map.owners[key_slot(name)]
         return None if owner is None else self._lines.get(owner)
 
     def connection_for(self, name: bytes) -> SubscriberConnection | None:
         """As Broker.link_to."""
         line = self._line(name)
-        return None if line is None else line.link
+        return None if line is None else line.connection
 
     def reaches(self, name: bytes) -> bool:
         """Whether there is a link to ask about a channel."""
@@ -311,7 +293,7 @@ class ClusterBroker:
             drawn = [view.ranges for view in views if view.epoch == latest]
             if self._ranges not in drawn:
                 self._ranges = None if self._believed else drawn[0]
-                self._adopt(slots.slot_map(drawn[0]).with_owners(self._believed))
+                self._adopt(slot_maps.slot_map(drawn[0]).with_owners(self._believed))
         else:
             why = "; ".join(sorted({str(answer) for answer in answers}))
             if why != self._said:
@@ -331,8 +313,8 @@ class ClusterBroker:
         """What the node at `address` says. Raises OSError."""
         line = self._lines.get(address)
         try:
-            if line is not None and line.link is not None:
-                return await _view(line.link, address)
+            if line is not None and line.connection is not None:
+                return await _view(line.connection, address)
             return await self._ask_stranger(address)
         except (OSError, ConnectionLost) as error:
             raise OSError(f"{address}: {error}") from error
@@ -363,9 +345,9 @@ class ClusterBroker:
     def _adopt(self, after: SlotMap) -> None:
         """Have a line to each master; move the channels whose slots have moved."""
         before, self.map = self.map, after
-        moved = slots.moved_slots(before, after)
-        if before is not slots.UNKNOWN_MAP:
-            self.moves += len(moved)
+        moved = slot_maps.moved_slots(before, after)
+        if before is not slot_maps.UNKNOWN_MAP:
+            self.slots_moved += len(moved)
         masters = after.masters
         for address in masters:
             self._have_line(address)
@@ -384,11 +366,11 @@ class ClusterBroker:
 
     # The lines
 
-    def _have_line(self, address: Address) -> Broker:
+    def _have_line(self, address: Address) -> ServerBroker:
         line = self._lines.get(address)
         if line is None:
             shard = ShardEventFilter(self, self._hub, address)
-            line = self._lines[address] = Broker(
+            line = self._lines[address] = ServerBroker(
                 FixedTopology(self._url.server(address), only_masters=True),
                 shard,
                 self._name,
@@ -436,13 +418,13 @@ class ClusterBroker:
         `read` gets Redis's answer, if there is a line and nothing happens to it.
         """
         self._guests[target] = self._clock() + SLOTLESS_SECONDS
-        link = self._have_line(target).link
+        link = self._have_line(target).connection
         if isinstance(link, ShardedSubscriberConnection):
             with suppress(ConnectionLost):
                 link.read_migrating(name, read)
 
 
 async def _view(connection: Connection, address: Address) -> ClusterView:
-    information = await connection.ask("CLUSTER", "INFO")
-    ranges = await connection.ask("CLUSTER", "SLOTS")
-    return slots.parse_view(information, ranges, address)
+    information = await connection.execute("CLUSTER", "INFO")
+    ranges = await connection.execute("CLUSTER", "SLOTS")
+    return slot_maps.parse_view(information, ranges, address)

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from binascii import crc_hqx
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from ..url import Address
 
 SLOT_COUNT: Final = 16_384
-
-Slots = Collection[int]
-"""Some of them."""
 
 MAX_NAME_TRIES: Final = 16 * SLOT_COUNT
 """Names looked at for one in a certain slot: with one slot of all, 1 of 9 million searches is in vain."""

@@ -20,11 +20,11 @@ from typing import Any, Final, NamedTuple, Protocol
 import hiredis
 
 from ..connection import UnexpectedReply, pack
+from ..events import SubscriberEvents
 from ..subscriber import (
     PubSubCommands,
     SubscribeBatch,
     SubscriberConnection,
-    SubscriberEvents,
     UnsubscribeBatch,
     is_channel_denied,
 )
@@ -72,7 +72,7 @@ class DeferredRequest(NamedTuple):
 class ShardedSubscriberConnection(SubscriberConnection):
     """As `SubscriberConnection`; `events` hears `lost`, too, when a slot moves away."""
 
-    words = PubSubCommands("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH", "SHARDNUMSUB", b" ssub=")
+    commands = PubSubCommands("SSUBSCRIBE", "SUNSUBSCRIBE", "SPUBLISH", "SHARDNUMSUB", b" ssub=")
     _message = b"smessage"
     _subscribed, _unsubscribed = b"ssubscribe", b"sunsubscribe"
 
@@ -95,8 +95,8 @@ class ShardedSubscriberConnection(SubscriberConnection):
         super().unsubscribe(name)
 
     @property
-    def quiet(self) -> bool:
-        return super().quiet and not self._put_off
+    def idle(self) -> bool:
+        return super().idle and not self._put_off
 
     def connection_lost(self, exc: Exception | None) -> None:
         for name in list(self._put_off):
@@ -127,8 +127,8 @@ class ShardedSubscriberConnection(SubscriberConnection):
     def _left(self, name: bytes) -> None:
         """Whether it answers our question or the slot has just moved: the channel is gone."""
         batch = self._unanswered[0] if self._unanswered else None
-        if name in self._watched:
-            del self._watched[name]
+        if name in self._service_channels:
+            del self._service_channels[name]
         elif not isinstance(batch, UnsubscribeBatch) or batch.names != [name]:
             put_off = self._forget(name)
             self._events.lost(name, answer=put_off is not None and put_off.subscribe)
@@ -172,7 +172,7 @@ class ShardedSubscriberConnection(SubscriberConnection):
         elif is_channel_denied(error):
             if batch.error is None:  # it is subscribed, and only its retained result is forbidden
                 self._to_leave.append(name)
-            self._events.refused(name, error)
+            self._events.denied(name, error)
         else:
             self.abort(f"Redis answered: {error}")
 

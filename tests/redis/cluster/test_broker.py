@@ -164,7 +164,7 @@ async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
         assert all(member.heard == [b"DONE"] for member in early + late)
         assert (scene.whole(), scene.cluster.ever_connected, scene.cluster.outages) == (True, True, 0)
         assert len(scene.redis.transports) == 3 + 2 + 3, "a line a master, the first look, and the probes"
-        assert (scene.cluster.moves, scene.cluster.outage_seconds()) == (0, 0.0)
+        assert (scene.cluster.slots_moved, scene.cluster.outage_seconds()) == (0, 0.0)
 
 
 @virtual
@@ -192,7 +192,7 @@ async def test_a_slot_that_has_moved_takes_its_channels_along() -> None:
         scene.redis.gossip(source)
         await asyncio.sleep(0.05)
         assert target.subscribed == [name]
-        assert (member.answers, member.heard, scene.cluster.moves) == (1, [b"MEANWHILE"], 1)
+        assert (member.answers, member.heard, scene.cluster.slots_moved) == (1, [b"MEANWHILE"], 1)
 
 
 @virtual
@@ -236,7 +236,7 @@ async def test_an_answer_from_before_a_claim_does_not_undo_it() -> None:
         await asyncio.sleep(0.05)
         assert member.answers == 1
         await asyncio.sleep(2)
-        assert scene.cluster.moves == 1, "and not there, back and there again"
+        assert scene.cluster.slots_moved == 1, "and not there, back and there again"
 
 
 @virtual
@@ -569,16 +569,16 @@ class Play:
         )
         assert self.scene.whole()
         assert self.scene.misunderstood() == []
-        assert sum(probe.deaf for probe in self.scene.cluster.probes) == 0
+        assert sum(broker.probe.missed for broker in self.scene.cluster.server_brokers) == 0
 
     def subscribed(self) -> list[tuple[Address, bytes]]:
         return sorted((node.address, name) for node in self.redis.nodes.values() for name in node.subscribed)
 
     async def audited(self) -> None:
         for line in list(self.scene.cluster._lines.values()):
-            if line.link is not None:
+            if line.connection is not None:
                 async with asyncio.timeout(60):
-                    await line.audit.audit(line.link)
+                    await line.reconciler.run_once(line.connection)
         assert self.scene.cluster.repaired == 0
 
 

@@ -116,7 +116,7 @@ async def test_leaves_and_reads() -> None:
     assert scene.heard() == [("subscribed", b"b", b"R")]
     scene.say(resp("PONG"))
     assert scene.heard() == [("unsubscribed", b"a")]
-    assert scene.link.quiet
+    assert scene.link.idle
 
 
 @virtual
@@ -146,7 +146,7 @@ async def test_a_channel_that_is_served_elsewhere_is_told_once() -> None:
     scene = await asked(b"a")
     scene.say(MOVED, MOVED)
     assert scene.heard() == [("moved", b"a", "10.0.0.2", 7_002)]
-    assert scene.link.quiet
+    assert scene.link.idle
 
 
 @pytest.mark.parametrize("host", ["", "?"])
@@ -227,7 +227,7 @@ def test_leaving_ends_with_its_pong_whatever_the_slot_does(answers: list[bytes])
         assert scene.heard() == []
         scene.say(resp("PONG"))
         assert scene.heard() == [("unsubscribed", b"a")]
-        assert scene.link.quiet
+        assert scene.link.idle
         assert not scene.transport.aborted
 
     left()
@@ -276,12 +276,12 @@ def test_while_nobody_serves_the_slot_it_is_asked_again(error: bytes, confirmati
         for _ in range(3):
             scene.say(confirmation or error, error)
             assert await scene.commands() == []
-            assert not scene.link.quiet
+            assert not scene.link.idle
             await asyncio.sleep(UNSERVED_RETRY)
             assert await scene.commands() == join(b"a")
         scene.say(subscribed(b"a"), NOBODY)
         assert scene.heard() == [("subscribed", b"a", None)]
-        assert scene.link.quiet
+        assert scene.link.idle
 
     down()
 
@@ -426,7 +426,7 @@ async def test_a_forbidden_channel_is_refused() -> None:
     scene = await asked(b"a", b"b")
     scene.say(resp(Exception("NOPERM this user has no permissions to access one of the channels")), NOBODY)
     scene.say(subscribed(b"b"), NOBODY)
-    assert scene.heard() == [("refused", b"a", "NOPERM"), ("subscribed", b"b", None)]
+    assert scene.heard() == [("denied", b"a", "NOPERM"), ("subscribed", b"b", None)]
     assert await scene.commands() == []
 
 
@@ -436,7 +436,7 @@ async def test_a_forbidden_key_is_refused_and_its_channel_given_up() -> None:
     scene.say(
         subscribed(b"a"), resp(Exception("NOPERM this user has no permissions to access one of the keys"))
     )
-    assert scene.heard() == [("refused", b"a", "NOPERM")]
+    assert scene.heard() == [("denied", b"a", "NOPERM")]
     assert await scene.commands() == leave(b"a")
 
 
@@ -462,21 +462,21 @@ def test_any_other_refusal_ends_the_link(error: str) -> None:
 # The channel that no browser waits for
 
 
-async def watched(scene: Scene, *answers: bytes) -> list[bytes]:
-    words: list[bytes] = []
-    task = asyncio.create_task(scene.link.watch(b"probe", words.append))
+async def service_messages(scene: Scene, *answers: bytes) -> list[bytes]:
+    received: list[bytes] = []
+    task = asyncio.create_task(scene.link.subscribe_service(b"probe", received.append))
     assert await scene.commands() == [[b"SSUBSCRIBE", b"probe"]]
     scene.say(*answers)
     await task
-    return words
+    return received
 
 
 @virtual
 async def test_watches_a_channel_of_its_own() -> None:
     scene = Scene()
-    words = await watched(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W"))
-    assert words == [b"W"]
-    assert scene.link.watched == {b"probe"}
+    received = await service_messages(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W"))
+    assert received == [b"W"]
+    assert scene.link.service_channels == {b"probe"}
     assert scene.heard() == []
 
 
@@ -484,14 +484,14 @@ async def test_watches_a_channel_of_its_own() -> None:
 async def test_a_watched_channel_that_is_taken_away_is_watched_no_more() -> None:
     """Or whoever watches would wait there, when the slot has come back, for what never comes."""
     scene = Scene()
-    await watched(scene, subscribed(b"probe"))
+    await service_messages(scene, subscribed(b"probe"))
     scene.say(gone(b"probe"))
-    assert scene.link.watched == set()
+    assert scene.link.service_channels == set()
     assert scene.heard() == []
-    assert await watched(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W")) == [b"W"]
+    assert await service_messages(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W")) == [b"W"]
 
 
 @virtual
 async def test_a_channel_to_watch_may_be_elsewhere() -> None:
     with pytest.raises(ReplyError, match="SSUBSCRIBE with: MOVED"):
-        await watched(Scene(), MOVED)
+        await service_messages(Scene(), MOVED)

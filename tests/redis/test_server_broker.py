@@ -11,16 +11,16 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.redis.broker import (
+from gateway.redis.connection import ConnectionLost
+from gateway.redis.outage import NOTIFY_AFTER
+from gateway.redis.server_broker import (
     CONNECT_TIMEOUT,
     FIRST_RECONNECT_DELAY,
     MAX_RECONNECT_DELAY,
     REMIND_EVERY,
     STABLE_AFTER,
-    Broker,
+    ServerBroker,
 )
-from gateway.redis.connection import ConnectionLost
-from gateway.redis.outage import NOTIFY_AFTER
 from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
@@ -120,7 +120,7 @@ class Scene:
     def __init__(self, answer: Answer = serves, *wanted: bytes) -> None:
         self.topology = Topology(answer)
         self.events = Events(wanted)
-        self.broker = Broker(
+        self.broker = ServerBroker(
             self.topology,
             self.events,
             "gateway-x",
@@ -467,8 +467,8 @@ async def test_whoever_asks_over_the_link_of_a_broker_that_is_stopped_hears_that
     """A cancelled future would look like the cancellation of whoever waits for it."""
     scene = await Scene().up()
     scene.topology.transports[-1].on_write = lambda _data: None
-    assert scene.broker.link is not None
-    question = asyncio.create_task(scene.broker.link.ask("PING"))
+    assert scene.broker.connection is not None
+    question = asyncio.create_task(scene.broker.connection.execute("PING"))
     await turns()
     await scene.stop()
     with pytest.raises(ConnectionLost, match="the node stops"):
@@ -515,7 +515,7 @@ async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
 
     with capture_logs() as logs:
         scene = Scene()
-        scene.broker.audit.run = fails  # type: ignore[method-assign,assignment]
+        scene.broker.reconciler.run = fails  # type: ignore[method-assign,assignment]
         await scene.up()
         await asyncio.sleep(10)
         assert scene.broker.connected

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.node import Node
 from gateway.redis import reconciler as audit
-from gateway.redis.broker import Broker
+from gateway.redis.server_broker import ServerBroker
 from gateway.redis.subscriber import SubscriberConnection
 
 from ..processes import ValkeyProcess
@@ -21,8 +21,8 @@ from .test_race import Waiting
 CHURN_SECONDS = 1.5
 
 
-def broker_of(gateway: Node) -> Broker:
-    assert isinstance(gateway._broker, Broker)
+def broker_of(gateway: Node) -> ServerBroker:
+    assert isinstance(gateway._broker, ServerBroker)
     return gateway._broker
 
 
@@ -30,8 +30,8 @@ async def audited(gateway: Node) -> int:
     """How many channels differed."""
     broker = broker_of(gateway)
     before = broker.repaired
-    assert broker.link is not None
-    await broker.audit.audit(broker.link)
+    assert broker.connection is not None
+    await broker.reconciler.run_once(broker.connection)
     return broker.repaired - before
 
 
@@ -127,7 +127,7 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
     monkeypatch.setattr(audit, "IDLE_POLL", 0.001)
     monkeypatch.setattr(audit, "RECHECK_DELAY", 0.001)
     if not cure:
-        monkeypatch.setattr(SubscriberConnection, "quiet", True)
+        monkeypatch.setattr(SubscriberConnection, "idle", True)
     draw = random.Random(20260101)
     loop = asyncio.get_running_loop()
     async with gateway_here(valkey.url) as gateway, Backend.on(valkey.url) as backend:
@@ -149,6 +149,6 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
         for member in members:
             hub.leave(f"websocket:{member.name}".encode(), member)
         assert (broker.repaired == 0) is cure, broker.repaired
-        assert broker.audit.done >= 3 or not cure
+        assert broker.reconciler.runs >= 3 or not cure
     if not cure:
         logged[:] = [line for line in logged if not line["event"].startswith("audit: ")]

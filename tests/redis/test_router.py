@@ -9,14 +9,16 @@ from collections.abc import Iterator
 import pytest
 
 from gateway.errors import NoMaster
-from gateway.publishing import router as routes
-from gateway.publishing.router import Router, router_of
+from gateway.redis import router as routers
+from gateway.redis.cluster import router as cluster_routers
 from gateway.redis.cluster.slots import key_slot
+from gateway.redis.factory import new_router
+from gateway.redis.router import Router
 from gateway.redis.sentinel import Sentinels
-from gateway.redis.url import Address
+from gateway.redis.url import Address, parse_redis_url
 
 from ..processes import SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
-from ..redis.test_sentinel import black_hole
+from .test_sentinel import black_hole
 
 ASKED = Address("10.0.0.1", 7000)
 
@@ -25,6 +27,10 @@ ASKED = Address("10.0.0.1", 7000)
 def cluster() -> Iterator[ValkeyCluster]:
     with ValkeyCluster(replicas=0) as running:
         yield running
+
+
+def router_of(url: str) -> Router:
+    return new_router(parse_redis_url(url))
 
 
 async def urls(found: Router, *channels: bytes) -> list[str | None]:
@@ -39,9 +45,9 @@ async def test_one_server_is_where_it_is() -> None:
     url = "redis://:secret@redis:6380/1"
     one = router_of(url)
     assert await urls(one, b"a", b"b") == [url, url]
-    one.doubt()
+    one.forget()
     assert await urls(one) == [url]
-    assert one.elsewhere(ASKED) is None
+    assert one.server_at(ASKED) is None
     await one.close()
 
 
@@ -51,16 +57,16 @@ async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPa
         (server,) = await found.servers([b"a"])
         assert server is not None
         assert server.url == one.url
-        line = await found.lines.to(server)
+        line = await found.pool.to(server)
         sentinel.ask("SENTINEL", "REMOVE", "mymaster")
         sentinel.ask("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", other.port, 1)
         assert await urls(found, b"a", b"b") == [one.url] * 2, "not asked every time"
-        monkeypatch.setattr(routes, "LOOKUP_INTERVAL", 0)
+        monkeypatch.setattr(routers, "LOOKUP_INTERVAL", 0)
         assert await urls(found) == [other.url]
         assert line.lost
         await asyncio.to_thread(sentinel.kill)
         assert await urls(found) == [other.url], "without Sentinels the present one has to do"
-        found.doubt()
+        found.forget()
         with pytest.raises(NoMaster):
             await urls(found)
         await found.close()
@@ -94,7 +100,7 @@ async def test_a_server_that_is_no_master_will_not_do() -> None:
         assert server is not None
         assert server.url == replica.url
         with pytest.raises(ConnectionError, match="is no master"):
-            await found.lines.to(server)
+            await found.pool.to(server)
         await found.close()
 
 
@@ -116,7 +122,7 @@ async def test_a_dead_and_a_silent_node_hold_up_little(cluster: ValkeyCluster) -
         found = router_of(f"redis+cluster://{hosts}")
         started = time.monotonic()
         assert None not in await urls(found)
-        assert time.monotonic() - started < 2 * routes.LOOKUP_TIMEOUT
+        assert time.monotonic() - started < 2 * cluster_routers.LOOKUP_TIMEOUT
         await found.close()
 
 
@@ -124,7 +130,7 @@ async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster:
     found = router_of(f"redis+cluster://{cluster.nodes[0].address}")
     before = await urls(found)
     with cluster.nodes[0].frozen():
-        found.doubt()
+        found.forget()
         assert await urls(found) == before
     await found.close()
 
@@ -139,7 +145,7 @@ async def test_a_slot_that_nobody_serves(cluster: ValkeyCluster) -> None:
     finally:
         owner.ask("CLUSTER", "ADDSLOTS", key_slot(channel))
         await asyncio.to_thread(cluster.await_health)
-    found.doubt()
+    found.forget()
     assert await urls(found, channel) == [owner.url]
     await found.close()
 
