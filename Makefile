@@ -1,46 +1,103 @@
-# Everything a newcomer needs is two commands: `make run` and `make test`.
-# Each makes the virtual environment first if it is not there or is older than pyproject.toml.
+# Everything a newcomer needs is two commands: `make run` and `make test`. Each first installs what it needs
+# into a virtual environment, and again when requirements/ or pyproject.toml has changed.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+UV := $(VENV)/uv/bin/uv
+
+# What is installed: what `make run` needs, what `make test` needs on top, and everything. A larger set
+# holds the smaller ones.
+RUN_READY := $(VENV)/.run-ready
+TEST_READY := $(VENV)/.test-ready
+CHECK_READY := $(VENV)/.check-ready
+HOLDS_run := run
+HOLDS_test := run test
+HOLDS_check := run test check
+SIZE_run := 85 MB
+SIZE_test := 190 MB
+SIZE_check := 440 MB
+ifeq ($(GATEWAY_TEST_ALL),1)
+TEST_READY := $(CHECK_READY)
+endif
+
+# The Pythons that pyproject.toml names.
+PYTHONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint types check bench compose-test clean
+.NOTPARALLEL: # two installations into one environment would get into each other's way
+.PHONY: help run test test-quick test-pythons lint types check bench compose-test lock clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: $(READY) ## start one node with an embedded Valkey and the demo page; Ctrl-C stops it
+run: $(RUN_READY) ## start one node with an embedded Valkey and the demo page; Ctrl-C stops it
 	@exec $(BIN)/webflow-gateway dev $(ARGS)
 
-test: $(READY) ## run all tests (ARGS='-k name' narrows it)
+test: $(TEST_READY) ## run all tests (ARGS='-k name' narrows it)
 	@$(BIN)/python -m pytest $(ARGS)
 
-lint: $(READY) ## style: ruff
+test-quick: $(TEST_READY) ## run the tests that need no other process
+	@$(BIN)/python -m pytest tests/wire tests/core $(ARGS)
+
+test-pythons: ## run test-quick on every Python that pyproject.toml names and this machine has
+	@$(MAKE) --no-print-directory --keep-going $(PYTHONS:%=test-python-%)
+
+test-python-%:
+	@for python in python$* $$(ls -dr ~/.pyenv/versions/$*.*/bin/python$* 2>/dev/null); do \
+	  if "$$python" -c '' 2>/dev/null; then \
+	    echo "Python $*:"; \
+	    exec $(MAKE) --no-print-directory test-quick PYTHON="$$python" VENV=$(VENV)-$*; \
+	  fi; \
+	done; \
+	echo "Python $*: not tested, because this machine has no python$*"
+
+lint: $(CHECK_READY) ## check the style: ruff
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
-types: $(READY) ## types: mypy, strict
+types: $(CHECK_READY) ## check the types: mypy, strict
 	@$(BIN)/mypy
 
 check: lint types test ## lint, types and tests
 
-bench: $(READY) ## print the figures beside a C floor measured in the same run
+bench: $(TEST_READY) ## print the figures beside a C floor measured in the same run
 	@$(BIN)/python -m bench $(ARGS)
 
-compose-test: $(READY) ## bring the shipped docker-compose.yml up, use it, break it, take it down
+compose-test: $(TEST_READY) ## bring the shipped docker-compose.yml up, use it, break it, take it down
 	@$(BIN)/python -m pytest deploy/compose_test.py $(ARGS)
 
-clean: ## remove what the other commands made
-	rm -rf $(VENV) .bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+# `make lock UPGRADE=` changes only what pyproject.toml demands.
+UPGRADE ?= --upgrade
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--annotation-style line --custom-compile-command 'make lock'
+# The smaller sets take their versions from the largest.
+SUBSET := $(COMPILE) --constraints requirements/check.txt
+TESTING := --all-extras --group test --group bench --group build
 
-$(READY): pyproject.toml
+lock: $(UV) ## write requirements/ again: the newest versions that pyproject.toml allows
+	@$(COMPILE) $(UPGRADE) pyproject.toml $(TESTING) --group lint --group kubernetes -o requirements/check.txt
+	@$(SUBSET) pyproject.toml $(TESTING) -o requirements/test.txt
+	@$(SUBSET) pyproject.toml --extra embedded --group build -o requirements/run.txt
+	@$(SUBSET) pyproject.toml -o requirements/serve.txt
+	@$(SUBSET) --group build -o requirements/build.txt
+
+$(UV):
+	@$(PYTHON) -m venv $(VENV)/uv
+	@$(VENV)/uv/bin/python -m pip --disable-pip-version-check install --quiet 'uv>=0.8'
+
+clean: ## remove what the other commands made
+	rm -rf $(VENV) $(PYTHONS:%=$(VENV)-%) .bench build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# pip installs the versions and the contents that requirements/ names, and nothing else.
+$(VENV)/.%-ready: requirements/%.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "webflow-gateway needs Python 3.11 or later, and $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || \
 	  { echo "No virtual environment could be made; on Debian: apt-get install python3-venv"; exit 1; }
-	@echo "Installing into $(VENV) (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[embedded,otel]' --group test --group lint --group bench
-	@touch $@
+	@echo "Installing packages into $(VENV) (once, about $(SIZE_$*)):"
+	@set -o pipefail; $(PIP) install --require-hashes -r $< | \
+	  awk '/^Collecting/ {print "  " $$2; fflush()} /^Installing/ {print "Unpacking them ..."; fflush()}'
+	@$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@touch $(HOLDS_$*:%=$(VENV)/.%-ready)
