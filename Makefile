@@ -16,14 +16,17 @@ HOLDS_run := run
 HOLDS_test := run test
 HOLDS_check := run test check
 SIZE_run := 85 MB
-SIZE_test := 190 MB
-SIZE_check := 440 MB
+SIZE_test := 170 MB
+SIZE_check := 435 MB
 ifeq ($(GATEWAY_TEST_ALL),1)
 TEST_READY := $(CHECK_READY)
 endif
 
 # The Pythons that pyproject.toml names.
 PYTHONS := $(shell sed -n 's/.*Python :: \(3\.[0-9]*\)".*/\1/p' pyproject.toml)
+
+# With JUNIT=folder each run of tests writes a report there.
+report = $(if $(JUNIT),--junitxml=$(JUNIT)/$(1).xml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two installations into one environment would get into each other's way
@@ -36,19 +39,22 @@ run: $(RUN_READY) ## start one node with an embedded Valkey and the demo page; C
 	@exec $(BIN)/webflow-gateway dev $(ARGS)
 
 test: $(TEST_READY) ## run all tests (ARGS='-k name' narrows it)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(call report,tests) $(ARGS)
 
 test-quick: $(TEST_READY) ## run the tests that need no other process
-	@$(BIN)/python -m pytest tests/wire tests/core $(ARGS)
+	@$(BIN)/python -m pytest $(call report,quick) tests/wire tests/core $(ARGS)
 
 test-pythons: ## run test-quick on every Python that pyproject.toml names and this machine has
 	@$(MAKE) --no-print-directory --keep-going $(PYTHONS:%=test-python-%)
 
+# In an environment for each Python, or in $(VENV) if that has this one. A Python may also be pyenv's.
 test-python-%:
-	@for python in python$* $$(ls -dr ~/.pyenv/versions/$*.*/bin/python$* 2>/dev/null); do \
-	  if "$$python" -c '' 2>/dev/null; then \
+	@for python in $(BIN)/python python$* $$(ls -dr ~/.pyenv/versions/$*.*/bin/python$* 2>/dev/null); do \
+	  found=$$("$$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null); \
+	  if [ "$$found" = $* ]; then \
 	    echo "Python $*:"; \
-	    exec $(MAKE) --no-print-directory test-quick PYTHON="$$python" VENV=$(VENV)-$*; \
+	    [ "$$python" = $(BIN)/python ] && environment=$(VENV) || environment=$(VENV)-$*; \
+	    exec $(MAKE) --no-print-directory test-quick PYTHON="$$python" VENV="$$environment" $(if $(JUNIT),JUNIT=$(JUNIT)/$*); \
 	  fi; \
 	done; \
 	echo "Python $*: not tested, because this machine has no python$*"
@@ -65,7 +71,7 @@ bench: $(TEST_READY) ## print the figures beside a C floor measured in the same 
 	@$(BIN)/python -m bench $(ARGS)
 
 compose-test: $(TEST_READY) ## bring the shipped docker-compose.yml up, use it, break it, take it down
-	@$(BIN)/python -m pytest deploy/compose_test.py $(ARGS)
+	@$(BIN)/python -m pytest $(call report,containers) deploy/compose_test.py $(ARGS)
 
 # `make lock UPGRADE=` changes only what pyproject.toml demands.
 UPGRADE ?= --upgrade
