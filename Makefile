@@ -38,11 +38,11 @@ help: ## list the commands
 run: $(RUN_READY) ## start one node with an embedded Valkey and the demo page; Ctrl-C stops it
 	@exec $(BIN)/webflow-gateway dev $(ARGS)
 
-test: $(TEST_READY) ## run all tests (ARGS='-k name' narrows it)
-	@$(BIN)/python -m pytest $(call report,tests) $(ARGS)
+test: $(TEST_READY) ## run all tests (ARGS='-k name' or a path narrows it)
+	@$(BIN)/python -m pytest -n auto $(call report,tests) $(ARGS)
 
-test-quick: $(TEST_READY) ## run the tests that need no other process
-	@$(BIN)/python -m pytest $(call report,quick) tests/wire tests/core $(ARGS)
+test-quick: $(TEST_READY) ## run the tests that start no process
+	@$(BIN)/python -m pytest -n auto -m 'not real' $(call report,quick) $(ARGS)
 
 test-pythons: ## run test-quick on every Python that pyproject.toml names and this machine has
 	@$(MAKE) --no-print-directory --keep-going $(PYTHONS:%=test-python-%)

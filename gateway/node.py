@@ -414,9 +414,11 @@ async def until_stopped(gateway: Node, orders: asyncio.Queue[StopOrder]) -> int:
     tune_collector()
     watching = asyncio.create_task(gateway.watch())
     stopping = asyncio.create_task(_drain_on_order(gateway, orders))
-    done, pending = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
-    for task in pending:
-        task.cancel()
+    try:
+        done, _ = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watching.cancel()
+        stopping.cancel()
     if watching in done:
         log.critical("a background task ended", error=repr(watching.exception()))
         return 1

@@ -8,19 +8,67 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import Scheduling as AnyScheduling
 
+from gateway.drill.fleet import process
+
+from . import scheduling
+from .guard import Guard
 from .processes import ValkeyProcess
 
+# Where it is set, each of the hundreds of processes that tests start would compile the whole package again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 NEED_ALL = os.environ.get("GATEWAY_TEST_ALL") == "1"
+
+GUARD = pytest.StashKey[Guard]()
 
 _missing: dict[str, int] = {}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*programs): runs only where these programs are on the PATH")
+    config.addinivalue_line("markers", "adds_to(fixture): what it leaves behind ends with this fixture")
+    config.addinivalue_line(
+        "markers", "real: needs servers, processes or browsers; most get it by themselves"
+    )
+    config.addinivalue_line("markers", "alone: holds a limit of time, so nothing else runs meanwhile")
+    config.stash[GUARD] = Guard(config.rootpath)
+    config.pluginmanager.register(config.stash[GUARD], "guard")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Read no files of which no test would run: that takes half as long as the quick tests."""
+    quick = config.getoption("markexpr") == "not real"
+    return True if quick and collection_path.name in scheduling.REAL_FOLDERS else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    scheduling.arrange(items)
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    return scheduling.worker_count(config)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> AnyScheduling:
+    return scheduling.Scheduling(config, log)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Call tests by their names, without the piece of work that the scheduler has put behind."""
+    name, _, piece = report.nodeid.rpartition("@")
+    if name and "]" not in piece:
+        report.nodeid = name
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -40,6 +88,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not tested on this machine", sep="-", yellow=True)
         for program, count in sorted(_missing.items()):
             terminalreporter.line(f"{program} is not installed: {count} tests were left out")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_ports(worker_id: str, testrun_uid: str) -> None:
+    """Each worker has ports that no other worker gives."""
+    if worker_id != "master":
+        number, count = int(worker_id.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+        process.PORTS = process.PORTS[number::count]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def guarded_temporary_files(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Temporary files go where the guard sees them."""
+    with pytestconfig.stash[GUARD].watching_temporary_files(tmp_path_factory.mktemp("t")):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,8 @@ from gateway.errors import EmbeddedError
 
 from .processes import free_port, wait_until
 
+pytestmark = pytest.mark.real
+
 PARENT = """\
 import sys
 from gateway.embedded import valkey

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -15,6 +16,8 @@ from . import DRILLS, play, report
 from .display import Display
 from .report import DrillOptions, DrillReport
 from .scenarios import Drill
+
+CANCELLING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def named(names: Sequence[str]) -> list[Drill]:
@@ -41,26 +44,32 @@ async def play_all(
     `seconds` replaces each drill's own. SIGTERM and SIGHUP cancel this as Ctrl-C does, so that what has been
     started is stopped.
     """
-    _cancel_on_signals()
     display = Display(sys.stderr if as_json else sys.stdout)
     reports = []
-    for number, drill in enumerate(drills):
-        if number:
-            display.say("")
-        size = options._replace(seconds=seconds or drill.seconds)
-        found = await play(drill, size, display, logs)
-        reports.append(found)
-        _print(orjson.dumps(report.as_json(found)).decode() if as_json else _words(found))
+    with _cancelled_by_signals():
+        for number, drill in enumerate(drills):
+            if number:
+                display.say("")
+            size = options._replace(seconds=seconds or drill.seconds)
+            found = await play(drill, size, display, logs)
+            reports.append(found)
+            _print(orjson.dumps(report.as_json(found)).decode() if as_json else _words(found))
     if len(reports) > 1 and not as_json:
         _print(f"\n{report.table(reports)}")
     return reports
 
 
-def _cancel_on_signals() -> None:
-    task = asyncio.current_task()
+@contextmanager
+def _cancelled_by_signals() -> Iterator[None]:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    for number in CANCELLING:
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        yield
+    finally:
+        for number in CANCELLING:
+            loop.remove_signal_handler(number)
 
 
 def _words(found: DrillReport) -> str:

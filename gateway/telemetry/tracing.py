@@ -27,6 +27,9 @@ SERVICE_NAME: Final = "webflow-gateway"
 LAST_SPANS: Final = 2.0
 """Seconds for the last spans to go out when the node stops; a collector that is away must not keep it."""
 
+GIVING_UP: Final = 1.0
+"""Seconds for the exporter to end after that. One that awaits a collector's answer goes on in its thread."""
+
 
 class Tracing:
     """Makes spans, from a result's publishing to the browser's socket: see `Latency.trace`."""
@@ -36,7 +39,8 @@ class Tracing:
         self._extract = TraceContextTextMapPropagator().extract
         # It ends with the node (see `close`), and not by waiting for a collector when the process exits.
         self._provider = TracerProvider(resource=_resource(node), shutdown_on_exit=False)
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+        self._exporter = exporter or OTLPSpanExporter()
+        self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer(SERVICE_NAME, __version__)
 
     def __call__(self, origin: Origin, arrived: float, written: float) -> None:
@@ -61,9 +65,17 @@ class Tracing:
         """Send what is left, within LAST_SPANS."""
         sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()
-        end = asyncio.get_running_loop().time() + LAST_SPANS
-        while sending.is_alive() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - it is a thread
-            await asyncio.sleep(0.02)
+        if not await _ended(sending, LAST_SPANS):
+            self._exporter.shutdown()  # ends its pause before the next retry, and with it both threads
+            await _ended(sending, GIVING_UP)
+
+
+async def _ended(thread: threading.Thread, seconds: float) -> bool:
+    """Whether `thread` has ended, waiting for so long at most."""
+    end = asyncio.get_running_loop().time() + seconds
+    while thread.is_alive() and asyncio.get_running_loop().time() < end:  # noqa: ASYNC110 - it is a thread
+        await asyncio.sleep(0.02)
+    return not thread.is_alive()
 
 
 def _nanoseconds(seconds: float) -> int:

@@ -251,6 +251,7 @@ async def test_every_family_is_in_a_scrape() -> None:
 
 @pytest.mark.needs("promtool")
 @virtual
+@pytest.mark.real
 async def test_prometheus_has_nothing_against_the_names() -> None:
     scene = Scene()
     scene.broker.probe.round_trip = 0.002

@@ -334,6 +334,7 @@ def test_publish_to_a_redis_that_hangs_ends_in_time(run: Run, monkeypatch: pytes
 
 
 @pytest.mark.needs("unshare", "ip", "mount")
+@pytest.mark.real
 def test_publish_ends_in_time_when_names_are_looked_up_in_vain(tmp_path: Path) -> None:
     """In a network of its own, with a name server that takes questions and says nothing."""
     (tmp_path / "resolv.conf").write_text("nameserver 127.0.0.1\n")
@@ -490,6 +491,7 @@ def test_serve_names_all_mistakes(run: Run) -> None:
     assert "2 settings are wrong" in result.stderr
 
 
+@pytest.mark.real
 def test_serve_on_a_port_that_is_taken_names_the_flag() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -505,6 +507,7 @@ def test_serve_warns_of_what_is_seldom_meant(valkey: ValkeyProcess) -> None:
         assert "every web site" in node.logged("setting")[0]["remark"]
 
 
+@pytest.mark.real
 def test_serve_with_an_embedded_valkey_takes_it_along() -> None:
     with NodeProcess("embedded") as node:
         port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
@@ -529,6 +532,7 @@ def test_serve_without_the_embedded_valkey_names_the_extra(run: Run, monkeypatch
 # dev
 
 
+@pytest.mark.real
 def test_dev_prints_commands_that_work_and_stops_on_ctrl_c() -> None:
     with Printing("dev", "--port", "0", "--admin-port", "0") as dev:
         url = dev.wait_for(" --url ws://").rpartition("--url ")[2]
@@ -561,6 +565,7 @@ def test_dev_prints_commands_that_work_and_stops_on_ctrl_c() -> None:
 
 
 @pytest.mark.needs("redis-cli")
+@pytest.mark.real
 def test_devs_redis_cli_line_reaches_the_browser() -> None:
     with Printing("dev", "--port", "0", "--admin-port", "0", "--channel-prefix", "a'b:") as dev:
         url = dev.wait_for(" --url ws://").rpartition("--url ")[2]
@@ -588,6 +593,7 @@ def test_devs_help_has_its_own_defaults(run: Run) -> None:
     assert "[GATEWAY_DRAIN_SECONDS; default: 0]" in words
 
 
+@pytest.mark.real
 def test_dev_ends_when_its_valkey_does() -> None:
     with Printing("dev", "--port", "0", "--admin-port", "0") as dev:
         url = dev.wait_for(" publish ").partition("--redis ")[2]
@@ -610,6 +616,7 @@ def test_dev_takes_the_next_free_port_and_says_so() -> None:
     assert len(notes) == 1
 
 
+@pytest.mark.real
 def test_dev_on_a_port_that_was_asked_for_complains_when_it_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

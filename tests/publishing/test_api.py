@@ -208,6 +208,7 @@ async def test_a_backend_needs_few_rights_at_the_sentinels(valkey: ValkeyProcess
             assert (await publisher.publish("rights", "DONE")).retained
 
 
+@pytest.mark.real
 def test_importing_the_package_brings_no_redis() -> None:
     code = (
         "import sys, gateway; print('redis' in sys.modules); gateway.publish; print('redis' in sys.modules)"

@@ -51,6 +51,7 @@ async def test_one_server_is_where_it_is() -> None:
     await one.close()
 
 
+@pytest.mark.real
 async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     with ValkeyProcess() as one, ValkeyProcess() as other, SentinelProcess(one.port) as sentinel:
         found = router_of(f"redis+sentinel://{sentinel.address}/mymaster")
@@ -88,6 +89,7 @@ async def test_all_who_wait_share_one_look(monkeypatch: pytest.MonkeyPatch) -> N
     await found.close()
 
 
+@pytest.mark.real
 async def test_a_server_that_is_no_master_will_not_do() -> None:
     """Sentinels may name a server that has been deposed or has come back as a replica."""
     with (

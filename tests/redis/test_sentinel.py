@@ -168,6 +168,7 @@ async def test_a_caller_that_gives_up_leaves_nothing_behind(sentinel: SentinelPr
             assert (await found.master()).port == AFTER
 
 
+@pytest.mark.real
 async def test_a_sentinel_with_users_needs_two_rights() -> None:
     with SentinelProcess(AFTER) as guarded, guarded.client() as administrator:
         rights = ["-@all", "+sentinel|master", "+sentinel|get-master-addr-by-name"]
@@ -184,6 +185,7 @@ async def test_a_sentinel_with_users_needs_two_rights() -> None:
                 await found.master()
 
 
+@pytest.mark.real
 @pytest.mark.needs("openssl")
 async def test_tls(sentinel: SentinelProcess, tmp_path: Path) -> None:
     certificate, key = await asyncio.to_thread(self_signed, tmp_path)
@@ -200,6 +202,7 @@ async def test_tls(sentinel: SentinelProcess, tmp_path: Path) -> None:
         await doubting.close()
 
 
+@pytest.mark.real
 async def test_amid_a_failover_the_new_master_is_named() -> None:
     """As long as a replica does not follow, SENTINEL MASTER says the new epoch and the old address."""
     with ValkeyProcess() as old, ValkeyProcess() as new, ValkeyProcess() as stubborn:

@@ -25,6 +25,8 @@ from gateway.workers.control import Control, Message
 from gateway.workers.slots import WorkerSlot
 from gateway.workers.supervisor import Supervisor
 
+pytestmark = pytest.mark.real
+
 SECONDS = 5.0
 IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
 

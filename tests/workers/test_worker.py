@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
 
 from gateway.config import build
 from gateway.node import WorkerShare
@@ -34,6 +37,15 @@ class Parent:
     async def next(self) -> Message:
         async with asyncio.timeout(SECONDS):
             return await self.heard.get()
+
+
+@pytest.fixture(autouse=True)
+def collector_as_before() -> Iterator[None]:
+    """A worker tunes the garbage collector of its process, which here is that of all tests."""
+    before = gc.get_threshold()
+    yield
+    gc.set_threshold(*before)
+    gc.unfreeze()
 
 
 @contextlib.asynccontextmanager
@@ -98,6 +110,7 @@ async def test_sigterm_is_a_wish_that_the_parent_decides_on() -> None:
         assert not serving.done()
 
 
+@pytest.mark.real
 def test_what_it_does_not_need_is_closed() -> None:
     ours, theirs = socket.socketpair()
     pid = os.fork()

@@ -27,7 +27,11 @@ class ValkeyProcess(Process):
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="webflow-valkey-")
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - `stop` closes it
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._clean_up()
+            raise
 
     def start(self) -> None:
         """Start it, and return when it answers. Raises EmbeddedError if it does not."""
@@ -61,6 +65,9 @@ class ValkeyProcess(Process):
 
     def stop(self) -> None:
         super().stop()
+        self._clean_up()
+
+    def _clean_up(self) -> None:
         self._log.close()
         self._folder.cleanup()
 

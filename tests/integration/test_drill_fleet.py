@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -75,14 +76,15 @@ def test_a_cure_can_be_taken_out_of_a_node(valkey: ValkeyProcess) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux's own")
-def test_children_die_with_their_parent() -> None:
+def test_children_die_with_their_parent(tmp_path: Path) -> None:
     program = (
         "from gateway.drill.fleet import ValkeyProcess, NodeProcess; "
         "v = ValkeyProcess(); n = NodeProcess(v.url); "
         "print(v.process.pid, n.process.pid, flush=True); v.freeze(); input()"
     )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}  # a killed parent cannot remove its servers' folders
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
     ) as parent:
         assert parent.stdout is not None
         pids = list(map(int, parent.stdout.readline().split()))
@@ -130,6 +132,7 @@ def test_a_cluster_covers_all_slots_and_has_replicas(cluster: ValkeyCluster) -> 
     assert [node.info("replication")["connected_slaves"] for node in cluster.masters] == ["1"] * 3
 
 
+@pytest.mark.adds_to("cluster")
 def test_slots_move_both_ways_with_their_keys(cluster: ValkeyCluster) -> None:
     source = cluster.owner(0)
     with cluster.client() as client:

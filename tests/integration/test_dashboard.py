@@ -18,9 +18,9 @@ from gateway.nodes.survey import NOT_CONNECTED
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import key_slot
 
-from ..integration.here import admin_port_of, gateway_here, port_of
-from ..integration.load import SECONDS, crowd, until
 from ..processes import NodeProcess, ValkeyCluster, ValkeyProcess, wait_until
+from .here import admin_port_of, gateway_here, port_of
+from .load import SECONDS, crowd, until
 
 SHARED = "websocket::{nodes}"
 RIGHTS = "-@all +hello +client|setname +ping +subscribe +unsubscribe +eval_ro +get &websocket:* ~websocket:*"

@@ -12,8 +12,8 @@ from gateway.drill.backend import Backend
 from gateway.drill.clients import Clients, NodeAddress
 from gateway.drill.ledger import Ledger
 
-from ..integration.load import until
 from ..processes import NodeProcess, ValkeyProcess
+from .load import until
 
 OPTIONS = ("--max-sessions-per-ip", "0")
 
