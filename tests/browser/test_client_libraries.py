@@ -252,6 +252,7 @@ def test_the_document_names_what_is_tested() -> None:
     assert rows == table()
 
 
+@pytest.mark.adds_to("stage")
 @IN_BROWSER
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_page_registers_gets_results_survives_its_node_and_leaves(

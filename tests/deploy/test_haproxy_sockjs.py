@@ -77,6 +77,7 @@ async def test_every_transport_survives_a_killed_node(idle: Stack) -> None:
     await balanced.every_sockjs_transport_survives_a_killed_node(*idle)
 
 
+@pytest.mark.adds_to("shared")
 async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, tmp_path: Path) -> None:
     (nodes, valkey), balancer = stack
     with Balancer(stack.behind.nodes, configuration(tmp_path, *STICKY)) as control:

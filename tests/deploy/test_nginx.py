@@ -166,6 +166,7 @@ async def test_without_a_second_try_clients_of_a_dead_node_are_refused(
         assert [one.status for one in refused] == [502]
 
 
+@pytest.mark.adds_to("shared")
 async def test_a_node_that_comes_back_takes_its_share_of_the_sockjs_sessions(stack: Stack) -> None:
     """The hash alone decides: there is no table, as HAProxy has it, which keeps sessions where they are."""
     nodes, nginx = stack

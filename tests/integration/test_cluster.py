@@ -165,6 +165,7 @@ async def test_registrations_and_results_are_spread_over_all_masters(
         await audited(here, nodes)
 
 
+@pytest.mark.adds_to("cluster")
 @pytest.mark.parametrize("harm", [Process.kill, Process.freeze])
 async def test_a_master_fails(
     cluster: ValkeyCluster,
@@ -315,6 +316,7 @@ async def test_a_slot_is_on_its_way_for_long(
         await audited(gateway, [])
 
 
+@pytest.mark.adds_to("cluster")
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
 async def test_the_whole_cluster_is_restarted(
     cluster: ValkeyCluster, nodes: list[NodeProcess], cure: bool, measured: Measured

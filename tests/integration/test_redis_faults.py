@@ -64,6 +64,7 @@ async def subscribe_calls(client: redis.asyncio.Redis) -> int:
     return int(statistics.get("cmdstat_subscribe", {"calls": 0})["calls"])
 
 
+@pytest.mark.adds_to("cluster")
 async def test_redis_is_killed_and_restarted_under_load(cluster: Cluster, measured: Measured) -> None:
     names = [f"killed-{number}" for number in range(BROWSERS)]
     async with crowd(cluster.ports, names) as browsers, Backend.on(cluster.valkey.url) as backend:

@@ -156,6 +156,7 @@ class ClusterBroker:
         self._ranges: Ranges | None = None  # of which the map was made, unless nodes have said more since
         self._lines: dict[Address, ServerBroker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
+        self._retired: set[asyncio.Task[None]] = set()
         self._guests: dict[Address, float] = {}  # masters without slots, and until when they keep their lines
         self._claims: dict[int, Address] = {}
         self._believing: asyncio.TimerHandle | None = None
@@ -259,10 +260,10 @@ class ClusterBroker:
             self._unserved.end()
             if self._believing is not None:
                 self._believing.cancel()
-            tasks = list(self._tasks.values())
-            for address in list(self._lines):
-                self._retire(address)
-            await asyncio.gather(*tasks, return_exceptions=True)
+            while self._lines or self._retired:  # a line may name another node until it has ended
+                for address in list(self._lines):
+                    self._retire(address)
+                await asyncio.gather(*self._retired, return_exceptions=True)
 
     # The map
 
@@ -391,7 +392,10 @@ class ClusterBroker:
     def _retire(self, address: Address) -> None:
         self._repaired += self._lines.pop(address).repaired
         self._guests.pop(address, None)
-        self._tasks.pop(address).cancel()
+        task = self._tasks.pop(address)
+        task.cancel()
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)
 
     def line_changed(self) -> None:
         """A line has come up or gone, or the map is another."""
