@@ -145,7 +145,8 @@ async def test_leaving_and_coming_back_at_once(
     name = new_id()
     for number in range(30):
         async with Raw.registered(place.port, name) as browser:
-            assert await backend.publish(f"websocket:{name}", f"N{number}") == 1
+            # Another worker may not have noticed yet that the page before has left.
+            assert await backend.publish(f"websocket:{name}", f"N{number}") in place.holders(2)
             assert await browser.message() == result(name, f"N{number}")
 
 
