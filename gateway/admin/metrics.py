@@ -15,7 +15,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import exposition
 from prometheus_client.core import (
@@ -29,12 +29,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..core.session import SessionContext
 from ..messages import INVALID_KINDS, CloseCode
-from ..redis.broker import Broker
-from ..server.acceptor import Acceptor
-from ..server.access import AccessControl
-from ..telemetry.latency import Histogram, Latency
+from ..nodes.sources import Sources
 from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -231,40 +227,11 @@ FAMILIES: Final = (
 """All there are, in the order in which they are shown."""
 
 
-class Readiness(Protocol):
-    """Who knows whether the node is ready; see `views`."""
-
-    def reasons(self) -> list[str]:
-        """Why not; empty if it is."""
-
-
 class NodeMetrics(Collector):
     """Reads the counters of a node's parts."""
 
-    def __init__(
-        self,
-        name: str,
-        node: SessionContext,
-        room: int,
-        broker: Broker,
-        door: Acceptor,
-        gate: AccessControl,
-        readiness: Readiness,
-        latency: Latency,
-        lag: Histogram,
-        published: Counter[str],
-    ) -> None:
-        """`name` is the node's; `room` is for so many sessions; `published` counts what POST /publish did."""
-        self._name = name
-        self._node = node
-        self._room = room
-        self._broker = broker
-        self._door = door
-        self._gate = gate
-        self._readiness = readiness
-        self._latency = latency
-        self._lag = lag
-        self._published = published
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
         self._started = time.time()
 
     def render(self) -> bytes:
@@ -279,46 +246,47 @@ class NodeMetrics(Collector):
             yield _metric(family, samples.get(family, {}))
 
     def _sessions(self) -> dict[Family, Samples]:
-        node = self._node
-        rejected = {("rejected", code): count for code, count in node.rejected.items()}
+        sources, context = self._sources, self._sources.context
+        rejected = {("rejected", code): count for code, count in context.rejected.items()}
         kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN)
         return {
-            READY: {(): float(not self._readiness.reasons())},
-            SESSIONS: {**dict.fromkeys(SESSION_KINDS, 0), **node.open},
-            MAX_SESSIONS: {(): self._room},
-            HANDSHAKES: {(): self._door.handshakes},
+            READY: {(): float(not sources.readiness.reasons())},
+            SESSIONS: {**dict.fromkeys(SESSION_KINDS, 0), **context.open},
+            MAX_SESSIONS: {(): sources.max_sessions},
+            HANDSHAKES: {(): sources.acceptor.handshakes},
             REGISTRATIONS: {
-                ("acknowledged", ""): node.hub.acknowledged,
-                ("refused", ""): node.hub.refused_members,
-                ("timed_out", ""): node.timed_out,
+                ("acknowledged", ""): context.hub.acknowledged,
+                ("refused", ""): context.hub.refused_members,
+                ("timed_out", ""): context.timed_out,
                 ("rejected", "invalid_id"): 0,
                 **rejected,
             },
-            CLOSES: closes(node.ended),
-            SLOW_CONSUMERS: {(): sum(n for (_, reason), n in node.ended.items() if reason == SLOW)},
+            CLOSES: closes(context.ended),
+            SLOW_CONSUMERS: {(): sum(n for (_, reason), n in context.ended.items() if reason == SLOW)},
             REFUSED: {
                 **{(kind.code,): 0 for kind in kinds},
-                **{(code,): count for code, count in self._gate.refused.items()},
-                (BUSY.code,): self._door.refused,
+                **{(code,): count for code, count in sources.access.refused.items()},
+                (BUSY.code,): sources.acceptor.refused,
             },
         }
 
     def _results(self) -> dict[Family, Samples]:
-        hub, latency = self._node.hub, self._latency
+        sources, context = self._sources, self._sources.context
+        hub, latency = context.hub, sources.latency
         return {
             RESULTS: {
-                ("delivered", ""): hub.delivered - self._node.duplicates,
-                ("duplicate", ""): self._node.duplicates,
+                ("delivered", ""): hub.delivered - context.duplicates,
+                ("duplicate", ""): context.duplicates,
                 ("no_session", ""): hub.unclaimed,
                 **{("invalid", kind): hub.invalid[kind] for kind in INVALID_KINDS},
             },
             LATENCY: {("published",): latency.from_publisher, ("arrived",): latency.from_arrival},
             CLOCK_SKEW: {(): latency.wrong_clocks},
-            PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+            PUBLISHED: {(outcome,): sources.published[outcome] for outcome in OUTCOMES},
         }
 
     def _redis(self) -> dict[Family, Samples]:
-        broker, hub = self._broker, self._node.hub
+        broker, hub = self._sources.broker, self._sources.context.hub
         lines = {line.display_url: line for line in broker.server_brokers}
         probes = {shown: line.probe for shown, line in lines.items()}
         return {
@@ -343,8 +311,8 @@ class NodeMetrics(Collector):
         # prometheus-client's own collector would list a directory with an entry for each connection.
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            BUILD: {(__version__, platform.python_version(), self._name): 1},
-            LAG: {(): self._lag},
+            BUILD: {(__version__, platform.python_version(), self._sources.name): 1},
+            LAG: {(): self._sources.lag},
             CPU: {(): used.ru_utime + used.ru_stime},
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},

@@ -1,0 +1,29 @@
+"""Run a command in the test's own process."""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gateway.cli.main import commands
+
+
+class Run(Protocol):
+    """Runs a command in this process, with these arguments and variables."""
+
+    def __call__(self, *arguments: str, **variables: str) -> Result: ...
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    for name in os.environ:
+        if name.startswith("GATEWAY_"):
+            monkeypatch.delenv(name)
+
+    def invoke(*arguments: str, **variables: str) -> Result:
+        return CliRunner().invoke(commands, arguments, env=variables, prog_name="webflow-gateway")
+
+    return invoke
