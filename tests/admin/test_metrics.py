@@ -150,9 +150,9 @@ async def test_registrations_by_outcome() -> None:
     second.message_received(b'{"topic":"/user/topic/registration"}')
     counted = {
         name: scene.now("gateway_registrations_total", outcome=name)
-        for name in ("acknowledged", "refused", "timed_out")
+        for name in ("confirmed", "denied", "timed_out")
     }
-    assert counted == {"acknowledged": 1, "refused": 1, "timed_out": 1}
+    assert counted == {"confirmed": 1, "denied": 1, "timed_out": 1}
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="already_registered") == 1
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="missing_id") == 1
     assert scene.now("gateway_redis_channels", state="confirmed") == 1
@@ -254,7 +254,7 @@ async def test_workers_metrics_become_one_text() -> None:
 async def test_every_family_is_in_a_scrape() -> None:
     text = Scene().metrics.render()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text.decode(), re.MULTILINE))
-    assert types == {family.name: family.word for family in FAMILIES}
+    assert types == {family.name: family.type for family in FAMILIES}
 
 
 @pytest.mark.needs("promtool")
