@@ -1,4 +1,4 @@
-"""What several workers' accounts of themselves say of the node that they are together. Pure."""
+"""The state of a node with several workers, from the states of its workers. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 State = Mapping[str, Any]
-"""As `views.AdminViews.state` makes one, for /readyz."""
+"""As `health.node_state` makes one for /readyz."""
 
 _SUMS: Final = ("sessions", "handshakes", "channels", "delivered")
-_SUMS_BY_NAME: Final = ("invalid", "refused", "ended")
+_SUMS_BY_NAME: Final = ("invalid", "rejected", "closed")
 
 NO_WORKER: Final = "no worker serves"
 
 
 def aggregate(states: Sequence[State | None], name: str, *, draining: bool) -> dict[str, Any]:
-    """The account of node `name`, in the form of a single one's, from its workers', None for who gave none.
+    """The state of node `name`, in the same form, from its workers' states; None for a worker without answer.
 
-    One worker that is ready makes it ready: the others' new connections go there meanwhile. Counts are sums,
-    of those since each worker's start. Redis is connected if it is for all; `outage_seconds` and
-    `probe_seconds` are those of the worker that fares worst.
+    One ready worker makes the node ready: it takes the other workers' new connections meanwhile. Counts are
+    sums since each worker's start. Redis is connected if it is for all workers; `outage_seconds` and
+    `probe_seconds` are those of the worker where they are longest.
     """
     present = [state for state in states if state is not None]
     reasons = _reasons(present, draining=draining)
@@ -51,12 +51,12 @@ def _sum(counts: Any) -> Counter[str]:
     return total
 
 
-def _redis(lines: Sequence[State]) -> dict[str, Any]:
-    probes = [line["probe_seconds"] for line in lines]
+def _redis(states: Sequence[State]) -> dict[str, Any]:
+    probes = [state["probe_seconds"] for state in states]
     return {
-        "connected": bool(lines) and all(line["connected"] for line in lines),
-        "outages": sum(line["outages"] for line in lines),
-        "outage_seconds": max((line["outage_seconds"] for line in lines), default=0.0),
+        "connected": bool(states) and all(state["connected"] for state in states),
+        "outages": sum(state["outages"] for state in states),
+        "outage_seconds": max((state["outage_seconds"] for state in states), default=0.0),
         "probe_seconds": max(probes) if probes and None not in probes else None,
-        "repaired": sum(line["repaired"] for line in lines),
+        "repaired": sum(state["repaired"] for state in states),
     }

@@ -32,6 +32,7 @@ from ..nodes.survey import NOT_CONNECTED, SURVEY_TIMEOUT, Survey
 from ..redis.broker import Broker
 from ..redis.connection import ConnectionLost
 from ..telemetry.logs import short_id
+from .responses import SSE_HEADERS, error_response, json_response
 from .static import file_response
 
 UPDATE_INTERVAL: Final = 1.0
@@ -45,13 +46,6 @@ WRITE_TIMEOUT: Final = 5.0
 
 EVENT_SOURCE_RETRY: Final = b"retry: 1000\n\n"
 """Milliseconds until a browser asks for the stream again, once it has lost it."""
-
-PRIVATE_HEADERS: Final = {
-    "Cache-Control": "no-store",
-    "X-Content-Type-Options": "nosniff",
-    # No other site's page may have it, not even as something that it cannot read.
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
 
 log = structlog.get_logger()
 
@@ -207,9 +201,10 @@ class Dashboard:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """GET /dashboard/events: server-sent events, each of them all that the page shows."""
         if self.feed.full:
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{MAX_PAGES} pages are open already")
-        headers = {**PRIVATE_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
-        response = web.StreamResponse(headers=headers)
+            return error_response(
+                HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{MAX_PAGES} pages are open already"
+            )
+        response = web.StreamResponse(headers=SSE_HEADERS)
         with suppress(ConnectionError, TimeoutError):
             await response.prepare(request)
             await response.write(EVENT_SOURCE_RETRY)
@@ -227,11 +222,13 @@ class Dashboard:
         wanted = request.query.get("webSocketId", "")
         if not WEB_SOCKET_ID.fullmatch(wanted):
             form = "webSocketId is 1 to 200 characters of A-Z a-z 0-9 . _ ~ -"
-            return _problem(HTTPStatus.BAD_REQUEST, "invalid_id", form)
+            return error_response(HTTPStatus.BAD_REQUEST, "invalid_id", form)
         body = await self._source.look_up(wanted)
         if body is None:
-            return _problem(HTTPStatus.SERVICE_UNAVAILABLE, "no_worker", "no worker of this node answers")
-        return _json(body)
+            return error_response(
+                HTTPStatus.SERVICE_UNAVAILABLE, "no_worker", "no worker of this node answers"
+            )
+        return json_response(body)
 
 
 def _count(held: list[HolderInfo]) -> int:
@@ -247,13 +244,3 @@ def _port(host: str) -> str:
     local = re.fullmatch(r"127\.[0-9.]+|::1|localhost", host) is not None
     reach = "only this machine reaches it" if local else "whoever reaches it sees this page"
     return f"This port has no authentication. It listens on {host}: {reach}."
-
-
-def _problem(status: HTTPStatus, code: str, message: str) -> web.Response:
-    return _json({"error": {"code": code, "message": message}}, status)
-
-
-def _json(body: object, status: HTTPStatus = HTTPStatus.OK) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(body), status=status, headers=PRIVATE_HEADERS, content_type="application/json"
-    )

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from aiohttp import web
 
+from .responses import json_response
 from .static import STATIC, file_response
 
 
 class DemoPages:
-    """The demo page, served by `dev` only. `info` is what it shows of this node."""
+    """The demo page. `info` is what it shows of this node."""
 
-    def __init__(self, info: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(self, info: Mapping[str, object]) -> None:
         self._info = info
 
     def routes(self) -> list[web.RouteDef]:
@@ -33,4 +33,5 @@ class DemoPages:
         return file_response(name)
 
     async def describe(self, _request: web.Request) -> web.Response:
-        return web.json_response(self._info(), headers={"Cache-Control": "no-store"})
+        """GET /demo/info: the node, and commands that publish to it."""
+        return json_response(self._info)

@@ -1,100 +1,110 @@
-"""HTTP: health and metrics of a node with one process."""
+"""HTTP: liveness, readiness and metrics, of a node with one process or with several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Any, Final, Protocol
 
 from aiohttp import web
 
-from ..core.session import SessionContext
-from ..redis.broker import Broker
+from ..nodes.sources import Sources
 from ..redis.probe import Probe
-from ..server.acceptor import Acceptor
-from .metrics import CONTENT_TYPE as METRICS
+from .metrics import CONTENT_TYPE, NodeMetrics
+from .responses import json_response
+
+OK: Final = "ok"
+
+
+class HealthSource(Protocol):
+    """What answers: the process itself, or the parent for all its workers."""
+
+    def health(self) -> dict[str, Any]:
+        """The answer of /healthz; `status` is OK if nothing has to be restarted."""
+
+    async def state(self) -> dict[str, Any]:
+        """The answer of /readyz; `ready` says whether browsers should be sent here."""
+
+    async def metrics(self) -> bytes:
+        """The answer of /metrics."""
 
 
 class HealthEndpoints:
-    """What operators and load balancers reach."""
+    """The paths that load balancers, orchestrators and Prometheus ask."""
 
-    def __init__(
-        self,
-        node: SessionContext,
-        broker: Broker,
-        door: Acceptor,
-        refused: Mapping[str, int],
-        name: str,
-    ) -> None:
-        """`refused` counts requests by why they were."""
-        self._node = node
-        self._refused = refused
-        self._broker = broker
-        self._door = door
-        self._name = name
-        self.draining = False
-        """Set as soon as the node is asked to stop: no new browsers should be sent here."""
-        self.metrics: Callable[[], bytes] = bytes
-        """Renders the node's metrics."""
+    def __init__(self, source: HealthSource) -> None:
+        self._source = source
 
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/healthz", self.health),
             web.get("/readyz", self.ready),
-            web.get("/metrics", self.measure),
+            web.get("/metrics", self.metrics),
         ]
 
-    async def measure(self, _request: web.Request) -> web.Response:
-        """GET /metrics: what Prometheus scrapes."""
-        return web.Response(body=self.metrics(), headers={"Content-Type": METRICS})
-
-    def reasons(self) -> list[str]:
-        """Why no browsers should be sent here; empty if they should."""
-        reasons = []
-        if self.draining:
-            reasons.append("draining")
-        if not self._broker.ever_connected:
-            reasons.append("Redis has not been reached yet")
-        return reasons
-
     async def health(self, _request: web.Request) -> web.Response:
-        """GET /healthz: 200 as long as the event loop turns; what else could answer?"""
-        return web.json_response({"status": "ok", "node": self._name})
+        """GET /healthz: 200 while the process, or every worker, is responsive."""
+        body = self._source.health()
+        return json_response(body, _status(ok=body["status"] == OK))
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """GET /readyz: whether browsers should be sent to this node, and how it is."""
-        state = self.state()
-        return web.json_response(state, status=200 if state["ready"] else 503)
+        """GET /readyz: 200 if browsers should be sent to this node, else 503; the body says how it is."""
+        body = await self._source.state()
+        return json_response(body, _status(ok=body["ready"]))
 
-    def state(self) -> dict[str, Any]:
-        """How the node is, for /readyz.
+    async def metrics(self, _request: web.Request) -> web.Response:
+        return web.Response(body=await self._source.metrics(), headers={"Content-Type": CONTENT_TYPE})
 
-        It stays ready while Redis is away, for however long: all nodes share Redis, and turning every one of
-        them away would end the logins that only have to wait.
-        """
-        reasons = self.reasons()
-        return {
-            "ready": not reasons,
-            "reasons": reasons,
-            "node": self._name,
-            "sessions": self._node.admission.sessions,
-            "handshakes": self._door.handshakes,
-            "channels": self._node.hub.channels,
-            "delivered": self._node.hub.delivered,
-            "invalid": dict(self._node.hub.invalid),
-            "refused": dict(self._refused),
-            "ended": {f"{code} {reason}": count for (code, reason), count in self._node.ended.items()},
-            "redis": {
-                "connected": self._broker.connected,
-                "outages": self._broker.outages,
-                "outage_seconds": round(self._broker.outage_seconds(), 3),
-                "probe_seconds": _round_trip([server.probe for server in self._broker.server_brokers]),
-                "repaired": self._broker.repaired,
-            },
-        }
+
+def _status(*, ok: bool) -> HTTPStatus:
+    return HTTPStatus.OK if ok else HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class LocalHealth:
+    """The `HealthSource` of a node with one process."""
+
+    def __init__(self, sources: Sources, metrics: NodeMetrics) -> None:
+        self._sources = sources
+        self._metrics = metrics
+
+    def health(self) -> dict[str, Any]:
+        """If the event loop hung, nobody would answer."""
+        return {"status": OK, "node": self._sources.name}
+
+    async def state(self) -> dict[str, Any]:
+        return node_state(self._sources)
+
+    async def metrics(self) -> bytes:
+        return self._metrics.render()
+
+
+def node_state(sources: Sources) -> dict[str, Any]:
+    """The answer of /readyz for one process."""
+    context, broker = sources.context, sources.broker
+    reasons = sources.readiness.reasons()
+    return {
+        "ready": not reasons,
+        "reasons": reasons,
+        "node": sources.name,
+        "sessions": context.admission.sessions,
+        "handshakes": sources.acceptor.handshakes,
+        "channels": context.hub.channels,
+        "delivered": context.hub.delivered,
+        "invalid": dict(context.hub.invalid),
+        "rejected": dict(sources.access.refused),
+        "closed": {f"{code} {reason}": count for (code, reason), count in context.ended.items()},
+        "redis": {
+            "connected": broker.connected,
+            "outages": broker.outages,
+            "outage_seconds": round(broker.outage_seconds(), 3),
+            "probe_seconds": _round_trip([server.probe for server in broker.server_brokers]),
+            "repaired": broker.repaired,
+        },
+    }
 
 
 def _round_trip(probes: Sequence[Probe]) -> float | None:
-    """The longest of the latest; None unless there is one on every line."""
+    """The slowest of the latest probes; None unless there is one on every connection."""
     latest = [probe.round_trip for probe in probes]
     known = [seconds for seconds in latest if seconds is not None]
     return round(max(known), 6) if known and len(known) == len(latest) else None

@@ -1,10 +1,10 @@
-"""What a node counts, in Prometheus's words: `GET /metrics` on the admin port.
+"""The metrics of `GET /metrics` on the admin port.
 
 Nothing is counted here. The parts of a node keep their own counters, mostly plain integers, and `NodeMetrics`
-reads them when somebody asks; so it is the scrape that costs something, about 1 ms, and not a delivery.
+reads them for each scrape. So a scrape costs about 1 ms, and a delivery costs no more than an addition.
 
-Several processes that serve one port are one node with several workers: each renders its own metrics, and
-`merge` makes one text of theirs, in which each sample has the label `worker`.
+Each worker of a node renders its own metrics. `merge` makes one text of them, in which each sample has the
+label `worker`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import exposition
 from prometheus_client.core import (
@@ -29,23 +29,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..core.session import SessionContext
 from ..messages import INVALID_KINDS, CloseCode
-from ..redis.broker import Broker
-from ..server.acceptor import Acceptor
-from ..server.access import AccessControl
-from ..telemetry.latency import Histogram, Latency
+from ..nodes.sources import Sources
 from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
-"""What every Prometheus reads, of whatever age."""
+"""Every version of Prometheus reads it."""
 
 LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Seconds; uvloop's timers come up to a millisecond late by themselves."""
 
 MAX_REASONS: Final = 100
-"""Codes and reasons that sessions may have ended with, told apart; there are some 40 in the code. Further
-ones are summed up: no client can make a node, or Prometheus, keep ever more of them."""
+"""Pairs of close code and reason that are shown; there are some 40 in the code. Further ones are summed up:
+no client can make a node, or Prometheus, keep more and more of them."""
 
 OTHER: Final = "other"
 
@@ -60,14 +56,14 @@ SESSION_KINDS: Final = (
     ("stomp", "sockjs_eventsource"),
     ("sse", "eventsource"),
 )
-"""The kinds of sessions: what they speak, and what brings it."""
+"""The kinds of sessions, by wire and transport."""
 
 Samples = Mapping[Any, Any]
-"""A metric's values by those of its labels, in their order; Histograms if it is one."""
+"""A metric's values (Histograms for a histogram) by the values of its labels, in their order."""
 
 
 class Family(NamedTuple):
-    """One metric: its name as queries have it, what it counts, and by what it is told apart."""
+    """One metric: its name as in queries, its help text, and its labels."""
 
     kind: Any
     """Prometheus-client's class for it."""
@@ -76,8 +72,8 @@ class Family(NamedTuple):
     labels: tuple[str, ...] = ()
 
     @property
-    def word(self) -> str:
-        """Its type, in Prometheus's words."""
+    def type(self) -> str:
+        """Its type, as Prometheus calls it."""
         return {
             CounterMetricFamily: "counter",
             HistogramMetricFamily: "histogram",
@@ -99,67 +95,66 @@ def _histogram(name: str, text: str, *labels: str) -> Family:
 BUILD = Family(
     InfoMetricFamily,
     "gateway_build_info",
-    "What runs: the version, Python's, and the node's name; always 1.",
+    "Always 1; the labels are the version, Python's version, and the node's name.",
     ("version", "python", "node"),
 )
-READY = _gauge("gateway_ready", "1 while /readyz says that browsers should be sent here, else 0.")
-SESSIONS = _gauge(
-    "gateway_sessions", "Open sessions, by what they speak and what brings it.", "protocol", "transport"
-)
+READY = _gauge("gateway_ready", "1 while /readyz answers 200, else 0.")
+SESSIONS = _gauge("gateway_sessions", "Open sessions, by protocol and transport.", "protocol", "transport")
 MAX_SESSIONS = _gauge(
-    "gateway_max_sessions", "Sessions that there is room for, by the settings and the limit of open files."
+    "gateway_max_sessions", "Sessions that the node admits, by --max-sessions and the limit of open files."
 )
 HANDSHAKES = _gauge("gateway_handshakes", "Connections on the public port that have not sent a request yet.")
 REGISTRATIONS = _counter(
     "gateway_registrations_total",
-    "Registrations by outcome: acknowledged; rejected for their form (kind says what is wrong with it); "
-    "refused by Redis's access rules; timed_out, since Redis could not be asked in time.",
+    "Registrations by outcome: confirmed by Redis; rejected for their form (kind says what is wrong); "
+    "denied by Redis's access rules; timed_out, since Redis did not confirm them in time.",
     "outcome",
     "kind",
 )
 RESULTS = _counter(
     "gateway_results_total",
-    "Results by outcome: delivered to a session; duplicate, so not sent again; no_session, it had just gone; "
-    "invalid payloads (kind says why).",
+    "Results by outcome: delivered to a session; duplicate, not sent again; no_session, if the session had "
+    "just ended; invalid payload (kind says what is wrong).",
     "outcome",
     "kind",
 )
 LATENCY = _histogram(
     "gateway_publish_to_socket_seconds",
-    "From a result's publishing until it is written to the socket: since=published where the payload says "
-    "when that was, since=arrived in this node for all others. What was retained is not in it.",
+    "Time until a result is written to the socket: since=published if the payload says when that was, else "
+    "since=arrived at this node. Retained results are not counted.",
     "since",
 )
 CLOCK_SKEW = _counter(
     "gateway_clock_skew_total",
-    "Results whose publishedAt was later than they came, or a minute old: clocks differ. They count with "
-    "their time in this node.",
+    "Results whose publishedAt was in the future or more than a minute ago: clocks differ. Their latency is "
+    "the time in this node.",
 )
 PUBLISHED = _counter(
     "gateway_published_total",
-    "Results by POST /publish here: held by some node; retained for later only; nobody, so lost; unconfirmed "
-    "by Redis; invalid; denied are requests without the token or without a meaning.",
+    "Results of POST /publish on this node, by outcome: received by a node; retained only; no_receivers, so "
+    "lost; unconfirmed by Redis; invalid. denied counts requests without the token or without a valid body.",
     "outcome",
 )
 CLOSES = _counter(
-    "gateway_sessions_closed_total", "Sessions that ended, by code and reason.", "code", "reason"
+    "gateway_sessions_closed_total", "Sessions that ended, by close code and reason.", "code", "reason"
 )
 SLOW_CONSUMERS = _counter(
-    "gateway_slow_consumers_total", "Sessions closed since their client left more unread than --write-buffer."
+    "gateway_slow_consumers_total",
+    "Sessions closed because their client left more than --write-buffer unread.",
 )
-REFUSED = _counter("gateway_rejected_total", "Requests that did not become sessions, by why.", "kind")
+REJECTED = _counter("gateway_rejected_total", "Requests that were rejected, by reason.", "kind")
 CONNECTED = _gauge(
-    "gateway_redis_connected", "1 while the line to this server is up and subscribed on, else 0.", "server"
+    "gateway_redis_connected", "1 while the subscriber connection to this server is up, else 0.", "server"
 )
 OUTAGES = _counter(
     "gateway_redis_outages_total",
-    "Times that Redis, or a part of a Cluster, was lost after it had been there.",
+    "Outages so far: times that the connection to Redis, or to a part of a Cluster, was lost.",
 )
 OUTAGE_SECONDS = _counter(
-    "gateway_redis_outage_seconds_total", "Seconds without it, the present gap included."
+    "gateway_redis_outage_seconds_total", "Seconds of all outages, the present one included."
 )
 CHANNELS = _gauge(
-    "gateway_redis_channels", "Subscriptions: wanted by sessions here, and confirmed by Redis.", "state"
+    "gateway_redis_channels", "Channels: wanted by sessions of this node, and confirmed by Redis.", "state"
 )
 ROUND_TRIP = _gauge(
     "gateway_redis_probe_round_trip_seconds",
@@ -168,19 +163,21 @@ ROUND_TRIP = _gauge(
 )
 PROBES = _counter(
     "gateway_redis_probes_total",
-    "Probes by outcome: received; not_published; missed, so that the connection was dropped.",
+    "Probes by outcome: received; not_published; missed, so the connection was replaced.",
     "server",
     "outcome",
 )
 RECONCILIATIONS = _counter(
-    "gateway_redis_reconciliations_total", "Times that the table was held against Redis's own.", "server"
+    "gateway_redis_reconciliations_total",
+    "Times that the reconciler compared the subscriptions with Redis.",
+    "server",
 )
 REPAIRED = _counter(
-    "gateway_redis_repaired_total", "Channels that differed then and were mended. It should stay 0."
+    "gateway_redis_repaired_total", "Channels that differed and were repaired. It should stay 0."
 )
-MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that went to another master.")
+MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that moved to another master.")
 LAG = _histogram(
-    "gateway_event_loop_lag_seconds", "How late the event loop was with a timer, four times a second."
+    "gateway_event_loop_lag_seconds", "How late the event loop runs a timer, measured four times a second."
 )
 CPU = _counter("process_cpu_seconds_total", "User and system time of this process.")
 MEMORY = _gauge("process_resident_memory_bytes", "Resident memory of this process.")
@@ -188,7 +185,7 @@ STARTED = _gauge("process_start_time_seconds", "When these metrics began, since 
 MAX_FILES = _gauge("process_max_fds", "Files and connections that this process may have open.")
 
 WORKERS_UP = _gauge(
-    "gateway_worker_up", "1 while this worker listens and gives signs of life, else 0.", "worker"
+    "gateway_worker_up", "1 while this worker listens and sends heartbeats, else 0.", "worker"
 )
 WORKER_RESTARTS = _counter(
     "gateway_worker_restarts_total",
@@ -197,7 +194,7 @@ WORKER_RESTARTS = _counter(
 )
 
 PARENT_FAMILIES: Final = (WORKERS_UP, WORKER_RESTARTS, PUBLISHED, CPU, MEMORY, STARTED)
-"""What the parent of several workers has to say; their own metrics are those below."""
+"""The metrics of the parent of several workers."""
 
 FAMILIES: Final = (
     BUILD,
@@ -212,7 +209,7 @@ FAMILIES: Final = (
     PUBLISHED,
     CLOSES,
     SLOW_CONSUMERS,
-    REFUSED,
+    REJECTED,
     CONNECTED,
     OUTAGES,
     OUTAGE_SECONDS,
@@ -228,47 +225,18 @@ FAMILIES: Final = (
     STARTED,
     MAX_FILES,
 )
-"""All there are, in the order in which they are shown."""
-
-
-class Readiness(Protocol):
-    """Who knows whether the node is ready; see `views`."""
-
-    def reasons(self) -> list[str]:
-        """Why not; empty if it is."""
+"""The metrics of each process with sessions, in the order in which they are shown."""
 
 
 class NodeMetrics(Collector):
-    """Reads the counters of a node's parts."""
+    """Renders the counters of a node's parts."""
 
-    def __init__(
-        self,
-        name: str,
-        node: SessionContext,
-        room: int,
-        broker: Broker,
-        door: Acceptor,
-        gate: AccessControl,
-        readiness: Readiness,
-        latency: Latency,
-        lag: Histogram,
-        published: Counter[str],
-    ) -> None:
-        """`name` is the node's; `room` is for so many sessions; `published` counts what POST /publish did."""
-        self._name = name
-        self._node = node
-        self._room = room
-        self._broker = broker
-        self._door = door
-        self._gate = gate
-        self._readiness = readiness
-        self._latency = latency
-        self._lag = lag
-        self._published = published
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
         self._started = time.time()
 
     def render(self) -> bytes:
-        """All of it as text, for a scrape or for `merge`."""
+        """All metrics as text, for a scrape or for `merge`."""
         return exposition.generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -279,46 +247,47 @@ class NodeMetrics(Collector):
             yield _metric(family, samples.get(family, {}))
 
     def _sessions(self) -> dict[Family, Samples]:
-        node = self._node
-        rejected = {("rejected", code): count for code, count in node.rejected.items()}
+        sources, context = self._sources, self._sources.context
+        rejected = {("rejected", code): count for code, count in context.rejected.items()}
         kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN)
         return {
-            READY: {(): float(not self._readiness.reasons())},
-            SESSIONS: {**dict.fromkeys(SESSION_KINDS, 0), **node.open},
-            MAX_SESSIONS: {(): self._room},
-            HANDSHAKES: {(): self._door.handshakes},
+            READY: {(): float(not sources.readiness.reasons())},
+            SESSIONS: {**dict.fromkeys(SESSION_KINDS, 0), **context.open},
+            MAX_SESSIONS: {(): sources.max_sessions},
+            HANDSHAKES: {(): sources.acceptor.handshakes},
             REGISTRATIONS: {
-                ("acknowledged", ""): node.hub.acknowledged,
-                ("refused", ""): node.hub.refused_members,
-                ("timed_out", ""): node.timed_out,
+                ("confirmed", ""): context.hub.acknowledged,
+                ("denied", ""): context.hub.refused_members,
+                ("timed_out", ""): context.timed_out,
                 ("rejected", "invalid_id"): 0,
                 **rejected,
             },
-            CLOSES: closes(node.ended),
-            SLOW_CONSUMERS: {(): sum(n for (_, reason), n in node.ended.items() if reason == SLOW)},
-            REFUSED: {
+            CLOSES: closes(context.ended),
+            SLOW_CONSUMERS: {(): sum(n for (_, reason), n in context.ended.items() if reason == SLOW)},
+            REJECTED: {
                 **{(kind.code,): 0 for kind in kinds},
-                **{(code,): count for code, count in self._gate.refused.items()},
-                (BUSY.code,): self._door.refused,
+                **{(code,): count for code, count in sources.access.refused.items()},
+                (BUSY.code,): sources.acceptor.refused,
             },
         }
 
     def _results(self) -> dict[Family, Samples]:
-        hub, latency = self._node.hub, self._latency
+        sources, context = self._sources, self._sources.context
+        hub, latency = context.hub, sources.latency
         return {
             RESULTS: {
-                ("delivered", ""): hub.delivered - self._node.duplicates,
-                ("duplicate", ""): self._node.duplicates,
+                ("delivered", ""): hub.delivered - context.duplicates,
+                ("duplicate", ""): context.duplicates,
                 ("no_session", ""): hub.unclaimed,
                 **{("invalid", kind): hub.invalid[kind] for kind in INVALID_KINDS},
             },
             LATENCY: {("published",): latency.from_publisher, ("arrived",): latency.from_arrival},
             CLOCK_SKEW: {(): latency.wrong_clocks},
-            PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+            PUBLISHED: {(outcome,): sources.published[outcome] for outcome in OUTCOMES},
         }
 
     def _redis(self) -> dict[Family, Samples]:
-        broker, hub = self._broker, self._node.hub
+        broker, hub = self._sources.broker, self._sources.context.hub
         lines = {line.display_url: line for line in broker.server_brokers}
         probes = {shown: line.probe for shown, line in lines.items()}
         return {
@@ -340,11 +309,11 @@ class NodeMetrics(Collector):
         }
 
     def _process(self) -> dict[Family, Samples]:
-        # prometheus-client's own collector would list a directory with an entry for each connection.
+        # prometheus-client's own collector would list /proc/self/fd, with an entry for each connection.
         used = resource.getrusage(resource.RUSAGE_SELF)
         return {
-            BUILD: {(__version__, platform.python_version(), self._name): 1},
-            LAG: {(): self._lag},
+            BUILD: {(__version__, platform.python_version(), self._sources.name): 1},
+            LAG: {(): self._sources.lag},
             CPU: {(): used.ru_utime + used.ru_stime},
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},
@@ -353,16 +322,16 @@ class NodeMetrics(Collector):
 
 
 class ParentMetrics(Collector):
-    """What the parent of a node's workers knows: how they fare, and what came in on the admin port."""
+    """Renders what the parent of several workers counts."""
 
     def __init__(self, accounts: Callable[[], list[dict[str, Any]]], published: Counter[str]) -> None:
-        """`accounts` tells of each worker; `published` counts what POST /publish did."""
+        """`accounts` describes each worker; `published` counts results of POST /publish by outcome."""
         self._accounts = accounts
         self._published = published
         self._started = time.time()
 
     def render(self) -> bytes:
-        """All of it as text, for `merge`."""
+        """All metrics as text, for `merge`."""
         return exposition.generate_latest(self)
 
     def collect(self) -> Iterator[Metric]:
@@ -379,14 +348,14 @@ class ParentMetrics(Collector):
         return (_metric(family, samples[family]) for family in PARENT_FAMILIES)
 
 
-OUTCOMES: Final = ("held", "retained", "nobody", "unconfirmed", "invalid", "denied")
-"""What becomes of a result by POST /publish."""
+OUTCOMES: Final = ("received", "retained", "no_receivers", "unconfirmed", "invalid", "denied")
+"""What may become of a result of POST /publish."""
 
 
 def closes(ended: Mapping[tuple[int, str], int]) -> dict[tuple[str, ...], float]:
-    """Sessions by code and reason as labels, of which there are never more than MAX_REASONS and a few.
+    """Ended sessions by code and reason as labels, at most MAX_REASONS of them and a few.
 
-    Clients may close with any of 2,000 codes; those that nobody has defined are one. The reasons are the
+    Clients may close with any of 2,000 codes; undefined codes are shown as one. The reasons are the
     gateway's own.
     """
     found: Counter[tuple[str, ...]] = Counter()
@@ -399,7 +368,7 @@ def closes(ended: Mapping[tuple[int, str], int]) -> dict[tuple[str, ...], float]
 def _metric(family: Family, samples: Samples) -> Metric:
     if family.kind is InfoMetricFamily:
         info = InfoMetricFamily(family.name.removesuffix("_info"), family.help)
-        for values in samples:  # each stands for 1
+        for values in samples:  # its value is always 1
             info.add_metric((), dict(zip(family.labels, values, strict=True)))
         return info
     if family.kind is HistogramMetricFamily:
@@ -419,7 +388,7 @@ def _bound(seconds: float) -> str:
 
 
 def _resident_memory() -> int:
-    """Bytes; where there is no /proc the most that it has been."""
+    """Bytes; on systems without /proc, the highest value so far."""
     try:
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - once a scrape, and a file in memory
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -444,6 +413,6 @@ class _Merged(Collector):
 def merge(texts: Mapping[str, bytes]) -> bytes:
     """The metrics of several workers as one text: each sample gets the label `worker`, with the text's key.
 
-    They are not added up: `sum without (worker) (…)` does that in a query, and a worker that lags is seen.
+    They are not added up: a query can do that by `sum without (worker) (…)`, and a slow worker stays visible.
     """
     return exposition.generate_latest(_Merged(texts))

@@ -1,21 +1,20 @@
-"""HTTP: what a node of several workers answers on its admin port, where its parent listens."""
+"""Health and metrics of a node with several workers, together and one by one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from aiohttp import web
-
 from .aggregate import aggregate
-from .metrics import CONTENT_TYPE, merge
+from .health import OK
+from .metrics import merge
 
 PARENT = "parent"
-"""What stands in the label `worker` of the parent's own metrics."""
+"""The label `worker` of the parent's own metrics."""
 
 
 class WorkerGroup(Protocol):
-    """The workers, as these views know them; see `supervisor.Supervisor`."""
+    """The workers, as their parent knows them."""
 
     name: str
     draining: bool
@@ -27,42 +26,30 @@ class WorkerGroup(Protocol):
         """The answer of each, None where there is none."""
 
 
-class WorkersHealthEndpoints:
-    """Health and metrics of the workers together and one by one."""
+class WorkersHealth:
+    """The `HealthSource` of a node with several workers."""
 
     def __init__(self, workers: WorkerGroup, metrics: Callable[[], bytes]) -> None:
         """`metrics` renders the parent's own."""
         self._workers = workers
         self._metrics = metrics
 
-    def routes(self) -> list[web.RouteDef]:
-        return [
-            web.get("/healthz", self.health),
-            web.get("/readyz", self.ready),
-            web.get("/metrics", self.measure),
-        ]
+    def health(self) -> dict[str, Any]:
+        """A worker that hangs or has ended is replaced within seconds, and the node stays healthy meanwhile.
 
-    async def measure(self, _request: web.Request) -> web.Response:
-        """GET /metrics: of each worker that answers, by its number, and of the parent."""
-        answers = enumerate(await self._workers.ask("metrics"), 1)
-        texts = {str(number): text.encode() for number, text in answers if text is not None}
-        body = merge({**texts, PARENT: self._metrics()})
-        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
-
-    async def health(self, _request: web.Request) -> web.Response:
-        """GET /healthz: 200 as long as the loops of all workers turn.
-
-        One that hangs or has ended is replaced within seconds, and the node is well all the while; 503 says
-        that this has been in vain for longer than it takes.
+        It is "stuck" when a worker gives no sign of life for longer than a replacement takes.
         """
-        still = [account["worker"] for account in self._workers.accounts() if not account["turns"]]
-        body = {"status": "stuck" if still else "ok", "node": self._workers.name, "stuck": still}
-        return web.json_response(body, status=503 if still else 200)
+        stuck = [account["worker"] for account in self._workers.accounts() if not account["turns"]]
+        return {"status": "stuck" if stuck else OK, "node": self._workers.name, "stuck": stuck}
 
-    async def ready(self, _request: web.Request) -> web.Response:
-        """GET /readyz: whether browsers should be sent to this node, and how it and each worker is."""
+    async def state(self) -> dict[str, Any]:
         states = await self._workers.ask("state")
         body = aggregate(states, self._workers.name, draining=self._workers.draining)
         accounts = zip(self._workers.accounts(), states, strict=True)
-        body["workers"] = [{**account, "state": state} for account, state in accounts]
-        return web.json_response(body, status=200 if body["ready"] else 503)
+        return {**body, "workers": [{**account, "state": state} for account, state in accounts]}
+
+    async def metrics(self) -> bytes:
+        """Those of each worker that answers, by its number, and those of the parent."""
+        answers = enumerate(await self._workers.ask("metrics"), 1)
+        texts = {str(number): text.encode() for number, text in answers if text is not None}
+        return merge({**texts, PARENT: self._metrics()})

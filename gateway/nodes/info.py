@@ -8,16 +8,16 @@ write too, so it is read as strictly as anything from outside.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Final, Literal, Protocol
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .. import __version__
-from ..core.session import MAX_REMEMBERED_IDS, Session, SessionContext
+from ..core.session import MAX_REMEMBERED_IDS, Session
 from ..messages import WEB_SOCKET_ID
-from ..redis.broker import Broker
-from ..telemetry.latency import Histogram, Latency
+from ..telemetry.latency import Histogram
+from .sources import Sources
 
 PROBE_OVERDUE_AFTER: Final = 3.0
 """Seconds without a probe that are worth a word: it comes every second, and a late one within another."""
@@ -125,36 +125,14 @@ class HolderInfo(_Info):
     """Sessions that are not described."""
 
 
-class Readiness(Protocol):
-    """Who knows whether the node drains; see `views`."""
-
-    draining: bool
-
-
 class InfoSource:
     """Answers for this node."""
 
-    def __init__(
-        self,
-        name: str,
-        node: SessionContext,
-        broker: Broker,
-        readiness: Readiness,
-        room: int,
-        latency: Latency,
-        lag: Histogram,
-        clock: Callable[[], float],
-    ) -> None:
-        """`name` is the node's, `room` for so many sessions; `clock` is monotonic, in seconds."""
+    def __init__(self, name: str, sources: Sources) -> None:
+        """`name` is shown; of a node's workers, each has its own."""
         self._name = name
-        self._node = node
-        self._broker = broker
-        self._readiness = readiness
-        self._room = room
-        self._latency = latency
-        self._lag = lag
-        self._clock = clock
-        self._started = clock()
+        self._sources = sources
+        self._started = sources.context.clock()
 
     def answer(self, question: Mapping[str, Any]) -> dict[str, object]:
         """To what another node asks. A question of a newer version gets the node's name."""
@@ -171,33 +149,34 @@ class InfoSource:
 
     def report(self) -> dict[str, object]:
         """A Report, but for who it is from."""
-        node, hub, now = self._node, self._node.hub, self._clock()
+        sources, context = self._sources, self._sources.context
+        hub, now = context.hub, context.clock()
         redis = self._redis()
         return {
             "node": self._name,
             "version": __version__,
             "clock": now,
             "up": now - self._started,
-            "draining": self._readiness.draining,
-            "sessions": node.admission.sessions,
-            "room": self._room,
+            "draining": sources.readiness.draining,
+            "sessions": context.admission.sessions,
+            "room": sources.max_sessions,
             "registered": hub.acknowledged,
             "delivered": hub.delivered,
             "invalid": sum(hub.invalid.values()),
-            "latency": _times(self._latency.from_publisher, self._latency.from_arrival),
-            "lag": _times(self._lag),
+            "latency": _times(sources.latency.from_publisher, sources.latency.from_arrival),
+            "lag": _times(sources.lag),
             "redis": redis.model_dump(),
             "troubles": [trouble.model_dump() for trouble in self._troubles(redis)],
         }
 
     def _redis(self) -> RedisInfo:
-        broker = self._broker
+        broker = self._sources.broker
         probes = [server.probe for server in broker.server_brokers]
         trips = [probe.round_trip for probe in probes if probe.round_trip is not None]
         return RedisInfo(
             connected=broker.connected,
             lines=len(broker.server_brokers),
-            servers_up=sum(line.connected for line in broker.server_brokers),
+            servers_up=sum(server.connected for server in broker.server_brokers),
             down_for=broker.down_for,
             probe_age=broker.probe_age,
             round_trip=max(trips, default=None),
@@ -206,19 +185,20 @@ class InfoSource:
         )
 
     def _troubles(self, redis: RedisInfo) -> list[Trouble]:
-        probes = [server.probe for server in self._broker.server_brokers]
+        broker, sources = self._sources.broker, self._sources
+        probes = [server.probe for server in broker.server_brokers]
         unpublished = next((probe.last_error for probe in probes if probe.last_error), "")
-        sessions = self._node.admission.sessions
+        sessions = sources.context.admission.sessions
         return [
-            *redis_troubles(redis, self._broker.last_error, unpublished, ever=self._broker.ever_connected),
-            *node_troubles(sessions, self._room, draining=self._readiness.draining),
+            *redis_troubles(redis, broker.last_error, unpublished, ever=broker.ever_connected),
+            *node_troubles(sessions, sources.max_sessions, draining=sources.readiness.draining),
         ]
 
     def held(self, web_socket_id: str) -> dict[str, object]:
         """A Held."""
         sessions = [
             member
-            for member in self._node.hub.members(web_socket_id.encode())
+            for member in self._sources.context.hub.members(web_socket_id.encode())
             if isinstance(member, Session)  # there are no others
         ]
         return {

@@ -61,12 +61,12 @@ class Latency:
         "_clock",
         "_soon",
         "_start",
+        "_trace",
         "_wall",
         "from_arrival",
         "from_publisher",
         "origins",
         "running",
-        "trace",
         "under_way",
         "wrong_clocks",
     )
@@ -76,11 +76,14 @@ class Latency:
         soon: Callable[[Callable[[], None]], object],
         clock: Callable[[], float],
         wall: Callable[[], float],
+        trace: Callable[[Origin, float, float], None] | None = None,
     ) -> None:
         """`soon` calls a function when what is being written now is with the kernel.
 
         `clock` is monotonic and `wall` the time since 1970, both in seconds and finer than a millisecond.
+        `trace` gets each result's origin, and when it arrived and was written, in seconds since 1970.
         """
+        self._trace = trace
         self._soon = soon
         self._clock = clock
         self._wall = wall
@@ -91,8 +94,6 @@ class Latency:
         """How many they are."""
         self.origins: list[Origin] = []
         """What some of them say of where they come from."""
-        self.trace: Callable[[Origin, float, float], None] | None = None
-        """Gets each of these origins, and when it arrived and was written, in seconds since 1970."""
         self.from_publisher = Histogram()
         """Of results that say when they were published."""
         self.from_arrival = Histogram()
@@ -122,9 +123,9 @@ class Latency:
         stamps = [origin.published_at for origin in origins if origin.published_at is not None]
         for published_at in stamps:
             self._observe(wall - published_at, taken)
-        if self.trace is not None:
+        if self._trace is not None:
             for origin in origins:
-                self.trace(origin, wall - taken, wall)
+                self._trace(origin, wall - taken, wall)
         return len(stamps)
 
     def _observe(self, on_its_way: float, in_node: float) -> None:

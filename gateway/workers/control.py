@@ -1,7 +1,7 @@
-"""The line between a worker and its parent: a JSON object a line, both ways, over a pair of Unix sockets.
+"""The connection between a worker and its parent: a JSON object a line, both ways, over a pair of sockets.
 
-The parent asks and orders, the worker answers and shows that it lives. Each end learns by the end of the
-line that the other is gone.
+The parent asks and orders, the worker answers and sends heartbeats. When the connection ends, the other
+process is gone.
 """
 
 from __future__ import annotations
@@ -16,32 +16,32 @@ import orjson
 Message = dict[str, Any]
 
 MAX_LINE: Final = 16 << 20
-"""Bytes. The longest line is a worker's metrics; this many are a mistake, and the end of the line."""
+"""Bytes. The longest line is a worker's metrics; after a longer one the connection is closed."""
 
 
 class Control(asyncio.Protocol):
-    """One end of the line."""
+    """One end of the connection."""
 
-    def __init__(self, heard: Callable[[Message], None], lost: Callable[[], None]) -> None:
-        """`heard` gets each message but answers; `lost` is called when the other end is gone."""
-        self._heard = heard
-        self._lost = lost
+    def __init__(self, on_message: Callable[[Message], None], on_lost: Callable[[], None]) -> None:
+        """`on_message` gets each message that is no answer; `on_lost` is called when the other end closes."""
+        self._on_message = on_message
+        self._on_lost = on_lost
         self._buffer = bytearray()
         self._questions: dict[int, asyncio.Future[Any]] = {}
         self._count = 0
         self._transport: asyncio.Transport | None = None
-        self._unsent = b""  # what was said before the line was open
+        self._unsent = b""  # what was sent before the connection was open
 
     async def open(self, connection: socket.socket) -> None:
-        """Speak over `connection`, which belongs to this end from now on."""
+        """Use `connection`, which belongs to this end from now on."""
         await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=connection)
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.abort()
 
-    def say(self, message: Message) -> None:
-        """Send `message`, as soon as the line is open; it is lost with the line."""
+    def send(self, message: Message) -> None:
+        """Send `message`, or queue it until the connection is open. If the connection ends, it is lost."""
         line = orjson.dumps(message) + b"\n"
         if self._transport is None:
             self._unsent += line
@@ -49,12 +49,12 @@ class Control(asyncio.Protocol):
             self._transport.write(line)
 
     async def ask(self, what: str, seconds: float, about: str = "") -> Any:
-        """The other end's answer to a question, about something if need be; None if none comes in time."""
+        """The other end's answer to a question, perhaps `about` something; None if none comes in time."""
         self._count += 1
         number = self._count
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._questions[number] = answer
-        self.say({"ask": what, "number": number, **({"about": about} if about else {})})
+        self.send({"ask": what, "number": number, **({"about": about} if about else {})})
         try:
             async with asyncio.timeout(seconds):
                 return await answer
@@ -64,13 +64,13 @@ class Control(asyncio.Protocol):
             self._questions.pop(number, None)
 
     def answer(self, question: Message, answer: object) -> None:
-        """Answer a message that asked."""
-        self.say({"answer": answer, "number": question["number"]})
+        """Answer a message that has `ask`."""
+        self.send({"answer": answer, "number": question["number"]})
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's own class is none of asyncio's
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's class is no subclass of asyncio's
         self._transport.write(self._unsent)
 
     def data_received(self, data: bytes) -> None:
@@ -86,11 +86,11 @@ class Control(asyncio.Protocol):
         for question in self._questions.values():
             if not question.done():
                 question.set_result(None)
-        self._lost()
+        self._on_lost()
 
     def _received(self, message: Message) -> None:
         if "answer" not in message:
-            self._heard(message)
+            self._on_message(message)
             return
         question = self._questions.get(message["number"])
         if question is not None and not question.done():

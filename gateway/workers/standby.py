@@ -14,107 +14,102 @@ from .slots import WorkerSlot
 ACCEPTS_PER_TURN: Final = 64
 """Connections accepted for a worker before others get the loop."""
 
-
 ROOM_RETRY: Final = 0.005
-"""Seconds until room is looked for again: an inbox is emptied 64 at a time."""
-
+"""Seconds between two attempts when all inboxes are full: a worker takes 64 connections at a time."""
 
 MAX_QUEUED_SECONDS: Final = 1.0
-"""Seconds that the connections in an inbox wait for a replacement; else they are told to come anew."""
+"""Seconds that queued connections wait for a replacement; if it takes longer, they are answered with 503."""
 
 
 class StandbyAcceptor:
-    """Stands in at posts whose workers cannot take what comes for them."""
+    """Accepts for slots without a working worker, and gives the connections to other workers."""
 
-    def __init__(self, posts: Sequence[WorkerSlot]) -> None:
-        self._posts = posts
+    def __init__(self, slots: Sequence[WorkerSlot]) -> None:
+        self._slots = slots
         self._loop = asyncio.get_running_loop()
         self._covered: set[WorkerSlot] = set()
-        self._emptied: set[WorkerSlot] = set()
+        self._rejecting: set[WorkerSlot] = set()
         self._turn = 0
-        self._kept: socket.socket | None = None  # for which nobody has room just now
+        self._held: socket.socket | None = None  # while all inboxes are full
         self._retry: asyncio.TimerHandle | None = None
-        self.given = 0
-        """Connections accepted for a worker that could not, and given to another."""
 
     def adjust(self) -> None:
-        """Accept new connections where the worker cannot and another can, and only there."""
-        able = any(post.accepts for post in self._posts)
-        for post in self._posts:
-            wanted = able and not post.accepts
-            if wanted and post not in self._covered:
-                self._covered.add(post)
-                for listener in post.listeners:
+        """Accept for each slot whose worker cannot, as long as another worker can; and for no other slot."""
+        able = any(slot.accepts for slot in self._slots)
+        for slot in self._slots:
+            wanted = able and not slot.accepts
+            if wanted and slot not in self._covered:
+                self._covered.add(slot)
+                for listener in slot.listeners:
                     self._loop.add_reader(listener, self._accept, listener)
-            elif not wanted and post in self._covered:
-                self._uncover(post)
+            elif not wanted and slot in self._covered:
+                self._uncover(slot)
 
-    def empty(self, post: WorkerSlot, seconds: float) -> None:
-        """There will be no worker at `post` for so long."""
+    def reject_queued(self, slot: WorkerSlot, seconds: float) -> None:
+        """Answer this slot's queued connections with 503 if it stays empty longer than MAX_QUEUED_SECONDS."""
         if seconds > MAX_QUEUED_SECONDS:
-            self._emptied.add(post)
-            self._loop.add_reader(post.inbox.receiver, reject_waiting, post.inbox)
+            self._rejecting.add(slot)
+            self._loop.add_reader(slot.inbox.receiver, reject_waiting, slot.inbox)
 
-    def leave_to_worker(self, post: WorkerSlot) -> None:
-        """What is in the inbox of `post` waits for the worker that comes."""
-        if post in self._emptied:
-            self._emptied.discard(post)
-            self._loop.remove_reader(post.inbox.receiver)
+    def keep_queued(self, slot: WorkerSlot) -> None:
+        """Leave this slot's queued connections to the worker that comes."""
+        if slot in self._rejecting:
+            self._rejecting.discard(slot)
+            self._loop.remove_reader(slot.inbox.receiver)
 
     def close(self) -> None:
-        """Stand in nowhere any more."""
-        for post in list(self._covered):
-            self._uncover(post)
-        for post in list(self._emptied):
-            self.leave_to_worker(post)
-        if self._retry is not None and self._kept is not None:
+        """Accept for no slot any more."""
+        for slot in list(self._covered):
+            self._uncover(slot)
+        for slot in list(self._rejecting):
+            self.keep_queued(slot)
+        if self._retry is not None and self._held is not None:
             self._retry.cancel()
-            _reject(self._kept)
-            self._kept = None
+            _reject(self._held)
+            self._held = None
 
-    def _uncover(self, post: WorkerSlot) -> None:
-        self._covered.discard(post)
-        for listener in post.listeners:
+    def _uncover(self, slot: WorkerSlot) -> None:
+        self._covered.discard(slot)
+        for listener in slot.listeners:
             self._loop.remove_reader(listener)
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_TURN):
-            if self._kept is not None:  # those behind it wait in the kernel's queue
+            if self._held is not None:  # the next ones wait in the kernel's queue
                 self._loop.remove_reader(listener)
                 return
             try:
                 connection, _ = listener.accept()
-            except OSError:  # none is left, or it has gone meanwhile
+            except OSError:  # none is left, or the client has gone meanwhile
                 return
             self._give(connection)
 
     def _give(self, connection: socket.socket) -> None:
-        """To somebody who can take it; while all who could have no room, it waits."""
-        able = [post for post in self._posts if post.accepts]
+        """Give `connection` to a worker that accepts; while all their inboxes are full, it waits."""
+        able = [slot for slot in self._slots if slot.accepts]
         self._turn += 1
         for number in range(len(able)):
-            post = able[(self._turn + number) % len(able)]
-            if post.inbox.put(NEW_CONNECTION, b"", connection.fileno()):
-                self.given += 1
+            slot = able[(self._turn + number) % len(able)]
+            if slot.inbox.put(NEW_CONNECTION, b"", connection.fileno()):
                 connection.close()
                 return
         if able:
-            self._kept = connection
-            self._retry = self._loop.call_later(ROOM_RETRY, self._go_on)
+            self._held = connection
+            self._retry = self._loop.call_later(ROOM_RETRY, self._give_held)
         else:
             _reject(connection)
 
-    def _go_on(self) -> None:
-        kept, self._kept = self._kept, None
-        if kept is not None:
-            self._give(kept)
-        if self._kept is None:
-            for listener in (listener for post in self._covered for listener in post.listeners):
+    def _give_held(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            self._give(held)
+        if self._held is None:
+            for listener in (listener for slot in self._covered for listener in slot.listeners):
                 self._loop.add_reader(listener, self._accept, listener)
 
 
 def _reject(connection: socket.socket) -> None:
-    """Have the client connect anew."""
+    """Answer 503, so that the client connects again."""
     with connection, suppress(OSError):
         connection.setblocking(False)
         connection.send(UNAVAILABLE.response)

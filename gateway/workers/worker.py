@@ -1,4 +1,4 @@
-"""One of the processes that serve a node's port, from the fork to its exit. Its parent is `supervisor`."""
+"""One of the processes that serve a node's port, from the fork to its exit. `supervisor` is its parent."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from ..config import Config
-from ..node import Node, StopOrder, WorkerShare, until_stopped
+from ..node import Node, StopOrder, WorkerShare, build, until_stopped
 from ..telemetry import logs
 from .control import Control, Message
 from .liveness import HEARTBEAT_INTERVAL
@@ -35,42 +35,44 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What a worker is born with."""
+    """What a worker needs from its parent."""
 
     config: Config
     name: str
     """The node's."""
     share: WorkerShare
     control: socket.socket
-    """Its end of the line to its parent."""
+    """Its end of the control connection to its parent."""
     parent: int
     """The parent's process id."""
     loop_factory: Callable[[], asyncio.AbstractEventLoop] | None
 
     def descriptors(self) -> set[int]:
-        """All that it needs of what it inherits, besides the standard ones."""
+        """The inherited file descriptors that it needs, besides the standard ones."""
         inboxes = {end.fileno() for inbox in self.share.inboxes for end in inbox}
         return {self.control.fileno(), *(listener.fileno() for listener in self.share.listeners), *inboxes}
 
 
-def run_worker(birth: WorkerSpec) -> int:
-    """Be a worker, in a process that has just been forked with all signals blocked; returns its exit code."""
+def run_worker(spec: WorkerSpec) -> int:
+    """Run a worker in a process that was just forked with all signals blocked; returns its exit code."""
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all in the terminal; the parent tells us
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches every process of the terminal; the parent tells us
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     if sys.platform == "linux":
-        _prctl(PR_SET_NAME, f"gateway w{birth.share.number}".encode())
+        _prctl(PR_SET_NAME, f"gateway w{spec.share.number}".encode())
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    if os.getppid() != birth.parent:  # it died before the choice was made
+    if os.getppid() != spec.parent:  # the parent died before prctl
         return EXIT_ORPHANED
-    _close_all_but(birth.descriptors())
-    config = birth.config
-    logs.configure(config.log_level, config.log_format, birth.name, birth.share.number)
+    _close_all_but(spec.descriptors())
+    config = spec.config
+    logs.configure(config.log_level, config.log_format, spec.name, spec.share.number)
     try:
-        with asyncio.Runner(loop_factory=birth.loop_factory) as runner:
-            return runner.run(_serve(birth))
+        with asyncio.Runner(loop_factory=spec.loop_factory) as runner:
+            return runner.run(serve(spec))
     except Exception:
         log.exception("worker failed")
         return 1
@@ -78,8 +80,10 @@ def run_worker(birth: WorkerSpec) -> int:
         logs.flush(at_once=True)
 
 
-async def _serve(birth: WorkerSpec) -> int:
-    return await Worker(birth).serve()
+async def serve(spec: WorkerSpec) -> int:
+    """Serve until the parent says stop or ends; returns the exit code."""
+    node = await build(spec.config, share=spec.share)
+    return await Worker(node, spec.control).serve()
 
 
 def _prctl(option: int, value: int | bytes) -> None:
@@ -87,7 +91,7 @@ def _prctl(option: int, value: int | bytes) -> None:
 
 
 def _close_all_but(kept: set[int]) -> None:
-    """Close what the parent has open: a connection of its admin port, say, would outlive the parent's end."""
+    """Close what else the parent has open: connections of its admin port would outlive the parent."""
     below = 3
     for descriptor in sorted(kept):
         os.closerange(below, descriptor)
@@ -96,65 +100,64 @@ def _close_all_but(kept: set[int]) -> None:
 
 
 class Worker:
-    """A gateway at its parent's command."""
+    """A node that does what its parent orders."""
 
-    def __init__(self, birth: WorkerSpec) -> None:
-        self._birth = birth
+    def __init__(self, node: Node, connection: socket.socket) -> None:
+        """`connection` leads to the parent."""
+        self._node = node
+        self._connection = connection
         self._orders: asyncio.Queue[StopOrder] = asyncio.Queue()
         self._orphaned = asyncio.Event()
-        self._control = Control(self._heard, self._orphaned.set)
-        self._gateway = Node(birth.config, share=birth.share)
+        self._control = Control(self._on_message, self._orphaned.set)
         self._answering: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
-        """Serve until the parent says stop, or is gone; returns the exit code."""
-        await self._control.open(self._birth.control)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._control.say, {"leave": True})
-        beating = asyncio.create_task(self._beat())
+        """Serve until the parent says stop or ends; returns the exit code."""
+        await self._control.open(self._connection)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._control.send, {"leave": True})
+        heartbeats = asyncio.create_task(self._send_heartbeats())
         try:
-            await self._gateway.start()
-            self._control.say({"listening": True})
-            return await self._serve()
+            await self._node.start()
+            self._control.send({"listening": True})
+            return await self._until_stopped()
         finally:
-            await self._gateway.stop()
-            beating.cancel()
+            await self._node.stop()
+            heartbeats.cancel()
             with suppress(asyncio.CancelledError):
-                await beating
+                await heartbeats
 
-    async def _serve(self) -> int:
-        serving = asyncio.create_task(until_stopped(self._gateway, self._orders))
+    async def _until_stopped(self) -> int:
+        serving = asyncio.create_task(until_stopped(self._node, self._orders))
         orphaned = asyncio.create_task(self._orphaned.wait())
         await asyncio.wait((serving, orphaned), return_when=asyncio.FIRST_COMPLETED)
         orphaned.cancel()
         if serving.done():
             return serving.result()
         serving.cancel()
-        log.critical("the parent is gone")
+        log.critical("parent process ended")
         return EXIT_ORPHANED
 
-    async def _beat(self) -> None:
+    async def _send_heartbeats(self) -> None:
         while True:
-            self._control.say({"beat": True})
+            self._control.send({"beat": True})
             await asyncio.sleep(HEARTBEAT_INTERVAL)
 
-    def _heard(self, message: Message) -> None:
+    def _on_message(self, message: Message) -> None:
         match message:
             case {"ask": "state"}:
-                self._control.answer(message, self._gateway.state())
+                self._control.answer(message, self._node.state())
             case {"ask": "metrics"}:
-                self._control.answer(message, self._gateway.metrics().decode())
-            case {"ask": "live"}:
-                self._answer_soon(message, self._gateway.live.snapshot())
+                self._control.answer(message, self._node.metrics().decode())
+            case {"ask": "dashboard"}:
+                self._answer_later(message, self._node.dashboard.snapshot())
             case {"ask": "session", "about": web_socket_id}:
-                self._answer_soon(message, self._gateway.live.look_up(web_socket_id))
+                self._answer_later(message, self._node.dashboard.look_up(web_socket_id))
             case {"stop": [delay, seconds]}:
                 self._orders.put_nowait(StopOrder(delay, seconds))
 
-    def _answer_soon(self, question: Message, finding: Coroutine[Any, Any, object]) -> None:
-        """Answer with what `finding` returns, some time later."""
-
+    def _answer_later(self, question: Message, result: Coroutine[Any, Any, object]) -> None:
         async def answer() -> None:
-            self._control.answer(question, await finding)
+            self._control.answer(question, await result)
 
         task = asyncio.create_task(answer())
         self._answering.add(task)

@@ -18,8 +18,8 @@ def state(**members: Any) -> dict[str, Any]:
         "channels": 2,
         "delivered": 5,
         "invalid": {"not JSON": 1},
-        "refused": {},
-        "ended": {"1000 disconnected": 3},
+        "rejected": {},
+        "closed": {"1000 disconnected": 3},
         **members,
         "redis": redis | members.get("redis", {}),
     }
@@ -30,7 +30,7 @@ def test_counts_are_summed() -> None:
     assert body["ready"]
     assert (body["sessions"], body["handshakes"], body["channels"], body["delivered"]) == (4, 2, 4, 10)
     assert body["invalid"] == {"not JSON": 3, "too long": 1}
-    assert body["ended"] == {"1000 disconnected": 6}
+    assert body["closed"] == {"1000 disconnected": 6}
 
 
 def test_it_has_the_form_of_a_single_one() -> None:

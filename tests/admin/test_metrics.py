@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway.admin.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
 from gateway.core.session import Session
 from gateway.messages import INVALID_KINDS, CloseCode, InvalidResult
+from gateway.nodes.sources import Readiness, Sources
 from gateway.server.acceptor import Acceptor
 from gateway.server.access import AccessControl
 from gateway.telemetry.latency import Histogram, Latency
@@ -90,16 +91,23 @@ class Scene:
         self.broker = Broker()
         self.latency = Latency(lambda _call: None, lambda: 0.0, lambda: 0.0)
         self.lag = Histogram(LAG_BOUNDS)
-        self.why_not: list[str] = []
         self.published: Counter[str] = Counter()
         door = Acceptor(lambda _path: None, nobody, 10, 5.0, self.node.clock)
         broker: Any = self.broker
-        self.metrics = NodeMetrics(
-            "node-1", self.node, 100, broker, door, self.gate, self, self.latency, self.lag, self.published
+        self.readiness = Readiness(broker)
+        sources = Sources(
+            "node-1",
+            100,
+            self.node,
+            broker,
+            door,
+            self.gate,
+            self.readiness,
+            self.latency,
+            self.lag,
+            self.published,
         )
-
-    def reasons(self) -> list[str]:
-        return self.why_not
+        self.metrics = NodeMetrics(sources)
 
     def session(self, name: bytes = b"id") -> Session:
         self.node.admission.admit("192.0.2.1")
@@ -142,9 +150,9 @@ async def test_registrations_by_outcome() -> None:
     second.message_received(b'{"topic":"/user/topic/registration"}')
     counted = {
         name: scene.now("gateway_registrations_total", outcome=name)
-        for name in ("acknowledged", "refused", "timed_out")
+        for name in ("confirmed", "denied", "timed_out")
     }
-    assert counted == {"acknowledged": 1, "refused": 1, "timed_out": 1}
+    assert counted == {"confirmed": 1, "denied": 1, "timed_out": 1}
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="already_registered") == 1
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="missing_id") == 1
     assert scene.now("gateway_redis_channels", state="confirmed") == 1
@@ -185,7 +193,7 @@ async def test_a_result_that_is_held_for_its_session_has_one() -> None:
 async def test_the_state_of_redis_and_of_the_node() -> None:
     scene = Scene()
     here = {"server": "redis://redis:6379/0"}
-    scene.published.update(["held", "nobody", "nobody"])
+    scene.published.update(["received", "no_receivers", "no_receivers"])
     scene.gate.count(ORIGIN)
     scene.lag.observe(0.3)
     text = scene.metrics.render()
@@ -195,7 +203,7 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     assert value(text, "gateway_redis_outage_seconds_total") == 1.5
     assert value(text, "gateway_redis_probes_total", outcome="missed", **here) == 1
     assert value(text, "gateway_redis_reconciliations_total", **here) == 3
-    assert value(text, "gateway_published_total", outcome="nobody") == 2
+    assert value(text, "gateway_published_total", outcome="no_receivers") == 2
     assert value(text, "gateway_rejected_total", kind="origin_not_allowed") == 1
     assert value(text, "gateway_event_loop_lag_seconds_bucket", le="0.25") == 0
     assert value(text, "gateway_event_loop_lag_seconds_bucket", le="0.5") == 1
@@ -203,7 +211,7 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     assert value(text, "process_resident_memory_bytes") > 1e6
     assert not [name for name, _ in samples(text) if name.startswith("gateway_redis_probe_round")], "none yet"
     scene.broker.probe.round_trip = 0.002
-    scene.why_not.append("draining")
+    scene.readiness.draining = True
     assert scene.now("gateway_redis_probe_round_trip_seconds", **here) == 0.002
     assert scene.now("gateway_ready") == 0
 
@@ -246,7 +254,7 @@ async def test_workers_metrics_become_one_text() -> None:
 async def test_every_family_is_in_a_scrape() -> None:
     text = Scene().metrics.render()
     types = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text.decode(), re.MULTILINE))
-    assert types == {family.name: family.word for family in FAMILIES}
+    assert types == {family.name: family.type for family in FAMILIES}
 
 
 @pytest.mark.needs("promtool")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -59,7 +60,7 @@ def publisher() -> FakePublisher:
 
 @pytest.fixture
 async def client(publisher: FakePublisher) -> AsyncIterator[Client]:
-    client = await client_of(PublishEndpoint(publisher, TOKEN, "ws:", 1024))
+    client = await client_of(PublishEndpoint(publisher, TOKEN, "ws:", 1024, Counter()))
     yield client
     await client.close()
 
@@ -132,7 +133,7 @@ async def test_a_mix(client: Client, publisher: FakePublisher) -> None:
     assert none["webSocketId"] is None
     assert len(publisher.batches[0]) == 3
     assert [line["event"] for line in logged] == ["results unconfirmed"]
-    assert (logged[0]["count"], logged[0]["of"], logged[0]["why"]) == (1, 5, "Redis is away")
+    assert (logged[0]["count"], logged[0]["of"], logged[0]["reason"]) == (1, 5, "Redis is away")
 
 
 async def test_redis_out_of_reach(client: Client) -> None:
@@ -185,8 +186,8 @@ async def test_what_is_no_result(client: Client, publisher: FakePublisher, body:
         (b'"\xff"', 400, "not JSON"),
         (b'{"results": []}', 400, "at least one"),
         (b'{"results": {}}', 400, "at least one"),
-        (b'{"results": [{}], "retain": 1}', 400, "nothing else"),
-        (orjson.dumps({"results": [{}] * (MAX_RESULTS + 1)}), 413, "at most 1000 results and not 1001"),
+        (b'{"results": [{}], "retain": 1}', 400, "must have one member"),
+        (orjson.dumps({"results": [{}] * (MAX_RESULTS + 1)}), 413, "at most 1000 results; this one has 1001"),
         (b" " * (MAX_PUBLISH_BODY + 1), 413, "at most 2097152 bytes"),
     ],
 )
@@ -253,7 +254,7 @@ async def test_the_schemes_case_does_not_matter(client: Client) -> None:
 async def test_without_a_token_of_the_node_it_is_off(
     publisher: FakePublisher, headers: dict[str, str]
 ) -> None:
-    client = await client_of(PublishEndpoint(publisher, "", "ws:", 1024))
+    client = await client_of(PublishEndpoint(publisher, "", "ws:", 1024, Counter()))
     async with client.post("/publish", json=result(), headers=headers) as answer:
         assert answer.status == 403
         assert "--publish-token-file" in (await answer.json())["error"]["message"]

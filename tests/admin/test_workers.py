@@ -7,7 +7,8 @@ from typing import Any
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
-from gateway.admin.workers import WorkersHealthEndpoints
+from gateway.admin.health import HealthEndpoints
+from gateway.admin.workers import WorkersHealth
 
 from .test_aggregate import state
 
@@ -40,7 +41,7 @@ class Workers:
 async def test_health(aiohttp_client: Any) -> None:
     workers = Workers()
     app = web.Application()
-    app.add_routes(WorkersHealthEndpoints(workers, lambda: PARENTS).routes())
+    app.add_routes(HealthEndpoints(WorkersHealth(workers, lambda: PARENTS)).routes())
     client: TestClient[web.Request, web.Application] = await aiohttp_client(app)
 
     async def get(path: str) -> tuple[int, dict[str, Any]]:

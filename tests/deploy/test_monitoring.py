@@ -64,7 +64,7 @@ def queries() -> list[str]:
 
 def names(text: str) -> set[str]:
     """The metrics that a query, or a page, names; a histogram by its own name."""
-    histograms = {family.name for family in metrics.FAMILIES if family.word == "histogram"}
+    histograms = {family.name for family in metrics.FAMILIES if family.type == "histogram"}
     found = set(NAME.findall(text))
     return {name.rpartition("_")[0] if name.rpartition("_")[0] in histograms else name for name in found}
 
@@ -151,7 +151,7 @@ def test_the_page_describes_every_metric() -> None:
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| (.*?) \| (.*?) \|$", OPERATIONS.read_text(), re.MULTILINE)
     told = [row for row in rows if row[1] in ("counter", "gauge", "histogram")]
     assert told == [
-        (family.name, family.word, ", ".join(f"`{label}`" for label in family.labels), family.help)
+        (family.name, family.type, ", ".join(f"`{label}`" for label in family.labels), family.help)
         for family in DESCRIBED
     ]
 

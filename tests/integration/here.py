@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 
+from gateway import node as nodes
 from gateway.config import build
 from gateway.node import Node
 
@@ -19,7 +20,7 @@ from .load import SECONDS, until
 async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
     """A gateway on free ports with these settings, whether it reaches Redis or not; stops at the end."""
     where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": redis_url}
-    gateway = Node(build(where | settings), demo=demo)
+    gateway = await nodes.build(build(where | settings), demo={} if demo else None)
     await gateway.start()
     try:
         yield gateway
@@ -37,13 +38,11 @@ async def gateway_here(redis_url: str, *, demo: bool = False, **settings: Any) -
 
 def port_of(gateway: Node) -> int:
     """The public port it got."""
-    assert gateway.listening is not None
     return gateway.listening.port
 
 
 def admin_port_of(gateway: Node) -> int:
     """The admin port it got."""
-    assert gateway.listening is not None
     return gateway.listening.admin_port
 
 

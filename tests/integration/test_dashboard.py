@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.admin.dashboard import MAX_PAGES
+from gateway.admin.dashboard import MAX_PAGES, EventFeed
 from gateway.node import Node
 from gateway.nodes.survey import NOT_CONNECTED
 from gateway.publishing import api as publishing
@@ -237,8 +237,7 @@ async def node_here(valkey: ValkeyProcess) -> AsyncIterator[Node]:
 
 
 async def test_asks_others_only_while_a_page_is_open(node_here: Node) -> None:
-    assert node_here._live is not None
-    feed = node_here._live.feed
+    feed = feed_of(node_here)
     assert not feed._making
     async with page(admin_port_of(node_here)) as told, page(admin_port_of(node_here)) as told_too:
         making = feed._making or pytest.fail("nobody asks")
@@ -250,8 +249,7 @@ async def test_asks_others_only_while_a_page_is_open(node_here: Node) -> None:
 
 async def test_so_many_pages_and_no_more(node_here: Node) -> None:
     port = admin_port_of(node_here)
-    assert node_here._live is not None
-    feed = node_here._live.feed
+    feed = feed_of(node_here)
     async with contextlib.AsyncExitStack() as pages:
         for _ in range(MAX_PAGES):
             await pages.enter_async_context(page(port))
@@ -262,6 +260,11 @@ async def test_so_many_pages_and_no_more(node_here: Node) -> None:
         ):
             assert refused.status == 503
             assert (await refused.json())["error"]["code"] == "busy"
+
+
+def feed_of(node: Node) -> EventFeed:
+    assert node._admin_port is not None
+    return node._admin_port._dashboard.feed
 
 
 async def test_a_node_that_stops_ends_its_streams(valkey: ValkeyProcess) -> None:
@@ -276,15 +279,14 @@ async def test_a_node_that_stops_ends_its_streams(valkey: ValkeyProcess) -> None
 async def test_a_page_that_fails_once_goes_on(
     node_here: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert node_here._live is not None
-    snapshot, failures = node_here.live.snapshot, iter([RuntimeError("once")])
+    snapshot, failures = node_here.dashboard.snapshot, iter([RuntimeError("once")])
 
     async def fails_once() -> dict[str, Any]:
         if (error := next(failures, None)) is not None:
             raise error
         return await snapshot()
 
-    monkeypatch.setattr(node_here.live, "snapshot", fails_once)
+    monkeypatch.setattr(node_here.dashboard, "snapshot", fails_once)
     async with page(admin_port_of(node_here)) as told:
         assert (await told())["nodes"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from gateway.cli.commands import commands
+from gateway.cli.main import commands
 from gateway.drill import DRILLS, Drill, Plan
 from gateway.drill import runner as stage
 from gateway.drill.fleet import ValkeyProcess

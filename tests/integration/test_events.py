@@ -242,7 +242,7 @@ async def test_a_client_that_does_not_read(
             while await backend.publish(f"websocket:{name}", result):
                 pass
             await until(lambda: not gateway.sessions, "it is dropped")
-            assert gateway._node.ended == {(1008, "slow consumer"): 1}
+            assert gateway._context.ended == {(1008, "slow consumer"): 1}
 
 
 async def test_http_1_0(place: Place, backend: redis.asyncio.Redis, new_id: NewId) -> None:

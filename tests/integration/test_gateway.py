@@ -294,7 +294,7 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
             operator.send(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n")
             assert (await operator.answer())[0] == 404, "browsers' business is on the other port"
         async with Raw.registered(port_of(gateway), new_id()), Raw.connected(port_of(gateway)):
-            await until(lambda: gateway._door.handshakes == 1, "the silent connection is seen")
+            await until(lambda: gateway._acceptor.handshakes == 1, "the silent connection is seen")
             await until(
                 lambda: gateway._broker.server_brokers[0].probe.round_trip, "a probe has come through"
             )

@@ -222,7 +222,7 @@ async def test_handshakes_that_are_never_finished(valkey: ValkeyProcess) -> None
         )
         assert min(times) >= 0.5
         assert max(times) < 2, "a deadline, which no byte puts off"
-        assert not gateway._door.handshakes
+        assert not gateway._acceptor.handshakes
 
 
 async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> None:
@@ -233,7 +233,7 @@ async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> Non
         Raw.connected(port_of(gateway)),
         Raw.connected(port_of(gateway)) as second,
     ):
-        await until(lambda: gateway._door.handshakes == 2, "two are under way")
+        await until(lambda: gateway._acceptor.handshakes == 2, "two are under way")
         async with Raw.connected(port_of(gateway)) as third:
             status, headers, _ = await third.answer()
             assert status == 503
@@ -242,7 +242,7 @@ async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> Non
         second.send(f"{HANDSHAKE}\r\n".encode())
         assert (await second.head()).startswith(b"HTTP/1.1 101 ")
         async with Raw.registered(port_of(gateway), new_id()):
-            assert gateway._door.refused == 1
+            assert gateway._acceptor.refused == 1
 
 
 async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(
@@ -262,7 +262,7 @@ async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(
 async def test_the_backlog_is_what_the_setting_says(valkey: ValkeyProcess, backlog: int) -> None:
     settings: dict[str, Any] = {} if backlog == 4096 else {"backlog": backlog}
     async with gateway_here(valkey.url, **settings) as gateway:
-        listener = gateway._listeners[0].sockets[0]
+        listener = gateway._public_port._listeners[0]
         # Of a listening socket, tcpi_sacked in struct tcp_info is how long its queue may be.
         information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         assert struct.unpack_from("I", information, 28)[0] == min(backlog, SOMAXCONN)

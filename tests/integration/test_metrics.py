@@ -23,7 +23,7 @@ TOKEN = "0123456789abcdef"
 BROWSERS = 200
 
 JSON = "gateway_sessions{protocol=json,transport=websocket}"
-ACKNOWLEDGED = "gateway_registrations_total{kind=,outcome=acknowledged}"
+CONFIRMED = "gateway_registrations_total{kind=,outcome=confirmed}"
 DELIVERED = "gateway_results_total{kind=,outcome=delivered}"
 STAMPED = "gateway_publish_to_socket_seconds_count{since=published}"
 OTHERS = "gateway_publish_to_socket_seconds_count{since=arrived}"
@@ -72,9 +72,9 @@ async def test_the_numbers_are_those_of_what_was_done(
     names = [f"counted-{number}" for number in range(BROWSERS)]
     with NodeProcess(valkey.url, "--publish-token", TOKEN) as node:
         scrapes = Scrapes(http, node.admin_port)
-        await scrapes.until({JSON: 0, ACKNOWLEDGED: 0, DELIVERED: 0, STAMPED: 0, OTHERS: 0})
+        await scrapes.until({JSON: 0, CONFIRMED: 0, DELIVERED: 0, STAMPED: 0, OTHERS: 0})
         async with crowd([node.port], names), redis.asyncio.Redis(port=valkey.port) as backend:
-            held = {"gateway_redis_channels{state=wanted}": BROWSERS, ACKNOWLEDGED: BROWSERS, JSON: BROWSERS}
+            held = {"gateway_redis_channels{state=wanted}": BROWSERS, CONFIRMED: BROWSERS, JSON: BROWSERS}
             await scrapes.until({**held, "gateway_redis_channels{state=confirmed}": BROWSERS})
 
             for name in names:  # one that says when it was published, one that does not, and one that is none
@@ -97,8 +97,8 @@ async def test_the_numbers_are_those_of_what_was_done(
                     "gateway_results_total{kind=not a result,outcome=invalid}": BROWSERS,
                     STAMPED: 2 * BROWSERS + 1,
                     OTHERS: BROWSERS,
-                    "gateway_published_total{outcome=held}": 1,
-                    "gateway_published_total{outcome=nobody}": 1,
+                    "gateway_published_total{outcome=received}": 1,
+                    "gateway_published_total{outcome=no_receivers}": 1,
                     "gateway_published_total{outcome=denied}": 1,
                 }
             )

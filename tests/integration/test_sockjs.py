@@ -509,7 +509,7 @@ async def test_a_client_that_does_not_come_back(
         assert await page.poll() == "o"
         assert gateway.sessions == 1
         await until(lambda: not gateway.sessions, "the session is given up")
-        assert gateway._node.ended == {(1006, "client did not come back"): 1}
+        assert gateway._context.ended == {(1006, "client did not come back"): 1}
         assert await page.send("x") == 404
 
 

@@ -34,7 +34,7 @@ SOON = 2.0  # seconds: what takes no time, on a machine that is busy
 QUICK = "import gateway.workers.liveness as r; r.HEARTBEAT_INTERVAL = 0.1\n"
 """Signs of life every tenth of a second, so that nobody has to wait for a worker to count as hung."""
 
-SLOW_TO_REPLACE = "import gateway.workers.liveness as r; r.FIRST_PAUSE = 4.0\n"
+SLOW_TO_REPLACE = "import gateway.workers.liveness as r; r.FIRST_RESTART_DELAY = 4.0\n"
 
 TOKEN = "a-token-that-is-long-enough"
 
@@ -275,7 +275,7 @@ async def test_others_take_what_comes_for_one_that_is_gone(valkey: ValkeyProcess
     with node_of(valkey, preface=preface) as node:
         await until(lambda: all(pids(node)), "all are there")
         os.kill(pids(node)[0], signal.SIGKILL)
-        await until(lambda: node.logged("worker is replaced"), "the parent knows")
+        await until(lambda: node.logged("worker replaced"), "the parent knows")
         started = time.monotonic()
         async with arrivals(node, 30) as browsers:
             if not relieved:
@@ -299,7 +299,7 @@ async def test_a_worker_that_hangs_is_relieved_and_then_replaced(valkey: ValkeyP
         os.kill(hung, signal.SIGSTOP)
         async with arrivals(node, 30) as browsers:
             await until(lambda: all(browser.answered.is_set() for browser in browsers), "all are answered")
-        await until(lambda: node.logged("worker hangs, and is killed"), "the parent has noticed")
+        await until(lambda: node.logged("worker killed"), "the parent has noticed")
         await until(lambda: pids(node)[0] not in (0, hung), "there is another")
         assert not lives(hung)
         assert len(node.logged("worker ended")) == 1
@@ -362,7 +362,7 @@ def test_workers_that_cannot_start_end_the_node(valkey: ValkeyProcess) -> None:
     broken = "import gateway.node as a\nasync def fail(self): raise RuntimeError('no')\na.Node.start = fail\n"
     with pytest.raises(EmbeddedError, match="it ended with 1") as caught:
         NodeProcess(valkey.url, "--workers", "2", preface=broken)
-    assert "worker is replaced" not in str(caught.value)
+    assert "worker replaced" not in str(caught.value)
 
 
 async def test_as_many_workers_as_processors(valkey: ValkeyProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from gateway.nodes.info import (
     parse_node_info,
     redis_troubles,
 )
+from gateway.nodes.sources import Readiness, Sources
 from gateway.nodes.survey import MAX_MESSAGE
 from gateway.redis.broker import Broker
 from gateway.telemetry.latency import BOUNDS, Histogram, Latency
@@ -128,12 +130,23 @@ class Scene:
         self.clock = Clock()
         self.node = node(self.clock)
         self.line = Line()
-        self.draining = False
         self.latency = Latency(lambda call: call(), self.clock, self.clock)
         self.lag = Histogram((0.01, 0.1))
-        self.reporter = InfoSource(
-            "node-1", self.node, cast("Broker", self.line), self, 1_000, self.latency, self.lag, self.clock
+        broker, unused = cast("Broker", self.line), cast("Any", None)
+        self.readiness = Readiness(broker)
+        sources = Sources(
+            "node-1",
+            1_000,
+            self.node,
+            broker,
+            unused,
+            unused,
+            self.readiness,
+            self.latency,
+            self.lag,
+            Counter(),
         )
+        self.reporter = InfoSource("node-1", sources)
 
     def registered(self, name: str = "12345678") -> Session:
         self.node.admission.admit("192.0.2.1")
@@ -191,7 +204,7 @@ def test_reports_all_durations_together() -> None:
 def test_reports_its_troubles() -> None:
     scene = Scene()
     scene.line.probe_age = 5.0
-    scene.draining = True
+    scene.readiness.draining = True
     assert [trouble["tone"] for trouble in scene.told()["troubles"]] == ["bad", "note"]
 
 

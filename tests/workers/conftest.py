@@ -6,20 +6,22 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.server.listeners import listen
 from gateway.workers.control import Control
-from gateway.workers.listeners import listen
 from gateway.workers.slots import WorkerProcess, WorkerSlot
 
 
 @pytest.fixture
-def posts() -> Iterator[list[WorkerSlot]]:
-    """Two posts on a port, with workers that listen; nobody accepts."""
-    found = [WorkerSlot(number, group) for number, group in enumerate(listen("127.0.0.1", 0, 2, 100), 1)]
-    for post in found:
-        post.life = WorkerProcess(1, Control(lambda _message: None, lambda: None))
-        post.life.listening = True
+def slots() -> Iterator[list[WorkerSlot]]:
+    """Two slots on a port, with workers that listen; nobody accepts."""
+    found = [
+        WorkerSlot(number, group) for number, group in enumerate(listen("port", "127.0.0.1", 0, 100, 2), 1)
+    ]
+    for slot in found:
+        slot.process = WorkerProcess(1, Control(lambda _message: None, lambda: None))
+        slot.process.listening = True
     yield found
-    for post in found:
-        post.inbox.close()
-        for listener in post.listeners:
+    for slot in found:
+        slot.inbox.close()
+        for listener in slot.listeners:
             listener.close()

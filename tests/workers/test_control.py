@@ -42,10 +42,10 @@ async def line() -> AsyncIterator[tuple[End, End, socket.socket]]:
 
 async def test_what_one_says_the_other_hears_in_order() -> None:
     async with line() as (here, there, theirs):
-        there.control.say({"said": "before it was open"})
+        there.control.send({"said": "before it was open"})
         await there.control.open(theirs)
         for number in range(100):
-            there.control.say({"number": number, "text": "ü\n" * number})
+            there.control.send({"number": number, "text": "ü\n" * number})
         assert await here.next() == {"said": "before it was open"}
         for number in range(100):
             assert await here.next() == {"number": number, "text": "ü\n" * number}
@@ -60,7 +60,7 @@ async def test_questions_have_their_answers_in_any_order() -> None:
             there.control.answer(question, {"of": question["ask"]})
         assert await asyncio.gather(*asking) == [{"of": "one"}, {"of": "two"}]
         there.control.answer(questions[0], "again")
-        there.control.say({"after": True})
+        there.control.send({"after": True})
         assert await here.next() == {"after": True}
 
 
@@ -75,7 +75,7 @@ async def test_no_answer_is_none() -> None:
         assert await asking is None
         async with asyncio.timeout(SECONDS):
             await here.lost.wait()
-        here.control.say({"to": "nobody"})
+        here.control.send({"to": "nobody"})
 
 
 async def test_an_endless_line_is_the_end() -> None:

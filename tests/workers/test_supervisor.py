@@ -28,21 +28,22 @@ from gateway.workers.supervisor import Supervisor
 pytestmark = pytest.mark.real
 
 SECONDS = 5.0
+WHERE = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": "redis://127.0.0.1:1"}
 IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
 
 
 class Played:
     """A worker: a process that does nothing, and what the test says in its name."""
 
-    def __init__(self, post: WorkerSlot) -> None:
-        self.post = post
+    def __init__(self, slot: WorkerSlot) -> None:
+        self.slot = slot
         self.process = subprocess.Popen(IDLE)
         self.heard: asyncio.Queue[Message] = asyncio.Queue()
         self.control = Control(self._hear, lambda: None)
 
     def _hear(self, message: Message) -> None:
         if message.get("ask") == "state":
-            self.control.answer(message, {"of": self.post.number})
+            self.control.answer(message, {"of": self.slot.number})
         else:
             self.heard.put_nowait(message)
 
@@ -59,45 +60,45 @@ class Played:
 class Scene:
     """A parent of two."""
 
-    def __init__(self) -> None:
-        where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": "redis://127.0.0.1:1"}
-        self.supervisor = Supervisor(build({**where, "workers": 2, "max_sessions": 101}))
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.supervisor = supervisor
         self.played: list[Played] = []
 
-    async def vacancy(self) -> WorkerSlot | None:
+    async def next_vacant(self) -> WorkerSlot | None:
         async with asyncio.timeout(SECONDS):
-            return await self.supervisor.vacancy()
+            return await self.supervisor.next_vacant()
 
-    async def give_birth(self) -> Played:
-        """Fill the next vacancy."""
-        post = await self.vacancy()
-        assert post is not None
-        worker = Played(post)
+    async def start_worker(self) -> Played:
+        """Fill the next vacant slot."""
+        slot = await self.next_vacant()
+        assert slot is not None
+        worker = Played(slot)
         self.played.append(worker)
         ours, theirs = socket.socketpair()
-        self.supervisor.born(post, worker.process.pid, ours)
+        self.supervisor.started(slot, worker.process.pid, ours)
         await worker.control.open(theirs)
         return worker
 
     async def both(self) -> tuple[Played, Played]:
         """Two workers that listen."""
-        one, two = await self.give_birth(), await self.give_birth()
+        one, two = await self.start_worker(), await self.start_worker()
         for worker in (one, two):
-            worker.control.say({"listening": True})
+            worker.control.send({"listening": True})
         await self.until_answers({"of": 1}, {"of": 2})
         return one, two
 
     async def until_answers(self, *expected: object) -> None:
         """Ask the workers until they answer so."""
         async with asyncio.timeout(SECONDS):
-            while await self.supervisor.ask("state") != list(expected):
+            while await self.supervisor.workers.ask("state") != list(expected):
                 pass
 
 
 @contextlib.asynccontextmanager
 async def opened() -> AsyncIterator[Scene]:
-    scene = Scene()
-    await scene.supervisor.open()
+    supervisor = await module.build(build(WHERE | {"workers": 2, "max_sessions": 101}))
+    await supervisor.start()
+    scene = Scene(supervisor)
     try:
         yield scene
     finally:
@@ -122,15 +123,15 @@ def events(lines: list[Any]) -> list[str]:
 
 async def test_it_listens_once_all_workers_do(logged: list[Any]) -> None:
     async with opened() as scene:
-        one = await scene.give_birth()
-        two = await scene.give_birth()
-        one.control.say({"listening": True})
+        one = await scene.start_worker()
+        two = await scene.start_worker()
+        one.control.send({"listening": True})
         await scene.until_answers({"of": 1}, None)
         assert "listening" not in events(logged)
-        two.control.say({"listening": True})
+        two.control.send({"listening": True})
         await scene.until_answers({"of": 1}, {"of": 2})
         assert events(logged).count("listening") == 1
-        assert [account["pid"] for account in scene.supervisor.accounts()] == [
+        assert [account["pid"] for account in scene.supervisor.workers.accounts()] == [
             one.process.pid,
             two.process.pid,
         ]
@@ -138,23 +139,23 @@ async def test_it_listens_once_all_workers_do(logged: list[Any]) -> None:
 
 async def test_each_worker_gets_its_part_of_the_limits() -> None:
     async with opened() as scene:
-        post = await scene.vacancy()
-        assert post is not None
+        slot = await scene.next_vacant()
+        assert slot is not None
         ours, theirs = socket.socketpair()
         with ours, theirs:
-            birth = scene.supervisor.birth(post, theirs, 1, None)
-            assert birth.config.max_sessions == 51
-            assert birth.config.max_sessions_per_ip == 1_000
-            assert len(birth.share.inboxes) == 2
-            assert {theirs.fileno(), post.listeners[0].fileno()} < birth.descriptors()
+            spec = scene.supervisor.spec(slot, theirs, 1, None)
+            assert spec.config.max_sessions == 51
+            assert spec.config.max_sessions_per_ip == 1_000
+            assert len(spec.share.inboxes) == 2
+            assert {theirs.fileno(), slot.listeners[0].fileno()} < spec.descriptors()
 
 
 async def test_who_ends_is_replaced(logged: list[Any]) -> None:
     async with opened() as scene:
         one, _ = await scene.both()
         one.end()
-        assert await scene.vacancy() is one.post
-        assert [account["restarts"] for account in scene.supervisor.accounts()] == [1, 0]
+        assert await scene.next_vacant() is one.slot
+        assert [account["restarts"] for account in scene.supervisor.workers.accounts()] == [1, 0]
         (ended,) = [line for line in logged if line["event"] == "worker ended"]
         assert (ended["worker"], ended["signal"], ended["log_level"]) == (1, "SIGKILL", "error")
 
@@ -168,25 +169,25 @@ async def test_who_gives_no_sign_of_life_is_killed(
 
         async def beat() -> None:
             while True:
-                two.control.say({"beat": True})
+                two.control.send({"beat": True})
                 await asyncio.sleep(0.005)
 
         beating = asyncio.create_task(beat())
-        assert await scene.vacancy() is one.post
-        assert "worker hangs, and is killed" in events(logged)
+        assert await scene.next_vacant() is one.slot
+        assert "worker killed" in events(logged)
         assert two.process.poll() is None
         beating.cancel()
 
 
 async def test_who_never_could_ends_the_node(logged: list[Any]) -> None:
     async with opened() as scene:
-        one, two = await scene.give_birth(), await scene.give_birth()
+        one, two = await scene.start_worker(), await scene.start_worker()
         one.end()
         assert await two.next() == {"stop": [0, 0]}
         two.end()
-        assert await scene.vacancy() is None
+        assert await scene.next_vacant() is None
         assert scene.supervisor.exit_code == 1
-        assert "worker is replaced" not in events(logged)
+        assert "worker replaced" not in events(logged)
 
 
 async def test_when_the_system_has_no_process_to_spare_it_is_tried_again(
@@ -195,24 +196,26 @@ async def test_when_the_system_has_no_process_to_spare_it_is_tried_again(
     async with opened() as scene:
         one, _two = await scene.both()
         one.end()
-        post = await scene.vacancy()
-        assert post is one.post
+        slot = await scene.next_vacant()
+        assert slot is one.slot
 
         def fork() -> int:
             raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
         monkeypatch.setattr(os, "fork", fork)
-        module._fork(scene.supervisor, post, None)
-        assert await scene.vacancy() is post
+        module._fork(scene.supervisor, slot, None)
+        assert await scene.next_vacant() is slot
         (line,) = [line for line in logged if line["event"] == "worker not started"]
-        assert (line["worker"], line["why"]) == (1, "Resource temporarily unavailable")
-        assert not scene.supervisor.draining
+        assert (line["worker"], line["reason"]) == (1, "Resource temporarily unavailable")
+        assert not scene.supervisor.workers.draining
 
 
 async def test_when_it_has_none_from_the_start_the_node_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened() as scene:
-        scene.supervisor.unborn(scene.supervisor._posts[0], OSError(errno.ENOMEM, "Cannot allocate memory"))
-        assert scene.supervisor.draining
+        scene.supervisor.fork_failed(
+            scene.supervisor._slots[0], OSError(errno.ENOMEM, "Cannot allocate memory")
+        )
+        assert scene.supervisor.workers.draining
         assert scene.supervisor.exit_code == 1
 
 
@@ -222,26 +225,26 @@ async def test_all_are_told_to_stop_and_then_to_end() -> None:
         for order in (StopOrder(5, 20), StopOrder(0, 0)):
             scene.supervisor._stop(order)
             assert [await worker.next() for worker in workers] == [{"stop": list(order)}] * 2
-        assert scene.supervisor.draining
+        assert scene.supervisor.workers.draining
         for worker in workers:
             worker.end()
-        assert await scene.vacancy() is None
+        assert await scene.next_vacant() is None
         assert scene.supervisor.exit_code == 0
 
 
 async def test_one_that_leaves_already_is_told_once(logged: list[Any]) -> None:
     async with opened() as scene:
         one, two = await scene.both()
-        one.control.say({"leave": True})
+        one.control.send({"leave": True})
         assert await one.next() == {"stop": [5.0, 20.0]}
-        assert not one.post.accepts
+        assert not one.slot.accepts
         scene.supervisor._stop(StopOrder(0, 0))
         assert await two.next() == {"stop": [0, 0]}
         assert one.heard.empty(), "a second order would end it at once"
-        two.control.say({"leave": True})
+        two.control.send({"leave": True})
         scene.supervisor._stop(StopOrder(0, 0))
         assert await one.next() == {"stop": [0, 0]}
-        assert events(logged).count("worker leaves") == 1
+        assert events(logged).count("worker draining") == 1
 
 
 async def test_who_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
@@ -249,15 +252,16 @@ async def test_who_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, logge
     async with opened() as scene:
         await scene.both()
         scene.supervisor._stop(StopOrder(0, 0))
-        assert await scene.vacancy() is None
+        assert await scene.next_vacant() is None
         assert scene.supervisor.exit_code == 1
-        assert events(logged).count("worker does not end, and is killed") == 2
+        assert events(logged).count("worker killed") == 2
 
 
 async def test_a_port_that_is_taken() -> None:
     async with opened() as scene:
-        port = scene.supervisor._listening.port
-        other = Supervisor(build({"host": "127.0.0.1", "port": port, "workers": 2}))
+        port = scene.supervisor.listening.port
         with pytest.raises(ConfigError, match="is taken"):
-            await other.open()
-        await other.close()
+            await module.build(build({"host": "127.0.0.1", "port": port, "workers": 2}))
+        admin_port = scene.supervisor.listening.admin_port
+        with pytest.raises(ConfigError, match="--admin-port"):
+            await module.build(build(WHERE | {"admin_port": admin_port, "workers": 2}))

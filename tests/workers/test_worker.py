@@ -15,10 +15,10 @@ import pytest
 from gateway.config import build
 from gateway.node import WorkerShare
 from gateway.server.handoff import Inbox
+from gateway.server.listeners import listen
 from gateway.workers import worker as module
 from gateway.workers.control import Control, Message
-from gateway.workers.listeners import listen
-from gateway.workers.worker import EXIT_ORPHANED, Worker, WorkerSpec
+from gateway.workers.worker import EXIT_ORPHANED, WorkerSpec, serve
 
 SECONDS = 5.0
 
@@ -52,14 +52,14 @@ def collector_as_before() -> Iterator[None]:
 async def at_work() -> AsyncIterator[tuple[Parent, asyncio.Task[int], int]]:
     """A worker that listens; its task, and its port. Nobody is where its Redis should be."""
     ours, theirs = socket.socketpair()
-    (listeners,) = listen("127.0.0.1", 0, 1, 10)
+    (listeners,) = listen("port", "127.0.0.1", 0, 10)
     inboxes = [Inbox.new(), Inbox.new()]
     port: int = listeners[0].getsockname()[1]
     config = build({"host": "127.0.0.1", "redis": "redis://127.0.0.1:1", "close_timeout": "0.1"})
     parent = Parent()
     await parent.control.open(ours)
-    birth = WorkerSpec(config, "n", WorkerShare(1, listeners, inboxes), theirs, os.getppid(), None)
-    serving = asyncio.create_task(Worker(birth).serve())
+    spec = WorkerSpec(config, "n", WorkerShare(1, listeners, inboxes), theirs, os.getppid(), None)
+    serving = asyncio.create_task(serve(spec))
     try:
         assert await parent.next() == {"listening": True}
         yield parent, serving, port
@@ -79,7 +79,7 @@ async def test_it_serves_until_it_is_told_to_stop() -> None:
         assert await reader.readuntil(b"Welcome to SockJS!\n")
         state = await parent.control.ask("state", SECONDS)
         assert (state["ready"], state["sessions"]) == (False, 0)
-        parent.control.say({"stop": [0, 0]})
+        parent.control.send({"stop": [0, 0]})
         async with asyncio.timeout(SECONDS):
             assert await serving == 0
         writer.close()
@@ -87,11 +87,11 @@ async def test_it_serves_until_it_is_told_to_stop() -> None:
 
 async def test_a_second_order_ends_it_at_once() -> None:
     async with at_work() as (parent, serving, _):
-        parent.control.say({"stop": [60, 60]})
+        parent.control.send({"stop": [60, 60]})
         async with asyncio.timeout(SECONDS):
             while "draining" not in (await parent.control.ask("state", SECONDS))["reasons"]:
                 pass
-        parent.control.say({"stop": [60, 60]})
+        parent.control.send({"stop": [60, 60]})
         async with asyncio.timeout(SECONDS):
             assert await serving == 0
 

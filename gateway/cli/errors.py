@@ -1,0 +1,35 @@
+"""How a command ends: exit codes, and the exceptions behind them.
+
+0    success
+1    the command failed (CommandFailed)
+2    wrong usage or wrong settings (UsageFailed)
+3    publish: no node holds the id, and the result is not retained
+4    watch: the gateway rejects this client for good (ClientTurnedDown)
+130  drill: interrupted by Ctrl-C
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import click
+
+EXIT_NO_RECEIVERS: Final = 3
+EXIT_INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells have it."""
+
+
+class CommandFailed(click.ClickException):
+    """The command failed: one message on stderr, exit code 1."""
+
+
+class UsageFailed(CommandFailed):
+    """What was asked for is not possible."""
+
+    exit_code = 2
+
+
+class ClientTurnedDown(CommandFailed):
+    """The gateway rejects this client for good."""
+
+    exit_code = 4

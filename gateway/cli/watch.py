@@ -1,0 +1,71 @@
+"""The command watch."""
+
+from __future__ import annotations
+
+import re
+import time
+from contextlib import suppress
+from typing import Any
+
+import click
+import orjson
+
+from ..messages import WEB_SOCKET_ID
+from ..telemetry import logs
+from .errors import ClientTurnedDown, UsageFailed
+from .runner import run
+
+
+@click.command(short_help="Register an id and print what comes.")
+@click.argument("web_socket_id", metavar="ID")
+@click.option("--url", default="ws://localhost:8080/ws", show_default=True, help="The gateway's WebSocket.")
+@click.option("--origin", help="The page's origin. [default: the host of the URL]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each event.")
+def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> None:
+    """Register ID as a browser would, print what comes, and reconnect when the connection is lost.
+
+    Exit code 4: the gateway rejects this client for good. Ctrl-C ends the command with 0.
+    """
+    from .. import client  # with aiohttp, which the other commands need not wait for
+
+    if not WEB_SOCKET_ID.fullmatch(web_socket_id):
+        raise UsageFailed("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
+    if not re.match(r"wss?://[^/]", url):
+        raise UsageFailed("--url must be ws://… or wss://…, such as ws://localhost:8080/ws")
+    try:
+        with suppress(KeyboardInterrupt):
+            run(client.watch(url, web_socket_id, print_json if as_json else print_sentence, origin=origin))
+    except client.ClientRejected as rejected:
+        raise ClientTurnedDown(str(rejected)) from None
+
+
+def print_json(event: dict[str, Any]) -> None:
+    click.echo(orjson.dumps(event))
+
+
+def print_sentence(event: dict[str, Any]) -> None:
+    click.echo(f"{time.strftime('%H:%M:%S')}  {logs.visible(_sentence(event))}")
+
+
+def _sentence(event: dict[str, Any]) -> str:
+    match event:
+        case {"event": "connected", "url": url}:
+            return f"connected to {url}"
+        case {"event": "registered", "webSocketId": web_socket_id}:
+            return f"registered {web_socket_id}"
+        case {"event": "result", "authResult": result}:
+            rest = {key: event[key] for key in ("messageId", "data") if key in event}
+            return f"result {result}" + (f" {orjson.dumps(rest).decode()}" if rest else "")
+        case {"event": "status", "push": "degraded"}:
+            return "degraded: the node has lost Redis, so results may come late"
+        case {"event": "status", "push": "restored"}:
+            return "restored: the node has Redis again"
+        case {"event": "closed", "code": code, "reason": reason}:
+            return f"closed with {code}" + (f": {reason}" if reason else "")
+        case {"event": "unreachable", "reason": reason}:
+            return f"cannot connect: {reason}"
+        case {"event": "retrying", "seconds": seconds}:
+            return f"retrying in {seconds} s"
+        case {"event": "problem", "code": code, "message": message}:
+            return f"error from the gateway: {message} ({code})"
+    return f"received {orjson.dumps(event).decode()}"

@@ -1,0 +1,154 @@
+"""Builds a node from its parts, bottom-up. Which part knows which other part stands here alone."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..admin.dashboard import LocalSource
+from ..admin.demo import DemoPages
+from ..admin.health import LocalHealth
+from ..admin.metrics import LAG_BOUNDS, NodeMetrics
+from ..admin.port import AdminPort
+from ..config import Config
+from ..core.admission import Admission
+from ..core.hub import Hub
+from ..core.session import SessionContext
+from ..errors import ConfigError
+from ..nodes.info import InfoSource
+from ..nodes.sources import Readiness, Sources
+from ..nodes.survey import Survey
+from ..redis.factory import new_broker, slot_function
+from ..redis.url import parse_redis_url, redact
+from ..server.acceptor import Acceptor
+from ..server.app import SOCKJS_PATH, PublicApp, start_runner, web_app
+from ..server.handoff import Handoff, Inbox
+from ..server.listeners import ListenAddresses, Listeners, open_listeners, port_of
+from ..system import capacity, raise_nofile_limit
+from ..telemetry.latency import Histogram, Latency
+from .node import Node
+from .public_port import PublicPort
+
+if TYPE_CHECKING:
+    import socket
+
+    from ..telemetry.tracing import Tracing
+
+DemoInfo = Mapping[str, object]
+"""What the demo page shows besides what the node knows of itself: commands that publish to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerShare:
+    """What makes a process one of a node's workers: its part of what its parent has opened for all."""
+
+    number: int
+    """From 1."""
+    listeners: Sequence[socket.socket]
+    inboxes: Sequence[Inbox]
+    """Of all the workers."""
+
+
+async def build(config: Config, *, demo: DemoInfo | None = None, share: WorkerShare | None = None) -> Node:
+    """Make a node, which listens from now on and serves after `start`; `stop` releases what it holds.
+
+    With `demo` the public port serves the demo page too; with `share` the node has no admin port.
+    Raises ConfigError if a port is taken, or tracing needs a package that is not installed.
+    """
+    listeners = open_listeners(config) if share is None else Listeners(share.listeners, ())
+    try:
+        return await _compose(config, listeners, demo, share)
+    except BaseException:
+        listeners.close()
+        raise
+
+
+async def _compose(
+    config: Config, listeners: Listeners, demo: DemoInfo | None, share: WorkerShare | None
+) -> Node:
+    addresses = ListenAddresses(
+        config.host, port_of(listeners.public), config.admin_host, port_of(listeners.admin)
+    )
+    name = config.node_name(addresses.port)
+    loop = asyncio.get_running_loop()
+    tracing = _tracing(name) if config.tracing != "off" else None
+    # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
+    latency = Latency(loop.call_soon, time.monotonic, time.time, tracing)
+    url = parse_redis_url(config.redis)
+    hub = Hub(config.channel_prefix, config.max_result_size, slot_of=slot_function(url), latency=latency)
+    client_name = f"gateway-{name}" + (f"-{share.number}" if share else "")
+    # No webSocketId has a colon, so no browser can register the probe's channel.
+    probe_channel = f"{config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
+    broker = new_broker(url, hub, client_name, loop.time, config.max_result_size, probe_channel)
+    hub.attach(broker)
+
+    room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
+    admission = Admission(room.sessions, config.max_sessions_per_ip)
+    context = SessionContext(config, hub, admission, loop.time)
+    public = PublicApp(context)
+    demo_routes = DemoPages(_demo_info(config, name, demo)).routes() if demo is not None else []
+    runner = await start_runner(
+        # With siblings, a connection must not stay with aiohttp.
+        web_app([*public.routes(), *demo_routes], middlewares=[public.one_at_a_time] if share else [])
+    )
+    assert runner.server is not None
+    acceptor = Acceptor(
+        public.endpoint, runner.server, room.handshakes, config.handshake_timeout, context.clock
+    )
+    public.attach(acceptor)
+    handoff = None
+    if share is not None:
+        handoff = Handoff(share.number, share.inboxes, SOCKJS_PATH, acceptor)
+        acceptor.pass_on = handoff.pass_on
+    public_port = PublicPort(listeners.public, config.backlog, runner, public, acceptor, handoff)
+
+    sources = Sources(
+        name=name,
+        max_sessions=room.sessions,
+        context=context,
+        broker=broker,
+        acceptor=acceptor,
+        access=public.gate,
+        readiness=Readiness(broker),
+        latency=latency,
+        lag=Histogram(LAG_BOUNDS),
+        published=Counter(),
+    )
+    metrics = NodeMetrics(sources)
+    info = InfoSource(f"{name} worker {share.number}" if share else name, sources)
+    survey = Survey(broker, config.channel_prefix, info.answer, context.clock)
+    dashboard = LocalSource(survey, info, broker, hub)
+    admin_port = None
+    if share is None:
+        health = LocalHealth(sources, metrics)
+        admin_port = await AdminPort.build(
+            config, name, listeners.admin, health, dashboard, sources.published
+        )
+    return Node(config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing)
+
+
+def _demo_info(config: Config, name: str, demo: DemoInfo) -> dict[str, Any]:
+    return {
+        "node": name,
+        "version": __version__,
+        "channelPrefix": config.channel_prefix,
+        "redisUrl": redact(config.redis),
+        **demo,
+    }
+
+
+def _tracing(node: str) -> Tracing:
+    """Tracing needs a library that most nodes do not have. Raises ConfigError."""
+    try:
+        from ..telemetry.tracing import Tracing
+    except ImportError as error:
+        raise ConfigError(
+            f"--tracing (GATEWAY_TRACING) needs more packages: pip install 'webflow-gateway[otel]' ({error})"
+        ) from error
+    return Tracing(node)

@@ -1,0 +1,136 @@
+"""A node that is composed: it starts, drains and stops, in any process that runs an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from ..admin.dashboard import LocalSource
+from ..admin.health import node_state
+from ..admin.metrics import NodeMetrics
+from ..admin.port import AdminPort
+from ..config import Config
+from ..nodes.sources import Sources
+from ..nodes.survey import Survey
+from ..server.listeners import ListenAddresses
+from .draining import close_sessions
+from .public_port import PublicPort
+from .timers import run_timers
+
+if TYPE_CHECKING:
+    from ..telemetry.tracing import Tracing
+
+log = structlog.get_logger()
+
+
+class Node:
+    """One process that serves browsers; `composition.build` makes it."""
+
+    def __init__(
+        self,
+        config: Config,
+        listening: ListenAddresses,
+        sources: Sources,
+        metrics: NodeMetrics,
+        survey: Survey,
+        dashboard: LocalSource,
+        public_port: PublicPort,
+        admin_port: AdminPort | None,
+        tracing: Tracing | None,
+    ) -> None:
+        """Without an `admin_port` it is a worker, whose parent has the port and asks for the answers."""
+        self.config = config
+        self.listening = listening
+        self.dashboard = dashboard
+        """What this process knows of all nodes."""
+        self._sources = sources
+        self._context = sources.context
+        self._hub = sources.context.hub
+        self._broker = sources.broker
+        self._acceptor = sources.acceptor
+        self._metrics = metrics
+        self._survey = survey
+        self._public_port = public_port
+        self._admin_port = admin_port
+        self._tracing = tracing
+        self._tasks: list[asyncio.Task[None]] = []
+
+    @property
+    def name(self) -> str:
+        return self._sources.name
+
+    @property
+    def sessions(self) -> int:
+        """Sessions that are open on this node."""
+        return self._context.admission.sessions
+
+    async def start(self) -> None:
+        """Serve connections, and begin to connect to Redis."""
+        await self._public_port.open()
+        if self._admin_port is not None:
+            await self._admin_port.open()
+            log_listening(self.listening)
+        context, lag = self._context, self._sources.lag
+        self._tasks = [
+            asyncio.create_task(self._broker.run(), name="broker"),
+            asyncio.create_task(self._survey.run(), name="survey"),
+            asyncio.create_task(run_timers(context.deadlines, context.clock, lag), name="session timers"),
+            asyncio.create_task(run_timers(self._acceptor.deadlines, context.clock), name="handshake timers"),
+        ]
+
+    def state(self) -> dict[str, Any]:
+        """The answer of /readyz."""
+        return node_state(self._sources)
+
+    def metrics(self) -> bytes:
+        """This process's metrics in Prometheus's text format; `metrics.merge` joins those of several."""
+        return self._metrics.render()
+
+    async def watch(self) -> None:
+        """Wait until a background task ends, which none should; raises what ended it."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    async def drain(self, delay: float, seconds: float) -> None:
+        """Turn unready, serve for `delay` seconds more, then close all sessions evenly over `seconds`."""
+        self._sources.readiness.draining = True
+        log.info("draining", sessions=self.sessions, delay=delay, seconds=seconds)
+        await asyncio.sleep(delay)
+        self._public_port.reject_new()
+        await close_sessions(
+            list(self._context.deadlines),
+            seconds,
+            self._context.clock,
+            lambda: self.sessions + self._public_port.untold,
+            self.config.close_timeout,
+        )
+
+    async def stop(self) -> None:
+        """Drop what is still open and release everything; call `drain` first for a gentle end."""
+        self._public_port.drop()
+        for session in list(self._context.deadlines):
+            session.abort()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._public_port.close()
+        if self._admin_port is not None:
+            await self._admin_port.close()
+        if self._tracing is not None:
+            await self._tracing.close()
+        log.info("stopped")
+
+
+def log_listening(listening: ListenAddresses, **about: object) -> None:
+    """Say in the log where a node listens."""
+    log.info(
+        "listening",
+        host=listening.host,
+        port=listening.port,
+        admin_host=listening.admin_host,
+        admin_port=listening.admin_port,
+        **about,
+    )

@@ -1,0 +1,104 @@
+"""Run a node until a signal stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+
+from ..config import Config
+from ..errors import ConfigError
+from ..server.listeners import ListenAddresses
+from ..telemetry import logs
+from .composition import DemoInfo, build
+from .node import Node
+
+log = structlog.get_logger()
+
+
+class StopOrder(NamedTuple):
+    """An order to drain and stop: seconds until the first session is closed, and from there to the last."""
+
+    delay: float
+    seconds: float
+
+
+async def serve(
+    config: Config,
+    *,
+    demo: DemoInfo | None = None,
+    announce: Callable[[ListenAddresses], None] | None = None,
+) -> int:
+    """Run a node until SIGTERM or SIGINT; returns the exit code.
+
+    SIGTERM drains as configured, SIGINT without delay, a second signal of either kind ends the node at
+    once. `announce` is called when the node listens. Raises ConfigError if it cannot.
+    """
+    orders: asyncio.Queue[StopOrder] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number, order in stop_orders(config).items():
+        loop.add_signal_handler(number, orders.put_nowait, order)
+    try:
+        node = await build(config, demo=demo)
+    except ConfigError as error:
+        log.error("cannot start", reason=str(error))  # noqa: TRY400 - the reason says all
+        raise
+    try:
+        logs.configure(config.log_level, config.log_format, node.name)
+        await node.start()
+        if announce is not None:
+            announce(node.listening)
+        return await until_stopped(node, orders)
+    finally:
+        await node.stop()
+
+
+def stop_orders(config: Config) -> dict[signal.Signals, StopOrder]:
+    """What each signal orders."""
+    return {
+        signal.SIGTERM: StopOrder(config.drain_delay, config.drain_seconds),
+        signal.SIGINT: StopOrder(0, 0),
+    }
+
+
+async def until_stopped(node: Node, orders: asyncio.Queue[StopOrder]) -> int:
+    """Let a started node serve until it is ordered to stop, and drain it; returns the exit code.
+
+    A second order ends it at once.
+    """
+    tune_collector()
+    watching = asyncio.create_task(node.watch())
+    stopping = asyncio.create_task(_drain_on_order(node, orders))
+    try:
+        done, _ = await asyncio.wait((watching, stopping), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        watching.cancel()
+        stopping.cancel()
+    if watching in done:
+        log.critical("background task ended", error=repr(watching.exception()))
+        return 1
+    return 0
+
+
+async def _drain_on_order(node: Node, orders: asyncio.Queue[StopOrder]) -> None:
+    order = await orders.get()
+    draining = asyncio.create_task(node.drain(order.delay, order.seconds))
+    second_order = asyncio.create_task(orders.get())
+    _, pending = await asyncio.wait((draining, second_order), return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+
+
+def tune_collector() -> None:
+    """Make full collections rare: over many live sessions they would double the cost of a registration.
+
+    What exists now lives as long as the process. Sessions die by reference counting; only aiohttp's
+    handshakes leave cycles, and the first generation finds those.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 50, 100)

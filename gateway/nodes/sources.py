@@ -1,0 +1,54 @@
+"""The parts of a node whose counters metrics, readiness and the dashboard read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from ..core.session import SessionContext
+from ..redis.broker import Broker
+from ..server.acceptor import Acceptor
+from ..server.access import AccessControl
+from ..telemetry.latency import Histogram, Latency
+
+
+@dataclass(slots=True)
+class Readiness:
+    """Whether load balancers should send browsers to this node.
+
+    A node stays ready while Redis is away, for however long: all nodes share Redis, and if every node turned
+    browsers away, logins would end that only have to wait.
+    """
+
+    broker: Broker
+    draining: bool = False
+    """True as soon as the node is told to stop."""
+
+    def reasons(self) -> list[str]:
+        """Why the node is not ready; empty if it is."""
+        reasons = []
+        if self.draining:
+            reasons.append("draining")
+        if not self.broker.ever_connected:
+            reasons.append("Redis has not been reached yet")
+        return reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a process with browsers counts, and where."""
+
+    name: str
+    """The node's."""
+    max_sessions: int
+    """As many as there are file descriptors for; it may be less than the setting."""
+    context: SessionContext
+    broker: Broker
+    acceptor: Acceptor
+    access: AccessControl
+    readiness: Readiness
+    latency: Latency
+    lag: Histogram
+    """How late the event loop's timers were."""
+    published: Counter[str]
+    """Results of POST /publish, by outcome."""

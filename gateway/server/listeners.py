@@ -1,0 +1,103 @@
+"""Listening sockets. They are opened first: a node's name may contain the port that the kernel picked."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from ..config import Config
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ListenAddresses:
+    """Where a node listens, with the ports that the kernel picked for 0."""
+
+    host: str
+    port: int
+    admin_host: str
+    admin_port: int
+
+
+class Listeners(NamedTuple):
+    """The listening sockets of one process, one for each address of a host."""
+
+    public: Sequence[socket.socket]
+    admin: Sequence[socket.socket]
+
+    def close(self) -> None:
+        for listener in (*self.public, *self.admin):
+            listener.close()
+
+
+def open_listeners(config: Config) -> Listeners:
+    """Listen on both ports of a node with one process. Raises ConfigError."""
+    (public,) = listen("port", config.host, config.port, config.backlog)
+    try:
+        (admin,) = listen("admin_port", config.admin_host, config.admin_port, config.backlog)
+    except ConfigError:
+        Listeners(public, ()).close()
+        raise
+    return Listeners(public, admin)
+
+
+def port_of(listeners: Sequence[socket.socket]) -> int:
+    """The port that these sockets have in common; 0 if there are none."""
+    return int(listeners[0].getsockname()[1]) if listeners else 0
+
+
+def listen(setting: str, host: str, port: int, backlog: int, groups: int = 1) -> list[list[socket.socket]]:
+    """Listen on `port`, on each address of `host`, once for each of `groups` processes.
+
+    Several processes share a port by SO_REUSEPORT: the kernel spreads connections evenly over their sockets.
+    For port 0 the kernel picks a port. Raises ConfigError, which names `setting`.
+    """
+    try:
+        return _listen(host, port, groups, backlog)
+    except OSError as error:
+        raise ConfigError(_cannot_listen(error, setting, host, port)) from error
+
+
+def _listen(host: str, port: int, count: int, backlog: int) -> list[list[socket.socket]]:
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    groups: list[list[socket.socket]] = [[] for _ in range(count)]
+    try:
+        for family, _, _, _, (address, _, *scope) in dict.fromkeys(infos):
+            if count > 1:
+                # With SO_REUSEPORT alone, a second gateway on the same port would not be noticed.
+                _bound(family, (address, port, *scope), share=False).close()
+            for group in groups:
+                listener = _bound(family, (address, port, *scope), share=count > 1)
+                group.append(listener)
+                port = listener.getsockname()[1]
+                listener.listen(backlog)
+    except BaseException:
+        for listener in (listener for group in groups for listener in group):
+            listener.close()
+        raise
+    return groups
+
+
+def _bound(family: int, address: tuple[Any, ...], *, share: bool) -> socket.socket:
+    bound = socket.socket(family)
+    try:
+        bound.setblocking(False)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:  # as asyncio does: IPv4 has a socket of its own
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound
+
+
+def _cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
+    reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
+    flag = setting.replace("_", "-")
+    return f"port {port} on {host} {reason}; choose another with --{flag} (GATEWAY_{setting.upper()})"

@@ -1,0 +1,53 @@
+"""Listening sockets, for one process and for several workers."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from gateway.config import build
+from gateway.errors import ConfigError
+from gateway.server.listeners import listen, open_listeners
+
+
+def test_all_listen_on_one_port() -> None:
+    groups = listen("port", "127.0.0.1", 0, 10, 3)
+    names = {listener.getsockname() for group in groups for listener in group}
+    assert [len(group) for group in groups] == [1, 1, 1]
+    assert len(names) == 1
+    taken = names.pop()[1]
+    for count in (1, 2):
+        with pytest.raises(ConfigError, match=f"port {taken} on 127.0.0.1 is taken; .* --port"):
+            listen("port", "127.0.0.1", taken, 10, count)
+    for group in groups:
+        group[0].close()
+
+
+def test_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = [(socket.AF_INET, address) for address in (("127.0.0.1", 0), ("127.0.0.2", 0))]
+    infos = [(family, socket.SOCK_STREAM, 6, "", address) for family, address in both]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: infos)
+    groups = listen("port", "a-host", 0, 10, 2)
+    names = [[listener.getsockname() for listener in group] for group in groups]
+    assert names[0] == names[1]
+    assert [address for address, _ in names[0]] == ["127.0.0.1", "127.0.0.2"]
+    assert len({port for _, port in names[0]}) == 1
+    for listener in (listener for group in groups for listener in group):
+        listener.close()
+
+
+def test_a_node_whose_admin_port_is_taken_leaves_its_public_port() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        where = {"host": "127.0.0.1", "port": port, "admin_port": taken.getsockname()[1]}
+        with pytest.raises(ConfigError, match="--admin-port"):
+            open_listeners(build(where))
+        socket.create_server(("127.0.0.1", port)).close()
+
+
+def test_an_address_that_the_machine_does_not_have() -> None:
+    with pytest.raises(ConfigError, match="cannot be used: Cannot assign requested address"):
+        listen("port", "192.0.2.1", 0, 10)
