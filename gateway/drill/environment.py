@@ -137,7 +137,7 @@ class Environment(Generic[Redis]):
                     f"node {number + 1}", redis["outage_seconds"], redis["outages"], redis["repaired"]
                 )
                 self._outages[number, pid] = seen
-        self.states = [_state(body) for _, body in bodies]
+        self.states = [state(body) for _, body in bodies]
 
     def slow_consumers(self) -> int:
         """How many sessions the nodes have closed because their clients did not read."""
@@ -162,11 +162,12 @@ def _connected(body: Body | None) -> bool:
     return body is not None and bool(body["redis"]["connected"])
 
 
-def _state(body: Body | None) -> str:
+def state(body: Body | None) -> str:
+    """The state of a node in a few words, from its /readyz body."""
     if body is None:
         return "down"
     redis = body["redis"]
     connected = "Redis connected" if redis["connected"] else "REDIS LOST"
     outages = f", {seconds(redis['outage_seconds'])} without Redis" if redis["outages"] else ""
-    unready = ", not ready" if body["reasons"] else ""
-    return f"{count(body['sessions'], 'client')}{unready}, {connected}{outages}"
+    words = [count(body["sessions"], "client"), *body["reasons"], f"{connected}{outages}"]
+    return ", ".join(words)
