@@ -1,19 +1,18 @@
-"""The gateway's promise as an exercise: a fault under load, against a throw-away set-up on this machine.
+"""Drills: a fault under load, with real processes on this machine. No retained result may be lost.
 
-    fleet/       the processes: servers, nodes, HAProxy
-    connection   a client's side of one WebSocket
-    ledger       what was published and what arrived
-    crowd        browsers by the thousand
+    fleet/       the processes: Valkey, Sentinel, Cluster, nodes, HAProxy, nginx
+    connection   the client side of one WebSocket
+    ledger       what was published and what was delivered
+    clients      thousands of clients
     backend      publishes each result until Redis has accepted it
-    report       what was found, in words and in JSON
-    display      what is shown meanwhile
-    installation Redis, nodes and HAProxy of one drill, and what the nodes say of themselves
-    stage        clients, load and watch; what a play has at hand
-    plays        the drills: what is done, what is measured
-    command      plays and prints them
+    report       the results, as text and as JSON
+    display      the progress meanwhile
+    environment  Redis, nodes and HAProxy of one drill, and what the nodes report
+    runner       runs one drill; the steps that scenarios use
+    scenarios    the drills: the fault, and what is measured
+    command      runs drills and prints their reports
 
-`ledger` and `report` do no I/O and take the time as an argument. Imports go one way, downwards to the top of
-that list.
+`ledger` and `report` do no I/O and take the time as an argument. Modules import only those above them.
 """
 
 from __future__ import annotations
@@ -27,29 +26,29 @@ from .report import DrillOptions, DrillReport, conditions
 from .runner import Runner
 from .scenarios import DRILLS, Drill
 
-SPARE_SECONDS = 180.0  # for set-up, faults that take their time, and what is under way at the end
+SPARE_SECONDS = 180.0  # for the start, slow faults, and results in flight at the end
 
-__all__ = ["DRILLS", "Display", "Drill", "DrillOptions", "Plan", "DrillReport", "play"]
+__all__ = ["DRILLS", "Display", "Drill", "DrillOptions", "Plan", "DrillReport", "run_drill"]
 
 
-async def play(
+async def run_drill(
     drill: Drill, options: DrillOptions, display: Display, logs: Path | None = None
 ) -> DrillReport:
-    """Play one drill from the first process to the last. It leaves nothing behind, however it ends.
+    """Run one drill. However it ends, it leaves no process and no file behind.
 
-    Nothing but the nodes' logs, if `logs` names a folder for them. Raises EmbeddedError or DrillError when
-    the drill cannot be played here, TimeoutError when something hangs.
+    Writes the logs of the nodes to the folder `logs`, if one is given. Raises EmbeddedError or DrillError
+    when the drill cannot run here, TimeoutError when something hangs.
     """
     display.say(f"{drill.name}: {drill.summary}")
     display.say(conditions(options))
-    stage = Runner(options, drill.plan, display)
+    runner = Runner(options, drill.plan, display)
     try:
-        async with asyncio.timeout(options.seconds + SPARE_SECONDS), stage.set_up():
-            async with stage.load():
-                await drill.play(stage)
-            return stage.report(drill.name, drill.summary)
-    except BaseExceptionGroup as group:  # of the tasks behind the load: the first is why
+        async with asyncio.timeout(options.seconds + SPARE_SECONDS), runner.set_up():
+            async with runner.load():
+                await drill.run(runner)
+            return runner.report(drill.name, drill.summary)
+    except BaseExceptionGroup as group:  # from the tasks behind the load: the first is the cause
         raise group.exceptions[0] from None
     finally:
         if logs is not None:
-            stage.write_logs(logs, drill.name)
+            runner.write_logs(logs, drill.name)

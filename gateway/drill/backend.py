@@ -1,4 +1,4 @@
-"""The backend of a drill: it publishes each result until Redis has accepted it, under one messageId."""
+"""The backend of a drill: it retries each result under the same messageId until Redis has accepted it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RESULT = "CONFIRMED"
 
 
 class Backend:
-    """Publishes on the Redis of a URL, however long it takes; an asynchronous context."""
+    """Publishes to the Redis at a URL, however long it takes. An asynchronous context manager."""
 
     def __init__(self, url: str) -> None:
         self._publisher = Publisher(url)
@@ -31,18 +31,18 @@ class Backend:
     async def publish(
         self, web_socket_id: str, message_id: str, *, retain: int, data: object = NO_DATA
     ) -> None:
-        """Return once Redis has accepted the result; the caller may cancel it."""
+        """Publish a result. Returns once Redis has accepted it; the caller may cancel."""
         while True:
             try:
                 await self._publisher.publish(
                     web_socket_id, RESULT, message_id=message_id, retain=retain, data=data
                 )
-            except Unconfirmed:  # it has tried for a while; a result that somebody waits for is tried on
+            except Unconfirmed:  # the publisher has given up; somebody waits for the result, so try again
                 continue
             return
 
     async def publish_once(self, ids: Sequence[str], message_id: str, data: object) -> list[int]:
-        """Publish the same to each, all in one go and without retention; how many nodes hold each id."""
+        """Publish one result to all ids at once, without retention. Returns the receivers of each."""
         results = [
             outgoing(web_socket_id, RESULT, message_id=message_id, data=data, retain=0)
             for web_socket_id in ids

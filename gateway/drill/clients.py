@@ -1,7 +1,7 @@
-"""Browsers by the thousand in one event loop: they register, come back when a connection ends, come and go.
+"""Thousands of clients in one event loop: they register, and reconnect when a connection ends.
 
-They do what gateway/static/client.js does: wait with full jitter, register again with the messageId that they
-had last, and give a connection up that does not answer.
+They do what gateway/static/client.js does: wait with full jitter, register again with the last messageId, and
+abort a connection that does not answer.
 """
 
 from __future__ import annotations
@@ -24,74 +24,74 @@ FIRST_DELAY = 0.5
 LONGEST_DELAY = 10.0
 OPEN_DEADLINE = 15.0
 
-CONNECTING = 200  # handshakes under way while the crowd gathers; afterwards everybody acts alone
-# Loopback's segments of 64 KB would have the kernel take 3 MB for a client that does not read.
+CONNECTING = 200  # concurrent handshakes while all clients connect; later each client acts alone
+# With the segments of loopback (64 KB) the kernel would buffer 3 MB for a client that does not read.
 NARROW_BUFFER = 4_096  # bytes
 NARROW_SEGMENT = 1_460  # bytes: Ethernet's
-ABNORMAL = 1006  # RFC 6455 section 7.1.5: the connection ended without a Close frame
+ABNORMAL = 1006  # RFC 6455 section 7.1.5: the connection ended without a close frame
 FILLER = "filler-"
-"""How the messageIds begin of results that only fill a client's buffers and are none of the ledger's."""
+"""Prefix of the messageIds of results that only fill a client's buffers; the ledger does not count them."""
 
 
 class NodeAddress(NamedTuple):
-    """Where clients connect: a node, or the load balancer."""
+    """Where clients connect: a node, or the load balancer in front of the nodes."""
 
     host: str
     port: int
 
 
 class _Attempt(ClientConnection):
-    """One of a client's connections."""
+    """One connection of a client."""
 
-    def __init__(self, client: DrillClient, part: int, opening: object) -> None:
-        super().__init__(opening)
-        self.part = part
+    def __init__(self, client: DrillClient, via: int, registration: object) -> None:
+        super().__init__(registration)
+        self.via = via
         self._client = client
 
-    def heard(self, message: dict[str, Any]) -> None:
-        self._client.heard(self, message)
+    def on_message(self, message: dict[str, Any]) -> None:
+        self._client.on_message(self, message)
 
-    def refused(self, head: bytes) -> None:
-        self._client.refused(head)
+    def on_rejection(self, head: bytes) -> None:
+        self._client.on_rejection(head)
 
-    def ended(self) -> None:
-        self._client.lost(self)
+    def on_close(self) -> None:
+        self._client.on_close(self)
 
 
 class DrillClient:
-    """One browser, through all of its connections."""
+    """One browser, over all its connections."""
 
     __slots__ = (
+        "_address",
         "_attempt",
         "_backoff",
-        "_crowd",
+        "_clients",
+        "_last_message_id",
         "_left",
         "_lost_at",
-        "_part",
         "_task",
         "_timer",
-        "_told_last",
-        "born",
-        "longest_gap",
+        "created",
+        "in_flight",
+        "longest_disconnect",
         "name",
         "narrow",
         "registered",
-        "under_way",
     )
 
-    def __init__(self, crowd: Clients, name: str, part: int, narrow: bool) -> None:
+    def __init__(self, clients: Clients, name: str, address: int, narrow: bool) -> None:
         self.name = name
-        self.born = time.monotonic()
+        self.created = time.monotonic()
         self.registered = False
-        self.longest_gap = 0.0
-        """Seconds: from a connection's end to the next answered registration."""
-        self.under_way: LedgerEntry | None = None
+        self.longest_disconnect = 0.0
+        """Seconds from the end of a connection to the next confirmed registration."""
+        self.in_flight: LedgerEntry | None = None
         self.narrow = narrow
-        """Whether its next connections have the buffers of a network rather than those of loopback."""
-        self._crowd = crowd
-        self._part = part
+        """Whether its next connections have buffers as over a network, and not the large ones of loopback."""
+        self._clients = clients
+        self._address = address
         self._backoff = Backoff(FIRST_DELAY, LONGEST_DELAY)
-        self._told_last: str | None = None
+        self._last_message_id: str | None = None
         self._lost_at: float | None = None
         self._attempt: _Attempt | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -99,11 +99,11 @@ class DrillClient:
         self._left = False
 
     def connect(self) -> None:
-        """Begin a connection; whatever becomes of it, the client sees to it that there is another."""
+        """Start a connection. However it ends, the client starts another one."""
         self._task = asyncio.get_running_loop().create_task(self._connect())
 
     def leave(self) -> None:
-        """Close as a page does that is left, for good."""
+        """Close for good, as when the user leaves the page."""
         self._left = True
         if self._timer is not None:
             self._timer.cancel()
@@ -113,7 +113,7 @@ class DrillClient:
             self._attempt.leave()
 
     def pause(self) -> None:
-        """Stop reading, as a device does that has gone to sleep with its connections open."""
+        """Stop reading, as a device that goes to sleep with its connections open."""
         if self._attempt is not None:
             self._attempt.pause()
 
@@ -122,73 +122,73 @@ class DrillClient:
             self._attempt.resume()
 
     def reconnect(self) -> None:
-        """Drop the connection; the next one comes as after any loss."""
+        """Abort the connection; the client then reconnects as after any loss."""
         if self._attempt is not None:
             self._attempt.abort()
 
-    def gap(self, now: float) -> float:
-        """The longest gap, with the one that goes on at present."""
-        return max(self.longest_gap, 0.0 if self._lost_at is None else now - self._lost_at)
+    def disconnected_for(self, now: float) -> float:
+        """The longest time without a registration, the present one included."""
+        return max(self.longest_disconnect, 0.0 if self._lost_at is None else now - self._lost_at)
 
-    # What its connections say
+    # Events of its connections
 
-    def heard(self, attempt: _Attempt, message: dict[str, Any]) -> None:
+    def on_message(self, attempt: _Attempt, message: dict[str, Any]) -> None:
         topic = message.get("topic")
         if topic == REGISTRATION:
             self._answered(message)
         elif topic == AUTHORIZATION:
-            self._told_last = str(message.get("messageId"))
-            if not self._told_last.startswith(FILLER):
-                self._crowd.delivered(self, self._told_last, attempt.part)
+            self._last_message_id = str(message.get("messageId"))
+            if not self._last_message_id.startswith(FILLER):
+                self._clients.delivered(self, self._last_message_id, attempt.via)
 
-    def refused(self, head: bytes) -> None:
+    def on_rejection(self, head: bytes) -> None:
         status = head.split(b" ", 2)[1:2]
-        self._crowd.refusals[status[0].decode() if status else "?"] += 1
-        self._part += 1
+        self._clients.rejections[status[0].decode() if status else "?"] += 1
+        self._address += 1
 
-    def lost(self, attempt: _Attempt) -> None:
+    def on_close(self, attempt: _Attempt) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._attempt = None
         if self.registered:
             self.registered = False
-            self._crowd.registered -= 1
+            self._clients.registered -= 1
             self._lost_at = time.monotonic()
         if not self._left:
-            self._crowd.closes[attempt.close_code or ABNORMAL] += 1
+            self._clients.close_codes[attempt.close_code or ABNORMAL] += 1
             self._retry()
 
     # Connecting
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        places = self._crowd.places
-        attempt = _Attempt(self, self._part % len(places), self._registration())
+        addresses = self._clients.addresses
+        attempt = _Attempt(self, self._address % len(addresses), self._registration())
         connection = socket.socket()
         connection.setblocking(False)
-        if self.narrow:  # both count only when they are chosen before connecting
+        if self.narrow:  # both work only when set before the connection
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, NARROW_BUFFER)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, NARROW_SEGMENT)
-        # Before the connection is there: the answer may come before this task's next turn.
+        # Set before the connection exists: the answer may arrive before this task runs again.
         self._attempt = attempt
         self._timer = loop.call_later(OPEN_DEADLINE, attempt.abort)
         try:
             async with asyncio.timeout(OPEN_DEADLINE):
-                await loop.sock_connect(connection, places[attempt.part])
+                await loop.sock_connect(connection, addresses[attempt.via])
                 await loop.create_connection(lambda: attempt, sock=connection)
         except BaseException as error:
             connection.close()
             if not isinstance(error, OSError):
                 raise
-            self._part += 1  # nobody is there
+            self._address += 1  # nobody listens there
             self._attempt = None
             self._timer.cancel()
             self._retry()
 
     def _registration(self) -> dict[str, str]:
         body = {"topic": REGISTRATION, "webSocketId": self.name}
-        if self._told_last is not None:
-            body["lastMessageId"] = self._told_last
+        if self._last_message_id is not None:
+            body["lastMessageId"] = self._last_message_id
         return body
 
     def _answered(self, message: dict[str, Any]) -> None:
@@ -200,12 +200,12 @@ class DrillClient:
         self.registered = True
         now = time.monotonic()
         if self._lost_at is not None:
-            self.longest_gap = max(self.longest_gap, now - self._lost_at)
+            self.longest_disconnect = max(self.longest_disconnect, now - self._lost_at)
             self._lost_at = None
-            self._crowd.returned.append(now)
+            self._clients.reconnects.append(now)
         else:
-            self._crowd.slowest_welcome = max(self._crowd.slowest_welcome, now - self.born)
-        self._crowd.registered += 1
+            self._clients.slowest_registration = max(self._clients.slowest_registration, now - self.created)
+        self._clients.registered += 1
 
     def _retry(self) -> None:
         if not self._left:
@@ -213,98 +213,100 @@ class DrillClient:
 
 
 class Clients:
-    """All clients of a drill, and whose turn it is to get a result.
+    """All clients of a drill, and the queue of those that get the next results.
 
-    A client has one result under way at a time: Redis keeps the latest of an id, so a second one would
-    replace a first that has not arrived.
+    A client has one result in flight at a time. Redis retains only the newest result of an id, so a second
+    one would replace a first that was not delivered yet.
     """
 
-    def __init__(self, places: Sequence[NodeAddress], ledger: Ledger, stem: str) -> None:
-        self.places = places
-        self.clients: dict[str, DrillClient] = {}
+    def __init__(self, addresses: Sequence[NodeAddress], ledger: Ledger, stem: str) -> None:
+        self.addresses = addresses
+        self.by_name: dict[str, DrillClient] = {}
         self.registered = 0
-        self.closes: Counter[int] = Counter()
-        """How connections ended that their client did not end, by close code."""
-        self.refusals: Counter[str] = Counter()
-        """Upgrades that were not granted, by HTTP status."""
-        self.returned: list[float] = []
-        """When clients were registered again after a loss."""
-        self.slowest_welcome = 0.0
-        """Seconds from a client's first attempt to its first answer, at most."""
-        self.longest_gap_of_those_left = 0.0
+        self.close_codes: Counter[int] = Counter()
+        """Connections that a client did not end, by close code."""
+        self.rejections: Counter[str] = Counter()
+        """Rejected upgrades, by HTTP status."""
+        self.reconnects: list[float] = []
+        """The times at which clients were registered again after a loss."""
+        self.slowest_registration = 0.0
+        """Seconds: the longest time from a client's first attempt to its confirmed registration."""
+        self.longest_disconnect_of_removed = 0.0
         self._ledger = ledger
         self._stem = stem
-        self._born = 0
+        self._created = 0
         self._idle: deque[DrillClient] = deque()
 
-    async def gather(self, count: int, seconds: float) -> None:
-        """Let so many clients come and register. Raises TimeoutError."""
+    async def connect_all(self, count: int, seconds: float) -> None:
+        """Add clients until there are `count`, and wait until all are registered. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
-            while len(self.clients) < count or self.registered < count:
-                room = CONNECTING - (len(self.clients) - self.registered)
-                for _ in range(min(room, count - len(self.clients))):
-                    self._idle.append(self.newcomer())
+            while len(self.by_name) < count or self.registered < count:
+                room = CONNECTING - (len(self.by_name) - self.registered)
+                for _ in range(min(room, count - len(self.by_name))):
+                    self._idle.append(self.add())
                 await asyncio.sleep(0.005)
 
-    def newcomer(self, narrow: bool = False) -> DrillClient:
-        """A further client, which begins to connect, and is not in line for a result yet."""
-        self._born += 1
-        client = DrillClient(self, f"{self._stem}-{self._born}", self._born, narrow)
-        self.clients[client.name] = client
+    def add(self, narrow: bool = False) -> DrillClient:
+        """A new client, which starts to connect. It is not in the queue for a result yet."""
+        self._created += 1
+        client = DrillClient(self, f"{self._stem}-{self._created}", self._created, narrow)
+        self.by_name[client.name] = client
         client.connect()
         return client
 
-    def take(self) -> DrillClient | None:
-        """The client whose turn it is to get a result; None if all have one under way."""
+    def next_idle(self) -> DrillClient | None:
+        """Take the client that gets the next result; None if every client has a result in flight."""
         while self._idle:
             client = self._idle.popleft()
-            if client.name in self.clients:
+            if client.name in self.by_name:
                 return client
         return None
 
-    def send(self, client: DrillClient, result: LedgerEntry) -> None:
-        """`client`, which was taken, has `result` under way."""
-        client.under_way = result
+    def assign(self, client: DrillClient, result: LedgerEntry) -> None:
+        """Note that `result` is in flight to `client`, which `next_idle` has returned."""
+        client.in_flight = result
 
     def settle(self, client: DrillClient) -> None:
-        """Put it back in line if its result is both accepted and delivered."""
-        if client.under_way is not None and client.under_way.settled:
-            client.under_way = None
+        """Put the client back into the queue if its result is both accepted and delivered."""
+        if client.in_flight is not None and client.in_flight.settled:
+            client.in_flight = None
             self._idle.append(client)
 
-    def delivered(self, client: DrillClient, message_id: str, part: int) -> None:
-        if self._ledger.deliver(client.name, message_id, time.monotonic(), part) is not None:
+    def delivered(self, client: DrillClient, message_id: str, via: int) -> None:
+        if self._ledger.deliver(client.name, message_id, time.monotonic(), via) is not None:
             self.settle(client)
 
-    def swap(self) -> None:
-        """One leaves that has nothing to wait for, and another comes.
+    def replace_one(self) -> None:
+        """Remove a client that has no result in flight, and add a new one.
 
-        Every second one is next in line for a result, which is thus published while it registers.
+        Every second new client is first in the queue, so its result is published while it registers.
         """
-        client = self.take()
+        client = self.next_idle()
         if client is not None:
             self.remove(client)
-            successor = self.newcomer()
+            successor = self.add()
             if random.random() < 0.5:  # noqa: S311 - no secret
                 self._idle.appendleft(successor)
             else:
                 self._idle.append(successor)
 
     def remove(self, client: DrillClient) -> None:
-        self.longest_gap_of_those_left = max(self.longest_gap_of_those_left, client.gap(time.monotonic()))
-        del self.clients[client.name]
+        self.longest_disconnect_of_removed = max(
+            self.longest_disconnect_of_removed, client.disconnected_for(time.monotonic())
+        )
+        del self.by_name[client.name]
         if client.registered:
             client.registered = False
             self.registered -= 1
         client.leave()
 
-    def longest_gap(self, now: float) -> float:
-        """The longest time that any client was without a registration."""
-        outages = (client.gap(now) for client in self.clients.values())
-        return max(self.longest_gap_of_those_left, max(outages, default=0.0))
+    def longest_disconnect(self, now: float) -> float:
+        """Seconds: the longest time that any client was without a registration."""
+        times = (client.disconnected_for(now) for client in self.by_name.values())
+        return max(self.longest_disconnect_of_removed, max(times, default=0.0))
 
     async def close(self) -> None:
-        """All leave."""
-        for client in list(self.clients.values()):
+        """Remove all clients."""
+        for client in list(self.by_name.values()):
             self.remove(client)
         await asyncio.sleep(0)

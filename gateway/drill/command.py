@@ -1,4 +1,4 @@
-"""What the command `drill` does: plays drills one after another and prints what they found."""
+"""The command `drill`: runs drills one after another and prints their reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import orjson
 
-from . import DRILLS, play, report
+from . import DRILLS, report, run_drill
 from .display import Display
 from .report import DrillOptions, DrillReport
 from .scenarios import Drill
@@ -21,7 +21,7 @@ CANCELLING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def named(names: Sequence[str]) -> list[Drill]:
-    """The drills of these names, `all` for each of them. Raises LookupError with the first that is none."""
+    """The drills with these names; `all` for all drills. Raises LookupError with the first unknown name."""
     if list(names) == ["all"]:
         return list(DRILLS.values())
     for name in names:
@@ -31,18 +31,18 @@ def named(names: Sequence[str]) -> list[Drill]:
 
 
 def listing() -> str:
-    """All drills, a line each."""
+    """All drills, one line each."""
     width = max(map(len, DRILLS))
     return "\n".join(f"{drill.name:{width}}  {drill.summary}" for drill in DRILLS.values())
 
 
-async def play_all(
+async def run_all(
     drills: Sequence[Drill], options: DrillOptions, seconds: float | None, logs: Path | None, *, as_json: bool
 ) -> list[DrillReport]:
-    """Play each; print its report, or with `as_json` an object, as soon as it is over.
+    """Run each drill and print its report when it ends, as text or as a JSON object.
 
-    `seconds` replaces each drill's own. SIGTERM and SIGHUP cancel this as Ctrl-C does, so that what has been
-    started is stopped.
+    `seconds` replaces the duration of each drill. SIGTERM and SIGHUP cancel, as Ctrl-C does, so that all
+    processes are stopped.
     """
     display = Display(sys.stderr if as_json else sys.stdout)
     reports = []
@@ -51,9 +51,9 @@ async def play_all(
             if number:
                 display.say("")
             size = options._replace(seconds=seconds or drill.seconds)
-            found = await play(drill, size, display, logs)
-            reports.append(found)
-            _print(orjson.dumps(report.as_json(found)).decode() if as_json else _words(found))
+            drill_report = await run_drill(drill, size, display, logs)
+            reports.append(drill_report)
+            _print(orjson.dumps(report.as_json(drill_report)).decode() if as_json else _text(drill_report))
     if len(reports) > 1 and not as_json:
         _print(f"\n{report.table(reports)}")
     return reports
@@ -72,15 +72,15 @@ def _cancelled_by_signals() -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _words(found: DrillReport) -> str:
-    """The report for people; on a terminal its last line, the verdict, has a colour."""
-    head, _, verdict = report.text(found).rpartition("\n")
+def _text(drill_report: DrillReport) -> str:
+    """The report as text; on a terminal its last line, the verdict, has a colour."""
+    head, _, verdict = report.text(drill_report).rpartition("\n")
     if sys.stdout.isatty():
-        colour = "red" if found.lost else "green" if found.verdict == "pass" else "yellow"
+        colour = "red" if drill_report.lost else "green" if drill_report.verdict == "pass" else "yellow"
         verdict = click.style(verdict, fg=colour, bold=True)
     return f"{head}\n{verdict}"
 
 
 def _print(text: str) -> None:
     sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()  # a pipe would keep it until the last drill is over
+    sys.stdout.flush()  # a pipe would buffer it until the last drill ends

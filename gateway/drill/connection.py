@@ -1,4 +1,7 @@
-"""A client's side of a WebSocket on `/ws`: handshake, frames, answers to pings; lean, for thousands."""
+"""The client side of a WebSocket on `/ws`, for load: handshake, frames, pongs. Small enough for thousands.
+
+It has its own codec, so that a mistake in `gateway.wire` is not answered by the same mistake here.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +12,18 @@ import orjson
 
 # RFC 6455 section 5.2
 TEXT, CLOSE, PING, PONG = 1, 8, 9, 10
-GOING_AWAY = b"\x03\xe9"  # 1001, what a browser says whose page is left
-NORMAL_HEAD = b"HTTP/1.1 101 "
+GOING_AWAY = b"\x03\xe9"  # 1001: the user has left the page
+UPGRADED = b"HTTP/1.1 101 "
 
 HANDSHAKE = (
     "GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
-"""The request's line and headers, with the key of RFC 6455 section 1.3; the empty line is still to come."""
+"""Request line and headers, with the key of RFC 6455 section 1.3; the caller adds the empty line."""
 
 
 def frame(opcode: int, payload: bytes, *, first: int = 0x80, key: bytes = bytes(4)) -> bytes:
-    """A client's frame; `first` holds the bits above the opcode. The key 0 masks and changes nothing."""
+    """A masked frame; `first` holds the bits above the opcode. A key of zeros leaves the payload readable."""
     if len(payload) < 126:
         length = bytes((0x80 | len(payload),))
     elif len(payload) < 65536:
@@ -33,12 +36,12 @@ def frame(opcode: int, payload: bytes, *, first: int = 0x80, key: bytes = bytes(
 
 
 def text(body: object) -> bytes:
-    """A client's text frame with `body` as JSON, or as it is if it is a str."""
+    """A masked text frame with `body` as JSON, or unchanged if it is a str."""
     return frame(TEXT, body.encode() if isinstance(body, str) else orjson.dumps(body))
 
 
 def take_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
-    """The server's first frame in `data`: opcode, payload and the rest; None while it is incomplete."""
+    """The first server frame in `data`: opcode, payload, remaining bytes; None while it is incomplete."""
     if len(data) < 2:
         return None
     begin, length = 2, data[1]
@@ -50,45 +53,45 @@ def take_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
 
 
 class ClientConnection(asyncio.Protocol):
-    """One connection: it upgrades at once, and says `opening` right behind without waiting for the answer.
+    """Sends the upgrade, and `registration` right behind it without waiting for the answer.
 
-    Subclasses hear `heard` of each message, `refused` of an upgrade that was not granted, `ended` at the end.
+    Subclasses override `on_message`, `on_rejection` (the upgrade was rejected) and `on_close`.
     """
 
-    def __init__(self, opening: object) -> None:
+    def __init__(self, registration: object) -> None:
         self.close_code: int | None = None
-        """The one that the server has closed it with."""
-        self._opening = opening
+        """The code of the server's close frame, if there was one."""
+        self._registration = registration
         self._upgraded = False
         self._buffer = b""
         self._transport: asyncio.Transport | None = None
 
-    def heard(self, message: dict[str, Any]) -> None:
-        """A message has come."""
+    def on_message(self, message: dict[str, Any]) -> None:
+        """A message has arrived."""
 
-    def refused(self, head: bytes) -> None:
-        """The server's answer was `head` instead of an upgrade."""
+    def on_rejection(self, head: bytes) -> None:
+        """The server answered with `head` and no upgrade."""
 
-    def ended(self) -> None:
-        """The connection is gone."""
+    def on_close(self) -> None:
+        """The connection has ended."""
 
     def send(self, data: bytes) -> None:
         assert self._transport is not None
         self._transport.write(data)
 
     def leave(self) -> None:
-        """Close as a browser does whose page is left: CLOSE 1001 and the end of TCP."""
+        """Close as a browser does when the user leaves the page: close frame 1001, then the end of TCP."""
         if self._transport is not None:
             self._transport.write(frame(CLOSE, GOING_AWAY))
             self._transport.close()
 
     def abort(self) -> None:
-        """Reset the connection, as a device does that has lost its network."""
+        """Reset the connection, as when a device loses its network."""
         if self._transport is not None:
             self._transport.abort()
 
     def pause(self) -> None:
-        """Read nothing more until `resume`."""
+        """Stop reading until `resume`."""
         if self._transport is not None:
             self._transport.pause_reading()
 
@@ -98,7 +101,7 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.write(f"{HANDSHAKE}\r\n".encode() + text(self._opening))
+        self._transport.write(f"{HANDSHAKE}\r\n".encode() + text(self._registration))
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data
@@ -110,15 +113,15 @@ class ClientConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
-        self.ended()
+        self.on_close()
 
     def _read_head(self) -> bool:
         head, end, rest = self._buffer.partition(b"\r\n\r\n")
         if not end:
             return False
-        if not head.startswith(NORMAL_HEAD):
+        if not head.startswith(UPGRADED):
             self._buffer = b""
-            self.refused(head)
+            self.on_rejection(head)
             self.abort()
             return False
         self._upgraded, self._buffer = True, rest
@@ -126,7 +129,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _received(self, opcode: int, payload: bytes) -> None:
         if opcode == TEXT:
-            self.heard(orjson.loads(payload))
+            self.on_message(orjson.loads(payload))
         elif self._transport is None or self._transport.is_closing():
             return
         elif opcode == PING:

@@ -1,4 +1,4 @@
-"""A drill while it runs: a live table on a terminal, a plain line a second elsewhere."""
+"""The progress of a drill: a live table on a terminal, a line each second elsewhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Sequence
 from typing import NamedTuple, TextIO
 
-from .ledger import Late
-from .report import Happening
+from .ledger import LatencySummary
+from .report import DrillEvent
 
 FRAME_SECONDS = 0.25  # between two pictures on a terminal
 LINE_SECONDS = 1.0  # between two lines elsewhere
@@ -17,23 +17,23 @@ DIM, BOLD, PLAIN = "\x1b[2m", "\x1b[1m", "\x1b[0m"
 
 
 class Snapshot(NamedTuple):
-    """How a drill is at one moment."""
+    """The state of a drill at one moment."""
 
     elapsed: float
     clients: int
     registered: int
     published: int
     delivered: int
-    under_way: int
+    in_flight: int
     duplicates: int
-    late: Late | None
-    """Of what has come within the last second; None if nothing has."""
+    latency: LatencySummary | None
+    """Of the results delivered within the last second; None if there were none."""
     nodes: Sequence[str]
-    """How each of them is, in a few words."""
+    """The state of each node, in a few words."""
 
 
 class Display:
-    """Writes to `out`: live if that is a terminal, or line by line."""
+    """Writes to `out`: a live table if it is a terminal, else lines."""
 
     def __init__(self, out: TextIO, *, live: bool | None = None) -> None:
         self._out = out
@@ -46,25 +46,25 @@ class Display:
         return FRAME_SECONDS if self._live else LINE_SECONDS
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Write a line that stays."""
         self._wipe()
         self._out.write(f"{text}\n")
         self._out.flush()
 
-    def prepare(self, text: str) -> None:
-        """What is waited for before the drill begins; on a terminal it does not stay."""
+    def progress(self, text: str) -> None:
+        """Write what the drill is preparing; on a terminal this line does not stay."""
         if self._live:
             self._draw([text])
         else:
             self.say(text)
 
-    def happened(self, event: Happening) -> None:
-        """Something was done or seen."""
+    def event(self, event: DrillEvent) -> None:
+        """Write an event, which stays."""
         line = f"{event.at:6.1f} s  {event.text}"
         self.say(f"{BOLD}{line}{PLAIN}" if self._live else line)
 
     def show(self, now: Snapshot) -> None:
-        """The state of things, in place of the last one on a terminal."""
+        """Write the present state; on a terminal it replaces the last one."""
         if not self._live:
             self._out.write(f"{line(now)}\n")
             self._out.flush()
@@ -72,7 +72,7 @@ class Display:
         self._draw(picture(now))
 
     def end(self) -> None:
-        """Take the live part away."""
+        """Remove the live part."""
         self._wipe()
         self._out.flush()
 
@@ -90,25 +90,25 @@ class Display:
 
 
 def line(now: Snapshot) -> str:
-    """The state in one line."""
+    """The state, in one line."""
     return (
         f"{now.elapsed:6.1f} s  clients {now.registered:,}/{now.clients:,}  published {now.published:,}  "
-        f"delivered {now.delivered:,}  under way {now.under_way:,}  duplicate {now.duplicates:,}  "
-        f"late {now.late or '-'}"
+        f"delivered {now.delivered:,}  in flight {now.in_flight:,}  duplicate {now.duplicates:,}  "
+        f"latency {now.latency or '-'}"
     )
 
 
 def picture(now: Snapshot) -> list[str]:
-    """The state in a small table."""
+    """The state, as a small table."""
     results = (
-        f"{now.published:,} published, {now.delivered:,} delivered, {now.under_way:,} under way, "
+        f"{now.published:,} published, {now.delivered:,} delivered, {now.in_flight:,} in flight, "
         f"{now.duplicates:,} duplicate"
     )
     rows = [
         "",
         f"{now.elapsed:6.1f} s  clients  {now.registered:,} of {now.clients:,} registered",
         f"          results  {results}",
-        f"          late     {now.late or 'nothing has come for a second'}",
+        f"          latency  {now.latency or 'nothing delivered in the last second'}",
     ]
     rows += [f"          node {number}   {state}" for number, state in enumerate(now.nodes, 1)]
     return rows

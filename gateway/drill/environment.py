@@ -1,6 +1,6 @@
-"""What a drill is played on: Redis, nodes, and HAProxy in front of them where it is to be had.
+"""The processes of one drill: Redis, the nodes, and HAProxy in front of them if it is installed.
 
-Starting and asking blocks. Everything is on this machine's loopback, in processes that end with this one.
+All calls block. Everything listens on this machine's loopback, in processes that end with this one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .fleet import (
 )
 from .report import NodeOutage, count, seconds
 
-SLOW_CONSUMER = "1008 slow consumer"  # as /readyz names what ended sessions
+SLOW_CONSUMER = "1008 slow consumer"  # the key in the member `ended` of /readyz
 
 Body = dict[str, Any]
 Redis = TypeVar("Redis", bound=ValkeyProcess | SentinelGroup | ValkeyCluster)
@@ -35,31 +35,31 @@ Redis = TypeVar("Redis", bound=ValkeyProcess | SentinelGroup | ValkeyCluster)
 
 @dataclass(frozen=True)
 class Plan(Generic[Redis]):
-    """What a drill needs."""
+    """The processes that a drill needs."""
 
     redis: Callable[[], Redis]
     balanced: bool = False
-    """Whether clients come through HAProxy, where it is installed."""
+    """Whether clients connect through HAProxy, if it is installed."""
     node_options: tuple[str, ...] = ()
     preface: str = ""
-    """Python that every node runs first: takes a cure out, for a control."""
+    """Python that every node runs first. A control run disables a safeguard with it."""
 
 
 class Environment(Generic[Redis]):
-    """First `start_redis`, then `start_nodes`; in any case `stop`. It remembers what its nodes have told."""
+    """Call `start_redis`, then `start_nodes`, and `stop` in any case. Keeps what its nodes have reported."""
 
     def __init__(self, plan: Plan[Redis], nodes: int, workers: int = 1) -> None:
-        """Of so many nodes, with so many processes each."""
+        """`nodes` is the number of nodes, `workers` the number of processes of each."""
         self.redis: Redis
         self.nodes: list[NodeProcess] = []
         self.balancer: Balancer | None = None
         self.states: list[str] = []
-        """How each node was when it was looked at last, in a few words."""
+        """The state of each node at the last `poll_nodes`, in a few words."""
         self._plan = plan
         self._count = nodes
-        self._by_workers = ("--workers", str(workers)) if workers > 1 else ()
+        self._worker_options = ("--workers", str(workers)) if workers > 1 else ()
         self._running = ExitStack()
-        self._lives: dict[tuple[int, int], NodeOutage] = {}  # by number and process id
+        self._outages: dict[tuple[int, int], NodeOutage] = {}  # by number and process id
         self._down = [0.0] * nodes
 
     # Starting and stopping
@@ -70,49 +70,49 @@ class Environment(Generic[Redis]):
         self.redis = redis
 
     def start_nodes(self, clients: int) -> None:
-        """Start all nodes side by side, and HAProxy with room for so many clients."""
+        """Start all nodes at once, and HAProxy with enough file descriptors for `clients`."""
         balanced = self._plan.balanced and available()
-        # Behind HAProxy all have the same ports, each on an address of its own.
+        # Behind HAProxy all nodes have the same ports, and each has its own address.
         ports = (free_port(), free_port()) if balanced else (0, 0)
         hosts = [address(number) if balanced else "127.0.0.1" for number in range(self._count)]
         with ThreadPoolExecutor(self._count) as pool:
             self.nodes = list(pool.map(partial(self._start_node, *ports), range(self._count), hosts))
-        wait_until(lambda: all(map(_connected, self.ask())), "every node has all of Redis")
+        wait_until(lambda: all(map(_connected, self.readyz())), "every node is connected to all of Redis")
         if balanced:
-            files = 4 * clients + 1_000  # two for each, and as many again while they come back
+            files = 4 * clients + 1_000  # two for each client, and as many again while clients reconnect
             self.balancer = self._running.enter_context(Balancer(self.nodes, configuration(), files=files))
 
     def _start_node(self, port: int, admin_port: int, number: int, host: str) -> NodeProcess:
         node = NodeProcess(
             self.redis.url,
             *("--node", f"node-{number + 1}", "--max-sessions-per-ip", "0"),
-            *("--trusted-proxies", "127.0.0.0/8", *self._by_workers, *self._plan.node_options),
+            *("--trusted-proxies", "127.0.0.0/8", *self._worker_options, *self._plan.node_options),
             host=host,
             port=port,
             admin_port=admin_port,
             preface=self._plan.preface,
         )
-        return self._running.enter_context(node)  # at once: another may fail to start
+        return self._running.enter_context(node)  # now: another node may fail to start
 
-    def start_again(self, node: NodeProcess) -> None:
-        """Start a node that has ended, and return when clients are sent to it."""
+    def restart(self, node: NodeProcess) -> None:
+        """Start a node that has ended. Returns when clients are sent to it."""
         node.start()
         if self.balancer is not None:
-            wait_until(partial(self.balancer.gives_to, self._count), "HAProxy finds the node")
+            wait_until(partial(self.balancer.gives_to, self._count), "HAProxy sends clients to the node")
 
-    def was_down(self, node: NodeProcess, seconds: float) -> None:
-        """Note for how long it was."""
+    def add_downtime(self, node: NodeProcess, seconds: float) -> None:
+        """Count the time that a node was down."""
         self._down[self.nodes.index(node)] += seconds
 
     def stop(self) -> None:
         for node in self.nodes:
-            node.kill()  # its figures are known by now, and its clients are gone
+            node.kill()  # its figures are known, and its clients are gone
         self._running.close()
 
-    # Where clients go, and what nodes say
+    # What clients and reports need
 
     @property
-    def places(self) -> list[NodeAddress]:
+    def addresses(self) -> list[NodeAddress]:
         """Where clients connect."""
         if self.balancer is not None:
             return [NodeAddress("127.0.0.1", self.balancer.port)]
@@ -120,15 +120,15 @@ class Environment(Generic[Redis]):
 
     @property
     def version(self) -> str:
-        """Which Redis it is."""
+        """Name and version of the Redis server."""
         return self.redis.version
 
-    def ask(self, nodes: Iterable[NodeProcess] | None = None) -> list[Body | None]:
-        """What /readyz of each node says, or of these; None for one that does not answer."""
+    def readyz(self, nodes: Iterable[NodeProcess] | None = None) -> list[Body | None]:
+        """The /readyz body of each of `nodes`, or of all nodes; None for a node that does not answer."""
         return [node.readyz() for node in (self.nodes if nodes is None else nodes)]
 
-    def look(self) -> None:
-        """Ask all nodes how they are and remember it."""
+    def poll_nodes(self) -> None:
+        """Read /readyz of all nodes and keep the figures."""
         bodies = [(node.process.pid, node.readyz()) for node in self.nodes]
         for number, (pid, body) in enumerate(bodies):
             if body is not None:
@@ -136,25 +136,25 @@ class Environment(Generic[Redis]):
                 seen = NodeOutage(
                     f"node {number + 1}", redis["outage_seconds"], redis["outages"], redis["repaired"]
                 )
-                self._lives[number, pid] = seen
-        self.states = [_state(body) for _, body in bodies]
+                self._outages[number, pid] = seen
+        self.states = [state(body) for _, body in bodies]
 
     def slow_consumers(self) -> int:
-        """How many clients the nodes have closed because they did not read."""
-        return sum(body["ended"].get(SLOW_CONSUMER, 0) for body in self.ask() if body is not None)
+        """How many sessions the nodes have closed because their clients did not read."""
+        return sum(body["ended"].get(SLOW_CONSUMER, 0) for body in self.readyz() if body is not None)
 
-    def blindness(self) -> list[NodeOutage]:
-        """What each node has told, all of its lives together."""
-        return [self._blindness(number) for number in range(self._count)]
+    def node_outages(self) -> list[NodeOutage]:
+        """The figures of each node, summed over all processes that it has had."""
+        return [self._node_outage(number) for number in range(self._count)]
 
-    def _blindness(self, number: int) -> NodeOutage:
-        lives = [seen for (node, _), seen in self._lives.items() if node == number]
+    def _node_outage(self, number: int) -> NodeOutage:
+        runs = [seen for (node, _), seen in self._outages.items() if node == number]
         return NodeOutage(
             f"node {number + 1}",
-            blind=sum(life.blind for life in lives),
-            outages=sum(life.outages for life in lives),
-            repaired=sum(life.repaired for life in lives),
-            down=self._down[number],
+            outage_seconds=sum(run.outage_seconds for run in runs),
+            outages=sum(run.outages for run in runs),
+            repaired=sum(run.repaired for run in runs),
+            down_for=self._down[number],
         )
 
 
@@ -162,11 +162,12 @@ def _connected(body: Body | None) -> bool:
     return body is not None and bool(body["redis"]["connected"])
 
 
-def _state(body: Body | None) -> str:
+def state(body: Body | None) -> str:
+    """The state of a node in a few words, from its /readyz body."""
     if body is None:
         return "down"
     redis = body["redis"]
-    line = "Redis connected" if redis["connected"] else "REDIS AWAY"
-    blind = f", blind {seconds(redis['blind_seconds'])}" if redis["outages"] else ""
-    draining = ", draining" if body["reasons"] else ""
-    return f"{count(body['sessions'], 'client')}{draining}, {line}{blind}"
+    connected = "Redis connected" if redis["connected"] else "REDIS LOST"
+    outages = f", {seconds(redis['outage_seconds'])} without Redis" if redis["outages"] else ""
+    words = [count(body["sessions"], "client"), *body["reasons"], f"{connected}{outages}"]
+    return ", ".join(words)

@@ -1,6 +1,6 @@
-"""What was published and what arrived: a plain record, from which all figures of a drill come. Pure.
+"""What was published and what was delivered: all figures of a drill come from this record. Pure.
 
-Times are seconds on one monotonic clock; they are arguments.
+Times are seconds on one monotonic clock, passed as arguments.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from typing import NamedTuple
 
 @dataclass(slots=True, eq=False)
 class LedgerEntry:
-    """One published result on its way."""
+    """One published result."""
 
     web_socket_id: str
     message_id: str
     attempted: float
     """When the backend first tried to publish it."""
-    acknowledged: float | None = None
-    """When Redis had accepted it."""
+    accepted: float | None = None
+    """When Redis accepted it."""
     delivered: float | None = None
     """When it first reached its client."""
-    part: int = 0
-    """Through which of the places that clients connect to it came."""
+    via: int = 0
+    """The address through which it came, as an index into those that clients connect to."""
     copies: int = 0
 
     @property
     def settled(self) -> bool:
-        """Whether there is nothing more to wait for."""
-        return self.acknowledged is not None and self.delivered is not None
+        """Whether it is both accepted and delivered."""
+        return self.accepted is not None and self.delivered is not None
 
 
-class Late(NamedTuple):
-    """Seconds from the first attempt to publish until the client had it."""
+class LatencySummary(NamedTuple):
+    """Percentiles of the seconds from the first attempt to publish to the delivery."""
 
     p50: float
     p99: float
@@ -45,12 +45,12 @@ class Late(NamedTuple):
 
 
 class Ledger:
-    """Every result of a drill."""
+    """All results of a drill."""
 
     def __init__(self) -> None:
         self.results: dict[str, LedgerEntry] = {}
         self.strays = 0
-        """Results that reached a client for whom they were not: must not happen, whatever breaks."""
+        """Results that reached the wrong client. Must stay 0, whatever breaks."""
         self.published = 0
         self.delivered = 0
         self.duplicates = 0
@@ -58,19 +58,19 @@ class Ledger:
         self._recent: deque[LedgerEntry] = deque()
 
     def attempt(self, web_socket_id: str, now: float) -> LedgerEntry:
-        """A new result for this client."""
+        """Record a new result for this client."""
         message_id = f"drill-{len(self.results) + 1}"
         result = self.results[message_id] = LedgerEntry(web_socket_id, message_id, now)
         return result
 
-    def acknowledge(self, result: LedgerEntry, now: float) -> None:
-        """Redis has accepted it."""
-        result.acknowledged = now
+    def accept(self, result: LedgerEntry, now: float) -> None:
+        """Record that Redis has accepted it."""
+        result.accepted = now
         self.published += 1
         self._settled += result.settled
 
-    def deliver(self, web_socket_id: str, message_id: str, now: float, part: int) -> LedgerEntry | None:
-        """A client got a result; returns it if it is its first copy."""
+    def deliver(self, web_socket_id: str, message_id: str, now: float, via: int) -> LedgerEntry | None:
+        """Record that a client received a result. Returns the result if this is its first copy."""
         result = self.results.get(message_id)
         if result is None or result.web_socket_id != web_socket_id:
             self.strays += 1
@@ -79,7 +79,7 @@ class Ledger:
         if result.copies > 1:
             self.duplicates += 1
             return None
-        result.delivered, result.part = now, part
+        result.delivered, result.via = now, via
         self.delivered += 1
         self._settled += result.settled
         self._recent.append(result)
@@ -87,24 +87,24 @@ class Ledger:
 
     @property
     def lost(self) -> list[LedgerEntry]:
-        """Those that Redis has accepted and no client got; to be asked once everything has settled."""
-        return [r for r in self.results.values() if r.acknowledged is not None and r.delivered is None]
+        """Accepted and not delivered. Read it once everything has settled."""
+        return [r for r in self.results.values() if r.accepted is not None and r.delivered is None]
 
     @property
-    def unsettled(self) -> int:
-        """How many are on their way."""
+    def in_flight(self) -> int:
+        """How many are not settled yet."""
         return len(self.results) - self._settled
 
     @property
     def unaccepted(self) -> int:
-        """How many Redis has not accepted."""
+        """How many Redis has not accepted yet."""
         return len(self.results) - self.published
 
-    def late(
+    def latency(
         self, start: float = 0.0, end: float = float("inf"), without: Container[str] = frozenset()
-    ) -> Late:
-        """How late those were that were first tried from `start` until before `end`, but for some clients."""
-        return late(
+    ) -> LatencySummary:
+        """Of results first attempted from `start` until before `end`, leaving out some clients."""
+        return summary(
             result.delivered - result.attempted
             for result in self.results.values()
             if result.delivered is not None
@@ -112,37 +112,39 @@ class Ledger:
             and result.web_socket_id not in without
         )
 
-    def recently_late(self, since: float) -> Late | None:
-        """How late those were that have come since that moment, which never goes back; None if none has."""
-        while self._recent and _delivered(self._recent[0]) < since:
+    def recent_latency(self, since: float) -> LatencySummary | None:
+        """Of results delivered since that moment, which must never go back. None if there are none."""
+        while self._recent and _delivered_at(self._recent[0]) < since:
             self._recent.popleft()
         return (
-            late(_delivered(result) - result.attempted for result in self._recent) if self._recent else None
+            summary(_delivered_at(result) - result.attempted for result in self._recent)
+            if self._recent
+            else None
         )
 
-    def heard_again(
-        self, since: float, parts: Sequence[int], about: Callable[[str], bool] = lambda _: True
+    def first_deliveries_after(
+        self, since: float, addresses: Sequence[int], counts: Callable[[str], bool] = lambda _: True
     ) -> list[float | None]:
-        """For each part the seconds after `since` at which it first delivered a result accepted after that.
+        """For each address, the seconds after `since` at which it first delivered a result accepted after it.
 
-        `about` chooses the ids that count. None for a part that has delivered none.
+        `counts` says which ids count. None for an address that has delivered none.
         """
         first: dict[int, float] = {}
         for result in self._accepted(since, float("inf")):
-            if result.delivered is not None and about(result.web_socket_id):
-                first[result.part] = min(first.get(result.part, float("inf")), result.delivered)
-        return [first[part] - since if part in first else None for part in parts]
+            if result.delivered is not None and counts(result.web_socket_id):
+                first[result.via] = min(first.get(result.via, float("inf")), result.delivered)
+        return [first[via] - since if via in first else None for via in addresses]
 
-    def longest_way(self, start: float, end: float, about: Callable[[str], bool]) -> float:
-        """The longest time from Redis's acceptance to the client, of results first tried in that time."""
+    def longest_delivery(self, start: float, end: float, counts: Callable[[str], bool]) -> float:
+        """The longest time from acceptance by Redis to delivery, of results first attempted in that time."""
         return max(
             (
-                result.delivered - result.acknowledged
+                result.delivered - result.accepted
                 for result in self._accepted(start, float("inf"))
                 if result.delivered is not None
-                and result.acknowledged is not None
+                and result.accepted is not None
                 and result.attempted < end
-                and about(result.web_socket_id)
+                and counts(result.web_socket_id)
             ),
             default=0.0,
         )
@@ -151,21 +153,21 @@ class Ledger:
         return (
             result
             for result in self.results.values()
-            if result.acknowledged is not None and start <= result.acknowledged < end
+            if result.accepted is not None and start <= result.accepted < end
         )
 
 
-def _delivered(result: LedgerEntry) -> float:
+def _delivered_at(result: LedgerEntry) -> float:
     assert result.delivered is not None
     return result.delivered
 
 
-def late(seconds: Iterable[float]) -> Late:
-    """Percentiles by nearest rank; zeros for none."""
+def summary(seconds: Iterable[float]) -> LatencySummary:
+    """Percentiles by nearest rank; zeros if there are none."""
     ordered = sorted(seconds)
     if not ordered:
-        return Late(0.0, 0.0, 0.0)
-    return Late(_rank(ordered, 0.50), _rank(ordered, 0.99), ordered[-1])
+        return LatencySummary(0.0, 0.0, 0.0)
+    return LatencySummary(_rank(ordered, 0.50), _rank(ordered, 0.99), ordered[-1])
 
 
 def _rank(ordered: Sequence[float], share: float) -> float:
@@ -173,7 +175,7 @@ def _rank(ordered: Sequence[float], share: float) -> float:
 
 
 def busiest_second(moments: Iterable[float]) -> int:
-    """The most of these moments that lie within one second."""
+    """The largest number of these moments within one second."""
     ordered = sorted(moments)
     most = begin = 0
     for end, moment in enumerate(ordered):

@@ -1,4 +1,4 @@
-"""What a drill has found, in words for people and in JSON for machines. Pure."""
+"""A drill's results, as text for people and as JSON for programs. Pure."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from .ledger import Late
+from .ledger import LatencySummary
 
 
 class DrillOptions(NamedTuple):
-    """The size of an exercise."""
+    """The size of a drill."""
 
     clients: int = 2_000
     rate: float = 200.0
     """Results a second."""
     nodes: int = 3
     seconds: float = 20.0
-    """For how long results are published, the fault included; a fault that takes longer prolongs it."""
+    """How long results are published, the fault included. A fault that takes longer prolongs it."""
     retain: int = 60
-    """Seconds."""
+    """Seconds that Redis retains a result; 0 for not at all."""
     workers: int = 1
     """Processes of each node."""
 
 
 class Measure(NamedTuple):
-    """Something that a drill measures, and what it should be at most, if that was laid down."""
+    """A measured value, and its limit if it has one."""
 
     what: str
     value: float | None
-    """None: it did not happen as long as the drill went on."""
+    """None: it did not happen during the drill."""
     limit: float | None = None
     unit: str = "s"
 
@@ -41,69 +41,70 @@ class Measure(NamedTuple):
 
 
 class NodeOutage(NamedTuple):
-    """How long a node was without Redis, by its own account, and how long it was not there."""
+    """How long a node was without Redis, as the node reports it, and how long the node was down."""
 
     node: str
-    blind: float = 0.0
-    """Seconds without Redis, or, of a Cluster, without a part of it; in all of its lives together."""
+    outage_seconds: float = 0.0
+    """Seconds without Redis, or without a part of a Cluster; the sum over all processes of the node."""
     outages: int = 0
-    """How often."""
+    """Number of outages."""
     repaired: int = 0
-    """Subscriptions that its audits found to be wrong: must not happen, whatever breaks."""
-    down: float = 0.0
-    """Seconds from its end until it was there again."""
+    """Subscriptions that its reconciler found to be wrong. Must stay 0, whatever breaks."""
+    down_for: float = 0.0
+    """Seconds from the end of its process until clients were sent to it again."""
 
 
-class Absence(NamedTuple):
-    """How clients fared with their connections."""
+class Disconnects(NamedTuple):
+    """How often and how long clients were disconnected."""
 
     longest: float
-    """The longest that one was without a registration, after it had had one, in seconds."""
-    returns: int
-    """Registrations after a loss."""
+    """Seconds: the longest time from the end of a client's connection to its next registration."""
+    reconnects: int
+    """Registrations after a lost connection."""
     busiest_second: int
-    """The most of those within one second."""
-    slowest_welcome: float
-    """The longest that a new client had to wait for its first answer, in seconds."""
-    closes: dict[int, int]
-    """Connections that ended otherwise than by their client, by close code; 1006 is without one."""
+    """The most reconnects within one second."""
+    slowest_registration: float
+    """Seconds: the longest time from a new client's first attempt to its confirmed registration."""
+    close_codes: dict[int, int]
+    """Connections that a client did not end, by close code; 1006: without a close frame."""
 
 
-class Happening(NamedTuple):
-    """What was done or seen, and when, in seconds from the beginning of the load."""
+class DrillEvent(NamedTuple):
+    """What was done or observed, and when."""
 
     at: float
+    """Seconds since the load began."""
     text: str
 
 
 @dataclass(frozen=True)
 class DrillReport:
-    """All that a drill has found."""
+    """All results of a drill."""
 
     drill: str
     summary: str
     options: DrillOptions
     redis: str
-    """The server's version."""
+    """Name and version of the server."""
     balanced: bool
-    """Whether the clients came through HAProxy."""
-    events: Sequence[Happening]
+    """Whether clients connected through HAProxy."""
+    events: Sequence[DrillEvent]
     published: int
     delivered: int
     lost: int
     duplicates: int
     strays: int
-    """Results that reached a client for whom they were not."""
+    """Results that reached the wrong client."""
     unaccepted: int
-    """Results that Redis had not accepted when the drill ended."""
-    late: Late
+    """Results that Redis had not accepted when the drill ended; nothing was promised for them."""
+    latency: LatencySummary
     measures: Sequence[Measure]
     nodes: Sequence[NodeOutage]
-    clients: Absence
+    clients: Disconnects
 
     @property
     def broken(self) -> bool:
-        """Whether the promise was broken: a result that was retained has not arrived."""
+        """Whether the promise was broken: a retained result was not delivered."""
         return self.lost > 0 and self.options.retain > 0
 
     @property
@@ -114,7 +115,7 @@ class DrillReport:
 
 
 def as_json(report: DrillReport) -> dict[str, Any]:
-    """The report's content for a machine: times in seconds, null for what did not happen."""
+    """The report for a program: times in seconds, null for what did not happen."""
     return {
         "drill": report.drill,
         "summary": report.summary,
@@ -128,7 +129,7 @@ def as_json(report: DrillReport) -> dict[str, Any]:
         "duplicate": report.duplicates,
         "stray": report.strays,
         "unaccepted": report.unaccepted,
-        "late": {name: round(value, 4) for name, value in report.late._asdict().items()},
+        "latency": {name: round(value, 4) for name, value in report.latency._asdict().items()},
         "measures": [
             {
                 "what": measure.what,
@@ -139,12 +140,12 @@ def as_json(report: DrillReport) -> dict[str, Any]:
             }
             for measure in report.measures
         ],
-        "blind": [node._asdict() for node in report.nodes],
-        "disconnected": {
+        "outages": [node._asdict() for node in report.nodes],
+        "disconnects": {
             **report.clients._asdict(),
             "longest": round(report.clients.longest, 4),
-            "slowest_welcome": round(report.clients.slowest_welcome, 4),
-            "closes": {str(code): count for code, count in report.clients.closes.items()},
+            "slowest_registration": round(report.clients.slowest_registration, 4),
+            "close_codes": {str(code): number for code, number in report.clients.close_codes.items()},
         },
         "verdict": report.verdict,
         "kept": not report.broken,
@@ -152,7 +153,7 @@ def as_json(report: DrillReport) -> dict[str, Any]:
 
 
 def conditions(options: DrillOptions) -> str:
-    """The size of an exercise in a line."""
+    """The size of a drill, in one line."""
     retained = f"retained for {options.retain} s" if options.retain else "not retained"
     by_workers = "" if options.workers == 1 else f" of {options.workers} workers"
     nodes = count(options.nodes, "node") + by_workers
@@ -164,7 +165,15 @@ def conditions(options: DrillOptions) -> str:
 
 def text(report: DrillReport) -> str:
     """The report for people."""
-    lines = ["", *_results(report), "", *_measured(report.measures), *_blind(report), "", _conclusion(report)]
+    lines = [
+        "",
+        *_results(report),
+        "",
+        *_measured(report.measures),
+        *_outages(report),
+        "",
+        _conclusion(report),
+    ]
     return "\n".join(lines)
 
 
@@ -179,8 +188,8 @@ def _results(report: DrillReport) -> list[str]:
     if report.unaccepted:
         lines.append(f"{report.unaccepted:,} more were not accepted by Redis before the end")
     if report.strays:
-        lines.append(f"{report.strays:,} REACHED A CLIENT FOR WHOM THEY WERE NOT")
-    lines.append(f"late {report.late} after the first attempt to publish")
+        lines.append(f"{report.strays:,} REACHED THE WRONG CLIENT")
+    lines.append(f"latency {report.latency} from the first attempt to publish")
     return lines
 
 
@@ -198,29 +207,28 @@ def _measured(measures: Sequence[Measure]) -> list[str]:
     return [*lines, ""]
 
 
-def _blind(report: DrillReport) -> list[str]:
-    lines = ["blind"]
-    lines += [f"  {node.node:8} {_blindness(node)}" for node in report.nodes]
+def _outages(report: DrillReport) -> list[str]:
+    lines = ["outages"]
+    lines += [f"  {node.node:8} {_outage(node)}" for node in report.nodes]
     clients = report.clients
-    lines.append(f"  clients  {seconds(clients.longest)} without a node at most")
-    if clients.returns:
-        codes = ", ".join(f"{amount:,} with {code}" for code, amount in sorted(clients.closes.items()))
-        lines.append(f"           connections ended: {codes}")
+    lines.append(f"  clients  disconnected for at most {seconds(clients.longest)}")
+    if clients.reconnects:
+        codes = ", ".join(f"{number:,} with {code}" for code, number in sorted(clients.close_codes.items()))
+        lines.append(f"           connections closed: {codes}")
         lines.append(
-            f"           came back: {clients.returns:,}, {clients.busiest_second:,} in the busiest second"
+            f"           reconnects: {clients.reconnects:,}, {clients.busiest_second:,} in the busiest second"
         )
-    lines.append(f"           a new one waited {seconds(clients.slowest_welcome)} for its answer at most")
+    lines.append(f"           slowest first registration: {seconds(clients.slowest_registration)}")
     return lines
 
 
-def _blindness(node: NodeOutage) -> str:
-    words = [
-        f"{seconds(node.blind)} without Redis" + (f" in {count(node.outages, 'gap')}" if node.outages else "")
-    ]
-    if node.down:
-        words.append(f"{seconds(node.down)} down")
+def _outage(node: NodeOutage) -> str:
+    often = f" in {count(node.outages, 'outage')}" if node.outages else ""
+    words = [f"{seconds(node.outage_seconds)} without Redis{often}"]
+    if node.down_for:
+        words.append(f"{seconds(node.down_for)} down")
     if node.repaired:
-        words.append(f"{count(node.repaired, 'subscription')} MENDED")
+        words.append(f"{count(node.repaired, 'subscription')} REPAIRED")
     return ", ".join(words)
 
 
@@ -235,8 +243,8 @@ def _conclusion(report: DrillReport) -> str:
 
 
 def table(reports: Sequence[DrillReport]) -> str:
-    """Several drills, a line each."""
-    rows = [("drill", "published", "delivered", "lost", "duplicate", "late p99", "late max", "verdict")]
+    """Several drills, one line each."""
+    rows = [("drill", "published", "delivered", "lost", "duplicate", "latency p99", "latency max", "verdict")]
     rows += [
         (
             report.drill,
@@ -244,8 +252,8 @@ def table(reports: Sequence[DrillReport]) -> str:
             f"{report.delivered:,}",
             f"{report.lost:,}",
             f"{report.duplicates:,}",
-            seconds(report.late.p99),
-            seconds(report.late.max),
+            seconds(report.latency.p99),
+            seconds(report.latency.max),
             report.verdict,
         )
         for report in reports
@@ -264,7 +272,7 @@ def seconds(value: float) -> str:
 
 
 def count(number: int, what: str) -> str:
-    """As `1 gap` or `2,000 clients`."""
+    """As `1 outage` or `2,000 clients`."""
     return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 

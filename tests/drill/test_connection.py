@@ -34,18 +34,18 @@ class Listener(ClientConnection):
         super().__init__({"webSocketId": "a"})
         self.messages: list[dict[str, Any]] = []
         self.heads: list[bytes] = []
-        self.over = False
+        self.closed = False
         self.transport = Transport()
         self.connection_made(self.transport)
 
-    def heard(self, message: dict[str, Any]) -> None:
+    def on_message(self, message: dict[str, Any]) -> None:
         self.messages.append(message)
 
-    def refused(self, head: bytes) -> None:
+    def on_rejection(self, head: bytes) -> None:
         self.heads.append(head)
 
-    def ended(self) -> None:
-        self.over = True
+    def on_close(self) -> None:
+        self.closed = True
 
 
 def server_frame(opcode: int, payload: bytes) -> bytes:
@@ -95,7 +95,7 @@ def test_pings_and_closes_are_answered() -> None:
     assert listener.transport.written[before:] == [frame(PONG, b"here?"), frame(CLOSE, b"\x03\xf4")]
     assert listener.close_code == 1012
     listener.connection_lost(None)
-    assert listener.over
+    assert listener.closed
 
 
 def test_a_refusal_ends_the_connection() -> None:

@@ -8,8 +8,8 @@ import re
 import pytest
 
 from gateway.drill.display import Display, Snapshot
-from gateway.drill.ledger import Late
-from gateway.drill.report import Happening
+from gateway.drill.ledger import LatencySummary
+from gateway.drill.report import DrillEvent
 
 NOW = Snapshot(
     elapsed=12.04,
@@ -17,9 +17,9 @@ NOW = Snapshot(
     registered=1_999,
     published=2_400,
     delivered=2_398,
-    under_way=2,
+    in_flight=2,
     duplicates=0,
-    late=Late(0.001, 0.004, 0.01),
+    latency=LatencySummary(0.001, 0.004, 0.01),
     nodes=["667 clients, Redis connected", "down"],
 )
 
@@ -40,17 +40,17 @@ def screen(written: str) -> list[str]:
 def test_a_pipe_gets_a_plain_line_each() -> None:
     out = io.StringIO()
     display = Display(out)
-    display.prepare("3 nodes start ...")
+    display.progress("3 nodes start ...")
     display.show(NOW)
-    display.happened(Happening(12.1, "Valkey is killed"))
-    display.show(NOW._replace(elapsed=13.0, late=None))
+    display.event(DrillEvent(12.1, "Valkey is killed"))
+    display.show(NOW._replace(elapsed=13.0, latency=None))
     display.end()
-    state = "clients 1,999/2,000  published 2,400  delivered 2,398  under way 2  duplicate 0"
+    state = "clients 1,999/2,000  published 2,400  delivered 2,398  in flight 2  duplicate 0"
     assert out.getvalue().splitlines() == [
         "3 nodes start ...",
-        f"  12.0 s  {state}  late p50 0.001 s, p99 0.004 s, max 0.010 s",
+        f"  12.0 s  {state}  latency p50 0.001 s, p99 0.004 s, max 0.010 s",
         "  12.1 s  Valkey is killed",
-        f"  13.0 s  {state}  late -",
+        f"  13.0 s  {state}  latency -",
     ]
     assert display.pause == 1.0
 
@@ -59,17 +59,17 @@ def test_a_terminal_keeps_what_happened_and_redraws_the_rest() -> None:
     out = io.StringIO()
     display = Display(out, live=True)
     display.say("redis-kill")
-    display.prepare("3 nodes start ...")
+    display.progress("3 nodes start ...")
     display.show(NOW)
-    display.happened(Happening(12.1, "Valkey is killed"))
-    display.show(NOW._replace(elapsed=13.0, late=None))
+    display.event(DrillEvent(12.1, "Valkey is killed"))
+    display.show(NOW._replace(elapsed=13.0, latency=None))
     assert screen(out.getvalue()) == [
         "redis-kill",
         "  12.1 s  Valkey is killed",
         "",
         "  13.0 s  clients  1,999 of 2,000 registered",
-        "          results  2,400 published, 2,398 delivered, 2 under way, 0 duplicate",
-        "          late     nothing has come for a second",
+        "          results  2,400 published, 2,398 delivered, 2 in flight, 0 duplicate",
+        "          latency  nothing delivered in the last second",
         "          node 1   667 clients, Redis connected",
         "          node 2   down",
         "",

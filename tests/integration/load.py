@@ -52,15 +52,15 @@ class Browser(ClientConnection):
     def results(self) -> list[str]:
         return [message["authResult"] for message in self.told if "authResult" in message]
 
-    def heard(self, message: dict[str, Any]) -> None:
+    def on_message(self, message: dict[str, Any]) -> None:
         self.told.append(message)
         if message.get("registrationSucceeded"):
             self.answered.set()
 
-    def refused(self, head: bytes) -> None:
+    def on_rejection(self, head: bytes) -> None:
         raise AssertionError(head)
 
-    def ended(self) -> None:
+    def on_close(self) -> None:
         self.lost_at = time.monotonic()
 
 

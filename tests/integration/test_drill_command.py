@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli.main import commands
 from gateway.drill import DRILLS, Drill, Plan
-from gateway.drill import runner as stage
+from gateway.drill import runner as drill_runner
 from gateway.drill.fleet import ValkeyProcess
 from gateway.drill.runner import Runner
 
@@ -37,23 +37,23 @@ SMALL = ("--clients", "20", "--rate", "50", "--nodes", "1")
 
 @pytest.fixture(autouse=True)
 def quick_drills(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def calm(stage: Runner[ValkeyProcess]) -> None:
-        stage.say("nothing is broken")
+    async def calm(runner: Runner[ValkeyProcess]) -> None:
+        runner.record("nothing is broken")
 
-    async def lossy(stage: Runner[ValkeyProcess]) -> None:
+    async def lossy(runner: Runner[ValkeyProcess]) -> None:
         now = time.monotonic()
-        stage.ledger.acknowledge(stage.ledger.attempt("nobody", now), now)
+        runner.ledger.accept(runner.ledger.attempt("nobody", now), now)
 
-    async def broken(stage: Runner[ValkeyProcess]) -> None:
+    async def broken(runner: Runner[ValkeyProcess]) -> None:
         raise TimeoutError("the moon: not within 30 s")
 
-    async def endless(stage: Runner[ValkeyProcess]) -> None:
+    async def endless(runner: Runner[ValkeyProcess]) -> None:
         await asyncio.Event().wait()
 
-    for play in (calm, lossy, broken, endless):
-        drill = Drill(play.__name__, f"a {play.__name__} one", Plan(ValkeyProcess), play, seconds=1.0)
+    for run in (calm, lossy, broken, endless):
+        drill = Drill(run.__name__, f"a {run.__name__} one", Plan(ValkeyProcess), run, seconds=1.0)
         monkeypatch.setitem(DRILLS, drill.name, drill)
-    monkeypatch.setattr(stage, "SETTLE_SECONDS", 0.5)
+    monkeypatch.setattr(drill_runner, "SETTLE_SECONDS", 0.5)
 
 
 def run(*arguments: str) -> Result:
@@ -86,7 +86,7 @@ def test_a_drill_in_which_nothing_is_lost() -> None:
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
     assert lines[:2] == ["calm: a calm one", "1 node, 20 clients, 50 results/s for 1 s, retained for 60 s"]
-    assert "   0.0 s  20 clients have registered at the nodes themselves; results begin" in lines
+    assert "   0.0 s  20 clients have registered directly with the nodes; publishing starts" in lines
     assert "   0.0 s  nothing is broken" in lines
     assert lines[-1] == "calm: no result was lost"
     (counts,) = (line for line in lines if line.startswith("published "))
@@ -101,7 +101,7 @@ def test_several_drills_as_json_with_logs(tmp_path: Path) -> None:
     calm, lossy = map(json.loads, done.stdout.splitlines())
     assert (calm["drill"], calm["lost"], calm["kept"]) == ("calm", 0, True)
     assert (lossy["drill"], lossy["lost"], lossy["kept"]) == ("lossy", 1, False)
-    assert "results begin" in done.stderr
+    assert "publishing starts" in done.stderr
     events = [json.loads(line)["event"] for line in (tmp_path / "calm-node-1.jsonl").read_text().splitlines()]
     assert "listening" in events
 
@@ -121,11 +121,11 @@ def test_what_was_not_retained_was_not_promised() -> None:
     assert "1 result lost, none of them retained" in done.output
 
 
-def test_a_drill_that_cannot_be_played_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_drill_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run("broken", *SMALL)
     assert done.exit_code == 1
-    assert "Error: the drill could not be played: the moon: not within 30 s" in done.stderr
-    monkeypatch.setattr(stage, "raise_nofile_limit", lambda: 83)
+    assert "Error: the drill could not run: the moon: not within 30 s" in done.stderr
+    monkeypatch.setattr(drill_runner, "raise_nofile_limit", lambda: 83)
     done = run("calm", *SMALL)
     assert done.exit_code == 1
     assert "20 clients need 84 open files, and the system allows 83" in done.stderr
@@ -160,10 +160,10 @@ def exists(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
-        (signal.SIGINT, "start ..."),
-        (signal.SIGINT, "Valkey is frozen"),
-        (signal.SIGTERM, "Valkey is frozen"),
-        (signal.SIGHUP, "connect ..."),
+        (signal.SIGINT, "nodes ..."),
+        (signal.SIGINT, "Valkey is frozen:"),
+        (signal.SIGTERM, "Valkey is frozen:"),
+        (signal.SIGHUP, "connecting 20 clients"),
     ],
 )
 def test_interrupted_it_leaves_nothing(number: signal.Signals, moment: str) -> None:
@@ -178,5 +178,5 @@ def test_interrupted_it_leaves_nothing(number: signal.Signals, moment: str) -> N
         assert started
         drill.send_signal(number)
         assert drill.wait(15) == 130
-        assert drill.stderr.read() == "\nInterrupted; everything that was started is stopped.\n"
+        assert drill.stderr.read() == "\nInterrupted. Everything that the drill started is stopped.\n"
     wait_until(lambda: not any(map(exists, started)), "all of its processes are gone", 1)

@@ -1,6 +1,6 @@
-"""Each drill loses nothing and holds its limits; each without the cure is seen to fail.
+"""Each drill loses nothing and holds its limits, and each fails without its safeguard.
 
-The drills run as users run them, the command in a process of its own, but smaller and with less calm.
+The drills run as users run them, as the command in another process, but smaller and with less calm.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.drill import DRILLS, Display, DrillOptions, play
-from gateway.drill import runner as stage
-from gateway.drill import scenarios as plays
+from gateway.drill import DRILLS, Display, DrillOptions, run_drill, runner, scenarios
 from gateway.drill.report import DrillReport, text
 
 from .conftest import Measured
@@ -31,8 +29,8 @@ DRILL += ["--clients", "500", "--rate", "50", "--seconds", "10"]
 SECONDS = 150.0  # far over what a drill takes, so that only a hang fails
 
 BEHIND_HAPROXY = {"node-kill", "rolling-restart"}
-CLIENTS_GO = BEHIND_HAPROXY | {"slow-clients"}
-"""Where connections end; when Redis is in trouble all of them have to stay."""
+CONNECTIONS_END = BEHIND_HAPROXY | {"slow-clients"}
+"""Drills in which connections end. In all others, where Redis fails, every connection must stay open."""
 
 ALL = [
     pytest.param(name, marks=pytest.mark.needs("haproxy") if name in BEHIND_HAPROXY else ())
@@ -56,16 +54,18 @@ def test_no_result_is_lost(name: str, measured: Measured) -> None:
     assert found["delivered"] == found["published"]
     assert (found["lost"], found["duplicate"], found["stray"], found["unaccepted"]) == (0, 0, 0, 0)
     assert [measure for measure in found["measures"] if measure["verdict"] == "MISSED"] == []
-    assert [node["repaired"] for node in found["blind"]] == [0, 0, 0], "the audit finds nothing to mend"
-    if name not in CLIENTS_GO:
-        assert found["disconnected"]["closes"] == {}, "clients do not notice that Redis is in trouble"
+    assert [node["repaired"] for node in found["outages"]] == [0, 0, 0], (
+        "the reconciler finds nothing to repair"
+    )
+    if name not in CONNECTIONS_END:
+        assert found["disconnects"]["close_codes"] == {}, "clients do not notice that Redis has failed"
     if name == "slow-clients":
         assert ("of 50", 50) in [(measure["unit"], measure["value"]) for measure in found["measures"]]
     if name in BEHIND_HAPROXY:
         assert found["haproxy"] is True
-        assert found["disconnected"]["longest"] < 5
+        assert found["disconnects"]["longest"] < 5
     if name == "rolling-restart":
-        assert_rolled_over(found)
+        assert_rolling(found)
 
 
 @pytest.mark.alone
@@ -83,45 +83,45 @@ def test_nodes_of_several_workers_are_rolled_over() -> None:
     found: dict[str, Any] = json.loads(done.stdout)
     assert (found["lost"], found["duplicate"], found["unaccepted"]) == (0, 0, 0)
     assert found["delivered"] == found["published"]
-    assert_rolled_over(found)
+    assert_rolling(found)
 
 
-def assert_rolled_over(found: dict[str, Any]) -> None:
-    """Every client has been told to come back, and never all of them in the same second."""
-    clients = found["disconnected"]
-    assert set(clients["closes"]) == {"1012"}, "nobody is cut off"
-    assert clients["returns"] >= found["clients"], "each at least once, for all nodes were restarted"
+def assert_rolling(found: dict[str, Any]) -> None:
+    """Every client was closed with 1012, and not all of them in the same second."""
+    clients = found["disconnects"]
+    assert set(clients["close_codes"]) == {"1012"}, "nobody is cut off"
+    assert clients["reconnects"] >= found["clients"], "each at least once, for all nodes were restarted"
     assert [measure for measure in found["measures"] if measure["verdict"] != "pass"] == []
     ended = [event["text"] for event in found["events"] if "has ended" in event["text"]]
     assert ended == [f"node {number} has ended with 0" for number in (1, 2, 3)]
 
 
-# The controls: the same drills, smaller, with a cure taken out of the nodes or of the publisher.
+# The controls: the same drills, smaller, with a safeguard disabled in the nodes or in the publisher.
 
 SMALL = DrillOptions(clients=300, rate=200.0, seconds=8.0)
 PUBLISHED_ONCE = SMALL._replace(retain=0)
 
 NO_DEADLINE = """
-from gateway import link, probe
-link.DEAD_AFTER = probe.GRACE = 1e9
+from gateway.redis import probe, subscriber
+subscriber.DEAD_AFTER = probe.PROBE_GRACE = 1e9
 """
 ASKED_ONCE = """
-from gateway.redis.topology import Sentinel
-find = Sentinel.find
+from gateway.redis.topology import SentinelTopology
+find = SentinelTopology.find
 async def find_once(self):
     if self._found is None:
         await find(self)
     return self._found[1]
-Sentinel.find = find_once
+SentinelTopology.find = find_once
 """
 FIRST_MAP = """
-from gateway.redis.cluster.broker import Cluster
-refresh = Cluster._refresh
+from gateway.redis.cluster.broker import ClusterBroker
+refresh = ClusterBroker._refresh
 async def refresh_once(self):
     if not self.map.masters:
         await refresh(self)
-Cluster._refresh = refresh_once
-Cluster.claimed = lambda self, number, owner: None
+ClusterBroker._refresh = refresh_once
+ClusterBroker.claimed = lambda self, number, owner: None
 """
 PATIENT = """
 from gateway.transports.websocket import WebSocketSession
@@ -156,17 +156,17 @@ def closes_nobody(report: DrillReport) -> bool:
     ],
     ids=list(DRILLS),
 )
-async def test_without_the_cure(
+async def test_without_the_safeguard(
     name: str,
     options: DrillOptions,
     preface: str,
     fails: Callable[[DrillReport], bool],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "SETTLE_SECONDS", 2.0)  # what is lost is waited for in vain
-    monkeypatch.setattr(plays, "CALM", 1.0)
+    monkeypatch.setattr(runner, "SETTLE_SECONDS", 2.0)  # lost results do not arrive, however long it waits
+    monkeypatch.setattr(scenarios, "WARM_UP", 1.0)
     drill = DRILLS[name]
     drill = drill._replace(plan=replace(drill.plan, preface=preface))
     out = io.StringIO()
-    report = await play(drill, options, Display(out))
+    report = await run_drill(drill, options, Display(out))
     assert fails(report), out.getvalue() + text(report)

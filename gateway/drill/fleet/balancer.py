@@ -19,16 +19,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ... import embedded
-from .node import ROOT, NodeProcess
+from .node import NodeProcess
 from .process import Process, free_port, spawn
 
+PACKAGE = Path(__file__).parents[1]
 NAME = "nodes.test"
 ANSWER_SECONDS = 2.0
 
 
 def configuration() -> Path:
-    """The shipped configuration's file: a part of the repository, not of the wheel."""
-    return ROOT / "deploy" / "haproxy.cfg"
+    """The shipped configuration. In a checkout it is a link to deploy/haproxy.cfg; a wheel has the file."""
+    return PACKAGE / "data" / "haproxy.cfg"
 
 
 def address(number: int) -> str:
@@ -37,11 +38,11 @@ def address(number: int) -> str:
 
 
 def available() -> bool:
-    """Whether HAProxy and its configuration are there, and loopback has the addresses that the nodes need.
+    """Whether HAProxy is installed, and loopback has the addresses that the nodes need.
 
-    Linux has all of 127.0.0.0/8; elsewhere somebody would have had to add them.
+    Linux has all of 127.0.0.0/8; on other systems an administrator must add them.
     """
-    if shutil.which("haproxy") is None or not configuration().exists():
+    if shutil.which("haproxy") is None:
         return False
     with socket.socket() as probe:
         try:
