@@ -280,7 +280,7 @@ def main() -> None:
         [f"sound: {what}", *("REFUSED" if refuses(CODECS[name], data) else "accepted" for name in names)]
         for what, data in SOUND.items()
     ]
-    click.echo("\n" + plain([["what came (section of RFC 6455)", *names], *lines]))
+    click.echo("\n" + plain([["input (section of RFC 6455)", *names], *lines]))
 
 
 if __name__ == "__main__":

@@ -328,7 +328,7 @@ def test_every_setting_has_all_that_is_derived_from_it() -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     text = DOCUMENT.read_text()
     assert settings.with_table(text) == text, (
-        "run: python -m gateway config --markdown --into docs/configuration.md --into README.md"
+        "run: python -m gateway config --markdown --into docs/configuration.md"
     )
     assert settings.table() in text
 

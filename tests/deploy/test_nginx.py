@@ -1,5 +1,5 @@
 """nginx with the shipped configuration in front of real nodes, asked for what HAProxy is asked for, and more:
-what it cannot do is tested too, so that docs/deployment.md stays true.
+what it cannot do is tested too, so that docs/proxies.md stays true.
 """
 
 from __future__ import annotations

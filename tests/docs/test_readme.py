@@ -1,4 +1,4 @@
-"""What the README shows is true: its snippets run, its tables come from the code."""
+"""What the README and the page on publishing show is true: their snippets run."""
 
 from __future__ import annotations
 
@@ -43,12 +43,6 @@ def snippet(name: str, kind: str = "snippet") -> str:
     """The code block behind `<!-- snippet: name -->`, in the README or the page on publishing."""
     found = re.search(rf"<!-- {kind}: {name} -->\n```\w+\n(.*?)```", README + PUBLISHING, re.DOTALL)
     assert found is not None, f"there is no {kind} {name}"
-    return found.group(1)
-
-
-def between(mark: str) -> str:
-    found = re.search(rf"<!-- {mark} -->\n(.*?)<!-- /{mark} -->", README, re.DOTALL)
-    assert found is not None, f"README.md has no part {mark}"
     return found.group(1)
 
 
@@ -132,7 +126,7 @@ def test_redis_cli_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone,
     assert run("sh", "-c", command, cwd=tmp_path).split()[-1] == "1"
     assert phone_in_cluster.heard() == b"CONFIRMED"
     plain = f"redis-cli -p {port} -c SPUBLISH {CHANNEL} CONFIRMED"
-    assert plain.replace(f" -p {port}", "") in README
+    assert plain.replace(f" -p {port}", "") in PUBLISHING
     assert run("sh", "-c", plain, cwd=tmp_path).split()[-1] == "1"
 
 
@@ -199,16 +193,5 @@ def test_curl(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     assert "localhost:8081/publish" in short[1]
 
 
-def test_settings_table_is_the_one_that_the_code_makes() -> None:
-    made = run(sys.executable, "-m", "gateway", "config", "--markdown", cwd=ROOT)
-    assert between("settings").strip() == made.strip(), "put in what `gateway config --markdown` prints"
-
-
-def test_the_figures_are_there() -> None:
-    for figure in ("registration", "delivery", "disconnect", "memory"):
-        assert figure in between("figures")
-
-
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+def test_the_readme_is_read_in_five_minutes() -> None:
+    assert len(README.split()) <= 1250

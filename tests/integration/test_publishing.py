@@ -28,7 +28,7 @@ from .load import until
 from .raw import Raw
 
 TOKEN = "a-token-of-sixteen"
-DEPLOYMENT = DOCS / "deployment.md"
+ACCESS = DOCS / "redis-access.md"
 SLACK = 1.0  # seconds, on a busy machine
 
 Fault = Callable[[ValkeyProcess, Proxy], Awaitable[Callable[[], None]]]
@@ -113,8 +113,8 @@ async def test_off_by_default_and_only_on_the_admin_port(valkey: ValkeyProcess) 
 
 
 async def test_a_node_that_publishes_needs_its_own_rights_and_those_of_a_backend() -> None:
-    """As docs/deployment.md has them."""
-    page = DEPLOYMENT.read_text()
+    """As docs/redis-access.md has them."""
+    page = ACCESS.read_text()
     (own,) = re.findall(r"ACL SETUSER node on >… (.* \+subscribe .*)\n", page)
     (backends,) = re.findall(r"ACL SETUSER backend on >… (.* \+publish)\n", page)
     with await asyncio.to_thread(ValkeyProcess) as valkey:

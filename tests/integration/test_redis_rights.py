@@ -1,4 +1,4 @@
-"""The rights that docs/deployment.md gives to a node: with them all works, and each of them is needed."""
+"""The rights that docs/redis-access.md gives to a node: with them all works, and each of them is needed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from .here import port_of, unconnected_here
 from .load import SECONDS, PublisherBackend, crowd, until, without_theirs
 from .test_cluster import names_in
 
-DEPLOYMENT = DOCS / "deployment.md"
+ACCESS = DOCS / "redis-access.md"
 
 ONE_SERVER, CLUSTER = (
-    rights.split() for rights in re.findall(r"ACL SETUSER node on >… (.*)\n", DEPLOYMENT.read_text())
+    rights.split() for rights in re.findall(r"ACL SETUSER node on >… (.*)\n", ACCESS.read_text())
 )
 
 FOR_THE_PROBE = {"(+publish &websocket::*)", "(+spublish &websocket::*)"}

@@ -26,7 +26,7 @@ from ..paths import DOCS
 from ..processes import SentinelProcess, ValkeyCluster, ValkeyProcess
 
 CHANNEL = "websocket:12345678"
-DEPLOYMENT = DOCS / "deployment.md"
+ACCESS = DOCS / "redis-access.md"
 
 
 async def test_a_result_is_published_and_retained_in_one_step() -> None:
@@ -170,8 +170,8 @@ async def test_with_the_clients_that_sentinel_gives(valkey: ValkeyProcess) -> No
 
 
 def rights(of: str) -> list[str]:
-    """What docs/deployment.md gives to the user of a backend that publishes by `of`."""
-    found = re.findall(r"ACL SETUSER backend on >… (.*)", DEPLOYMENT.read_text())
+    """What docs/redis-access.md gives to the user of a backend that publishes by `of`."""
+    found = re.findall(r"ACL SETUSER backend on >… (.*)", ACCESS.read_text())
     (line,) = [line for line in found if f"+{of}" in line.split()]
     return ["reset", "on", ">x", *line.split()]
 
