@@ -58,11 +58,11 @@ class DrillError(GatewayError):
 class WireError(GatewayError):
     """The client broke its protocol beyond an answer: the connection ends with this code and reason.
 
-    `last_words` is one of the wire's messages, to send before the close; empty for none.
+    `last_message` is one of the wire's messages, to send before the close frame; None for nothing.
     """
 
-    def __init__(self, code: CloseCode, reason: str, *, last_words: bytes = b"") -> None:
+    def __init__(self, code: CloseCode, reason: str, *, last_message: bytes | None = None) -> None:
         super().__init__(reason)
         self.code = code
         self.reason = reason
-        self.last_words = last_words
+        self.last_message = last_message

@@ -1,4 +1,4 @@
-"""What clients, nodes and publishers say to each other, in no wire's form."""
+"""The messages between clients, nodes and publishers, independent of every wire."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Final, NamedTuple
 import orjson
 
 WEB_SOCKET_ID = re.compile(r"[A-Za-z0-9._~-]{1,200}", re.ASCII)
-"""A webSocketId: nothing in it needs escaping in JSON, in a URL or in a Redis channel's name."""
+"""A webSocketId. It needs no escaping in JSON, in a URL or in the name of a Redis channel."""
 
 AUTH_RESULT = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
-"""An authResult: CONFIRMED, CONTINUE, FAILED, DONE or whatever word the backend uses."""
+"""An authResult: CONFIRMED, CONTINUE, FAILED, DONE or another word of the backend."""
 
 MESSAGE_ID = re.compile(r"[!-~]{1,200}", re.ASCII)
-"""A messageId: visible ASCII, so that it can also be an HTTP header's value; a UUID has 36 characters."""
+"""A messageId: visible ASCII, so that an HTTP header can hold it. A UUID has 36 characters."""
 
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
-"""The trace that something is a part of: W3C Trace Context, section 3.2.2."""
+"""A trace: W3C Trace Context, section 3.2.2."""
 
 NO_DATA: Final = object()
-"""The `data` of a result that carries none; None is JSON's null, which is data."""
+"""The `data` of a result that has none. None is JSON's null, which is data."""
 
 REGISTRATION = "/user/topic/registration"
 AUTHORIZATION = "/user/topic/authorization"
@@ -30,21 +30,21 @@ ERROR = "/user/topic/error"
 STATUS = "/user/topic/status"
 
 DEGRADED = "degraded"
-"""What `push` is on that topic while results cannot be heard, and have not been for some seconds."""
+"""The value of `push` on the status topic after some seconds in which results could not be received."""
 
 RESTORED = "restored"
-"""What it is once they can be heard again, and what was retained meanwhile has been sent."""
+"""The value of `push` when results are received again, and the retained ones have been sent."""
 
 
 class CloseCode(IntEnum):
-    """Why a connection ended: RFC 6455 section 7.4.1 and the IANA registry it opened."""
+    """Why a connection ended: RFC 6455 section 7.4.1 and its IANA registry."""
 
     NORMAL = 1000
     GOING_AWAY = 1001
     PROTOCOL_ERROR = 1002
     UNSUPPORTED_DATA = 1003
     NO_STATUS = 1005  # never sent: the peer closed without a code
-    ABNORMAL = 1006  # never sent: the peer went without a close
+    ABNORMAL = 1006  # never sent: the peer disconnected without a close frame
     INVALID_DATA = 1007
     POLICY = 1008
     TOO_BIG = 1009
@@ -53,8 +53,12 @@ class CloseCode(IntEnum):
     TRY_AGAIN_LATER = 1013
 
 
+SLOW_CONSUMER: Final = "slow consumer"
+"""The reason of a session that ends because its client left too many bytes unread."""
+
+
 class Problem(NamedTuple):
-    """What is wrong with a client's message; `code` is for programs, `message` for people."""
+    """What is wrong with a client's message. `code` is for programs, `message` for people."""
 
     code: str
     message: str
@@ -63,8 +67,8 @@ class Problem(NamedTuple):
 class Register(NamedTuple):
     """The client asks for the results of `web_socket_id`, which has the form of `WEB_SOCKET_ID`.
 
-    `last_message_id` is the messageId that it has had last, on whatever connection: that result is not sent
-    to it again.
+    `last_message_id` is the last messageId that the client has had, on any connection. That result is not
+    sent again.
     """
 
     web_socket_id: str
@@ -72,32 +76,32 @@ class Register(NamedTuple):
 
 
 class WatchStatus(NamedTuple):
-    """The client wants to know when results cannot be heard, and when they can be again."""
+    """The client wants to know when results cannot be received, and when they can be again."""
 
 
 class InvalidRegistration(NamedTuple):
-    """The client asked to register what cannot be registered."""
+    """The client asked to register an id that cannot be registered."""
 
     web_socket_id: object
     problem: Problem
 
 
 class UnknownMessage(NamedTuple):
-    """The client sent a well-formed message that means nothing here."""
+    """The client sent a well-formed message that the gateway does not know."""
 
     problem: Problem
 
 
 class Reply(NamedTuple):
-    """The client is owed `payload`, one of the wire's messages: send it as it is."""
+    """Send `payload`, one of the wire's messages, to the client."""
 
     payload: bytes
 
 
 class Disconnect(NamedTuple):
-    """The client takes its leave: send `payload` unless it is empty, then close normally."""
+    """The client disconnects: send `payload`, one of the wire's messages, unless it is None. Then close."""
 
-    payload: bytes
+    payload: bytes | None
 
 
 Request = Register | WatchStatus | InvalidRegistration | UnknownMessage | Reply | Disconnect
@@ -106,10 +110,10 @@ Request = Register | WatchStatus | InvalidRegistration | UnknownMessage | Reply 
 def parse_registration(
     web_socket_id: object, last_message_id: object = None
 ) -> Register | InvalidRegistration:
-    """The request to register `web_socket_id`, whatever it is that came as one.
+    """The request to register `web_socket_id`, which may be any JSON value.
 
-    A `last_message_id` that no publisher could have given is left out and nothing else: a result that comes
-    twice does no harm, and a refusal could end a login.
+    An invalid `last_message_id` is ignored: a duplicate result does no harm, but a rejection could end a
+    login.
     """
     if isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id):
         return Register(web_socket_id, as_message_id(last_message_id))
@@ -125,23 +129,23 @@ def parse_registration(
 
 
 def as_message_id(value: object) -> str | None:
-    """`value` if it has the form of a `MESSAGE_ID`."""
+    """`value` if it is a valid messageId, else None."""
     return value if isinstance(value, str) and MESSAGE_ID.fullmatch(value) else None
 
 
 class Origin(NamedTuple):
-    """Where a result comes from, as far as its publisher has said: for who runs the nodes, not clients."""
+    """What a publisher says about the origin of a result. It is for operators, not for clients."""
 
     published_at: float | None
     """Seconds since 1970 by the publisher's clock."""
     traceparent: object
-    """The trace that it is a part of, in whatever form it came; see TRACEPARENT."""
+    """The result's trace, unchecked: see TRACEPARENT."""
 
 
 class Result:
-    """One published result: what `authResult` says, and what the publisher sent along.
+    """One published result.
 
-    `data` is any JSON value, ready to be written by orjson; `NO_DATA` for none.
+    `data` is any JSON value that orjson can write, or `NO_DATA`.
     """
 
     __slots__ = ("auth_result", "data", "message_id", "origin")
@@ -183,12 +187,11 @@ class InvalidResult(ValueError):
 
 
 def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
-    """What a publisher sent to the channel of `web_socket_id`, at most `max_size` bytes.
+    """The result in a payload that was published for `web_socket_id`. It may have `max_size` bytes.
 
-    It is a bare word such as `CONFIRMED`, or a JSON object with `authResult` and, if the publisher
-    likes, `messageId`, `data` and `webSocketId`. Raises InvalidResult for anything else. `publishedAt`
-    (milliseconds since 1970) and `traceparent` are for whoever runs the nodes, and no reason to refuse a
-    result, whatever they are.
+    A payload is a word such as `CONFIRMED`, or a JSON object with `authResult` and optional `messageId`,
+    `data` and `webSocketId`. Raises InvalidResult for anything else. `publishedAt` (milliseconds since 1970)
+    and `traceparent` are for operators. They never make a result invalid.
     """
     if len(payload) > max_size:
         raise InvalidResult("too big")
@@ -201,7 +204,7 @@ def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
     return _result_of(body, web_socket_id, max_size)
 
 
-@lru_cache(256)  # there are a handful of words; what is not one raises and is not kept
+@lru_cache(256)  # backends use a handful of words. An invalid one raises, and is not kept
 def _bare_result(payload: bytes) -> Result:
     word = payload.decode("latin-1")
     if not AUTH_RESULT.fullmatch(word):
@@ -231,9 +234,9 @@ def _origin_of(body: dict[str, object]) -> Origin | None:
 
 
 def _fragment(data: object, max_size: int) -> orjson.Fragment:
-    """`data` as the text that it will be sent as.
+    """`data` as the JSON text that is sent.
 
-    orjson reads deeper nesting than it writes, and 1e15 grows to 1000000000000000.0.
+    orjson can read deeper nesting than it can write, and it writes 1e15 as 1000000000000000.0.
     """
     try:
         text = orjson.dumps(data)

@@ -178,14 +178,14 @@ class Member:
         self.heard: list[tuple[str, bytes | str]] = []
         self.is_degraded = False
 
-    def acknowledge(self, web_socket_id: bytes) -> None:
-        self.heard.append(("acknowledge", web_socket_id))
+    def confirm(self, web_socket_id: bytes) -> None:
+        self.heard.append(("confirm", web_socket_id))
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.heard.append(("deliver", result.auth_result))
 
-    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
-        self.heard.append(("refuse", problem.code))
+    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
+        self.heard.append(("deny", problem.code))
 
     def degraded(self) -> None:
         self.is_degraded = True

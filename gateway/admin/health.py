@@ -91,7 +91,7 @@ def node_state(sources: Sources) -> dict[str, Any]:
         "channels": context.hub.channels,
         "delivered": context.hub.delivered,
         "invalid": dict(context.hub.invalid),
-        "rejected": dict(sources.access.refused),
+        "rejected": dict(sources.access.rejected),
         "closed": {f"{code} {reason}": count for (code, reason), count in context.ended.items()},
         "redis": {
             "connected": broker.connected,

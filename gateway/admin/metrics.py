@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..messages import INVALID_KINDS, CloseCode
+from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
 from ..nodes.sources import Sources
 from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
 
@@ -44,19 +44,6 @@ MAX_REASONS: Final = 100
 no client can make a node, or Prometheus, keep more and more of them."""
 
 OTHER: Final = "other"
-
-SLOW: Final = "slow consumer"
-
-SESSION_KINDS: Final = (
-    ("json", "websocket"),
-    ("stomp", "websocket"),
-    ("stomp", "sockjs_websocket"),
-    ("stomp", "sockjs_xhr"),
-    ("stomp", "sockjs_xhr_streaming"),
-    ("stomp", "sockjs_eventsource"),
-    ("sse", "eventsource"),
-)
-"""The kinds of sessions, by wire and transport."""
 
 Samples = Mapping[Any, Any]
 """A metric's values (Histograms for a histogram) by the values of its labels, in their order."""
@@ -252,22 +239,24 @@ class NodeMetrics(Collector):
         kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN)
         return {
             READY: {(): float(not sources.readiness.reasons())},
-            SESSIONS: {**dict.fromkeys(SESSION_KINDS, 0), **context.open},
+            SESSIONS: {**dict.fromkeys(sources.session_kinds, 0), **context.open},
             MAX_SESSIONS: {(): sources.max_sessions},
             HANDSHAKES: {(): sources.acceptor.handshakes},
             REGISTRATIONS: {
-                ("confirmed", ""): context.hub.acknowledged,
-                ("denied", ""): context.hub.refused_members,
+                ("confirmed", ""): context.hub.registrations_confirmed,
+                ("denied", ""): context.hub.registrations_denied,
                 ("timed_out", ""): context.timed_out,
                 ("rejected", "invalid_id"): 0,
                 **rejected,
             },
             CLOSES: closes(context.ended),
-            SLOW_CONSUMERS: {(): sum(n for (_, reason), n in context.ended.items() if reason == SLOW)},
+            SLOW_CONSUMERS: {
+                (): sum(n for (_, reason), n in context.ended.items() if reason == SLOW_CONSUMER)
+            },
             REJECTED: {
                 **{(kind.code,): 0 for kind in kinds},
-                **{(code,): count for code, count in sources.access.refused.items()},
-                (BUSY.code,): sources.acceptor.refused,
+                **{(code,): count for code, count in sources.access.rejected.items()},
+                (BUSY.code,): sources.acceptor.rejected,
             },
         }
 

@@ -7,8 +7,9 @@ from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
-import orjson
 from aiohttp import web
+
+from ..server import responses
 
 JSON: Final = "application/json"
 
@@ -22,9 +23,8 @@ PRIVATE_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 SSE_HEADERS: Final[Mapping[str, str]] = MappingProxyType(
-    {**PRIVATE_HEADERS, "Content-Type": "text/event-stream", "X-Accel-Buffering": "no"}
+    {**responses.unbuffered_headers(responses.EVENT_STREAM), **PRIVATE_HEADERS}
 )
-"""nginx would hold events back until its buffer is full, but for X-Accel-Buffering."""
 
 
 def json_response(
@@ -32,7 +32,7 @@ def json_response(
     status: HTTPStatus = HTTPStatus.OK,
     headers: Mapping[str, str] = PRIVATE_HEADERS,
 ) -> web.Response:
-    return web.Response(body=orjson.dumps(body), status=status, headers=headers, content_type=JSON)
+    return responses.json_response(body, status, headers)
 
 
 def error_response(

@@ -1,4 +1,4 @@
-"""Whom to admit, and whose deadline comes next. Pure: addresses and the time are arguments."""
+"""Limits the sessions of a node and of each client address. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """What `Admission.admit` says."""
+    """The answer of `Admission.admit`."""
 
     ADMITTED = "admitted"
     NODE_FULL = "node full"
@@ -14,7 +14,7 @@ class Verdict(Enum):
 
 
 class Admission:
-    """Counts sessions, on the node and by client address; 0 for `per_address` sets no limit there."""
+    """Counts sessions, in total and by client address. 0 for `per_address` means no limit per address."""
 
     __slots__ = ("_by_address", "_per_address", "_total", "sessions")
 
@@ -25,7 +25,7 @@ class Admission:
         self.sessions = 0
 
     def admit(self, address: str) -> Verdict:
-        """Count a session of `address` in, if the limits allow; `release` counts it out again."""
+        """Count a session of `address`, if the limits allow it. `release` ends that."""
         if self.sessions >= self._total:
             return Verdict.NODE_FULL
         held = self._by_address.get(address, 0)

@@ -1,4 +1,4 @@
-"""Carries out the table's decisions: asks the broker, tells the members, fans results out."""
+"""Carries out the decisions of the table: asks the broker, tells the members, delivers results."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from ..telemetry.latency import Latency
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Action, SlotOf, Slots, Subscriptions
 
 NOTICE_BATCH: Final = 200
-"""Channels and members that `Hub.degraded` sees to before others get the loop: 200 messages are some 2 ms."""
+"""Channels and members that `Hub.degraded` handles at once: 200 messages take about 2 ms of the event
+loop."""
 
 log = structlog.get_logger()
 
 
 class Member(Protocol):
-    """Who waits for results: a session, as the hub knows it. None of it may raise or wait."""
+    """A session, as the hub sees it: it waits for results. No method may raise or wait."""
 
-    def acknowledge(self, web_socket_id: bytes) -> None:
-        """Registered: nothing published from now on is missed."""
+    def confirm(self, web_socket_id: bytes) -> None:
+        """The registration is confirmed: nothing published from now on is missed."""
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
-        """A result for the id; it may be one that the member has had."""
+        """A result for the id. The member may have had it before."""
 
-    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
-        """Not registered, or no longer; the member is out of the hub."""
+    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
+        """Redis does not allow the registration, or no longer. The member is out of the hub."""
 
     def degraded(self) -> None:
-        """Results for the member cannot be heard at present. It may be told so again."""
+        """Results for the member cannot be received at present. This may be called again meanwhile."""
 
     def restored(self) -> None:
-        """Results are heard, and what is retained has been delivered; also when they always were."""
+        """Results are received, and the retained one is delivered. This may be called without `degraded`."""
 
 
 class ChannelSubscriber(Protocol):
-    """What the hub asks of the broker."""
+    """The part of a broker that the hub needs."""
 
     def reaches(self, name: bytes) -> bool: ...
     def subscribe(self, name: bytes) -> None: ...
@@ -63,8 +64,8 @@ class Hub:
     ) -> None:
         """`max_result_size` is in bytes. `attach` a broker before the first registration.
 
-        `slot_of` tells the slot of a channel where the broker has connections for some slots of a Cluster
-        each. `latency` is told of each result that goes to somebody as it comes.
+        `slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster.
+        `latency` measures live results.
         """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
@@ -75,24 +76,24 @@ class Hub:
         """Published payloads that were not forwarded, by kind."""
         self._latency = latency or Latency(lambda _call: None, float, float)
         self.delivered = 0
-        """Results handed to members, so far."""
+        """Results handed to members so far."""
         self.unclaimed = 0
-        """Results that came when nobody waited for them any more."""
-        self.acknowledged = 0
-        """Registrations that Redis has confirmed, so far."""
-        self.refused_members = 0
-        """Registrations that Redis's access rules did not allow, so far."""
+        """Results that arrived when no member waited for them any more."""
+        self.registrations_confirmed = 0
+        """Registrations that Redis has confirmed so far."""
+        self.registrations_denied = 0
+        """Registrations that Redis's access rules did not allow so far."""
 
     def attach(self, broker: ChannelSubscriber) -> None:
         """`broker` carries out what the table asks for."""
         self._broker = broker
 
-    def _say(self, ask: Action, name: bytes) -> None:
-        if ask is SUBSCRIBE:
+    def _request(self, action: Action, name: bytes) -> None:
+        if action is SUBSCRIBE:
             self._broker.subscribe(name)
-        elif ask is UNSUBSCRIBE:
+        elif action is UNSUBSCRIBE:
             self._broker.unsubscribe(name)
-        elif ask is READ:
+        elif action is READ:
             self._broker.read(name)
 
     @property
@@ -101,27 +102,27 @@ class Hub:
         return len(self._table)
 
     def count_confirmed(self, slots: Slots | None = None) -> int:
-        """How many of them Redis has confirmed: a look at each, some 4 ms for 100,000."""
+        """How many of them Redis has confirmed. It looks at each: 4 ms for 100,000."""
         return self._table.count_confirmed(slots)
 
-    # What members ask
+    # From members
 
     def register(self, web_socket_id: bytes, member: Member) -> bytes:
-        """`member` waits for `web_socket_id`; returns the channel, to `leave` it by.
+        """`member` waits for `web_socket_id`. Returns the channel, which `leave` needs.
 
-        Later, never from within this call, `member.acknowledge` or `member.refuse` is called, however
+        Later, never during this call, `member.confirm` or `member.deny` is called, however
         long Redis is out of reach.
         """
         name = self._prefix + web_socket_id
-        self._say(self._table.join(name, member, connected=self._broker.reaches(name)), name)
+        self._request(self._table.join(name, member, connected=self._broker.reaches(name)), name)
         return name
 
     def leave(self, name: bytes, member: Member) -> None:
-        """`member` waits no longer; no harm if it never did."""
-        self._say(self._table.leave(name, member), name)
+        """`member` waits no longer. It does no harm if it never did."""
+        self._request(self._table.leave(name, member), name)
 
     def is_degraded(self, name: bytes) -> bool:
-        """Whether results for the channel `name` cannot be heard, and its members have been told."""
+        """Whether results for the channel `name` cannot be received, and its members have been told."""
         return self._broker.degraded(name)
 
     def channel(self, web_socket_id: bytes) -> bytes:
@@ -129,14 +130,14 @@ class Hub:
         return self._prefix + web_socket_id
 
     def members(self, web_socket_id: bytes) -> Sequence[Member]:
-        """Who waits for an id here."""
+        """The members that wait for an id."""
         return self._table.members(self.channel(web_socket_id))
 
     def web_socket_id(self, name: bytes) -> bytes:
         """The id whose channel `name` is."""
         return name[self._skip :]
 
-    # What the broker says
+    # From the broker
 
     def connected(self, slots: Slots | None = None) -> Sequence[bytes]:
         return self._table.connected(slots)
@@ -152,13 +153,13 @@ class Hub:
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         confirmed = self._table.confirmed(name, retained)
-        self._say(confirmed.ask, name)
+        self._request(confirmed.action, name)
         if not (confirmed.newcomers or confirmed.veterans):
             return
         web_socket_id = self.web_socket_id(name)
-        self.acknowledged += len(confirmed.newcomers)
+        self.registrations_confirmed += len(confirmed.newcomers)
         for member in confirmed.newcomers:
-            member.acknowledge(web_socket_id)
+            member.confirm(web_socket_id)
         for payload in confirmed.payloads:
             self._fan_out(name, payload, confirmed.newcomers)
         if confirmed.retained is not None:
@@ -167,25 +168,25 @@ class Hub:
             member.restored()
 
     def degraded(self, slots: Slots | None = None) -> Iterator[None]:
-        seen = 0
+        done = 0
         for name in self._table.names(slots):
-            # Looked up only now, and told in one go: meanwhile it may be confirmed, or nobody's.
+            # Looked up now, not before the loop: a channel may have been confirmed or left in between.
             members = self._table.unconfirmed(name)
             for member in members:
                 member.degraded()
-            seen += 1 + len(members)
-            if seen >= NOTICE_BATCH:
-                seen = 0
+            done += 1 + len(members)
+            if done >= NOTICE_BATCH:
+                done = 0
                 yield
 
     def unsubscribed(self, name: bytes) -> None:
-        self._say(self._table.unsubscribed(name), name)
+        self._request(self._table.unsubscribed(name), name)
 
     def lost(self, name: bytes, *, answer: bool = False) -> None:
-        self._say(self._table.lost(name, answer=answer), name)
+        self._request(self._table.lost(name, answer=answer), name)
 
     def received(self, name: bytes, payload: bytes) -> None:
-        if len(payload) > self._max_size:  # before it is held for anybody
+        if len(payload) > self._max_size:  # before it is held for waiting members
             self._invalid(name, payload, "too big")
             return
         members = self._table.listening(name, payload)
@@ -195,12 +196,12 @@ class Hub:
             self.unclaimed += 1
 
     def denied(self, name: bytes, reason: str) -> None:
-        log.error("redis refuses a channel", why=reason)
+        log.error("channel denied by redis", reason=reason)
         web_socket_id = self.web_socket_id(name)
-        members = self._table.refused(name)
-        self.refused_members += len(members)
+        members = self._table.denied(name)
+        self.registrations_denied += len(members)
         for member in members:
-            member.refuse(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
+            member.deny(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
 
     def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member], *, live: bool = False) -> None:
         if not members:
@@ -212,7 +213,7 @@ class Hub:
             self._invalid(name, payload, error.kind)
             return
         if logs.debugging:
-            self._tell(web_socket_id, result, len(members), live=live)
+            self._log(web_socket_id, result, len(members), live=live)
         if live:  # as `Latency` asks for
             latency = self._latency
             if not latency.running:
@@ -224,10 +225,10 @@ class Hub:
             member.deliver(web_socket_id, result)
         self.delivered += len(members)
 
-    def _tell(self, web_socket_id: bytes, result: Result, sessions: int, *, live: bool) -> None:
-        about = {} if result.message_id is None else {"message_id": result.message_id}
+    def _log(self, web_socket_id: bytes, result: Result, sessions: int, *, live: bool) -> None:
+        facts = {} if result.message_id is None else {"message_id": result.message_id}
         name = logs.short_id(web_socket_id.decode())
-        log.debug("result", id=name, result=result.auth_result, sessions=sessions, live=live, **about)
+        log.debug("result", id=name, result=result.auth_result, sessions=sessions, live=live, **facts)
 
     def _invalid(self, name: bytes, payload: bytes, kind: str) -> None:
         self.invalid[kind] += 1

@@ -1,22 +1,22 @@
 """The table: who waits for which channel, and what Redis has confirmed. Pure.
 
-Each channel has at most one question open at Redis, so an answer can belong to nothing else:
+Each channel has at most one open request at Redis, so every reply belongs to exactly one request:
 
                join                     confirmed
     (absent) -------> ASKED ---------------------------> CONFIRMED
         ^               |                                    |
-        |               | confirmed, nobody waits any more   | the last member leaves
+        |               | confirmed, no member is left   | the last member leaves
         |               v                                    v
         +---------- LEAVING <--------------------------------+
          unsubscribed   |
-                        +-> ASKED, if somebody has joined meanwhile
+                        +-> ASKED, if a member has joined in between
 
-While there is no connection to where a channel belongs it is WANTED; the next connection asks for all that
-belong there. When Redis takes a confirmed channel away by itself (`lost`) it is ASKED for anew.
+While there is no connection for a channel, it is WANTED. The next connection subscribes to all its channels.
+When Redis ends a confirmed subscription by itself (`lost`), the channel is ASKED for again.
 
-A member first waits, then listens. It waits until Redis has confirmed the subscription and the
-retained result has been read; what arrives live meanwhile is held for it. A channel with waiting
-members therefore always has a SUBSCRIBE or a read on its way.
+A member first waits, then listens. It waits until Redis has confirmed the subscription and the retained
+result has been read. Live results that arrive in between are held for it. A channel with waiting members
+therefore always has an open SUBSCRIBE or read.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from enum import Enum, auto
 from typing import Generic, NamedTuple, TypeVar
 
 MAX_HELD_PAYLOADS = 64
-"""How many live payloads a channel holds for members that wait for their answer, the newest.
+"""Live payloads that a channel holds for waiting members; the newest are kept.
 
-They wait a round trip to Redis, so even a few are unheard of. The answer of a client that registers
-in a storm of results for its own id is followed by the latest of them.
+Members wait for one round trip to Redis, so more than one payload is rare.
 """
 
 
 class Action(Enum):
-    """What to say to Redis about a channel. A SUBSCRIBE always reads the retained result too."""
+    """The request to send to Redis for a channel. A SUBSCRIBE also reads the retained result."""
 
     NOTHING = auto()
     SUBSCRIBE = auto()
@@ -43,7 +42,7 @@ class Action(Enum):
 
 
 class ChannelState(Enum):
-    """What Redis has been asked and has said; see the top of this module."""
+    """The state of a channel: see the top of this module."""
 
     WANTED = auto()
     ASKED = auto()
@@ -51,21 +50,21 @@ class ChannelState(Enum):
     LEAVING = auto()
 
 
-# Python 3.11 takes 200 ns to look an enum's member up, and 10 ns for a global.
+# Python 3.11 needs 200 ns to look up an enum's member, and 10 ns for a global.
 NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Action
 WANTED, ASKED, CONFIRMED, LEAVING = ChannelState
 
 M = TypeVar("M")
 
 Slots = Collection[int]
-"""The slots of a Cluster that a connection is for."""
+"""The slots of a Cluster that one connection serves."""
 
 SlotOf = Callable[[bytes], int]
-"""Tells in which slot a channel is."""
+"""Returns the slot of a channel."""
 
 
 class Channel(Generic[M]):
-    """One channel's row: `waiting` members have no answer yet, `listening` ones have."""
+    """One channel's row. `waiting` members are not confirmed yet, `listening` ones are."""
 
     __slots__ = ("held", "listening", "state", "waiting")
 
@@ -81,9 +80,9 @@ class Channel(Generic[M]):
 
 
 class ChannelsBySlot(Generic[M]):
-    """As much of a dict as the table needs, in parts: a slot's channels are found without looking at all.
+    """The dict that the table needs, in parts: a slot's channels are found without a look at all others.
 
-    It takes no more memory than one dict, and a microsecond more for each look.
+    It needs no more memory than one dict, and a microsecond more for each access.
     """
 
     __slots__ = ("_parts", "_slot_of")
@@ -130,13 +129,13 @@ class ChannelsBySlot(Generic[M]):
 
 
 class Confirmation(NamedTuple, Generic[M]):
-    """What follows from an answer of Redis.
+    """The consequences of a reply from Redis.
 
-    `newcomers` are told that they are registered and then get `payloads`, oldest first. `veterans`
-    have lived through a gap in the subscription and get `retained`, unless they have had it.
+    `newcomers` are confirmed, and then get `payloads`, oldest first. `veterans` were confirmed before an
+    outage, and get `retained`, unless they have had it.
     """
 
-    ask: Action
+    action: Action
     newcomers: tuple[M, ...] = ()
     payloads: tuple[bytes, ...] = ()
     veterans: tuple[M, ...] = ()
@@ -144,18 +143,18 @@ class Confirmation(NamedTuple, Generic[M]):
 
 
 class Subscriptions(Generic[M]):
-    """The table of one node. Every method returns what has to be said to Redis because of it."""
+    """The table of one node. Methods that change it return the request to send to Redis."""
 
     __slots__ = ("_channels",)
 
     def __init__(self, slot_of: SlotOf | None = None) -> None:
-        """`slot_of` tells the slot of a channel where each connection is for some slots of a Cluster."""
+        """`slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster."""
         self._channels: dict[bytes, Channel[M]] | ChannelsBySlot[M] = (
             ChannelsBySlot(slot_of) if slot_of else {}
         )
 
     def __len__(self) -> int:
-        """Channels with members, or that Redis still believes to be subscribed."""
+        """Channels with members, and those that Redis has not unsubscribed yet."""
         return len(self._channels)
 
     def names(self, slots: Slots | None = None) -> list[bytes]:
@@ -166,22 +165,22 @@ class Subscriptions(Generic[M]):
         return list(self._channels.within(slots))
 
     def confirmed_channels(self, slots: Slots | None = None) -> list[bytes]:
-        """What Redis has said to be subscribed, in these slots or all."""
+        """The channels that Redis has confirmed, in these slots or all."""
         return [name for name in self.names(slots) if self._channels[name].state is CONFIRMED]
 
     def count_confirmed(self, slots: Slots | None = None) -> int:
-        """How many these are; a third of the time that it takes to list them."""
+        """The number of `confirmed_channels`, in a third of the time."""
         if slots is None:
             return sum(channel.state is CONFIRMED for channel in self._channels.values())
         return sum(self._channels[name].state is CONFIRMED for name in self.names(slots))
 
     def awaited(self, name: bytes) -> bool:
-        """Whether somebody waits for the answer about `name`; what comes meanwhile is held for him."""
+        """Whether a member waits for `name` to be confirmed. Results for it are held."""
         channel = self._channels.get(name)
         return channel is not None and bool(channel.waiting)
 
     def is_confirmed(self, name: bytes) -> bool:
-        """Whether Redis has said that `name` is subscribed."""
+        """Whether Redis has confirmed `name`."""
         channel = self._channels.get(name)
         return channel is not None and channel.state is CONFIRMED
 
@@ -191,30 +190,30 @@ class Subscriptions(Generic[M]):
         return () if channel is None else channel.waiting + channel.listening
 
     def unconfirmed(self, name: bytes) -> tuple[M, ...]:
-        """The members of `name` for whom nothing can be heard at this moment."""
+        """The members of `name`, if results for it cannot be received at this moment."""
         channel = self._channels.get(name)
         if channel is None or channel.state is CONFIRMED:
             return ()
         return channel.waiting + channel.listening
 
     def join(self, name: bytes, member: M, *, connected: bool) -> Action:
-        """`member` wants `name`. It waits until `confirmed`, whatever has to happen before.
+        """`member` wants `name`. It waits until `confirmed`.
 
-        `connected`: there is a connection to ask about `name`.
+        `connected`: there is a connection for `name`.
         """
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = Channel(ASKED if connected else WANTED)
-            ask = SUBSCRIBE if connected else NOTHING
+            action = SUBSCRIBE if connected else NOTHING
         elif channel.state is CONFIRMED and not channel.waiting:
-            ask = READ
-        else:  # the question that is open already will be its answer too
-            ask = NOTHING
+            action = READ
+        else:  # the reply to the open request answers this member too
+            action = NOTHING
         channel.waiting += (member,)
-        return ask
+        return action
 
     def leave(self, name: bytes, member: M) -> Action:
-        """`member` wants `name` no longer; no harm if it never did."""
+        """`member` wants `name` no longer. It does no harm if it never did."""
         channel = self._channels.get(name)
         if channel is None:
             return NOTHING
@@ -223,7 +222,7 @@ class Subscriptions(Generic[M]):
         return self._release(name, channel) if channel.empty else NOTHING
 
     def _release(self, name: bytes, channel: Channel[M]) -> Action:
-        """Nobody is left. A question on its way is waited for, so that there is never a second one."""
+        """No member is left. An open request is waited for, so that there is never a second one."""
         channel.held = ()
         if channel.state is CONFIRMED:
             channel.state = LEAVING
@@ -233,7 +232,7 @@ class Subscriptions(Generic[M]):
         return NOTHING
 
     def listening(self, name: bytes, payload: bytes) -> tuple[M, ...]:
-        """The members that get `payload` now. It is held for those that still wait."""
+        """The members that get `payload` now. It is held for those that wait."""
         channel = self._channels.get(name)
         if channel is None:
             return ()
@@ -242,9 +241,9 @@ class Subscriptions(Generic[M]):
         return channel.listening
 
     def confirmed(self, name: bytes, retained: bytes | None) -> Confirmation[M]:
-        """Redis has subscribed `name` (if it was asked to) and `retained` was read after that."""
+        """Redis has subscribed `name`, if it was asked to, and `retained` was read after that."""
         channel = self._channels.get(name)
-        if channel is None or channel.state is LEAVING:  # a read overtaken by the last leave
+        if channel is None or channel.state is LEAVING:  # the last member has left before the reply to a read
             return Confirmation(NOTHING)
         after_gap = channel.state is ASKED
         channel.state = CONFIRMED
@@ -252,8 +251,8 @@ class Subscriptions(Generic[M]):
             return Confirmation(self._release(name, channel))
         newcomers, veterans = channel.waiting, channel.listening if after_gap else ()
         payloads = channel.held
-        # Redis answered the read after it had pushed what is held. So a retained result that is not
-        # among the held ones was published before them, and one that is among them is not repeated.
+        # Redis answered the read after it had pushed the held payloads. So a retained result that is not
+        # among them was published before them, and one that is among them must not be repeated.
         if retained is not None and retained not in payloads:
             payloads = (retained, *payloads)
         channel.listening += newcomers
@@ -261,7 +260,7 @@ class Subscriptions(Generic[M]):
         return Confirmation(NOTHING, newcomers, payloads, veterans, retained)
 
     def unsubscribed(self, name: bytes) -> Action:
-        """Redis has forgotten `name`."""
+        """Redis has unsubscribed `name`."""
         channel = self._channels.get(name)
         if channel is None:
             return NOTHING
@@ -269,18 +268,18 @@ class Subscriptions(Generic[M]):
             del self._channels[name]
             return NOTHING
         channel.state = ASKED
-        channel.held = ()  # came through the subscription before; what is read next may be newer
+        channel.held = ()  # from the old subscription: the next read may return a newer result
         return SUBSCRIBE
 
-    def refused(self, name: bytes) -> tuple[M, ...]:
-        """Redis does not let this node subscribe or read `name`; its members are out of the table."""
+    def denied(self, name: bytes) -> tuple[M, ...]:
+        """Redis does not allow this node to subscribe or read `name`. Its members are out of the table."""
         channel = self._channels.pop(name, None)
         return () if channel is None else channel.waiting + channel.listening
 
     def lost(self, name: bytes, *, answer: bool = False) -> Action:
-        """Redis has `name` subscribed no longer, though nobody has asked for that; it may have moved.
+        """Redis has ended the subscription to `name` by itself: its slot may have moved.
 
-        `answer`: that is what has come of a SUBSCRIBE.
+        `answer`: this is the reply to a SUBSCRIBE.
         """
         channel = self._channels.get(name)
         if channel is None or channel.state is not (ASKED if answer else CONFIRMED):
@@ -290,17 +289,17 @@ class Subscriptions(Generic[M]):
         return SUBSCRIBE
 
     def connected(self, slots: Slots | None = None) -> list[bytes]:
-        """A new connection to Redis, for these slots or all: the channels to subscribe on it."""
+        """There is a connection to Redis, for these slots or all. Returns the channels to subscribe."""
         names = self.names(slots)
         for name in names:
             self._channels[name].state = ASKED
         return names
 
     def disconnected(self, slots: Slots | None = None) -> None:
-        """The connection is gone, and with it every subscription and every open question.
+        """The connection is gone, and with it every subscription and every open request.
 
-        What was held goes too: it was published before any answer, so only retention promised it, and
-        the retained result will be read again, by then perhaps a newer one.
+        The held payloads are dropped: they were published before any confirmation, so only retention promised
+        them, and the retained result will be read again.
         """
         for name in self.names(slots):
             channel = self._channels[name]

@@ -1,4 +1,4 @@
-"""Who is due when: one timer for everybody, whatever the clock. Pure."""
+"""Deadlines of many objects, with one timer for all of them. Pure: the time is an argument."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class TimerEntry(Protocol):
-    """What a deadline can be kept for; `due` belongs to the queue, and is 0 while the item does not wait."""
+    """An object with a deadline. The wheel owns `due`, which is 0 while the object has no deadline."""
 
     due: int
 
@@ -16,10 +16,9 @@ T = TypeVar("T", bound=TimerEntry)
 
 
 class TimerWheel(Generic[T]):
-    """Who is due when, in seconds of any clock, to a quarter of a second and never early.
+    """Deadlines in seconds of any clock, to a quarter of a second and never early.
 
-    A wheel of sets: one timer for everybody instead of one each, and moving a deadline costs the
-    same whether ten or a hundred thousand wait.
+    A wheel of sets: the cost of moving a deadline does not depend on the number of objects.
     """
 
     TICK = 0.25
@@ -30,7 +29,7 @@ class TimerWheel(Generic[T]):
         self._wheel: dict[int, set[T]] = {}
 
     def set(self, item: T, when: float) -> None:
-        """Make `item` due at `when`, and no longer at the time it was due before."""
+        """Set the deadline of `item` to `when`, instead of an earlier one."""
         due = int(when / self.TICK) + 1
         if item.due == due:
             return
@@ -40,7 +39,7 @@ class TimerWheel(Generic[T]):
         self._wheel.setdefault(due, set()).add(item)
 
     def discard(self, item: T) -> None:
-        """Forget `item`; no harm if it is not waiting."""
+        """Remove the deadline of `item`. It does no harm if there is none."""
         bucket = self._wheel.get(item.due)
         if bucket is not None:
             bucket.discard(item)
@@ -49,7 +48,7 @@ class TimerWheel(Generic[T]):
         item.due = 0
 
     def expired(self, now: float) -> Iterator[T]:
-        """Take out, one by one, those that are due; what happens meanwhile may move or forget others."""
+        """Remove and yield those that are due, one by one. Deadlines may change between two of them."""
         last = int(now / self.TICK)
         for tick in sorted(tick for tick in self._wheel if tick <= last):
             bucket = self._wheel.get(tick)
@@ -60,5 +59,5 @@ class TimerWheel(Generic[T]):
             self._wheel.pop(tick, None)
 
     def __iter__(self) -> Iterator[T]:
-        """All that wait, soonest first; a snapshot."""
+        """A snapshot of all objects with a deadline, soonest first."""
         return iter([item for tick in sorted(self._wheel) for item in self._wheel[tick]])

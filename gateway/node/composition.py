@@ -26,14 +26,13 @@ from ..nodes.sources import Readiness, Sources
 from ..nodes.survey import Survey
 from ..redis.factory import new_broker, slot_function
 from ..redis.url import parse_redis_url, redact
-from ..server.acceptor import Acceptor
-from ..server.app import SOCKJS_PATH, PublicApp, start_runner, web_app
-from ..server.handoff import Handoff, Inbox
+from ..server.handoff import Inbox, Siblings
 from ..server.listeners import ListenAddresses, Listeners, open_listeners, port_of
+from ..server.port import PublicPort
+from ..server.wires import WIRES, WireRow, session_kinds
 from ..system import capacity, raise_nofile_limit
 from ..telemetry.latency import Histogram, Latency
 from .node import Node
-from .public_port import PublicPort
 
 if TYPE_CHECKING:
     import socket
@@ -55,7 +54,13 @@ class WorkerShare:
     """Of all the workers."""
 
 
-async def build(config: Config, *, demo: DemoInfo | None = None, share: WorkerShare | None = None) -> Node:
+async def build(
+    config: Config,
+    *,
+    demo: DemoInfo | None = None,
+    share: WorkerShare | None = None,
+    wires: Sequence[WireRow] = WIRES,
+) -> Node:
     """Make a node, which listens from now on and serves after `start`; `stop` releases what it holds.
 
     With `demo` the public port serves the demo page too; with `share` the node has no admin port.
@@ -63,14 +68,18 @@ async def build(config: Config, *, demo: DemoInfo | None = None, share: WorkerSh
     """
     listeners = open_listeners(config) if share is None else Listeners(share.listeners, ())
     try:
-        return await _compose(config, listeners, demo, share)
+        return await _compose(config, listeners, demo, share, wires)
     except BaseException:
         listeners.close()
         raise
 
 
 async def _compose(
-    config: Config, listeners: Listeners, demo: DemoInfo | None, share: WorkerShare | None
+    config: Config,
+    listeners: Listeners,
+    demo: DemoInfo | None,
+    share: WorkerShare | None,
+    wires: Sequence[WireRow],
 ) -> Node:
     addresses = ListenAddresses(
         config.host, port_of(listeners.public), config.admin_host, port_of(listeners.admin)
@@ -91,33 +100,25 @@ async def _compose(
     room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
     admission = Admission(room.sessions, config.max_sessions_per_ip)
     context = SessionContext(config, hub, admission, loop.time)
-    public = PublicApp(context)
-    demo_routes = DemoPages(_demo_info(config, name, demo)).routes() if demo is not None else []
-    runner = await start_runner(
-        # With siblings, a connection must not stay with aiohttp.
-        web_app([*public.routes(), *demo_routes], middlewares=[public.one_at_a_time] if share else [])
+    public_port = await PublicPort.build(
+        context,
+        listeners.public,
+        room.handshakes,
+        wires=wires,
+        routes=DemoPages(_demo_info(config, name, demo)).routes() if demo is not None else (),
+        siblings=Siblings(share.number, share.inboxes) if share else None,
     )
-    assert runner.server is not None
-    acceptor = Acceptor(
-        public.endpoint, runner.server, room.handshakes, config.handshake_timeout, context.clock
-    )
-    public.attach(acceptor)
-    handoff = None
-    if share is not None:
-        handoff = Handoff(share.number, share.inboxes, SOCKJS_PATH, acceptor)
-        acceptor.pass_on = handoff.pass_on
-    public_port = PublicPort(listeners.public, config.backlog, runner, public, acceptor, handoff)
-
     sources = Sources(
         name=name,
         max_sessions=room.sessions,
         context=context,
         broker=broker,
-        acceptor=acceptor,
-        access=public.gate,
+        acceptor=public_port.acceptor,
+        access=public_port.access,
         readiness=Readiness(broker),
         latency=latency,
         lag=Histogram(LAG_BOUNDS),
+        session_kinds=session_kinds(wires),
         published=Counter(),
     )
     metrics = NodeMetrics(sources)

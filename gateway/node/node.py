@@ -15,8 +15,8 @@ from ..config import Config
 from ..nodes.sources import Sources
 from ..nodes.survey import Survey
 from ..server.listeners import ListenAddresses
+from ..server.port import PublicPort
 from .draining import close_sessions
-from .public_port import PublicPort
 from .timers import run_timers
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Node:
             list(self._context.deadlines),
             seconds,
             self._context.clock,
-            lambda: self.sessions + self._public_port.untold,
+            lambda: self.sessions + self._public_port.unsent_close_frames,
             self.config.close_timeout,
         )
 

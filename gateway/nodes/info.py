@@ -160,7 +160,7 @@ class InfoSource:
             "draining": sources.readiness.draining,
             "sessions": context.admission.sessions,
             "room": sources.max_sessions,
-            "registered": hub.acknowledged,
+            "registered": hub.registrations_confirmed,
             "delivered": hub.delivered,
             "invalid": sum(hub.invalid.values()),
             "latency": _times(sources.latency.from_publisher, sources.latency.from_arrival),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..core.session import SessionContext
@@ -50,5 +51,7 @@ class Sources:
     latency: Latency
     lag: Histogram
     """How late the event loop's timers were."""
+    session_kinds: Sequence[tuple[str, str]]
+    """Every kind of session that there can be: the wire's name and the transport's."""
     published: Counter[str]
     """Results of POST /publish, by outcome."""

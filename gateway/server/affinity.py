@@ -1,32 +1,36 @@
-"""Which worker a request belongs to, where several processes serve one port. Pure.
+"""Which worker owns a request, where several processes serve one port. Pure.
 
-A client of SockJS over HTTP sends one request after another, each on whatever connection there is, and the
-kernel gives each connection to any worker. Its session lives in one of them: the one that a hash of the
-session's name in the path says, which every worker can tell by itself.
+A SockJS client over HTTP sends its requests on any connection, and the kernel gives each connection to any
+worker. The session is in one worker: a hash of the session's name, which is in the path, tells every worker
+which one.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Iterable
 
 from ..wire import sockjs
 
-_REQUEST = re.compile(rb"[A-Z]+ (?:https?://[^/? ]*)?(/[^? ]*)")
-"""The path of a request's line; proxies may send the whole URL (RFC 9112 section 3.2.2)."""
+_REQUEST_LINE = re.compile(rb"[A-Z]+ (?:https?://[^/? ]*)?(/[^? ]*)")
+"""Captures the path. Proxies may send the whole URL (RFC 9112 section 3.2.2)."""
 
-_BY_REQUESTS = frozenset((sockjs.XHR, sockjs.XHR_SEND, sockjs.XHR_STREAMING, sockjs.EVENTSOURCE))
+_HTTP_TRANSPORTS = frozenset((sockjs.XHR, sockjs.XHR_SEND, sockjs.XHR_STREAMING, sockjs.EVENTSOURCE))
 
 
-def owner(head: bytes, prefix: bytes, workers: int) -> int | None:
-    """The number, from 1, of the worker that the request which begins with `head` belongs to.
+def owner(head: bytes, prefixes: Iterable[str], workers: int) -> int | None:
+    """The number, from 1, of the worker that owns the request that begins with `head`.
 
-    None where any will do: it is none of SockJS below `prefix`, or opens a WebSocket, which stays in place.
+    None if any worker can answer: the path is below none of these SockJS prefixes, or the request opens a
+    WebSocket, which stays in one process.
     """
-    request = _REQUEST.match(head)
-    if request is None or not request[1].startswith(prefix):
+    request = _REQUEST_LINE.match(head)
+    if request is None:
         return None
-    place = sockjs.parse_path(request[1][len(prefix) :].decode("latin-1"))
-    if place is None or place.name not in _BY_REQUESTS:
+    path = request[1].decode("latin-1")
+    places = (sockjs.parse_path(path[len(each) :]) for each in prefixes if path.startswith(each))
+    found = next((place for place in places if place is not None), None)
+    if found is None or found.name not in _HTTP_TRANSPORTS:
         return None
-    return 1 + zlib.crc32(place.session.encode("latin-1")) % workers
+    return 1 + zlib.crc32(found.session.encode("latin-1")) % workers

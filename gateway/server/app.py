@@ -1,10 +1,8 @@
-"""HTTP: which path leads where, health, and the demo page."""
+"""The aiohttp applications of a node, and the public one: which path leads to which endpoint."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from http import HTTPStatus
 from typing import Final
 
@@ -12,45 +10,58 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from ..core.session import SessionContext
-from ..transports import http as stream
+from ..transports import http
 from ..transports.hijack import HIJACKED
-from ..transports.websocket import open_session
-from ..wire.handshake import Handshake, subprotocol
-from ..wire.json import JSON_WIRE
-from ..wire.stomp import SUBPROTOCOLS, StompWire
-from .acceptor import KEEP_ALIVE_SECONDS, Acceptor, UpgradeEndpoint
-from .access import AccessControl, Endpoint
+from ..transports.sockjs import ResponseSink
+from .acceptor import KEEP_ALIVE_SECONDS
+from .access import AccessControl
+from .dispatcher import UpgradeEndpoint
 from .sockjs import SockJSEndpoints
 from .sse import SSEEndpoint
-
-SOCKJS_PATH = "/websocket"
-"""Below this path SockJS is spoken."""
+from .websocket import WebSocketEndpoint
+from .wires import WireTable
 
 
 class PublicApp:
-    """What browsers reach."""
+    """The endpoints that clients reach: those of every wire, over every transport."""
 
-    def __init__(self, node: SessionContext) -> None:
-        self._node = node
-        self.gate = AccessControl(node)
-        beat = int(node.config.heartbeat * 1000)
-        self._stomp = partial(StompWire, node.config.max_message_size, (beat, beat))
-        self._websocket = Endpoint(self.gate, self._open)
-        self._sockjs = SockJSEndpoints(node, self.gate, SOCKJS_PATH, self._stomp)
-        self._events = SSEEndpoint(node, self.gate)
+    def __init__(
+        self, context: SessionContext, access: AccessControl, wires: WireTable, sink: ResponseSink
+    ) -> None:
+        """`sink` takes each connection whose response is complete."""
+        self._sink = sink
+        self._websockets = {
+            path: WebSocketEndpoint(context, access, spoken) for path, spoken in wires.websocket.items()
+        }
+        self._sockjs = [
+            SockJSEndpoints(context, access, sink, prefix, spoken) for prefix, spoken in wires.sockjs.items()
+        ]
+        self._sse = [SSEEndpoint(context, access, path, new_wire) for path, new_wire in wires.sse.items()]
 
-    def attach(self, door: Acceptor) -> None:
-        """`door` resolves paths by `endpoint`, and has the connections back whose responses are complete."""
-        self._sockjs.door = door
-        self._door = door
+    @property
+    def unsent_close_frames(self) -> int:
+        """Polling clients whose session was closed and that have not fetched the close frame yet."""
+        return sum(each.unsent_close_frames for each in self._sockjs)
+
+    def routes(self) -> list[web.RouteDef]:
+        websockets = [web.get(path, each.serve, allow_head=False) for path, each in self._websockets.items()]
+        sse = [route for each in self._sse for route in each.routes()]
+        return [*websockets, *sse, *(route for each in self._sockjs for route in each.routes())]
+
+    def endpoint(self, path: str) -> UpgradeEndpoint | None:
+        """The WebSocket endpoint at `path`, if there is one."""
+        found = self._websockets.get(path)
+        if found is not None:
+            return found
+        return next((found for each in self._sockjs if (found := each.endpoint(path))), None)
 
     @web.middleware
-    async def one_at_a_time(
+    async def one_request(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        """Answer, and give the connection back to the door: its next request may be for another worker.
+        """Answer, and give the connection to the sink: another worker may own its next request.
 
-        Errors end a connection anyway, and so does a body that nobody has read.
+        An error ends the connection, and so does a body that was not read.
         """
         response = await handler(request)
         if request.transport is None or not isinstance(response, web.Response):
@@ -58,57 +69,37 @@ class PublicApp:
         if response.status >= HTTPStatus.BAD_REQUEST or not request.content.is_eof():
             response.force_close()
             return response
-        connection = stream.take_connection(request)
-        stream.write_response(connection, response, without_body=request.method == "HEAD")
+        connection = http.take_connection(request)
+        http.write_response(connection, response, without_body=request.method == "HEAD")
         if connection.lasting:
-            self._door.readmit(connection.transport, b"")
+            self._sink.keep_alive(connection.transport, b"")
         else:
-            self._door.see_out(connection.transport)
+            self._sink.close_gracefully(connection.transport)
         return HIJACKED
-
-    @property
-    def untold(self) -> int:
-        """Clients that have not heard yet that their sessions were closed."""
-        return self._sockjs.untold
-
-    def routes(self) -> list[web.RouteDef]:
-        websocket = web.get("/ws", self._websocket.serve, allow_head=False)
-        return [websocket, *self._events.routes(), *self._sockjs.routes()]
-
-    def endpoint(self, path: str) -> UpgradeEndpoint | None:
-        """What the door answers itself at `path`."""
-        return self._websocket if path == "/ws" else self._sockjs.endpoint(path)
-
-    def _open(self, address: str, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> None:
-        """JSON messages over WebSocket, or STOMP for who offers it."""
-        protocol = subprotocol(handshake.headers, SUBPROTOCOLS)
-        wire = JSON_WIRE if protocol is None else self._stomp()
-        open_session(self._node, wire, address, handshake, transport, rest, protocol)
 
 
 async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """For `on_response_prepare`: our software's versions stay our own, and errors end a connection."""
+    """For `on_response_prepare`: send no software versions, and close the connection after an error."""
     response.headers.popall("Server", None)
     if response.status >= HTTPStatus.BAD_REQUEST:
         response.force_close()
-        # aiohttp has written its own headers by now, and would close without a word.
+        # aiohttp has written its own headers by now, and would close without saying so.
         response.headers["Connection"] = "Upgrade, close" if "Upgrade" in response.headers else "close"
-        if isinstance(response, web.Response) and not response.body:  # of which aiohttp would name a type
+        if isinstance(response, web.Response) and not response.body:  # aiohttp adds a type for no content
             response.headers.popall("Content-Type", None)
 
 
 MAX_PUBLIC_BODY: Final = 65_536
-"""Bytes of a request's body on the public port; what a SockJS client sends at once is a few hundred."""
-
+"""Bytes of a request's body on the public port. A SockJS client sends a few hundred at once."""
 
 HTTP_SHUTDOWN: Final = 1.0
-"""Seconds for HTTP requests under way to end when the node stops."""
+"""Seconds for HTTP requests in progress to end when the node stops."""
 
 
 def web_app(
     routes: Sequence[web.RouteDef], max_body: int = MAX_PUBLIC_BODY, middlewares: Sequence[Middleware] = ()
 ) -> web.Application:
-    """An application of aiohttp's with what all of ours have in common."""
+    """An aiohttp application with the settings that all ports share."""
     app = web.Application(client_max_size=max_body, middlewares=middlewares)
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
@@ -116,13 +107,13 @@ def web_app(
 
 
 async def start_runner(app: web.Application) -> web.AppRunner:
-    """A runner of `app`, set up as all of ours are."""
+    """A runner of `app`, with the settings that all ports share."""
     runner = web.AppRunner(
         app,
         access_log=None,
         keepalive_timeout=KEEP_ALIVE_SECONDS,
         shutdown_timeout=HTTP_SHUTDOWN,
-        lingering_time=0,  # a body that nobody wants is not waited for
+        lingering_time=0,  # do not wait for a body that nobody reads
     )
     await runner.setup()
     return runner

@@ -1,8 +1,9 @@
-"""Connections that go from one worker of a node to another, with what has been read of them.
+"""Hands connections from one worker of a node to another, with the bytes that were read from them.
 
-Each worker has an inbox: a pair of Unix sockets for datagrams that the parent makes once and all inherit.
-A parcel is one datagram: its kind, the bytes that have been read, and the connection's file descriptor
-(SCM_RIGHTS, unix(7)). The pair outlives a worker: its replacement finds what was sent meanwhile.
+Each worker has an inbox: a pair of Unix datagram sockets that the parent makes once and all workers inherit.
+A parcel is one datagram: its kind, the bytes that were read, and the connection's file descriptor
+(SCM_RIGHTS, unix(7)). The pair outlives a worker: its replacement finds the parcels that were sent in
+between.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Protocol
 
@@ -20,28 +21,30 @@ from ..wire.handshake import Rejection
 from .affinity import owner
 
 MAX_PARCEL: Final = 131_072
-"""Of a request, in a parcel; its head and body have 80 KB at most, and a datagram must fit the buffer."""
+"""Bytes of a request in a parcel. Its head and body have 80 KB at most, and a datagram must fit the
+buffer."""
 
 INBOX_BUFFER: Final = 1 << 20
-"""Bytes that an inbox holds, as far as the kernel grants it (net.core.wmem_max): with the usual 416 KB some
-150 requests."""
+"""Bytes that an inbox holds, if the kernel allows it (net.core.wmem_max). The usual 416 KB hold about 150
+requests."""
 
 MAX_WAITING: Final = 1_000
-"""Connections that wait for room in one inbox; a storm of polls that meets a worker busy for a second."""
+"""Connections that wait for room in one inbox: enough for a storm of polls while a worker is busy for a
+second."""
 
 PARCELS_PER_TURN: Final = 64
-"""Parcels taken in before others get the loop."""
+"""Parcels that are taken before the event loop serves others."""
 
 NEW_CONNECTION: Final = b"N"
-"""A connection of which nothing has been read: it comes for whoever has time."""
+"""A new connection, from which nothing was read: any worker may serve it."""
 
 BEGUN_REQUEST: Final = b"R"
-"""A connection with the beginning of a request for a session of the worker that it is sent to."""
+"""A connection with the start of a request. The worker that receives it owns the request's session."""
 
 UNAVAILABLE: Final = Rejection(
     503, "session_unavailable", "the process with this session cannot be reached", {"Retry-After": "1"}
 )
-OVERSIZED: Final = Rejection(413, "too_large", "too much at once")
+OVERSIZED: Final = Rejection(413, "too_large", "the request is too large")
 
 log = structlog.get_logger()
 
@@ -62,24 +65,24 @@ class Inbox(NamedTuple):
         return cls(receiver, sender)
 
     def put(self, kind: bytes, data: bytes, descriptor: int) -> bool:
-        """Send a connection, which the caller still has to close; False when there is no room."""
+        """Send a connection, which the caller must then close. Returns False when there is no room."""
         try:
             socket.send_fds(self.sender, [kind, data], [descriptor])
-        except OSError:  # full, or more descriptors under way than a process may have (ETOOMANYREFS)
+        except OSError:  # full, or too many descriptors in flight (ETOOMANYREFS)
             return False
         return True
 
     def take(self) -> tuple[bytes, bytes, socket.socket] | None:
-        """The next parcel: kind, bytes and connection; None when there is none.
+        """The next parcel: kind, bytes and connection. None when there is none.
 
-        Raises OSError for one whose descriptor could not be had, since this process has too many.
+        Raises OSError for a parcel whose descriptor was lost because this process has too many.
         """
         try:
             data, descriptors, _, _ = socket.recv_fds(self.receiver, 1 + MAX_PARCEL, 1)
         except BlockingIOError:
             return None
         if not descriptors:
-            raise OSError("a connection was lost on its way: too many open files")
+            raise OSError("too many open files: the connection is lost")
         return data[:1], data[1:], socket.socket(fileno=descriptors[0])
 
     def close(self) -> None:
@@ -87,34 +90,42 @@ class Inbox(NamedTuple):
         self.sender.close()
 
 
-class ConnectionSink(Protocol):
-    """Where connections are expected; see `door.ConnectionSink`."""
+class Siblings(NamedTuple):
+    """The workers that serve one port together, from the view of one of them."""
 
-    def welcome(self, transport: asyncio.Transport, rest: bytes) -> None: ...
-    def readmit(self, transport: asyncio.Transport, rest: bytes) -> None: ...
+    number: int
+    """This worker's number, from 1."""
+    inboxes: Sequence[Inbox]
+    """The inboxes of all workers, in the order of their numbers."""
+
+
+class ConnectionSink(Protocol):
+    """Takes the connections that arrive: see `acceptor.Acceptor`."""
+
+    def accept(self, transport: asyncio.Transport, rest: bytes) -> None: ...
+    def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None: ...
 
 
 class Handoff:
-    """One worker's part: it sends connections to its siblings and takes in those that are sent to it."""
+    """One worker's part: sends connections to its siblings, and takes those that they send."""
 
-    def __init__(self, number: int, inboxes: Sequence[Inbox], prefix: str, door: ConnectionSink) -> None:
-        """`number` is the worker's own, from 1, and its place in `inboxes`; SockJS is below `prefix`."""
-        self._number = number
-        self._inboxes = inboxes
-        self._prefix = prefix.encode()
-        self._door = door
+    def __init__(self, siblings: Siblings, prefixes: Iterable[str], sink: ConnectionSink) -> None:
+        """`prefixes` are the paths below which SockJS is served. `sink` takes the connections that arrive."""
+        self._number, self._inboxes = siblings
+        self._prefixes = tuple(prefixes)
+        self._sink = sink
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[deque[tuple[asyncio.Transport, bytes]]] = [deque() for _ in inboxes]
+        self._waiting: list[deque[tuple[asyncio.Transport, bytes]]] = [deque() for _ in self._inboxes]
         self._arriving: set[asyncio.Task[None]] = set()
-        self.sent = self.taken = self.refused = 0
-        """Connections so far: to siblings, from them, and those for which no room was found."""
+        self.sent = self.taken = self.rejected = 0
+        """Connections so far: sent to siblings, taken from them, and rejected because no inbox had room."""
 
     def open(self) -> None:
-        """Begin to take in what is sent."""
-        self._loop.add_reader(self._inboxes[self._number - 1].receiver, self._arrived)
+        """Begin to take connections."""
+        self._loop.add_reader(self._inboxes[self._number - 1].receiver, self._receive)
 
     def close(self) -> None:
-        """Take in nothing more, and drop what is on its way."""
+        """Take no more connections, and drop those that wait."""
         self._loop.remove_reader(self._inboxes[self._number - 1].receiver)
         for inbox, waiting in zip(self._inboxes, self._waiting, strict=True):
             self._loop.remove_writer(inbox.sender)
@@ -126,20 +137,20 @@ class Handoff:
 
     # To siblings
 
-    def pass_on(self, transport: asyncio.Transport, data: bytes) -> bool:
-        """See to a connection whose next request begins with `data`, if that belongs to a sibling.
+    def hand_off(self, transport: asyncio.Transport, data: bytes) -> bool:
+        """Hand the connection to the worker that owns its next request, which begins with `data`.
 
-        False if it does not; else nothing is left to do.
+        Returns False if that is this worker, or if any worker can answer the request.
         """
-        to = owner(data, self._prefix, len(self._inboxes))
+        to = owner(data, self._prefixes, len(self._inboxes))
         if to is None or to == self._number:
             return False
         waiting = self._waiting[to - 1]
         if len(data) > MAX_PARCEL:
-            self._refuse(transport, OVERSIZED)
+            self._reject(transport, OVERSIZED)
         elif transport.get_write_buffer_size() or len(waiting) >= MAX_WAITING:
-            # A client that has not read its last response sends no request, or does not mean it.
-            self._refuse(transport, UNAVAILABLE)
+            # A client that has not read its last response should not send another request.
+            self._reject(transport, UNAVAILABLE)
         elif waiting or not self._put(to, transport, data):
             transport.pause_reading()
             waiting.append((transport, data))
@@ -147,12 +158,12 @@ class Handoff:
         return True
 
     def _put(self, to: int, transport: asyncio.Transport, data: bytes) -> bool:
-        if transport.is_closing():  # it was lost while it waited
+        if transport.is_closing():  # the connection was lost while it waited
             return True
         if not self._inboxes[to - 1].put(BEGUN_REQUEST, data, transport.get_extra_info("socket").fileno()):
             return False
         self.sent += 1
-        transport.abort()  # closes the descriptor; the connection lives by the one that was sent
+        transport.abort()  # closes this descriptor; the one that was sent keeps the connection open
         return True
 
     def _put_waiting(self, to: int) -> None:
@@ -162,28 +173,28 @@ class Handoff:
         if not waiting:
             self._loop.remove_writer(self._inboxes[to - 1].sender)
 
-    def _refuse(self, transport: asyncio.Transport, refusal: Rejection) -> None:
-        self.refused += 1
-        transport.write(refusal.response)
+    def _reject(self, transport: asyncio.Transport, rejection: Rejection) -> None:
+        self.rejected += 1
+        transport.write(rejection.response)
         transport.close()
 
     # From siblings
 
-    def _arrived(self) -> None:
+    def _receive(self) -> None:
         for _ in range(PARCELS_PER_TURN):
             try:
                 parcel = self._inboxes[self._number - 1].take()
             except OSError as error:
-                log.error("handover failed", why=str(error))  # noqa: TRY400 - the sentence says it all
+                log.error("handoff failed", reason=str(error))  # noqa: TRY400 - a traceback would add nothing
                 continue
             if parcel is None:
                 return
             self.taken += 1
-            task = self._loop.create_task(self._take_in(*parcel))
+            task = self._loop.create_task(self._take(*parcel))
             self._arriving.add(task)
             task.add_done_callback(self._arriving.discard)
 
-    async def _take_in(self, kind: bytes, data: bytes, connection: socket.socket) -> None:
+    async def _take(self, kind: bytes, data: bytes, connection: socket.socket) -> None:
         connection.setblocking(False)
         arrival = ArrivingConnection()
         try:
@@ -193,12 +204,12 @@ class Handoff:
             raise
         if arrival.lost or transport.is_closing():
             return
-        admit = self._door.welcome if kind == NEW_CONNECTION else self._door.readmit
-        admit(transport, data + arrival.data)
+        take = self._sink.accept if kind == NEW_CONNECTION else self._sink.keep_alive
+        take(transport, data + arrival.data)
 
 
 class ArrivingConnection(asyncio.Protocol):
-    """A connection until it has its transport: uvloop must not see it closed before that."""
+    """A connection until it has its transport. uvloop must not see it closed before that."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -212,10 +223,10 @@ class ArrivingConnection(asyncio.Protocol):
 
 
 def reject_waiting(inbox: Inbox) -> int:
-    """Answer some that wait in the inbox of a worker that is gone, so that they connect anew; how many."""
+    """Reject some connections in the inbox of a worker that is gone. Returns how many."""
     count = 0
     for _ in range(PARCELS_PER_TURN):
-        with suppress(OSError):  # it has gone meanwhile
+        with suppress(OSError):  # the client has disconnected
             parcel = inbox.take()
             if parcel is None:
                 break

@@ -1,4 +1,4 @@
-"""SockJS over HTTP: the paths below its prefix, with the headers that its protocol asks for."""
+"""SockJS over HTTP: the endpoints below a prefix, with the headers that the SockJS protocol requires."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
-from functools import lru_cache, partial
-from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -18,7 +16,7 @@ from aiohttp import web
 from ..core.session import SessionContext
 from ..errors import WireError
 from ..messages import CloseCode
-from ..transports import http as stream
+from ..transports import http
 from ..transports.hijack import HIJACKED
 from ..transports.sockjs import (
     RESPONSE_LIMIT,
@@ -30,18 +28,19 @@ from ..transports.sockjs import (
     SockJSWebSocket,
     StreamReceiver,
 )
-from ..transports.websocket import WebSocketSession, open_session
-from ..wire import Wire, sockjs
-from ..wire.handshake import NO_UPGRADE, Handshake, subprotocol
+from ..transports.websocket import WebSocketSession
+from ..wire import sockjs
+from ..wire.handshake import NO_UPGRADE
 from ..wire.sockjs import SockJSPath
-from ..wire.stomp import SUBPROTOCOLS
-from .access import AccessControl, Endpoint, cors_headers, handshake_of, to_response
+from .access import AccessControl, handshake_of
+from .responses import EVENT_STREAM, cors_headers, rejection_response, stream_headers
+from .websocket import SpokenWires, WebSocketEndpoint
 
 YEAR: Final = 31_536_000
-"""Seconds that answers may be cached which never change."""
+"""Seconds for which responses that never change may be cached."""
 
 PLAIN: Final = "text/plain; charset=UTF-8"
-"""The charset in these letters: clients compare them."""
+"""The charset is in upper case because clients compare it."""
 
 SCRIPT: Final = "application/javascript; charset=UTF-8"
 
@@ -49,54 +48,62 @@ Handler = Callable[[web.Request, SockJSPath], Awaitable[web.StreamResponse]]
 
 
 class Resource(NamedTuple):
-    """What answers at a path: by which methods, and how."""
+    """An endpoint: its HTTP methods and its handler."""
 
     methods: tuple[str, ...]
     handler: Handler
 
 
 class SockJSEndpoints:
-    """What is below the prefix. Its sessions speak the protocol that `wire` makes codecs of."""
+    """The endpoints below one prefix, where the wires are spoken inside SockJS's envelope."""
 
     def __init__(
         self,
-        node: SessionContext,
-        gate: AccessControl,
+        context: SessionContext,
+        access: AccessControl,
+        sink: ResponseSink,
         prefix: str,
-        wire: Callable[[], Wire],
+        wires: SpokenWires,
         *,
         response_limit: int = RESPONSE_LIMIT,
     ) -> None:
-        """`prefix` begins with a slash and ends with none. Set `door` before the first request."""
-        self._node = node
-        self._gate = gate
+        """`sink` takes each connection whose response is complete.
+
+        `prefix` begins with a slash and does not end with one. `wires` are those of a raw WebSocket; over
+        HTTP there are no subprotocols, so its default is spoken.
+        """
+        self._context = context
+        self._access = access
+        self._sink = sink
         self._prefix = prefix
-        self._wire = wire
+        self._wires = wires
         self._limit = response_limit
-        self._sessions = SockJSSessions(node.clock)
-        self._iframe = sockjs.iframe(node.config.sockjs_url)
+        self._sessions = SockJSSessions(context.clock)
+        self._iframe = sockjs.iframe(context.config.sockjs_url)
         self._etag = f'"{hashlib.sha256(self._iframe).hexdigest()[:32]}"'
         self._resources = {
             sockjs.GREETING: Resource(("GET", "HEAD"), self._greet),
-            sockjs.INFO: Resource(("OPTIONS", "GET", "HEAD"), self._inform),
-            sockjs.IFRAME: Resource(("GET", "HEAD"), self._frame),
+            sockjs.INFO: Resource(("OPTIONS", "GET", "HEAD"), self._info),
+            sockjs.IFRAME: Resource(("GET", "HEAD"), self._serve_iframe),
             sockjs.XHR: Resource(("OPTIONS", "POST"), self._listen),
             sockjs.XHR_STREAMING: Resource(("OPTIONS", "POST"), self._listen),
             sockjs.EVENTSOURCE: Resource(("GET",), self._listen),
             sockjs.XHR_SEND: Resource(("OPTIONS", "POST"), self._send),
         }
-        # SockJS's clients expect 400 where HTTP would have 426.
+        # SockJS clients expect 400 where HTTP would have 426.
         no_upgrade = NO_UPGRADE._replace(status=400, headers={})
-        self._entrances = {
-            name: Endpoint(gate, partial(self._open, kind), no_upgrade)
-            for name, kind in ((sockjs.RAW_WEBSOCKET, WebSocketSession), (sockjs.WEBSOCKET, SockJSWebSocket))
+        self._websockets = {
+            name: WebSocketEndpoint(context, access, wires, session, no_upgrade)
+            for name, session in (
+                (sockjs.RAW_WEBSOCKET, WebSocketSession),
+                (sockjs.WEBSOCKET, SockJSWebSocket),
+            )
         }
-        self.door: ResponseSink
 
     @property
-    def untold(self) -> int:
-        """Clients by polls that have not heard yet that their sessions were closed."""
-        return self._sessions.untold
+    def unsent_close_frames(self) -> int:
+        """Polling clients whose session was closed and that have not fetched the close frame yet."""
+        return self._sessions.unsent_close_frames
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -104,62 +111,63 @@ class SockJSEndpoints:
             web.route("*", self._prefix + "/{rest:.*}", self.serve),
         ]
 
-    def endpoint(self, path: str) -> Endpoint | None:
-        """Where the WebSocket opens that a connection's first request asks for at `path`."""
+    def endpoint(self, path: str) -> WebSocketEndpoint | None:
+        """The WebSocket endpoint at `path`, if there is one."""
         if not path.startswith(self._prefix):
             return None
-        place = sockjs.parse_path(path[len(self._prefix) :])
-        return self._entrances.get(place.name) if place else None
+        found = sockjs.parse_path(path[len(self._prefix) :])
+        return self._websockets.get(found.name) if found else None
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
-        """Find what is at the path, and have it answer, if the page's origin may ask."""
-        place = sockjs.parse_path(request.rel_url.raw_path[len(self._prefix) :])
-        if place is None:
+        """Answer a request below the prefix, if its origin is allowed."""
+        found = sockjs.parse_path(request.rel_url.raw_path[len(self._prefix) :])
+        if found is None:
             raise web.HTTPNotFound
-        entrance = self._entrances.get(place.name)
-        methods = self._resources[place.name].methods if entrance is None else ("GET",)
+        websocket = self._websockets.get(found.name)
+        methods = self._resources[found.name].methods if websocket is None else ("GET",)
         if request.method not in methods:
             return web.Response(status=405, headers={"Allow": ", ".join(methods)})
-        if entrance is not None:
-            return await entrance.serve(request)
-        refusal = self._gate.refuse_origin(handshake_of(request))
-        if refusal is not None:
-            return to_response(refusal)
+        if websocket is not None:
+            return await websocket.serve(request)
+        rejection = self._access.check_origin(handshake_of(request))
+        if rejection is not None:
+            return rejection_response(rejection)
         if request.method == "OPTIONS":
-            return self._allow(request, methods)
-        return await self._resources[place.name].handler(request, place)
+            return self._preflight(request, methods)
+        return await self._resources[found.name].handler(request, found)
 
     # Resources
 
-    async def _greet(self, request: web.Request, _place: SockJSPath) -> web.StreamResponse:
+    async def _greet(self, request: web.Request, _path: SockJSPath) -> web.StreamResponse:
         return web.Response(body=b"Welcome to SockJS!\n", headers={"Content-Type": PLAIN})
 
-    async def _inform(self, request: web.Request, _place: SockJSPath) -> web.StreamResponse:
-        """What this server can do. Browsers once had no good source of random numbers of their own."""
+    async def _info(self, request: web.Request, _path: SockJSPath) -> web.StreamResponse:
+        """What this server can do. Old browsers had no good random numbers: `entropy` is for them."""
         body = {
             "websocket": True,
             "cookie_needed": False,
             "origins": ["*:*"],
             "entropy": random.SystemRandom().getrandbits(32),
         }
-        kind = "application/json; charset=UTF-8"
-        return web.Response(body=json.dumps(body).encode(), headers=headers_for(kind, _origin(request)))
+        headers = stream_headers("application/json; charset=UTF-8", _origin(request))
+        return web.Response(body=json.dumps(body).encode(), headers=headers)
 
-    async def _frame(self, request: web.Request, _place: SockJSPath) -> web.StreamResponse:
-        headers = {**_lasting(), "ETag": self._etag}
+    async def _serve_iframe(self, request: web.Request, _path: SockJSPath) -> web.StreamResponse:
+        headers = {**_cacheable(), "ETag": self._etag}
         if self._etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers=headers)
-        # What the page in the iframe asks for comes from our own origin, whoever has embedded it.
+        # The iframe's requests come from the gateway's own origin. So the pages that embed it are limited
+        # here.
         ancestors = [
-            "'self'" if each == "same-origin" else each for each in self._node.config.allowed_origins
+            "'self'" if each == "same-origin" else each for each in self._context.config.allowed_origins
         ]
         headers["Content-Security-Policy"] = f"frame-ancestors {' '.join(ancestors)}"
         headers["Content-Type"] = "text/html; charset=UTF-8"
         return web.Response(body=self._iframe, headers=headers)
 
-    def _allow(self, request: web.Request, methods: tuple[str, ...]) -> web.Response:
-        """The answer to a browser that asks before it sends a request to another origin."""
-        headers = {**_lasting(), **cors_headers(_origin(request))}
+    def _preflight(self, request: web.Request, methods: tuple[str, ...]) -> web.Response:
+        """The answer to a CORS preflight request."""
+        headers = {**_cacheable(), **cors_headers(_origin(request))}
         headers["Access-Control-Allow-Methods"] = ", ".join(methods)
         headers["Access-Control-Max-Age"] = str(YEAR)
         wanted = request.headers.get("Access-Control-Request-Headers", "")
@@ -167,63 +175,51 @@ class SockJSEndpoints:
             headers["Access-Control-Allow-Headers"] = wanted
         return web.Response(status=204, headers=headers)
 
-    # WebSocket
-
-    def _open(
-        self,
-        kind: type[WebSocketSession],
-        address: str,
-        handshake: Handshake,
-        transport: asyncio.Transport,
-        rest: bytes,
-    ) -> None:
-        protocol = subprotocol(handshake.headers, SUBPROTOCOLS)
-        open_session(self._node, self._wire(), address, handshake, transport, rest, protocol, kind)
-
     # Sessions over HTTP
 
-    async def _listen(self, request: web.Request, place: SockJSPath) -> web.StreamResponse:
-        """The client listens: from now on to a new session, if it has none by that name."""
+    async def _listen(self, request: web.Request, path: SockJSPath) -> web.StreamResponse:
+        """The client listens to its session. If there is none with that name, a new one opens."""
         await self._read(request)
-        if request.transport is None:  # the client has gone meanwhile
+        if request.transport is None:  # the client has disconnected
             return HIJACKED
-        farewell = self._sessions.farewell(place.session)
-        if farewell:
-            self._receiver(request, place.name).end(farewell)
-            self._sessions.heard(place.session)
+        close_frame = self._sessions.close_frame(path.session)
+        if close_frame:
+            self._receiver(request, path.name).end(close_frame)
+            self._sessions.close_frame_sent(path.session)
             return HIJACKED
-        session = self._sessions.get(place.session)
+        session = self._sessions.get(path.session)
         if session is None:
-            address = self._gate.address(handshake_of(request))
-            refusal = self._gate.refuse_session(address)
-            if refusal is not None:
-                return to_response(refusal, cors_headers(_origin(request)))
+            address = self._access.address(handshake_of(request))
+            rejection = self._access.check_session(address)
+            if rejection is not None:
+                return rejection_response(rejection, cors_headers(_origin(request)))
             session = SockJSSession(
-                self._node, self._wire(), address, place.session, self._sessions, place.name
+                self._context, self._wires.default(), address, path.session, self._sessions, path.name
             )
-        session.attach(self._receiver(request, place.name))
+            session.opened()
+        session.attach(self._receiver(request, path.name))
         return HIJACKED
 
     def _receiver(self, request: web.Request, transport: str) -> HttpReceiver:
-        connection = stream.take_connection(request)
+        connection = http.take_connection(request)
         if transport == sockjs.XHR:
-            return PollReceiver(connection, self.door, headers_for(SCRIPT, _origin(request)))
-        stream.set_user_timeout(connection.transport, 2 * self._node.config.heartbeat)
+            return PollReceiver(connection, self._sink, stream_headers(SCRIPT, _origin(request)))
+        http.set_user_timeout(connection.transport, 2 * self._context.config.heartbeat)
         if transport == sockjs.XHR_STREAMING:
-            kind, frame, prelude = SCRIPT, sockjs.line, sockjs.line(sockjs.PRELUDE)
+            content_type, frame, prelude = SCRIPT, sockjs.line, sockjs.line(sockjs.PRELUDE)
         else:
-            kind, frame, prelude = "text/event-stream", sockjs.event, sockjs.EVENTS_PRELUDE
-        connection.transport.set_write_buffer_limits(high=self._node.config.write_buffer)
-        headers = headers_for(kind, _origin(request))
-        return StreamReceiver(connection, self.door, headers, frame, prelude, self._limit)
+            content_type, frame, prelude = EVENT_STREAM, sockjs.event, sockjs.EVENTS_PRELUDE
+        connection.transport.set_write_buffer_limits(high=self._context.config.write_buffer)
+        headers = stream_headers(content_type, _origin(request))
+        return StreamReceiver(connection, self._sink, headers, frame, prelude, self._limit)
 
-    async def _send(self, request: web.Request, place: SockJSPath) -> web.StreamResponse:
-        """The client says something. Without a session it learns so, and connects anew."""
-        headers = headers_for(PLAIN, _origin(request))
-        session = self._sessions.get(place.session)
+    async def _send(self, request: web.Request, path: SockJSPath) -> web.StreamResponse:
+        """The client sends messages. If it has no session, 404 makes it connect anew."""
+        headers = stream_headers(PLAIN, _origin(request))
+        session = self._sessions.get(path.session)
         if session is None:
-            heard_by_nobody = 204 if self._sessions.farewell(place.session) else 404
-            return web.Response(status=heard_by_nobody, headers=headers)
+            status = 204 if self._sessions.close_frame(path.session) else 404
+            return web.Response(status=status, headers=headers)
         try:
             body = await self._read(request)
         except web.HTTPRequestEntityTooLarge:
@@ -237,25 +233,18 @@ class SockJSEndpoints:
         return web.Response(status=204, headers=headers)
 
     async def _read(self, request: web.Request) -> bytes:
-        """The request's body, which may take its time no more than the head."""
+        """The request's body. It has as much time as the head."""
         if not request.can_read_body:
             return b""
         try:
-            async with asyncio.timeout(self._node.config.handshake_timeout):
+            async with asyncio.timeout(self._context.config.handshake_timeout):
                 return await request.read()
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
 
 
-@lru_cache(1024)  # a few pages bring everybody
-def headers_for(kind: str, origin: str | None) -> Mapping[str, str]:
-    """The headers of a response that no cache and no proxy keeps back."""
-    headers = {"Content-Type": kind, "Cache-Control": stream.NO_STORE, "X-Accel-Buffering": "no"}
-    return MappingProxyType({**headers, **cors_headers(origin)})
-
-
-def _lasting() -> dict[str, str]:
-    """The headers of a response that stays as it is."""
+def _cacheable() -> dict[str, str]:
+    """The headers of a response that never changes."""
     return {
         "Cache-Control": f"public, max-age={YEAR}",
         "Expires": formatdate(time.time() + YEAR, usegmt=True),

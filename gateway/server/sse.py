@@ -1,62 +1,59 @@
-"""HTTP: server-sent events at /events."""
+"""Server-sent events over HTTP: the endpoint at one path."""
 
 from __future__ import annotations
-
-from typing import Final
 
 from aiohttp import web
 
 from ..core.session import SessionContext
 from ..messages import InvalidRegistration, as_message_id, parse_registration
-from ..transports import http as stream
+from ..transports import http
 from ..transports.hijack import HIJACKED
 from ..transports.sse import SSESession
+from ..wire import WireFactory
 from ..wire.handshake import Rejection
 from ..wire.sse import REJECTED_EVENT_ID
-from .access import AccessControl, cors_headers, handshake_of, to_response
-
-SSE_HEADERS: Final = {
-    "Content-Type": "text/event-stream",
-    "Cache-Control": stream.NO_STORE,
-    "X-Accel-Buffering": "no",
-}
+from .access import AccessControl, handshake_of
+from .responses import EVENT_STREAM, cors_headers, rejection_response, stream_headers
 
 
 class SSEEndpoint:
-    """What is at /events."""
+    """`GET /events?webSocketId=…` opens a session and registers the id."""
 
-    def __init__(self, node: SessionContext, gate: AccessControl) -> None:
-        self._node = node
-        self._gate = gate
+    def __init__(
+        self, context: SessionContext, access: AccessControl, path: str, new_wire: WireFactory
+    ) -> None:
+        self._context = context
+        self._access = access
+        self._path = path
+        self._new_wire = new_wire
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.route("*", "/events", self.listen)]
+        return [web.route("*", self._path, self.listen)]
 
     async def listen(self, request: web.Request) -> web.StreamResponse:
-        """GET /events: register, and stay."""
+        """Open a session, and register the id in the query."""
         if request.method != "GET":
             return web.Response(status=405, headers={"Allow": "GET"})
-        if request.transport is None:  # the client has gone meanwhile
+        if request.transport is None:  # the client has disconnected
             return HIJACKED
-        asking = handshake_of(request)
-        address = self._gate.address(asking)
-        # The browser itself says what it has had last when it connects again, and a page may, at any time.
-        wanted = parse_registration(request.query.get("webSocketId"), request.headers.get("Last-Event-ID"))
-        also_had = as_message_id(request.query.get("lastEventId"))
-        refusal = self._gate.refuse_origin(asking)
-        if refusal is not None:
-            return to_response(refusal)
-        origin = cors_headers(request.headers.get("Origin"))
+        handshake = handshake_of(request)
+        address = self._access.address(handshake)
+        rejection = self._access.check_origin(handshake)
+        if rejection is not None:
+            return rejection_response(rejection)
+        origin = request.headers.get("Origin")
+        cors = cors_headers(origin)
+        # A browser that reconnects sends Last-Event-ID. A page may also send lastEventId at any time.
         last_ids = (request.headers.get("Last-Event-ID"), request.query.get("lastEventId"))
-        if (
-            REJECTED_EVENT_ID in last_ids
-        ):  # its registration failed, and it comes again only because browsers do
-            return web.Response(status=204, headers=origin)
+        if REJECTED_EVENT_ID in last_ids:  # 204 is the only way to keep the browser from reconnecting again
+            return web.Response(status=204, headers=cors)
+        wanted = parse_registration(request.query.get("webSocketId"), last_ids[0])
         if isinstance(wanted, InvalidRegistration):
-            return to_response(self._gate.count(Rejection(400, *wanted.problem)), origin)
-        refusal = self._gate.refuse_session(address)
-        if refusal is not None:
-            return to_response(refusal, origin)
-        session = SSESession(self._node, address, stream.take_connection(request))
-        session.begin(wanted, also_had, {**SSE_HEADERS, **origin})
+            rejection = self._access.reject(Rejection(400, *wanted.problem))
+            return rejection_response(rejection, cors)
+        rejection = self._access.check_session(address)
+        if rejection is not None:
+            return rejection_response(rejection, cors)
+        session = SSESession(self._context, self._new_wire(), address, http.take_connection(request))
+        session.begin(wanted, as_message_id(last_ids[1]), stream_headers(EVENT_STREAM, origin))
         return HIJACKED

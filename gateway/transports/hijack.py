@@ -1,4 +1,4 @@
-"""Take a connection out of aiohttp's hands once aiohttp has read a request on it."""
+"""Takes a connection from aiohttp after aiohttp has read a request on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from aiohttp import web
 
 
 class _Remainder:
-    """Stands in for aiohttp's WebSocket parser: keeps what came behind the handshake."""
+    """Replaces aiohttp's WebSocket parser: keeps the bytes that followed the handshake."""
 
     def __init__(self) -> None:
         self.data = b""
@@ -19,11 +19,11 @@ class _Remainder:
         return False, b""
 
     def feed_eof(self) -> None:
-        """The connection ends with aiohttp's part of it."""
+        """Nothing to do: aiohttp's part of the connection ends here anyway."""
 
 
 class _HijackedResponse(web.StreamResponse):
-    """What a handler returns after `hijack`: nothing is left for aiohttp to send."""
+    """The return value of a handler after `hijack`: aiohttp has nothing to send."""
 
     async def prepare(self, request: web.BaseRequest) -> None:
         return None
@@ -36,15 +36,15 @@ HIJACKED: Final = _HijackedResponse()
 
 
 def hijack(request: web.Request) -> tuple[asyncio.Transport, bytes]:
-    """Take the connection of an upgrade request out of aiohttp's hands, with what followed the request.
+    """Take the connection of `request` from aiohttp, with the bytes that followed the request.
 
-    The handler returns `HIJACKED`, and must not wait before it does.
+    The handler must return `HIJACKED`, and must not await anything before that.
     """
     connection, transport = request.protocol, request.transport
     assert transport is not None
     remainder = _Remainder()
     connection.set_parser(remainder)  # type: ignore[arg-type]  # aiohttp names its own parser there
-    # For aiohttp the connection ends here. It must not find the transport, or it would close it.
+    # For aiohttp the connection ends here. aiohttp would close the transport if it found it.
     connection.transport = None
     connection.connection_lost(None)
     return transport, remainder.data

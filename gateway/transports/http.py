@@ -1,8 +1,8 @@
-"""HTTP responses that last: written on the bare transport, once aiohttp has read the request.
+"""Long HTTP responses, written directly to the transport after aiohttp has read the request.
 
-A waiting client of aiohttp's costs a request, a task, parsers and buffers, 15 KB in all, and none of them
-has anything to do. As with a WebSocket (see `websocket`) the transport is taken over, and what waits is one
-small object.
+A client that waits in aiohttp costs a request, a task, parsers and buffers: 15 KB, and none of them has
+anything to do. As with a WebSocket (see `websocket`), the transport is taken from aiohttp, and one small
+object waits.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from .hijack import hijack
 CHUNKS_END: Final = b"0\r\n\r\n"
 
 NO_STORE: Final = "no-store, no-cache, no-transform, must-revalidate, max-age=0"
-"""In the words of SockJS's protocol. `no-transform` keeps proxies from compressing, which buffers."""
+"""As in the SockJS protocol. `no-transform` stops proxies from compressing, which would buffer."""
 
 
 class HttpConnection(NamedTuple):
-    """A connection whose request has been read and whose response is ours to write."""
+    """A connection whose request has been read, and whose response is written here."""
 
     transport: asyncio.Transport
     chunked: bool
-    """The client knows chunks: HTTP/1.1. For an older one, the response ends with the connection."""
+    """The client understands chunks: HTTP/1.1. For an older client, the response ends with the connection."""
     lasting: bool
-    """It may carry another request afterwards."""
+    """The connection may carry another request afterwards."""
 
 
 def take_connection(request: web.Request) -> HttpConnection:
-    """Take the connection of `request`, whose body has been read, out of aiohttp's hands.
+    """Take the connection of `request`, whose body has been read, from aiohttp.
 
-    The handler returns `websocket.HANDED_OVER`, and must not wait before it does.
+    The handler must return `HIJACKED`, and must not await anything before that.
     """
     chunked = request.version >= (1, 1)
-    # What is pipelined behind this request is lost with aiohttp's part of the connection, so it ends: a
-    # client that pipelines sends again what has no response (RFC 9112 section 9.3.2).
+    # Pipelined requests are lost with aiohttp's part of the connection. So the connection must end: a client
+    # that pipelines repeats the requests that have no response (RFC 9112 section 9.3.2).
     lasting = chunked and request.keep_alive and not request.protocol._messages
     transport, _ = hijack(request)
     if not transport.is_reading():
@@ -50,7 +50,7 @@ def take_connection(request: web.Request) -> HttpConnection:
 
 
 def response_head(connection: HttpConnection, headers: Mapping[str, str], length: int | None = None) -> bytes:
-    """Status line and headers of a 200; with `length` bytes of body, or as many as will come."""
+    """Status line and headers of a 200. Without `length` the size of the body is open."""
     fields = {**headers, "Date": formatdate(usegmt=True)}
     if length is not None:
         fields["Content-Length"] = str(length)
@@ -63,7 +63,7 @@ def response_head(connection: HttpConnection, headers: Mapping[str, str], length
 
 
 def write_response(connection: HttpConnection, response: web.Response, *, without_body: bool) -> None:
-    """Write a response of aiohttp's whole, `without_body` if it answers HEAD."""
+    """Write a complete aiohttp response; `without_body` if it answers HEAD."""
     fields = {**response.headers, "Date": formatdate(usegmt=True)}
     body = response.body if isinstance(response.body, bytes) else b""
     if response.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
@@ -76,23 +76,24 @@ def write_response(connection: HttpConnection, response: web.Response, *, withou
 
 
 def chunk(connection: HttpConnection, data: bytes) -> bytes:
-    """`data` as the next piece of a response without a length; it is not empty."""
-    return b"%x\r\n%b\r\n" % (len(data), data) if connection.chunked else data
+    """`data` as the next piece of a response without a length."""
+    # A chunk of no bytes would end the response (RFC 9112 section 7.1).
+    return b"%x\r\n%b\r\n" % (len(data), data) if connection.chunked and data else data
 
 
 def write(transport: asyncio.Transport, data: bytes) -> None:
-    """Write, unless the connection broke a moment ago: uvloop raises then, until it reports the loss."""
-    try:  # noqa: SIM105 - as in websocket, for its speed
+    """Write, unless the connection broke a moment ago: then uvloop raises until it reports the loss."""
+    try:  # noqa: SIM105 - faster, as in `websocket`
         transport.write(data)
     except RuntimeError:
         pass
 
 
 def set_user_timeout(transport: asyncio.Transport, seconds: float) -> None:
-    """Have the kernel report a client as lost that has left sent bytes unacknowledged for `seconds`.
+    """Have the kernel drop the connection if sent bytes stay without a TCP ACK for `seconds`.
 
-    Nothing comes back from a client that only listens: without this, one whose network is gone would be
-    kept for the quarter of an hour for which TCP repeats itself.
+    A client that only listens sends nothing. Without this timeout, a client whose network is gone would be
+    kept for a quarter of an hour, while TCP retransmits.
     """
     connection = transport.get_extra_info("socket")
     if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -1,13 +1,15 @@
-"""Server-sent events: `GET /events?webSocketId=…` registers, and its response goes on for the results."""
+"""A session over server-sent events: a GET request registers, and its response brings the results."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 
 from ..core.session import Session, SessionContext
-from ..messages import CloseCode, Problem, Register, WatchStatus
-from ..wire.sse import RECONNECT_DELAY, SSE_WIRE, close_comment
-from . import http as stream
+from ..messages import SLOW_CONSUMER, CloseCode, Problem, Register, WatchStatus
+from ..wire import Wire
+from ..wire.sse import close_comment
+from . import http
 from .http import HttpConnection
 
 
@@ -18,22 +20,24 @@ class SSESession(Session, asyncio.Protocol):
 
     transport = "eventsource"
 
-    def __init__(self, node: SessionContext, address: str, connection: HttpConnection) -> None:
-        super().__init__(node, SSE_WIRE, address)
-        self._connection = connection._replace(lasting=False)  # the stream ends with it
+    def __init__(self, context: SessionContext, wire: Wire, address: str, connection: HttpConnection) -> None:
+        super().__init__(context, wire, address)
+        self._connection = connection._replace(lasting=False)  # the connection ends with the stream
         connection.transport.set_protocol(self)
-        connection.transport.set_write_buffer_limits(high=node.config.write_buffer)
-        stream.set_user_timeout(connection.transport, 2 * node.config.heartbeat)
+        connection.transport.set_write_buffer_limits(high=context.config.write_buffer)
+        http.set_user_timeout(connection.transport, 2 * context.config.heartbeat)
 
-    def begin(self, wanted: Register, also_had: str | None, headers: dict[str, str]) -> None:
-        """Send the head of the response, and register. `also_had`: one more messageId of its past.
+    def begin(self, wanted: Register, also_had: str | None, headers: Mapping[str, str]) -> None:
+        """Send the head of the response and the greeting, and register.
 
-        Every client watches the status: a page that listens to no such event does not notice any.
+        `also_had` is one more messageId that the client has had. Every client watches the status: a page that
+        does not listen to this event does not notice it.
         """
-        head = stream.response_head(self._connection, headers) + stream.chunk(
-            self._connection, RECONNECT_DELAY
-        )
-        stream.write(self._connection.transport, head)
+        head = http.response_head(self._connection, headers)
+        greeting = self._wire.greeting
+        if greeting is not None:
+            head += http.chunk(self._connection, greeting)
+        http.write(self._connection.transport, head)
         self._remember(also_had)
         for request in (wanted, WatchStatus()):
             self._handle(request)
@@ -41,40 +45,40 @@ class SSESession(Session, asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        """What comes behind the request means nothing: the response ends with the connection."""
+        """Bytes after the request are ignored: the connection ends with this response."""
 
     def eof_received(self) -> None:
-        """Half-closed by the client; returning None lets the transport close the other half."""
+        """The client has closed its half. Returning None lets the transport close the other half."""
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.ended()
 
     def pause_writing(self) -> None:
         """The transport holds more unsent bytes than `write_buffer`: the client does not read."""
-        self.close(CloseCode.POLICY, "slow consumer")
+        self.close(CloseCode.POLICY, SLOW_CONSUMER)
 
     def resume_writing(self) -> None:
-        """Nothing waits for it: a session that was too slow is closing already."""
+        """Nothing to do: a session that was too slow is closing already."""
 
     # Session
 
-    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
-        """As for every session; but this client cannot try another id."""
-        super().refuse(web_socket_id, problem)
+    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
+        """As for every session. But this client cannot try another id, so the stream ends."""
+        super().deny(web_socket_id, problem)
         self.close(CloseCode.POLICY, problem.message)
 
     def _write(self, message: bytes) -> None:
-        stream.write(self._connection.transport, stream.chunk(self._connection, message))
+        http.write(self._connection.transport, http.chunk(self._connection, message))
 
-    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
+    def _send_close(self, code: CloseCode, reason: str) -> None:
         self._write(close_comment(code, reason))
         if self._connection.chunked:
-            stream.write(self._connection.transport, stream.CHUNKS_END)
+            http.write(self._connection.transport, http.CHUNKS_END)
         self._connection.transport.close()
 
-    def _probe(self) -> bool:
-        self._write(SSE_WIRE.heartbeat)
-        return True  # the kernel tells when nothing is acknowledged any more
+    def _ping(self) -> bool:
+        self._write(self._wire.heartbeat)
+        return True  # the kernel reports a client that is gone: see `set_user_timeout`
 
     def abort(self) -> None:
         self._connection.transport.abort()

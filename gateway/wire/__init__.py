@@ -1,49 +1,63 @@
-"""How each protocol says what `messages` names: one codec a protocol, bytes in and bytes out, no I/O."""
+"""The codecs: how each protocol writes the messages of `messages`. Bytes in and bytes out, no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from ..messages import Problem, Request, Result
 
 
 class Wire(Protocol):
-    """One client's protocol. A wire without state is one object for all its clients.
+    """The codec of one client's protocol. A wire without state is one object for all its clients.
 
-    What it has to say may be empty: the wire keeps it until the client is ready for it, or has no words for
-    it. An id that has passed WEB_SOCKET_ID is ASCII, and bytes, since Redis and the socket want it so.
+    Each method that returns a message may return None: there is nothing to send. Either the wire keeps the
+    message until the client is ready for it, or the protocol has no such message. An empty message is a
+    message, and is sent. An id that matches WEB_SOCKET_ID is ASCII. It is bytes here, as Redis and the socket
+    need it.
     """
 
     @property
     def name(self) -> str:
-        """What it is called in metrics."""
+        """The label `protocol` in metrics."""
+
+    @property
+    def binary(self) -> bool:
+        """Whether messages are binary WebSocket messages, in both directions, instead of text."""
+
+    @property
+    def greeting(self) -> bytes | None:
+        """The message that the gateway sends first, when the session opens."""
 
     @property
     def outgoing(self) -> float:
-        """Seconds after which a silent gateway owes the client a `heartbeat`; 0 for never.
+        """Seconds without a message after which the client expects a `heartbeat`. 0 for none.
 
-        It is 0 until the client and the wire have agreed on it, which a `Reply` tells.
+        It may change from 0 only by the time of the greeting, or together with a `Reply`.
         """
 
     @property
     def heartbeat(self) -> bytes:
-        """The message that says nothing but: still here."""
+        """The message that tells nothing except that the gateway is alive."""
 
     def receive(self, message: bytes) -> Iterable[Request]:
-        """What one complete message asks for. Raises WireError for what deserves no answer."""
+        """The requests in one complete message. Raises WireError if the connection must end."""
 
-    def acknowledge(self, web_socket_id: bytes) -> bytes:
-        """The message that says: registered, nothing published from now on is missed."""
+    def registered(self, web_socket_id: bytes) -> bytes | None:
+        """The message: the registration is confirmed, nothing published from now on is missed."""
 
-    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
-        """The message that says: not registered, and why."""
+    def rejected(self, web_socket_id: object, problem: Problem) -> bytes | None:
+        """The message: the registration is rejected, and why."""
 
-    def complain(self, problem: Problem) -> bytes:
-        """The message that says: not understood."""
+    def error(self, problem: Problem) -> bytes | None:
+        """The message: the client's message was not understood."""
 
-    def result(self, web_socket_id: bytes, result: Result) -> bytes:
-        """The message that carries a result."""
+    def result(self, web_socket_id: bytes, result: Result) -> bytes | None:
+        """The message with a result."""
 
-    def status(self, push: str) -> bytes:
-        """The message that says how push is: DEGRADED or RESTORED. A `WatchStatus` has asked for it."""
+    def status(self, push: str) -> bytes | None:
+        """The message with the state of push, DEGRADED or RESTORED. A `WatchStatus` has asked for it."""
+
+
+WireFactory = Callable[[], Wire]
+"""Makes the wire of a new session."""

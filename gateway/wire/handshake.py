@@ -1,4 +1,4 @@
-"""The WebSocket handshake (RFC 6455 section 4.2): what is wrong with one, and the answers. Pure."""
+"""The WebSocket handshake (RFC 6455 section 4.2): its checks and the responses to it. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from multidict import CIMultiDictProxy
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # section 1.3
 
 RETRY_AFTER_SECONDS: Final = "5"
-"""Seconds a refused client is asked to wait; the other nodes have room before this one does."""
+"""Seconds that a rejected client should wait. Other nodes have room before this one does."""
 
 
 class Handshake(NamedTuple):
@@ -27,7 +27,7 @@ class Handshake(NamedTuple):
 
 
 class Rejection(NamedTuple):
-    """Why there is no upgrade: `code` is for programs, `message` for people."""
+    """A response that rejects a request. `code` is for programs, `message` for people."""
 
     status: int
     code: str
@@ -40,7 +40,7 @@ class Rejection(NamedTuple):
 
     @property
     def response(self) -> bytes:
-        """The whole HTTP response, after which the connection is closed."""
+        """The whole HTTP response. The connection is closed after it."""
         body = self.body
         fields = {
             "Content-Type": "application/json; charset=utf-8",
@@ -52,7 +52,7 @@ class Rejection(NamedTuple):
         return f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\n{head}\r\n".encode() + body
 
 
-BUSY = Rejection(503, "busy", "too many handshakes are under way", {"Retry-After": "1"})
+BUSY = Rejection(503, "busy", "too many handshakes are in progress", {"Retry-After": "1"})
 STOPPING = Rejection(503, "stopping", "this node is shutting down", {"Retry-After": "1"})
 NODE_FULL = Rejection(503, "node_full", "this node is full", {"Retry-After": RETRY_AFTER_SECONDS})
 ADDRESS_FULL = Rejection(
@@ -70,17 +70,17 @@ VERSION = Rejection(
 )
 NO_HOST = Rejection(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
 BAD_KEY = Rejection(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
-MALFORMED = Rejection(400, "bad_request", "this is no HTTP request that can be read")
+MALFORMED = Rejection(400, "bad_request", "the request cannot be parsed as HTTP")
 TOO_LARGE = Rejection(431, "headers_too_large", "the request's headers are too large")
 
 
 def rejection_of(handshake: Handshake) -> Rejection | None:
-    """What makes a GET request no handshake of version 13 (section 4.2.1); None if it is one."""
+    """Why a GET request is no handshake of version 13 (section 4.2.1). None if it is one."""
     headers = handshake.headers
     if not (_lists(headers, "Upgrade", "websocket") and _lists(headers, "Connection", "upgrade")):
         return NO_UPGRADE
     if "Content-Length" in headers or "Transfer-Encoding" in headers:
-        return MALFORMED  # a body would be taken for frames
+        return MALFORMED  # a body would be read as frames
     if headers.get("Sec-WebSocket-Version") != "13":
         return VERSION
     if handshake.version < (1, 1) or not headers.get("Host"):
@@ -93,7 +93,7 @@ def rejection_of(handshake: Handshake) -> Rejection | None:
 
 
 def _lists(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
-    """Whether `token` is in the list that the headers of this name make together (RFC 9110 section 5.3)."""
+    """Whether `token` is in the combined list of the headers with this name (RFC 9110 section 5.3)."""
     value = headers.get(name, "").lower()
     if value == token:  # nearly always
         return True
@@ -101,9 +101,9 @@ def _lists(headers: CIMultiDictProxy[str], name: str, token: str) -> bool:
 
 
 def subprotocol(headers: CIMultiDictProxy[str], spoken: Sequence[str]) -> str | None:
-    """The first of `spoken` that the client offers (section 4.2.2); None if it offers none of them.
+    """The first of `spoken` that the client offers (section 4.2.2). None if it offers none of them.
 
-    A client lists what it prefers first, but stompjs 2 and webstomp begin with their oldest version.
+    The order of the client does not count: stompjs 2 and webstomp list their oldest version first.
     """
     offers = headers.getall("Sec-WebSocket-Protocol", ())
     if not offers:
@@ -113,10 +113,10 @@ def subprotocol(headers: CIMultiDictProxy[str], spoken: Sequence[str]) -> str | 
 
 
 def acceptance(handshake: Handshake, protocol: str | None) -> bytes:
-    """The 101 for a handshake without fault; `protocol` is the subprotocol chosen, if any.
+    """The 101 response to a valid handshake. `protocol` is the chosen subprotocol, if any.
 
-    No extension is ever accepted: compression would cost each session a window of 32 KB, to save
-    bytes of messages that fit into one packet.
+    No extension is ever accepted: compression would cost 32 KB for each session, and messages fit into one
+    packet.
     """
     chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
     key = accept_key(handshake.headers["Sec-WebSocket-Key"])

@@ -1,4 +1,4 @@
-"""JSON over WebSocket: one object a message, `topic` first."""
+"""JSON: one object in each message, `topic` first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..messages import (
     parse_registration,
 )
 
-# Ids and results need no escaping: WEB_SOCKET_ID and AUTH_RESULT see to that.
+# Ids and results need no escaping: WEB_SOCKET_ID and AUTH_RESULT guarantee that.
 _REGISTERED = f'{{"topic":"{REGISTRATION}","webSocketId":"'.encode()
 _AUTHORIZED = f'{{"topic":"{AUTHORIZATION}","webSocketId":"'.encode()
 
@@ -37,7 +37,9 @@ class JsonWire:
     __slots__ = ()
 
     name = "json"
-    outgoing = 0.0  # WebSocket's own pings are enough
+    binary = False
+    greeting = None
+    outgoing = 0.0  # the pings of WebSocket are enough
     heartbeat = b""
 
     def receive(self, message: bytes) -> tuple[Request, ...]:
@@ -47,23 +49,23 @@ class JsonWire:
             raise WireError(CloseCode.INVALID_DATA, "not JSON") from None
         if not isinstance(body, dict):
             return (_UNKNOWN,)
-        # The bare {"webSocketId": "..."} registers too: the protocol page's example, typed by hand.
+        # {"webSocketId": "..."} without a topic registers too, as in the protocol page's example.
         if body.get("topic", REGISTRATION if "webSocketId" in body else None) == REGISTRATION:
             wanted = parse_registration(body.get("webSocketId"), body.get("lastMessageId"))
-            # The registration goes first, so that a status follows its answer and is never overtaken by it.
+            # The registration comes first, so that its answer is sent before a status.
             return (wanted, WatchStatus()) if body.get("status") is True else (wanted,)
         return (_UNKNOWN,)
 
-    def acknowledge(self, web_socket_id: bytes) -> bytes:
+    def registered(self, web_socket_id: bytes) -> bytes:
         return _REGISTERED + web_socket_id + b'","registrationSucceeded":true}'
 
-    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
+    def rejected(self, web_socket_id: object, problem: Problem) -> bytes:
         body: dict[str, object] = {"topic": REGISTRATION}
         if isinstance(web_socket_id, str) and len(web_socket_id) <= 200:
             body["webSocketId"] = web_socket_id
         return orjson.dumps(body | {"registrationSucceeded": False, "error": problem._asdict()})
 
-    def complain(self, problem: Problem) -> bytes:
+    def error(self, problem: Problem) -> bytes:
         return orjson.dumps({"topic": ERROR, "error": problem._asdict()})
 
     def result(self, web_socket_id: bytes, result: Result) -> bytes:
@@ -81,7 +83,7 @@ class JsonWire:
         return f'{{"topic":"{STATUS}","push":"{push}"}}'.encode()
 
 
-@lru_cache(256)  # there are a handful of words, and each is in almost every message
+@lru_cache(256)  # backends use a handful of words
 def _ending(auth_result: str) -> bytes:
     return f'","authResult":"{auth_result}"}}'.encode()
 

@@ -1,4 +1,4 @@
-"""Server-sent events: what an EventSource, or `curl -N`, is sent. Pure; the client only listens."""
+"""Server-sent events, for an EventSource or `curl -N`. Pure. The client sends nothing after its request."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from ..messages import AUTHORIZATION, REGISTRATION, STATUS, CloseCode, Problem, 
 from .json import JSON_WIRE
 
 RECONNECT_DELAY: Final = b"retry: 1000\n\n"
-"""Milliseconds that an EventSource waits before it connects again; its own default is 3 to 5 s."""
+"""Milliseconds that an EventSource waits before it reconnects. Its default is 3 to 5 s."""
 
 REJECTED_EVENT_ID: Final = "not registered"
-"""The id of a registration that failed, which the browser says when it connects again; no messageId has a
-space. HTML ("server-sent events") lets nothing in a stream end an EventSource, but an answer that is none."""
+"""The event id of a rejected registration, which the browser sends when it reconnects. No messageId has a
+space. HTML ("server-sent events") has no event that ends an EventSource: only the response to a request
+does."""
 
-# An event's data is what JSON over WebSocket says, without the topic: the event's name says it.
+# The data of an event is the message of the JSON wire without the topic, which is the event's name.
 _REGISTRATION: Final = len(f'{{"topic":"{REGISTRATION}",')
 _AUTHORIZATION: Final = len(f'{{"topic":"{AUTHORIZATION}",')
 _STATUS: Final = len(f'{{"topic":"{STATUS}",')
@@ -26,24 +27,26 @@ class SSEWire:
     __slots__ = ()
 
     name = "sse"
+    binary = False
+    greeting = RECONNECT_DELAY
     outgoing = 0.0
     heartbeat = b":\n\n"
     """A comment."""
 
     def receive(self, message: bytes) -> tuple[Request, ...]:
-        """Nothing: the request's query has said it all."""
+        """Nothing: the client sends no messages."""
         return ()
 
-    def acknowledge(self, web_socket_id: bytes) -> bytes:
-        return _event(b"registration", JSON_WIRE.acknowledge(web_socket_id)[_REGISTRATION:])
+    def registered(self, web_socket_id: bytes) -> bytes:
+        return _event(b"registration", JSON_WIRE.registered(web_socket_id)[_REGISTRATION:])
 
-    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
-        event = _event(b"registration", JSON_WIRE.reject(web_socket_id, problem)[_REGISTRATION:])
+    def rejected(self, web_socket_id: object, problem: Problem) -> bytes:
+        event = _event(b"registration", JSON_WIRE.rejected(web_socket_id, problem)[_REGISTRATION:])
         return b"id: %b\n%b" % (REJECTED_EVENT_ID.encode(), event)
 
-    def complain(self, problem: Problem) -> bytes:
-        """Nothing: a client that says nothing cannot be misunderstood."""
-        return b""
+    def error(self, problem: Problem) -> bytes | None:
+        """Nothing: the client sends no messages."""
+        return None
 
     def result(self, web_socket_id: bytes, result: Result) -> bytes:
         event = _event(b"authorization", JSON_WIRE.result(web_socket_id, result)[_AUTHORIZATION:])
@@ -54,12 +57,12 @@ class SSEWire:
 
 
 def _event(name: bytes, members: bytes) -> bytes:
-    # orjson writes neither line ends nor spaces, so the data is one line.
+    # orjson writes no line ends, so the data is one line.
     return b"event: %b\ndata: {%b\n\n" % (name, members)
 
 
 def close_comment(code: CloseCode, reason: str) -> bytes:
-    """A comment that says why the stream ends, for people: an EventSource connects again whatever it is."""
+    """A comment with the reason why the stream ends, for people. An EventSource ignores it and reconnects."""
     return b": %d %b\n\n" % (code, reason.encode())
 
 

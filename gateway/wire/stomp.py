@@ -149,46 +149,48 @@ _subscription = lru_cache(128)(_Subscription)  # clients number theirs alike
 class StompWire:
     """One client's STOMP. Of no use after a `Disconnect` or a `WireError`.
 
-    Errors end in ERROR, which a WireError brings as its last words: 1002 when the client broke the
+    Errors end in ERROR, which a WireError brings as its last message: 1002 when the client broke the
     protocol, 1008 when the gateway does not do what it asks, 1009 when something is too big.
     """
 
     __slots__ = (
         "_answer",
-        "_beats",
         "_buffer",
+        "_intervals",
         "_kept",
         "_max_body",
         "_sent",
         "_subscriptions",
         "_version",
-        "acknowledged",
+        "acked",
+        "nacked",
         "outgoing",
-        "refused",
     )
 
     name: Final = "stomp"
+    binary: Final = False
+    greeting: Final = None
     heartbeat: Final = HEARTBEAT
 
-    def __init__(self, max_body: int, beats: tuple[int, int] = (25_000, 25_000)) -> None:
+    def __init__(self, max_body: int, intervals: tuple[int, int] = (25_000, 25_000)) -> None:
         """A frame's body may have `max_body` bytes.
 
-        `beats`: milliseconds between two heart-beats that the gateway can send and wants to get, at
+        `intervals`: milliseconds between two heart-beats that the gateway can send and wants to get, at
         least; 0 for none.
         """
         self._max_body = max_body
-        self._beats = beats
+        self._intervals = intervals
         self._version = 0
         self._buffer = b""
         self._subscriptions: tuple[_Subscription, ...] = ()
         self._sent = 0  # MESSAGE frames, and the last one's message-id
-        self._answer = b""  # to a registration that was sent before its SUBSCRIBE; the newest
+        self._answer: bytes | None = None  # the newest, to a registration that came before its SUBSCRIBE
         self._kept: tuple[bytes, ...] = ()  # results before their SUBSCRIBE
         self.outgoing = 0.0
         """Seconds after which a silent gateway owes the client a HEARTBEAT; 0 for never."""
-        self.acknowledged = 0
+        self.acked = 0
         """The last message-id that the client has sent in an ACK; 0 before the first."""
-        self.refused = 0
+        self.nacked = 0
         """The last message-id that the client has sent in a NACK; 0 before the first."""
 
     # Bytes in
@@ -196,7 +198,7 @@ class StompWire:
     def receive(self, message: bytes) -> Iterable[Request]:
         """What the frames that `message` completes ask for, in order; a part of a frame is kept.
 
-        Raises WireError, with an ERROR frame as its last words, at the first frame that is wrong.
+        Raises WireError, with an ERROR frame as its last message, at the first frame that is wrong.
         """
         # Nearly always a message is a frame, and has no other NUL than the one at its end.
         lines, _, rest = message.partition(b"\n\n")
@@ -206,7 +208,7 @@ class StompWire:
             shared = self._version and len(lines) <= MAX_SHARED  # a CONNECT's token is one client's own
             head = (_shared_head if shared else _plain_head)(lines, self._version)
             if head is not None and head.length in (-1, size) and size <= self._max_body:
-                return self._obey(head, rest[:size])
+                return self._execute(head, rest[:size])
         return self._several(message)
 
     def _several(self, message: bytes) -> Iterator[Request]:
@@ -220,7 +222,7 @@ class StompWire:
             room -= 1
             if room < 0:
                 raise _error(CloseCode.POLICY, f"more than {MAX_FRAMES} frames in one message", head.headers)
-            yield from self._obey(head, body)
+            yield from self._execute(head, body)
             if head.command == b"DISCONNECT":
                 return
         # It begins where a frame ends, so leading line ends are heart-beats; without them it is empty.
@@ -273,14 +275,14 @@ class StompWire:
 
     # Commands
 
-    def _obey(self, head: _Head, body: bytes) -> tuple[Request, ...]:
+    def _execute(self, head: _Head, body: bytes) -> tuple[Request, ...]:
         command, headers, _length = head
-        obey = _COMMANDS.get(command)
-        if obey is None:
+        execute = _COMMANDS.get(command)
+        if execute is None:
             raise _error(CloseCode.PROTOCOL_ERROR, "unknown command", headers)
-        if not self._version and obey is not StompWire._connect:
+        if not self._version and execute is not StompWire._connect:
             raise _error(CloseCode.PROTOCOL_ERROR, "expected CONNECT", headers)
-        requests = obey(self, headers, body)
+        requests = execute(self, headers, body)
         if b"receipt" in headers and command not in (b"CONNECT", b"STOMP", b"DISCONNECT"):
             return (Reply(_receipt(headers)), *requests)
         return requests
@@ -295,10 +297,10 @@ class StompWire:
         if interval is None:
             raise _error(CloseCode.PROTOCOL_ERROR, "heart-beat must be two numbers", headers)
         self._version = _VERSIONS[version]
-        can_send, wants = self._beats if self._version > _V10 else (0, 0)  # 1.0 has none
+        can_send, wants = self._intervals if self._version > _V10 else (0, 0)  # 1.0 has none
         # 1.2, Heart-beating: none unless one can and the other wants; else the slower of the two.
         self.outgoing = max(can_send, interval) / 1000 if can_send and interval else 0.0
-        return _greeting(version, can_send, wants)
+        return _connected(version, can_send, wants)
 
     def _send(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         _check_no_transaction(headers)
@@ -329,12 +331,15 @@ class StompWire:
         if topic is _STATUS:
             return (WatchStatus(),)
         waiting = self._take_waiting(topic)
-        return tuple([Reply(self._publish(topic, body)) for body in waiting]) if waiting else ()
+        if not waiting:
+            return ()
+        frames = [self._publish(topic, body) for body in waiting]
+        return tuple([Reply(frame) for frame in frames if frame is not None])
 
     def _take_waiting(self, topic: bytes) -> tuple[bytes, ...]:
         waiting: tuple[bytes, ...] = ()
-        if topic is _REGISTRATION and self._answer:
-            waiting, self._answer = (self._answer,), b""
+        if topic is _REGISTRATION and self._answer is not None:
+            waiting, self._answer = (self._answer,), None
         elif topic is _AUTHORIZATION:
             waiting, self._kept = self._kept, ()
         return waiting
@@ -352,14 +357,14 @@ class StompWire:
         return _required(headers, b"id")
 
     def _ack(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
-        self.acknowledged = self._acknowledged_by(headers) or self.acknowledged
+        self.acked = self._message_named_by(headers) or self.acked
         return ()
 
     def _nack(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
-        self.refused = self._acknowledged_by(headers) or self.refused
+        self.nacked = self._message_named_by(headers) or self.nacked
         return ()
 
-    def _acknowledged_by(self, headers: Headers) -> int:
+    def _message_named_by(self, headers: Headers) -> int:
         """The message-id that an ACK or NACK names; 0 when no message has had it."""
         _check_no_transaction(headers)
         if self._version == _V11:
@@ -369,42 +374,42 @@ class StompWire:
         return number if number <= self._sent else 0
 
     def _disconnect(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
-        return (Disconnect(_receipt(headers) if b"receipt" in headers else b""),)
+        return (Disconnect(_receipt(headers) if b"receipt" in headers else None),)
 
-    def _refuse_transaction(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
+    def _reject_transaction(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         raise _error(CloseCode.POLICY, "transactions are not supported", headers)
 
     # Bytes out
 
-    def acknowledge(self, web_socket_id: bytes) -> bytes:
-        """The MESSAGE that says: registered.
+    def registered(self, web_socket_id: bytes) -> bytes | None:
+        """The MESSAGE: registered.
 
-        Empty while the client has not subscribed to it: then it waits for the SUBSCRIBE, and `receive`
-        brings it.
+        None while the client has not subscribed to it. Then it waits for the SUBSCRIBE, and `receive` returns
+        it.
         """
-        return self._answer_with(JSON_WIRE.acknowledge(web_socket_id))
+        return self._answer_with(JSON_WIRE.registered(web_socket_id))
 
-    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
-        """The MESSAGE that says: not registered, and why. It waits as `acknowledge` does."""
-        return self._answer_with(JSON_WIRE.reject(web_socket_id, problem))
+    def rejected(self, web_socket_id: object, problem: Problem) -> bytes | None:
+        """The MESSAGE: not registered, and why. It waits as `registered` does."""
+        return self._answer_with(JSON_WIRE.rejected(web_socket_id, problem))
 
-    def complain(self, problem: Problem) -> bytes:
-        """The MESSAGE that says: not understood. Empty when the client has not subscribed to it."""
-        return self._publish(_ERROR, b"{" + JSON_WIRE.complain(problem)[_AFTER_ERROR:])
+    def error(self, problem: Problem) -> bytes | None:
+        """The MESSAGE: not understood. None when the client has not subscribed to it."""
+        return self._publish(_ERROR, b"{" + JSON_WIRE.error(problem)[_AFTER_ERROR:])
 
-    def result(self, web_socket_id: bytes, result: Result) -> bytes:
-        """The MESSAGE that carries a result, once for each subscription to it.
+    def result(self, web_socket_id: bytes, result: Result) -> bytes | None:
+        """The MESSAGE with a result, once for each subscription to it.
 
-        Empty while there is none. It waits as `acknowledge` does, behind those before it.
+        None while there is no subscription. It waits as `registered` does, behind earlier results.
         """
         body = b"{" + JSON_WIRE.result(web_socket_id, result)[_AFTER_AUTHORIZATION:]
         frames = self._publish(_AUTHORIZATION, body)
-        if not frames:
+        if frames is None:
             self._keep(body)
         return frames
 
-    def status(self, push: str) -> bytes:
-        """The MESSAGE that says how push is. Empty, and not kept, when the client has unsubscribed."""
+    def status(self, push: str) -> bytes | None:
+        """The MESSAGE with the state of push. None, and not kept, when the client has unsubscribed."""
         return self._publish(_STATUS, b"{" + JSON_WIRE.status(push)[_AFTER_STATUS:])
 
     def _keep(self, body: bytes) -> None:
@@ -413,14 +418,14 @@ class StompWire:
             kept = kept[1:]
         self._kept = kept
 
-    def _answer_with(self, message: bytes) -> bytes:
+    def _answer_with(self, message: bytes) -> bytes | None:
         body = b"{" + message[_AFTER_REGISTRATION:]
         frames = self._publish(_REGISTRATION, body)
-        self._answer = b"" if frames else body
+        self._answer = body if frames is None else None
         return frames
 
-    def _publish(self, topic: bytes, body: bytes) -> bytes:
-        """A MESSAGE for each subscription to `topic`."""
+    def _publish(self, topic: bytes, body: bytes) -> bytes | None:
+        """A MESSAGE for each subscription to `topic`; None while there is none."""
         frames = b""
         for subscription in self._subscriptions:
             if subscription.topic is topic:
@@ -429,7 +434,7 @@ class StompWire:
                     frames += _MESSAGE_TO_ACK % (topic, subscription.id, number, number, len(body), body)
                 else:
                     frames += _MESSAGE % (topic, subscription.id, number, len(body), body)
-        return frames
+        return frames or None
 
 
 _COMMANDS: Final[dict[bytes, Callable[[StompWire, Headers, bytes], tuple[Request, ...]]]] = {
@@ -440,9 +445,9 @@ _COMMANDS: Final[dict[bytes, Callable[[StompWire, Headers, bytes], tuple[Request
     b"UNSUBSCRIBE": StompWire._unsubscribe,
     b"ACK": StompWire._ack,
     b"NACK": StompWire._nack,
-    b"BEGIN": StompWire._refuse_transaction,
-    b"COMMIT": StompWire._refuse_transaction,
-    b"ABORT": StompWire._refuse_transaction,
+    b"BEGIN": StompWire._reject_transaction,
+    b"COMMIT": StompWire._reject_transaction,
+    b"ABORT": StompWire._reject_transaction,
     b"DISCONNECT": StompWire._disconnect,
 }
 
@@ -463,7 +468,7 @@ def _wanted_interval(heart_beat: bytes) -> int | None:
 
 
 @lru_cache(8)
-def _greeting(version: bytes, can_send: int, wants: int) -> tuple[Reply]:
+def _connected(version: bytes, can_send: int, wants: int) -> tuple[Reply]:
     return (Reply(_CONNECTED % (version, can_send, wants)),)
 
 
@@ -525,7 +530,7 @@ def _error(code: CloseCode, reason: str, headers: Headers | None = None, extra: 
     if headers is not None and b"receipt" in headers:
         extra += b"receipt-id:%b\n" % headers[b"receipt"]
     frame = b"ERROR\nmessage:%b\n%bcontent-type:text/plain\ncontent-length:%d\n\n%b\0"
-    return WireError(code, reason, last_words=frame % (text, extra, len(text), text))
+    return WireError(code, reason, last_message=frame % (text, extra, len(text), text))
 
 
 def _receipt(headers: Headers) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from gateway.messages import INVALID_KINDS, CloseCode, InvalidResult
 from gateway.nodes.sources import Readiness, Sources
 from gateway.server.acceptor import Acceptor
 from gateway.server.access import AccessControl
+from gateway.server.wires import session_kinds
 from gateway.telemetry.latency import Histogram, Latency
 from gateway.wire.handshake import ORIGIN
 from gateway.wire.json import JSON_WIRE
@@ -78,7 +80,7 @@ class Spoken(Session):
     transport = "websocket"
 
     def _write(self, message: bytes) -> None: ...
-    def _say_goodbye(self, code: CloseCode, reason: str) -> None: ...
+    def _send_close(self, code: CloseCode, reason: str) -> None: ...
 
 
 class Scene:
@@ -87,12 +89,12 @@ class Scene:
     def __init__(self) -> None:
         self.node = fakes.node()
         self.hub = self.node.hub
-        self.gate = AccessControl(self.node)
+        self.access = AccessControl(self.node)
         self.broker = Broker()
         self.latency = Latency(lambda _call: None, lambda: 0.0, lambda: 0.0)
         self.lag = Histogram(LAG_BOUNDS)
         self.published: Counter[str] = Counter()
-        door = Acceptor(lambda _path: None, nobody, 10, 5.0, self.node.clock)
+        door = Acceptor(nobody, 10, 5.0, self.node.clock)
         broker: Any = self.broker
         self.readiness = Readiness(broker)
         sources = Sources(
@@ -101,10 +103,11 @@ class Scene:
             self.node,
             broker,
             door,
-            self.gate,
+            self.access,
             self.readiness,
             self.latency,
             self.lag,
+            session_kinds(),
             self.published,
         )
         self.metrics = NodeMetrics(sources)
@@ -119,7 +122,7 @@ class Scene:
         return value(self.metrics.render(), name, **labels)
 
 
-def nobody() -> Any:
+def nobody(_transport: asyncio.Transport, _head: bytes) -> None:
     raise AssertionError("nobody connects")
 
 
@@ -144,7 +147,7 @@ async def test_registrations_by_outcome() -> None:
     first, second, third = scene.session(), scene.session(b"other"), scene.session(b"third")
     scene.hub.subscribed(b"websocket:id", None)
     scene.hub.denied(b"websocket:other", "NOPERM")
-    third._limit = 0
+    third._state_ends = 0
     third.deadline_passed()
     first.message_received(b'{"webSocketId":"another"}')
     second.message_received(b'{"topic":"/user/topic/registration"}')
@@ -194,7 +197,7 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     scene = Scene()
     here = {"server": "redis://redis:6379/0"}
     scene.published.update(["received", "no_receivers", "no_receivers"])
-    scene.gate.count(ORIGIN)
+    scene.access.reject(ORIGIN)
     scene.lag.observe(0.3)
     text = scene.metrics.render()
     assert value(text, "gateway_ready") == 1

@@ -31,7 +31,7 @@ class Scene:
         member = Member(name)
         self.hub.register(b"id", member)
         self.hub.subscribed(CHANNEL, None)
-        assert member.heard == [("acknowledge", b"id")]
+        assert member.heard == [("confirm", b"id")]
         member.heard.clear()
         self.broker.asked.clear()
         return member
@@ -62,7 +62,7 @@ def test_first_the_answer_then_what_is_retained_then_what_came_live() -> None:
     scene.hub.subscribed(CHANNEL, b"FIRST")
     scene.hub.received(CHANNEL, b"FOURTH")
     assert member.heard == [
-        ("acknowledge", b"id"),
+        ("confirm", b"id"),
         ("deliver", "FIRST"),
         ("deliver", "SECOND"),
         ("deliver", "THIRD"),
@@ -76,7 +76,7 @@ def test_a_result_that_is_retained_and_came_live_is_delivered_once() -> None:
     scene.hub.register(b"id", member)
     scene.hub.received(CHANNEL, b"CONFIRMED")
     scene.hub.subscribed(CHANNEL, b"CONFIRMED")
-    assert member.heard == [("acknowledge", b"id"), ("deliver", "CONFIRMED")]
+    assert member.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
 
 
 def test_every_member_of_the_channel_gets_it_and_no_other() -> None:
@@ -96,7 +96,7 @@ def test_the_second_member_reads_and_gets_what_is_retained_alone() -> None:
     assert scene.broker.asked == [("read", CHANNEL)]
     scene.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert first.heard == []
-    assert second.heard == [("acknowledge", b"id"), ("deliver", "CONFIRMED")]
+    assert second.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
 
 
 def test_who_has_left_gets_nothing() -> None:
@@ -119,7 +119,7 @@ def test_who_comes_while_the_channel_is_given_up_is_subscribed_after_it() -> Non
     scene.hub.unsubscribed(CHANNEL)
     assert scene.broker.taken() == [("unsubscribe", CHANNEL), ("subscribe", CHANNEL)]
     scene.hub.subscribed(CHANNEL, None)
-    assert member.heard == [("acknowledge", b"id")]
+    assert member.heard == [("confirm", b"id")]
 
 
 def test_a_gap_asks_again_and_brings_what_is_retained_to_those_who_listen() -> None:
@@ -132,7 +132,7 @@ def test_a_gap_asks_again_and_brings_what_is_retained_to_those_who_listen() -> N
     assert scene.broker.regain(scene.hub) == [CHANNEL]
     scene.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert member.heard == [("deliver", "CONFIRMED")]
-    assert waiting.heard == [("acknowledge", b"id"), ("deliver", "CONFIRMED")]
+    assert waiting.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
 
 
 def test_a_refusal_reaches_everybody_of_the_channel() -> None:
@@ -140,7 +140,7 @@ def test_a_refusal_reaches_everybody_of_the_channel() -> None:
     listening, waiting = scene.registered("listening"), Member("waiting")
     scene.hub.register(b"id", waiting)
     scene.hub.denied(CHANNEL, "NOPERM")
-    assert listening.heard == waiting.heard == [("refuse", "not_allowed")]
+    assert listening.heard == waiting.heard == [("deny", "not_allowed")]
     assert scene.hub.channels == 0
 
 
@@ -169,7 +169,7 @@ def test_it_is_over_after_what_is_retained_and_for_newcomers_after_their_answer(
     assert veteran.heard == [("degraded", ""), ("deliver", "CONFIRMED"), ("restored", "")]
     assert newcomer.heard == [
         ("degraded", ""),
-        ("acknowledge", b"id"),
+        ("confirm", b"id"),
         ("deliver", "CONFIRMED"),
         ("restored", ""),
     ]
@@ -194,7 +194,7 @@ def test_those_are_not_told_who_are_heard_for_by_now() -> None:
     scene.broker.regain(scene.hub)
     scene.hub.subscribed(b"websocket:back", None)
     told(scene)
-    assert back.heard == [("acknowledge", b"back")]
+    assert back.heard == [("confirm", b"back")]
     assert still.heard == [("degraded", "")]
 
 
@@ -227,7 +227,7 @@ def test_it_is_told_in_shares_and_the_table_may_change_between_two() -> None:
     scene.hub.subscribed(b"websocket:" + back.name.encode(), None)
     assert len(list(share)) >= 1
     assert gone.heard == late.heard == []
-    assert back.heard == [("acknowledge", back.name.encode())], "or it would be degraded for ever"
+    assert back.heard == [("confirm", back.name.encode())], "or it would be degraded for ever"
     assert all(member.heard == [("degraded", "")] for member in members[:-2])
 
 
@@ -285,7 +285,7 @@ def test_a_retained_result_that_is_invalid_does_not_keep_anybody_from_registerin
     scene.hub.register(b"id", member)
     scene.hub.subscribed(CHANNEL, b"\xff")
     scene.hub.received(CHANNEL, b"CONFIRMED")
-    assert member.heard == [("acknowledge", b"id"), ("deliver", "CONFIRMED")]
+    assert member.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
 
 
 def test_what_nobody_waits_for_is_not_even_parsed() -> None:
@@ -304,8 +304,8 @@ class Quitter(Member):
         super().__init__("quitter")
         self._hub = hub
 
-    def acknowledge(self, web_socket_id: bytes) -> None:
-        super().acknowledge(web_socket_id)
+    def confirm(self, web_socket_id: bytes) -> None:
+        super().confirm(web_socket_id)
         self._hub.leave(CHANNEL, self)
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
@@ -324,7 +324,7 @@ def test_a_member_may_leave_from_within_what_it_is_told(retained: bytes | None) 
     for member in members:
         scene.hub.register(b"id", member)
     scene.hub.subscribed(CHANNEL, retained)
-    assert all(member.heard[0] == ("acknowledge", b"id") for member in members)
+    assert all(member.heard[0] == ("confirm", b"id") for member in members)
     members[1].heard.clear()
     scene.hub.received(CHANNEL, b"DONE")
     assert members[1].heard == [("deliver", "DONE")]

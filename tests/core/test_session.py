@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from gateway.core.session import MAX_REMEMBERED_IDS, MAX_STRIKES, Session, SessionContext, SessionState
+from gateway.core.session import (
+    MAX_REMEMBERED_IDS,
+    MAX_UNKNOWN_MESSAGES,
+    Session,
+    SessionContext,
+    SessionState,
+)
 from gateway.errors import WireError
 from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
 from gateway.wire.json import JSON_WIRE
@@ -26,11 +32,11 @@ REGISTER = b'{"webSocketId":"12345678"}'
 class Spoken(Session):
     """A session whose carrier keeps what it is given; `answers` says whether its client shows itself."""
 
-    __slots__ = ("aborted", "answers", "goodbyes", "written")
+    __slots__ = ("aborted", "answers", "closes", "written")
 
     def __init__(self, node: SessionContext) -> None:
         self.written: list[bytes] = []
-        self.goodbyes: list[tuple[CloseCode, str]] = []
+        self.closes: list[tuple[CloseCode, str]] = []
         self.answers = True
         self.aborted = False
         super().__init__(node, JSON_WIRE, "192.0.2.1")
@@ -38,10 +44,10 @@ class Spoken(Session):
     def _write(self, message: bytes) -> None:
         self.written.append(message)
 
-    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
-        self.goodbyes.append((code, reason))
+    def _send_close(self, code: CloseCode, reason: str) -> None:
+        self.closes.append((code, reason))
 
-    def _probe(self) -> bool:
+    def _ping(self) -> bool:
         return self.answers
 
     def abort(self) -> None:
@@ -215,7 +221,7 @@ def test_what_redis_forbids_later_ends_the_session() -> None:
     scene = Scene()
     scene.register()
     scene.node.hub.denied(CHANNEL, "NOPERM")
-    assert scene.session.goodbyes == [(CloseCode.TRY_AGAIN_LATER, "this webSocketId is not allowed here")]
+    assert scene.session.closes == [(CloseCode.TRY_AGAIN_LATER, "this webSocketId is not allowed here")]
     assert not scene.hub_knows
 
 
@@ -224,7 +230,7 @@ def test_what_redis_forbids_later_ends_the_session() -> None:
 
 def test_five_messages_of_nonsense_are_answered_and_the_sixth_ends_it() -> None:
     scene = Scene()
-    for _ in range(MAX_STRIKES):
+    for _ in range(MAX_UNKNOWN_MESSAGES):
         scene.session.message_received(b'{"hello":1}')
         (answer,) = scene.said()
         assert answer["topic"] == "/user/topic/error"
@@ -232,7 +238,7 @@ def test_five_messages_of_nonsense_are_answered_and_the_sixth_ends_it() -> None:
         assert answer["error"]["code"] == "unknown_message"
     with pytest.raises(WireError) as raised:
         scene.session.message_received(b'{"hello":1}')
-    assert MAX_STRIKES == 5
+    assert MAX_UNKNOWN_MESSAGES == 5
     assert raised.value.code is CloseCode.POLICY
     assert raised.value.reason == "too many unknown messages"
 
@@ -305,7 +311,7 @@ def test_a_session_that_overflows_at_its_answer_gets_no_result_after_it() -> Non
     session.message_received(REGISTER)
     scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert len(session.written) == 1
-    assert session.goodbyes == [(CloseCode.POLICY, "slow consumer")]
+    assert session.closes == [(CloseCode.POLICY, "slow consumer")]
 
 
 def test_a_message_id_is_sent_once() -> None:
@@ -338,7 +344,7 @@ def test_the_latest_message_ids_are_remembered_and_no_more(numbers: list[int]) -
         assert len(scene.said()) == (number not in remembered)
         if number not in remembered:
             remembered = [*remembered, number][-MAX_REMEMBERED_IDS:]
-        assert len(scene.session._had) <= MAX_REMEMBERED_IDS
+        assert len(scene.session._message_ids) <= MAX_REMEMBERED_IDS
 
 
 # What the client has had before
@@ -400,7 +406,9 @@ def test_a_client_that_says_ever_more_takes_no_more_memory() -> None:
     for number in range(100):
         scene.session.message_received(registration(lastMessageId=f"m-{number}"))
     scene.session.message_received(registration(lastMessageId="m-99"))
-    assert scene.session._had == tuple(f"m-{number}" for number in range(100 - MAX_REMEMBERED_IDS, 100))
+    assert scene.session._message_ids == tuple(
+        f"m-{number}" for number in range(100 - MAX_REMEMBERED_IDS, 100)
+    )
 
 
 # The status of push
@@ -501,7 +509,7 @@ def test_a_status_that_is_too_much_for_a_client_that_registers_leaves_nothing_in
     session._handle(WatchStatus())
     session.message_received(REGISTER)
     assert [orjson.loads(message)["push"] for message in session.written] == ["degraded"]
-    assert session.goodbyes == [(CloseCode.POLICY, "slow consumer")]
+    assert session.closes == [(CloseCode.POLICY, "slow consumer")]
     scene.node.hub.subscribed(CHANNEL, None)
     scene.node.hub.unsubscribed(CHANNEL)
     assert not scene.hub_knows
@@ -516,7 +524,7 @@ def test_who_is_gone_because_of_its_result_is_told_nothing_behind_it() -> None:
     session.message_received(WATCHING)
     scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert len(session.written) == 3, "how push is, the answer, the result"
-    assert session.goodbyes == [(CloseCode.POLICY, "slow consumer")]
+    assert session.closes == [(CloseCode.POLICY, "slow consumer")]
 
 
 # Deadlines
@@ -525,9 +533,9 @@ def test_who_is_gone_because_of_its_result_is_told_nothing_behind_it() -> None:
 def test_who_does_not_register_in_time_is_closed() -> None:
     scene = Scene(registration_timeout=10)
     scene.wait(9.9)
-    assert scene.session.goodbyes == []
+    assert scene.session.closes == []
     scene.wait(0.5)
-    assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
+    assert scene.session.closes == [(CloseCode.POLICY, "registration timeout")]
 
 
 def test_words_that_register_nothing_buy_no_time() -> None:
@@ -536,7 +544,7 @@ def test_words_that_register_nothing_buy_no_time() -> None:
     scene.session.message_received(b'{"webSocketId":""}')
     scene.session.message_received(b"{}")
     scene.wait(1.5)
-    assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
+    assert scene.session.closes == [(CloseCode.POLICY, "registration timeout")]
 
 
 def test_who_waits_for_redis_is_asked_to_come_back() -> None:
@@ -545,9 +553,9 @@ def test_who_waits_for_redis_is_asked_to_come_back() -> None:
     scene.broker.lose(scene.node.hub)
     scene.session.message_received(REGISTER)
     scene.wait(9.5)
-    assert scene.session.goodbyes == []
+    assert scene.session.closes == []
     scene.wait(1)
-    ((code, _reason),) = scene.session.goodbyes
+    ((code, _reason),) = scene.session.closes
     assert code is CloseCode.TRY_AGAIN_LATER
     assert scene.said() == []
     assert not scene.hub_knows
@@ -562,7 +570,7 @@ def test_redis_may_come_back_in_time() -> None:
     scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
     assert [message.get("authResult", "answer") for message in scene.said()] == ["answer", "CONFIRMED"]
     scene.wait(5)
-    assert scene.session.goodbyes == []
+    assert scene.session.closes == []
 
 
 def test_a_refusal_by_redis_buys_no_time() -> None:
@@ -571,7 +579,7 @@ def test_a_refusal_by_redis_buys_no_time() -> None:
     scene.session.message_received(REGISTER)
     scene.node.hub.denied(CHANNEL, "NOPERM")
     scene.wait(1.5)
-    assert scene.session.goodbyes == [(CloseCode.POLICY, "registration timeout")]
+    assert scene.session.closes == [(CloseCode.POLICY, "registration timeout")]
 
 
 def test_heartbeats_go_on_for_as_long_as_they_are_answered() -> None:
@@ -580,7 +588,7 @@ def test_heartbeats_go_on_for_as_long_as_they_are_answered() -> None:
     assert not scene.wait(25 * 10)
     scene.session.answers = False
     assert scene.wait(25.5)
-    assert scene.session.goodbyes == [], "nobody would hear it"
+    assert scene.session.closes == [], "nobody would hear it"
     scene.session.ended()
     assert scene.node.ended == {(1006, "heartbeat unanswered"): 1}
 
@@ -590,7 +598,7 @@ def test_registered_sessions_stay_while_redis_is_away() -> None:
     scene.register()
     scene.broker.lose(scene.node.hub)
     scene.wait(600)
-    assert scene.session.goodbyes == []
+    assert scene.session.closes == []
     assert scene.state() is SessionState.REGISTERED
 
 
@@ -603,7 +611,7 @@ def test_close_says_goodbye_once_and_leaves_the_hub_at_once() -> None:
     scene.broker.taken()
     for _ in range(2):
         scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
-    assert scene.session.goodbyes == [(CloseCode.SERVICE_RESTART, "service restart")]
+    assert scene.session.closes == [(CloseCode.SERVICE_RESTART, "service restart")]
     assert scene.broker.taken() == [("unsubscribe", CHANNEL)]
     scene.node.hub.received(CHANNEL, b"CONFIRMED")
     assert scene.said() == []
@@ -638,7 +646,7 @@ def test_the_end_gives_everything_back_once(state: str) -> None:
     assert not scene.hub_knows
     scene.wait(100)
     scene.session.close(CloseCode.INTERNAL, "too late")
-    assert len(scene.session.goodbyes) == (state == "closing")
+    assert len(scene.session.closes) == (state == "closing")
 
 
 def test_the_end_is_counted_by_code_and_reason() -> None:
@@ -662,8 +670,8 @@ def test_what_a_carrier_must_bring() -> None:
     bare = Session(scene.node, JSON_WIRE, "192.0.2.1")
     for call in (
         lambda: bare._write(b""),
-        lambda: bare._say_goodbye(CloseCode.NORMAL, ""),
-        bare._probe,
+        lambda: bare._send_close(CloseCode.NORMAL, ""),
+        bare._ping,
         bare.abort,
     ):
         with pytest.raises(NotImplementedError):
@@ -672,7 +680,7 @@ def test_what_a_carrier_must_bring() -> None:
 
 def test_refusals_have_the_form_of_a_problem() -> None:
     scene = Scene()
-    scene.session.refuse(b"12345678", Problem("not_allowed", "because"))
+    scene.session.deny(b"12345678", Problem("not_allowed", "because"))
     assert scene.said() == [
         {
             "topic": "/user/topic/registration",

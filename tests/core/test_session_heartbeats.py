@@ -21,12 +21,14 @@ class BeatingWire:
     """Agrees on `interval` seconds, if the client's first message asks for it."""
 
     name = "beating"
+    binary = False
+    greeting: bytes | None = None
     heartbeat = BEAT
 
     def __init__(self, interval: float) -> None:
         self._interval = interval
         self.outgoing = 0.0
-        self.says = b"result"
+        self.says: bytes | None = b"result"
 
     def receive(self, message: bytes) -> Iterable[Request]:
         if message.startswith(b"connect"):
@@ -38,20 +40,20 @@ class BeatingWire:
             yield Disconnect(b"bye")
             yield Register("never")
         elif message == b"leave silently":
-            yield Disconnect(b"")
-        elif message == b"nothing":
+            yield Disconnect(None)
+        elif message == b"empty":
             yield Reply(b"")
 
-    def acknowledge(self, web_socket_id: bytes) -> bytes:
+    def registered(self, web_socket_id: bytes) -> bytes:
         return b"registered"
 
-    def reject(self, web_socket_id: object, problem: Problem) -> bytes:
-        return b""
+    def rejected(self, web_socket_id: object, problem: Problem) -> None:
+        return None
 
-    def complain(self, problem: Problem) -> bytes:
-        return b""
+    def error(self, problem: Problem) -> None:
+        return None
 
-    def result(self, web_socket_id: bytes, result: Result) -> bytes:
+    def result(self, web_socket_id: bytes, result: Result) -> bytes | None:
         return self.says
 
     def status(self, push: str) -> bytes:
@@ -72,12 +74,12 @@ class Spoken(Session):
         super().__init__(node, wire, "192.0.2.1")
 
     def _write(self, message: bytes) -> None:
-        self.written.append((self._node.clock(), message))
+        self.written.append((self._context.clock(), message))
 
-    def _say_goodbye(self, code: CloseCode, reason: str) -> None:
+    def _send_close(self, code: CloseCode, reason: str) -> None:
         self.goodbye = code, reason
 
-    def _probe(self) -> bool:
+    def _ping(self) -> bool:
         self.probes += 1
         return self.lives or self.probes == 1  # as on a WebSocket: the first one asks
 
@@ -206,13 +208,38 @@ def test_a_client_that_takes_its_leave(message: bytes, written: list[bytes]) -> 
 
 def test_a_wire_may_have_nothing_to_say() -> None:
     scene = Scene(1)
-    scene.say(b"nothing")
     scene.register()
-    scene.wire.says = b""
+    scene.wire.says = None
     scene.node.hub.received(CHANNEL, b"CONFIRMED")
-    scene.session.refuse(b"a", Problem("not_allowed", "no"))
+    scene.session.deny(b"a", Problem("not_allowed", "no"))
     assert [message for _, message in scene.session.written] == [b"registered"]
 
 
-def test_last_words_are_the_wires_business() -> None:
-    assert WireError(CloseCode.POLICY, "reason").last_words == b""
+def test_an_empty_message_is_a_message() -> None:
+    scene = Scene(1)
+    scene.say(b"empty")
+    scene.register()
+    scene.wire.says = b""
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert [message for _, message in scene.session.written] == [b"", b"registered", b""]
+
+
+def test_a_wire_may_speak_first() -> None:
+    scene = Scene(1)
+    scene.wire.greeting = b""
+    scene.session.opened()
+    assert [message for _, message in scene.session.written] == [b""]
+    assert scene.beats() == []
+
+
+def test_a_wire_that_speaks_first_may_promise_heartbeats() -> None:
+    scene = Scene(1)
+    scene.wire.greeting, scene.wire.outgoing = b"hello", 3.0
+    scene.session.opened()
+    scene.register()
+    scene.wait(9.5)
+    assert len(scene.beats()) == 3
+
+
+def test_an_error_has_no_last_message_unless_the_wire_gives_one() -> None:
+    assert WireError(CloseCode.POLICY, "reason").last_message is None

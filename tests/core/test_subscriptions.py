@@ -218,9 +218,9 @@ def test_a_refusal_puts_everybody_out() -> None:
     subs = table()
     confirmed(subs, A)
     subs.join(b"x", B, connected=True)
-    assert set(subs.refused(b"x")) == {A, B}
+    assert set(subs.denied(b"x")) == {A, B}
     assert len(subs) == 0
-    assert subs.refused(b"x") == ()
+    assert subs.denied(b"x") == ()
 
 
 def test_what_redis_takes_away_is_asked_for_again_and_read() -> None:
@@ -264,7 +264,7 @@ def test_connections_for_some_slots_of_a_cluster() -> None:
     assert (subs.count_confirmed(), subs.count_confirmed({key_slot(b"z"), key_slot(b"x")})) == (2, 1)
     assert sorted(subs.connected({key_slot(b"x"), key_slot(b"w"), key_slot(b"nobody's")})) == [b"w", b"x"]
     assert subs.confirmed(b"x", b"r").veterans == (A,)
-    assert subs.refused(b"y") == (A,)
+    assert subs.denied(b"y") == (A,)
     assert len(subs) == 3
 
 
@@ -418,7 +418,7 @@ class Conversation(RuleBasedStateMachine):
 
     def confirm(self, name: bytes, retained: bytes | None) -> None:
         answer = self.table.confirmed(name, retained)
-        self.ask(answer.ask, name)
+        self.ask(answer.action, name)
         assert list(answer.payloads) == sorted(answer.payloads), "not in the order of their publication"
         assert len(set(answer.payloads)) == len(answer.payloads)
         for client in answer.newcomers:
@@ -435,7 +435,7 @@ class Conversation(RuleBasedStateMachine):
                 self.deliver(client, answer.retained)
 
     def refuse(self, kind: str, name: bytes) -> None:
-        for client in self.table.refused(name):
+        for client in self.table.denied(name):
             client.refused = True
             self.clients.remove(client)
         if kind == "unreadable":  # it is subscribed, so whoever speaks to Redis gives it up

@@ -69,13 +69,13 @@ class _Deaf:
     def __init__(self) -> None:
         self.delivered = 0
 
-    def acknowledge(self, web_socket_id: bytes) -> None:
+    def confirm(self, web_socket_id: bytes) -> None:
         """It was registered."""
 
     def deliver(self, web_socket_id: bytes, result: object) -> None:
         self.delivered += 1
 
-    def refuse(self, web_socket_id: bytes, problem: object) -> None:
+    def deny(self, web_socket_id: bytes, problem: object) -> None:
         raise AssertionError(problem)
 
     def degraded(self) -> None:

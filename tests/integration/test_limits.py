@@ -242,7 +242,7 @@ async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> Non
         second.send(f"{HANDSHAKE}\r\n".encode())
         assert (await second.head()).startswith(b"HTTP/1.1 101 ")
         async with Raw.registered(port_of(gateway), new_id()):
-            assert gateway._acceptor.refused == 1
+            assert gateway._acceptor.rejected == 1
 
 
 async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(

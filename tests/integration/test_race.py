@@ -34,13 +34,13 @@ class Waiting:
         self.name = name
         self.told: list[str] = []
 
-    def acknowledge(self, web_socket_id: bytes) -> None:
+    def confirm(self, web_socket_id: bytes) -> None:
         self.told.append("registered")
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.told.append(result.auth_result)
 
-    def refuse(self, web_socket_id: bytes, problem: Problem) -> None:
+    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
         self.told.append(problem.code)
 
     def degraded(self) -> None:
@@ -131,7 +131,7 @@ def answer_at_once(gateway: Node, _client: redis.asyncio.Redis) -> None:
     register = gateway._hub.register
 
     def answer(web_socket_id: bytes, member: Member) -> bytes:
-        member.acknowledge(web_socket_id)
+        member.confirm(web_socket_id)
         return register(web_socket_id, member)
 
     gateway._hub.register = answer  # type: ignore[method-assign]

@@ -65,7 +65,7 @@ def lives(pid: int) -> bool:
 def session_of(worker: int, count: int = COUNT) -> Iterator[str]:
     """Names of SockJS sessions that live in this worker."""
     names = (f"s{worker}-{time.monotonic_ns()}-{number}" for number in range(1_000_000))
-    return (name for name in names if owner(request(name, "xhr"), b"/websocket", count) == worker)
+    return (name for name in names if owner(request(name, "xhr"), ["/websocket"], count) == worker)
 
 
 def request(session: str, transport: str, messages: Sequence[str] = ()) -> bytes:

@@ -144,6 +144,7 @@ class Scene:
             self.readiness,
             self.latency,
             self.lag,
+            (),
             Counter(),
         )
         self.reporter = InfoSource("node-1", sources)

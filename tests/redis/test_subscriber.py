@@ -749,7 +749,7 @@ class Whole:
 
     def present(self) -> list[tuple[bytes, Member]]:
         return [
-            (name, member) for name, member in self.members if ("refuse", "not_allowed") not in member.heard
+            (name, member) for name, member in self.members if ("deny", "not_allowed") not in member.heard
         ]
 
 
@@ -783,7 +783,7 @@ def test_redis_is_subscribed_to_what_the_members_want(drawn: list[tuple[str, int
         await idle(whole)
         assert not whole.transport.aborted
         for name, member in whole.members:
-            answer = "refuse" if name.startswith(b"websocket:un") else "acknowledge"
+            answer = "deny" if name.startswith(b"websocket:un") else "confirm"
             assert [kind for kind, _ in member.heard if kind != "deliver"] == [answer]
         wanted = {name for name, _ in whole.present()}
         assert whole.redis.subscribed == wanted

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.server.acceptor import KEEP_ALIVE_SECONDS, MAX_HEAD, Acceptor, PendingConnection
+from gateway.server.dispatcher import Dispatcher
 from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Rejection
 
 from ..fakes import Clock, Transport, virtual
@@ -36,31 +37,32 @@ class Server(asyncio.Protocol):
 
 
 class Scene:
-    """A door with one endpoint, /ws, that lets everybody in unless there is a `refusal`."""
+    """An acceptor with one endpoint, /ws, that accepts every handshake unless there is a `rejection`."""
 
     def __init__(self, max_handshakes: int = 10) -> None:
         self.clock = Clock()
         self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
         self.served: list[Server] = []
-        self.refusal: Rejection | None = None
-        self.door = Acceptor({"/ws": self._enter}.get, self._serve, max_handshakes, TIMEOUT, self.clock)
+        self.rejection: Rejection | None = None
+        dispatcher = Dispatcher({"/ws": self._enter}.get, self._serve)
+        self.acceptor = Acceptor(dispatcher.dispatch, max_handshakes, TIMEOUT, self.clock)
 
     def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
         self.entered.append((handshake, transport, rest))
-        return self.refusal
+        return self.rejection
 
     def _serve(self) -> Server:
         self.served.append(Server())
         return self.served[-1]
 
     def visit(self) -> tuple[PendingConnection, Transport]:
-        visitor, transport = self.door(), Transport()
+        visitor, transport = self.acceptor(), Transport()
         transport.protocol = visitor
         visitor.connection_made(transport)
         return visitor, transport
 
     def sweep(self) -> None:
-        for visitor in self.door.deadlines.expired(self.clock.now):
+        for visitor in self.acceptor.deadlines.expired(self.clock.now):
             visitor.deadline_passed()
 
 
@@ -85,16 +87,16 @@ async def test_a_handshake_may_come_in_any_pieces() -> None:
     visitor, _ = scene.visit()
     for i in range(len(HANDSHAKE)):
         assert scene.entered == []
-        assert scene.door.handshakes == 1
+        assert scene.acceptor.handshakes == 1
         visitor.data_received(HANDSHAKE[i : i + 1])
     assert len(scene.entered) == 1
-    assert scene.door.handshakes == 0
+    assert scene.acceptor.handshakes == 0
 
 
 @virtual
-async def test_a_refusal_is_the_answer_and_the_end() -> None:
+async def test_a_rejection_is_sent_and_ends_the_connection() -> None:
     scene = Scene()
-    scene.refusal = ORIGIN
+    scene.rejection = ORIGIN
     visitor, transport = scene.visit()
     visitor.data_received(HANDSHAKE)
     assert transport.output == ORIGIN.response
@@ -125,7 +127,7 @@ def test_everything_else_goes_to_the_server_as_it_came(request_: bytes) -> None:
         assert server.transport is transport
         assert transport.protocol is server
         assert scene.entered == []
-        assert scene.door.handshakes == 0
+        assert scene.acceptor.handshakes == 0
         scene.clock.now += 60
         scene.sweep()
         assert not transport.aborted
@@ -138,10 +140,10 @@ async def test_a_connection_comes_back_for_its_next_request() -> None:
     scene = Scene()
     for request in (b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n", HANDSHAKE):
         transport = Transport()
-        scene.door.readmit(transport, request[:5])
-        assert scene.door.handshakes == 0, "it is no stranger"
+        scene.acceptor.keep_alive(transport, request[:5])
+        assert scene.acceptor.handshakes == 0, "it has sent a request before"
         transport.protocol.data_received(request[5:])
-        assert list(scene.door.deadlines) == []
+        assert list(scene.acceptor.deadlines) == []
     ((_, entered, _),) = scene.entered
     assert entered is transport
     assert [server.data[:6] for server in scene.served] == [b"GET / "]
@@ -150,17 +152,17 @@ async def test_a_connection_comes_back_for_its_next_request() -> None:
 @virtual
 async def test_a_connection_that_comes_back_with_its_next_request_is_served_at_once() -> None:
     scene = Scene()
-    scene.door.readmit(Transport(), b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+    scene.acceptor.keep_alive(Transport(), b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
     assert len(scene.served) == 1
-    assert list(scene.door.deadlines) == []
+    assert list(scene.acceptor.deadlines) == []
 
 
 @virtual
 async def test_a_connection_that_comes_back_for_nothing_is_dropped() -> None:
     scene = Scene(max_handshakes=0)
     transport, gone = Transport(), Transport()
-    scene.door.readmit(transport, b"")
-    scene.door.readmit(gone, b"GET")
+    scene.acceptor.keep_alive(transport, b"")
+    scene.acceptor.keep_alive(gone, b"GET")
     gone.lose()
     for seconds, aborted in ((KEEP_ALIVE_SECONDS - 1, False), (2, True)):
         scene.clock.now += seconds
@@ -168,15 +170,15 @@ async def test_a_connection_that_comes_back_for_nothing_is_dropped() -> None:
         assert transport.aborted is aborted
     assert not gone.aborted
     transport.lose()
-    assert list(scene.door.deadlines) == []
+    assert list(scene.acceptor.deadlines) == []
 
 
 @virtual
-async def test_a_connection_is_seen_out() -> None:
+async def test_a_connection_is_closed_gracefully() -> None:
     scene = Scene()
     reads, stuck = Transport(), Transport()
     for transport in (reads, stuck):
-        scene.door.see_out(transport)
+        scene.acceptor.close_gracefully(transport)
         transport.protocol.data_received(b"what comes now means nothing")
         assert transport.closing
     reads.lose()
@@ -185,11 +187,11 @@ async def test_a_connection_is_seen_out() -> None:
     assert stuck.aborted
     assert not reads.aborted
     stuck.lose()
-    assert list(scene.door.deadlines) == []
+    assert list(scene.acceptor.deadlines) == []
 
 
 @virtual
-async def test_too_many_at_the_door_are_sent_away() -> None:
+async def test_too_many_handshakes_are_rejected() -> None:
     scene = Scene(max_handshakes=2)
     first, _ = scene.visit()
     scene.visit()
@@ -197,18 +199,18 @@ async def test_too_many_at_the_door_are_sent_away() -> None:
     assert transport.output.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"Retry-After: 1\r\n" in transport.output
     assert transport.closing
-    assert (scene.door.refused, scene.door.handshakes) == (1, 2)
+    assert (scene.acceptor.rejected, scene.acceptor.handshakes) == (1, 2)
     late.data_received(HANDSHAKE)
     late.connection_lost(None)
     assert scene.entered == []
-    assert scene.door.handshakes == 2
+    assert scene.acceptor.handshakes == 2
     first.data_received(HANDSHAKE)
     _, transport = scene.visit()
     assert not transport.closing
 
 
 @virtual
-async def test_who_dawdles_is_dropped() -> None:
+async def test_a_slow_request_is_dropped() -> None:
     scene = Scene()
     visitor, transport = scene.visit()
     for _ in range(5):  # bytes alone buy no time
@@ -220,21 +222,21 @@ async def test_who_dawdles_is_dropped() -> None:
     scene.sweep()
     assert transport.aborted
     transport.lose()
-    assert scene.door.handshakes == 0
+    assert scene.acceptor.handshakes == 0
 
 
 @virtual
-async def test_who_leaves_is_forgotten_once() -> None:
+async def test_a_lost_connection_is_uncounted_once() -> None:
     scene = Scene()
     visitor, transport = scene.visit()
     transport.lose()
     visitor.connection_lost(None)
-    assert scene.door.handshakes == 0
-    assert list(scene.door.deadlines) == []
+    assert scene.acceptor.handshakes == 0
+    assert list(scene.acceptor.deadlines) == []
 
 
 @virtual
-async def test_an_endless_head_is_refused() -> None:
+async def test_an_endless_head_is_rejected() -> None:
     scene = Scene()
     visitor, transport = scene.visit()
     visitor.data_received(b"GET /ws HTTP/1.1\r\nX: " + b"x" * MAX_HEAD)
@@ -242,23 +244,23 @@ async def test_an_endless_head_is_refused() -> None:
     assert transport.closing
     visitor.data_received(b"\r\n\r\n")
     assert scene.served == []
-    assert scene.door.handshakes == 0
+    assert scene.acceptor.handshakes == 0
 
 
 @virtual
 async def test_blank_lines_are_no_request() -> None:
-    """They may stand before one (RFC 9112 section 2.2), but whoever sends only them is still at the door."""
+    """They may come before a request (RFC 9112 section 2.2), but do not make one."""
     scene = Scene()
     visitor, transport = scene.visit()
     visitor.data_received(b"\r\n\r\n")
-    assert scene.door.handshakes == 1
+    assert scene.acceptor.handshakes == 1
     scene.clock.now += TIMEOUT + 1
     scene.sweep()
     assert transport.aborted
 
 
 @virtual
-async def test_a_door_keeps_little_of_who_waits() -> None:
+async def test_a_pending_connection_is_small() -> None:
     visitor, _ = Scene().visit()
     assert not hasattr(visitor, "__dict__")
 
@@ -270,7 +272,7 @@ damaged = st.tuples(st.integers(0, len(HANDSHAKE)), st.integers(0, 8), st.binary
 
 @virtual
 @pytest.mark.parametrize("request_", [b"nonsense\r\n\r\n", b"\x16\x03\x01\x02\x00\r\n\r\n"])
-async def test_what_is_no_http_is_told_so(request_: bytes) -> None:
+async def test_bytes_that_are_no_http_are_rejected(request_: bytes) -> None:
     scene = Scene()
     visitor, transport = scene.visit()
     visitor.data_received(request_)
@@ -280,7 +282,7 @@ async def test_what_is_no_http_is_told_so(request_: bytes) -> None:
 
 
 @given(damaged | st.binary(max_size=100).map(lambda junk: junk + b"\r\n\r\n"))
-def test_whatever_comes_first_is_let_in_or_served_or_dismissed(data: bytes) -> None:
+def test_every_first_request_is_accepted_or_served_or_rejected(data: bytes) -> None:
     @virtual
     async def arrived() -> None:
         scene = Scene()
@@ -289,6 +291,6 @@ def test_whatever_comes_first_is_let_in_or_served_or_dismissed(data: bytes) -> N
         assert len(scene.entered) + len(scene.served) <= 1
         assert transport.closing == (transport.output == MALFORMED.response)
         transport.lose()
-        assert scene.door.handshakes == 0
+        assert scene.acceptor.handshakes == 0
 
     arrived()

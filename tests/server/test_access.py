@@ -8,7 +8,8 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
-from gateway.server.access import AccessControl, cors_headers, to_response
+from gateway.server.access import AccessControl
+from gateway.server.responses import cors_headers, rejection_response
 from gateway.wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
 
 from ..fakes import node
@@ -22,44 +23,44 @@ GOOD = {
 }
 
 
-def asked(peer: str = "192.0.2.1", **changes: str) -> Handshake:
+def handshake(peer: str = "192.0.2.1", **changes: str) -> Handshake:
     named = {name.replace("_", "-"): value for name, value in changes.items()}
     return Handshake((1, 1), CIMultiDictProxy(CIMultiDict({**GOOD, **named})), peer)
 
 
-def gate(**settings: Any) -> AccessControl:
+def access(**settings: Any) -> AccessControl:
     return AccessControl(node(None, None, **settings))
 
 
 def test_who_may_come_in_is_counted_in() -> None:
-    at = gate(max_sessions=2, max_sessions_per_ip=1)
-    assert at.refuse_upgrade(asked(), "a") is None
-    assert at.refuse_upgrade(asked(), "a") is ADDRESS_FULL
-    assert at.refuse_session("b") is None
-    assert at.refuse_session("c") is NODE_FULL
-    assert at.refused == {"address_full": 1, "node_full": 1}
-    assert at._node.admission.sessions == 2
+    at = access(max_sessions=2, max_sessions_per_ip=1)
+    assert at.check_upgrade(handshake(), "a") is None
+    assert at.check_upgrade(handshake(), "a") is ADDRESS_FULL
+    assert at.check_session("b") is None
+    assert at.check_session("c") is NODE_FULL
+    assert at.rejected == {"address_full": 1, "node_full": 1}
+    assert at._context.admission.sessions == 2
 
 
 def test_a_node_that_stops_lets_nobody_in() -> None:
-    at = gate()
-    at.closing = True
-    assert at.refuse_upgrade(asked(Sec_WebSocket_Version="8"), "a") is STOPPING
-    assert at.refuse_session("a") is STOPPING
-    assert at.refused == {"stopping": 2}
+    at = access()
+    at.close()
+    assert at.check_upgrade(handshake(Sec_WebSocket_Version="8"), "a") is STOPPING
+    assert at.check_session("a") is STOPPING
+    assert at.rejected == {"stopping": 2}
 
 
 def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:
-    at = gate()
+    at = access()
     evil = {"Origin": "http://evil.example"}
-    assert at.refuse_upgrade(asked(Sec_WebSocket_Version="8", **evil), "a") is VERSION
+    assert at.check_upgrade(handshake(Sec_WebSocket_Version="8", **evil), "a") is VERSION
     with capture_logs() as lines:
-        assert at.refuse_upgrade(asked(**evil), "a") is ORIGIN
+        assert at.check_upgrade(handshake(**evil), "a") is ORIGIN
     assert [(line["event"], line["kind"], line["origin"]) for line in lines] == [
-        ("refused", "origin_not_allowed", evil["Origin"])
+        ("request rejected", "origin_not_allowed", evil["Origin"])
     ]
-    assert at._node.admission.sessions == 0
-    assert at.refused == {"unsupported_version": 1, "origin_not_allowed": 1}
+    assert at._context.admission.sessions == 0
+    assert at.rejected == {"unsupported_version": 1, "origin_not_allowed": 1}
 
 
 @pytest.mark.parametrize(
@@ -77,22 +78,22 @@ def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:
     ],
 )
 def test_origins(allowed: str, origin: str, peer: str, scheme: str, welcome: bool) -> None:
-    at = gate(allowed_origins=allowed, trusted_proxies="10.0.0.0/8")
+    at = access(allowed_origins=allowed, trusted_proxies="10.0.0.0/8")
     with capture_logs():
-        refusal = at.refuse_origin(asked(peer, Origin=origin, X_Forwarded_Proto=scheme))
-    assert (refusal is None) is welcome
+        rejection = at.check_origin(handshake(peer, Origin=origin, X_Forwarded_Proto=scheme))
+    assert (rejection is None) is welcome
 
 
 def test_programs_send_no_origin() -> None:
-    assert gate(allowed_origins="https://bank.example").refuse_origin(asked()) is None
+    assert access(allowed_origins="https://bank.example").check_origin(handshake()) is None
 
 
 def test_the_address_behind_proxies_and_one_warning_without() -> None:
-    behind = asked("10.0.0.1", X_Forwarded_For="198.51.100.7")
+    behind = handshake("10.0.0.1", X_Forwarded_For="198.51.100.7")
     with capture_logs() as lines:
-        assert gate(trusted_proxies="10.0.0.0/8").address(behind) == "198.51.100.7"
+        assert access(trusted_proxies="10.0.0.0/8").address(behind) == "198.51.100.7"
     assert lines == []
-    at = gate()
+    at = access()
     with capture_logs() as lines:
         assert [at.address(behind) for _ in range(2)] == ["10.0.0.1"] * 2
     assert len(lines) == 1
@@ -107,8 +108,8 @@ def test_headers_for_pages_from_elsewhere() -> None:
     }
 
 
-def test_a_refusal_as_a_response() -> None:
-    response = to_response(NO_UPGRADE, cors_headers(None))
+def test_a_rejection_as_a_response() -> None:
+    response = rejection_response(NO_UPGRADE, cors_headers(None))
     assert response.status == 426
     assert response.body == NO_UPGRADE.body
     assert (response.headers["Upgrade"], response.headers["Vary"]) == ("websocket", "Origin")

@@ -12,7 +12,7 @@ from gateway.server.affinity import owner
 
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
-PREFIX = b"/websocket"
+PREFIXES = ["/websocket"]
 
 
 def line(path: str, method: str = "POST") -> bytes:
@@ -30,7 +30,7 @@ def line(path: str, method: str = "POST") -> bytes:
     ],
 )
 def test_all_requests_of_a_session_belong_to_one(path: str) -> None:
-    assert owner(line(path), PREFIX, 5) == owner(line("/websocket/000/one/xhr"), PREFIX, 5)
+    assert owner(line(path), PREFIXES, 5) == owner(line("/websocket/000/one/xhr"), PREFIXES, 5)
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_all_requests_of_a_session_belong_to_one(path: str) -> None:
     ],
 )
 def test_everything_else_is_for_anybody(head: bytes) -> None:
-    assert owner(head, PREFIX, 5) is None
+    assert owner(head, PREFIXES, 5) is None
 
 
 def test_sessions_are_spread() -> None:
-    count = Counter(owner(line(f"/websocket/000/{number:x}/xhr"), PREFIX, 3) for number in range(3_000))
+    count = Counter(owner(line(f"/websocket/000/{number:x}/xhr"), PREFIXES, 3) for number in range(3_000))
     assert set(count) == {1, 2, 3}
     assert min(count.values()) > 900
 
@@ -62,4 +62,4 @@ def test_sessions_are_spread() -> None:
 @given(st.binary(max_size=200), st.integers(1, 256))
 def test_whatever_comes_there_is_an_answer(junk: bytes, workers: int) -> None:
     for head in (junk, b"POST /websocket/000/" + junk + b"/xhr HTTP/1.1\r\n"):
-        assert owner(head, PREFIX, workers) in (None, *range(1, workers + 1))
+        assert owner(head, PREFIXES, workers) in (None, *range(1, workers + 1))

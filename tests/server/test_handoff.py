@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from gateway.server import handoff as handover
+from gateway.server import handoff
 from gateway.server.affinity import owner
 from gateway.server.handoff import (
     BEGUN_REQUEST,
@@ -21,6 +21,7 @@ from gateway.server.handoff import (
     UNAVAILABLE,
     Handoff,
     Inbox,
+    Siblings,
     reject_waiting,
 )
 
@@ -42,7 +43,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, None]],
 def request_for(worker: int, workers: int = 2) -> bytes:
     """A request for a session of this worker."""
     heads = (f"POST /websocket/000/{number}/xhr HTTP/1.1\r\n\r\n".encode() for number in range(100))
-    return next(head for head in heads if owner(head, PREFIX.encode(), workers) == worker)
+    return next(head for head in heads if owner(head, [PREFIX], workers) == worker)
 
 
 class Kept(asyncio.Protocol):
@@ -65,20 +66,20 @@ class Kept(asyncio.Protocol):
         self.lost.set()
 
 
-class Door:
-    """A worker's door: answers with how a connection was admitted, and from then on echoes what comes."""
+class Sink:
+    """A worker's acceptor: answers with how a connection was taken, and from then on echoes what comes."""
 
     def __init__(self) -> None:
-        self.admitted: list[tuple[str, bytes]] = []
+        self.taken: list[tuple[str, bytes]] = []
 
-    def welcome(self, transport: asyncio.Transport, rest: bytes) -> None:
-        self._admit("welcome", transport, rest)
+    def accept(self, transport: asyncio.Transport, rest: bytes) -> None:
+        self._take("accept", transport, rest)
 
-    def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
-        self._admit("readmit", transport, rest)
+    def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None:
+        self._take("keep_alive", transport, rest)
 
-    def _admit(self, how: str, transport: asyncio.Transport, rest: bytes) -> None:
-        self.admitted.append((how, rest))
+    def _take(self, how: str, transport: asyncio.Transport, rest: bytes) -> None:
+        self.taken.append((how, rest))
         transport.write(how.encode() + b"\n" + rest.partition(b"\r\n\r\n")[2])
         transport.set_protocol(Echo(transport))
 
@@ -96,9 +97,10 @@ class Scene:
 
     def __init__(self) -> None:
         self.inboxes = [Inbox.new(), Inbox.new()]
-        self.doors = [Door(), Door()]
+        self.sinks = [Sink(), Sink()]
         self.workers = [
-            Handoff(number, self.inboxes, PREFIX, door) for number, door in enumerate(self.doors, 1)
+            Handoff(Siblings(number, self.inboxes), [PREFIX], sink)
+            for number, sink in enumerate(self.sinks, 1)
         ]
         self._open = contextlib.ExitStack()
 
@@ -151,9 +153,9 @@ def test_a_connection_goes_to_its_owner_with_what_was_read(run: Callable[[Any], 
             scene.workers[1].open()
             kept, client = await scene.connection()
             head = request_for(2) + b"x" * 70_000
-            assert scene.workers[0].pass_on(kept.transport, head)
-            assert await heard(client, 70_008) == b"readmit\n" + b"x" * 70_000
-            assert scene.doors[1].admitted == [("readmit", head)]
+            assert scene.workers[0].hand_off(kept.transport, head)
+            assert await heard(client, 70_011) == b"keep_alive\n" + b"x" * 70_000
+            assert scene.sinks[1].taken == [("keep_alive", head)]
             async with asyncio.timeout(SECONDS):
                 await kept.lost.wait()
             client.send(b"and on it goes")
@@ -167,8 +169,8 @@ def test_what_is_its_own_or_nobodys_stays(run: Callable[[Any], None]) -> None:
     async def scenario() -> None:
         async with Scene.ready() as scene:
             kept, _ = await scene.connection()
-            assert not scene.workers[0].pass_on(kept.transport, request_for(1))
-            assert not scene.workers[0].pass_on(kept.transport, b"GET / HTTP/1.1\r\n\r\n")
+            assert not scene.workers[0].hand_off(kept.transport, request_for(1))
+            assert not scene.workers[0].hand_off(kept.transport, b"GET / HTTP/1.1\r\n\r\n")
             assert not kept.transport.is_closing()
 
     run(scenario())
@@ -183,7 +185,7 @@ def test_a_fresh_connection_is_welcomed(run: Callable[[Any], None]) -> None:
                 assert scene.inboxes[0].put(NEW_CONNECTION, b"", here.fileno())
                 here.close()
                 scene.workers[0].open()
-                assert await heard(there, 8) == b"welcome\n"
+                assert await heard(there, 7) == b"accept\n"
 
     run(scenario())
 
@@ -193,17 +195,17 @@ def test_a_full_inbox_is_waited_for(run: Callable[[Any], None]) -> None:
         async with Scene.ready() as scene:
             scene.fill(2)
             kept, client = await scene.connection()
-            assert scene.workers[0].pass_on(kept.transport, request_for(2))
+            assert scene.workers[0].hand_off(kept.transport, request_for(2))
             assert not kept.transport.is_closing()
             client.send(b"more")
             scene.workers[1].open()
-            assert await heard(client, 12) == b"readmit\nmore"
+            assert await heard(client, 15) == b"keep_alive\nmore"
 
     run(scenario())
 
 
 def test_there_is_an_end_to_waiting(run: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "MAX_WAITING", 1)
+    monkeypatch.setattr(handoff, "MAX_WAITING", 1)
 
     async def scenario() -> None:
         async with Scene.ready() as scene:
@@ -211,9 +213,9 @@ def test_there_is_an_end_to_waiting(run: Callable[[Any], None], monkeypatch: pyt
             waits, _ = await scene.connection()
             kept, client = await scene.connection()
             for each in (waits, kept):
-                assert scene.workers[0].pass_on(each.transport, request_for(2))
+                assert scene.workers[0].hand_off(each.transport, request_for(2))
             assert await heard(client, 65_536) == UNAVAILABLE.response
-            assert scene.workers[0].refused == 1
+            assert scene.workers[0].rejected == 1
             assert not waits.transport.is_closing()
 
     run(scenario())
@@ -223,7 +225,7 @@ def test_too_much_at_once(run: Callable[[Any], None]) -> None:
     async def scenario() -> None:
         async with Scene.ready() as scene:
             kept, client = await scene.connection()
-            assert scene.workers[0].pass_on(kept.transport, request_for(2) + bytes(MAX_PARCEL))
+            assert scene.workers[0].hand_off(kept.transport, request_for(2) + bytes(MAX_PARCEL))
             assert await heard(client, 65_536) == OVERSIZED.response
 
     run(scenario())

@@ -46,18 +46,18 @@ def confirmed(word: str) -> str:
     return f'{{"topic":"/user/topic/authorization","webSocketId":"12345678","authResult":"{word}"}}'
 
 
-class Exit:
-    """In the door's place: keeps the connections it gets."""
+class Sink:
+    """In the acceptor's place: keeps the connections it gets."""
 
     def __init__(self) -> None:
-        self.readmitted: list[tuple[asyncio.Transport, bytes]] = []
-        self.seen_out: list[asyncio.Transport] = []
+        self.kept_alive: list[tuple[asyncio.Transport, bytes]] = []
+        self.closed: list[asyncio.Transport] = []
 
-    def readmit(self, transport: asyncio.Transport, rest: bytes) -> None:
-        self.readmitted.append((transport, rest))
+    def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None:
+        self.kept_alive.append((transport, rest))
 
-    def see_out(self, transport: asyncio.Transport) -> None:
-        self.seen_out.append(transport)
+    def close_gracefully(self, transport: asyncio.Transport) -> None:
+        self.closed.append(transport)
         transport.close()
 
 
@@ -92,11 +92,11 @@ class Scene:
         self.node.admission.admit(ADDRESS)
         self.sessions = SockJSSessions(self.clock)
         self.session = SockJSSession(self.node, wire or JSON_WIRE, ADDRESS, "name", self.sessions)
-        self.door = Exit()
+        self.sink = Sink()
 
     def poll(self, *, lasting: bool = True) -> Request:
         transport = Transport()
-        receiver = PollReceiver(HttpConnection(transport, True, lasting), self.door, {"X": "y"})
+        receiver = PollReceiver(HttpConnection(transport, True, lasting), self.sink, {"X": "y"})
         transport.protocol = receiver
         self._listen(receiver)
         return Request(receiver, transport)
@@ -104,7 +104,7 @@ class Scene:
     def stream(self, limit: int = 1_000, *, chunked: bool = False, stuck: bool = False) -> Request:
         transport = Transport(stuck=stuck)
         connection = HttpConnection(transport, chunked, chunked)
-        receiver = StreamReceiver(connection, self.door, {"X": "y"}, codec.line, b"prelude\n", limit)
+        receiver = StreamReceiver(connection, self.sink, {"X": "y"}, codec.line, b"prelude\n", limit)
         transport.protocol = receiver
         request = Request(receiver, transport)
         request.transport.high = self.node.config.write_buffer
@@ -112,9 +112,9 @@ class Scene:
         return request
 
     def _listen(self, receiver: HttpReceiver) -> None:
-        farewell = self.sessions.farewell("name")
-        if farewell:
-            receiver.end(farewell)
+        close_frame = self.sessions.close_frame("name")
+        if close_frame:
+            receiver.end(close_frame)
         else:
             self.session.attach(receiver)
 
@@ -168,7 +168,7 @@ def test_a_poll_has_its_response_with_the_first_frame() -> None:
     request = scene.poll()
     assert request.transport.output.startswith(b"HTTP/1.1 200 OK\r\nX: y\r\nDate: ")
     assert request.transport.output.endswith(b"Content-Length: 2\r\n\r\no\n")
-    assert scene.door.readmitted == [(request.transport, b"")]
+    assert scene.sink.kept_alive == [(request.transport, b"")]
 
 
 def test_polls_bring_what_there_is_and_wait_for_what_comes() -> None:
@@ -188,7 +188,7 @@ def test_the_rest_of_a_polls_connection_is_the_next_request() -> None:
     waiting = scene.poll()
     waiting.receiver.data_received(b"GET /")
     scene.publish("ONE")
-    assert scene.door.readmitted[-1] == (waiting.transport, b"GET /")
+    assert scene.sink.kept_alive[-1] == (waiting.transport, b"GET /")
 
 
 def test_a_client_that_floods_a_waiting_connection_is_dropped() -> None:
@@ -204,7 +204,7 @@ def test_a_connection_that_is_not_to_last_is_closed() -> None:
     scene = Scene()
     request = scene.poll(lasting=False)
     assert b"\r\nConnection: close\r\n" in request.transport.output
-    assert scene.door.seen_out == [request.transport]
+    assert scene.sink.closed == [request.transport]
 
 
 def test_a_connection_whose_response_is_not_read_is_closed() -> None:
@@ -213,7 +213,7 @@ def test_a_connection_whose_response_is_not_read_is_closed() -> None:
     waiting.transport.high = 10
     waiting.transport.stuck = True
     scene.publish("ONE")
-    assert scene.door.seen_out == [waiting.transport]
+    assert scene.sink.closed == [waiting.transport]
     assert scene.state() is SessionState.REGISTERED, "the response may yet be read"
 
 
@@ -275,7 +275,7 @@ def test_a_stream_has_a_limit_and_the_session_goes_on() -> None:
     request = scene.stream(limit=100, chunked=True)
     scene.publish("A" * 20)
     assert request.transport.output.endswith(b"\r\n0\r\n\r\n")
-    assert scene.door.readmitted[-1] == (request.transport, b"")
+    assert scene.sink.kept_alive[-1] == (request.transport, b"")
     scene.publish("TWO")
     assert scene.said(scene.stream()) == [confirmed("TWO")]
 
@@ -285,7 +285,7 @@ def test_a_stream_that_ends_with_its_connection() -> None:
     request = scene.stream(limit=100)
     scene.publish("A" * 20)
     assert request.transport.output.endswith(b"]\n")
-    assert scene.door.seen_out == [request.transport]
+    assert scene.sink.closed == [request.transport]
 
 
 @pytest.mark.parametrize("limit", [1_000, 1])
@@ -326,7 +326,7 @@ def test_a_closed_session_says_so_until_it_is_forgotten(listening: bool) -> None
         assert scene.poll().frames() == [goodbye]
         assert scene.stream().frames()[-1] == goodbye
     scene.wait(DISCONNECT_DELAY / 2)
-    assert scene.sessions.farewell("name") == b""
+    assert scene.sessions.close_frame("name") == b""
 
 
 def test_what_is_left_to_say_and_is_not_fetched_is_given_up() -> None:
@@ -338,10 +338,10 @@ def test_what_is_left_to_say_and_is_not_fetched_is_given_up() -> None:
     scene.wait(1)
     assert scene.gone()
     assert scene.node.ended == {(1012, "service restart"): 1}
-    assert scene.sessions.farewell("name") == b""
+    assert scene.sessions.close_frame("name") == b""
 
 
-def test_goodbyes_are_remembered_for_a_while_and_no_more_than_so_many(
+def test_close_frames_are_kept_for_a_while_and_no_more_than_so_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(sockjs, "MAX_CLOSE_FRAMES", 3)
@@ -354,7 +354,7 @@ def test_goodbyes_are_remembered_for_a_while_and_no_more_than_so_many(
             sessions.remove(name, session, b"goodbye " + name.encode())
 
     def remembered() -> str:
-        return "".join(name for name in "abcdef" if sessions.farewell(name) == b"goodbye " + name.encode())
+        return "".join(name for name in "abcdef" if sessions.close_frame(name) == b"goodbye " + name.encode())
 
     close("a", "b", "c", "d")
     assert remembered() == "bcd"
@@ -363,7 +363,7 @@ def test_goodbyes_are_remembered_for_a_while_and_no_more_than_so_many(
     clock.now += DISCONNECT_DELAY + 0.1
     assert remembered() == ""
     close("f")
-    assert (remembered(), len(sessions._farewells)) == ("f", 1)
+    assert (remembered(), len(sessions._close_frames)) == ("f", 1)
 
 
 def test_what_arrives_after_the_end_counts_for_nothing() -> None:
@@ -383,7 +383,7 @@ def test_what_was_left_to_say_comes_before_the_close() -> None:
     assert scene.poll().frames() == [GO_AWAY]
 
 
-def test_last_words_and_the_close_come_on_one_stream() -> None:
+def test_the_last_message_and_the_close_frame_come_on_one_stream() -> None:
     scene = Scene(StompWire(1_000))
     request = scene.stream()
     scene.session.receive([b"NONSENSE\n\n\0"])
@@ -493,6 +493,7 @@ class Socket:
         self.transport = Transport()
         self.session = SockJSWebSocket(self.node, wire or JSON_WIRE, ADDRESS, self.transport)
         self.transport.protocol = self.session
+        self.session.opened()
 
     def say(self, text: str) -> None:
         self.session.data_received(client_frame(Opcode.TEXT, text.encode()))
@@ -585,7 +586,7 @@ def test_nothing_raises_or_stays_behind(actions: list[str | float]) -> None:
 def test_a_registered_stream_fits_its_budget() -> None:
     """Session, STOMP, receiver, table row, names and deadline; the rest of the 4 KB is the transport's."""
     ids = [f"{i:0128x}" for i in range(1_000)]
-    shared, door = node(max_sessions_per_ip=0), Exit()
+    shared, door = node(max_sessions_per_ip=0), Sink()
     transport = Transport()
     sessions = SockJSSessions(shared.clock)
     subscribe = b"SUBSCRIBE\nid:sub-%d\ndestination:/user/topic/%b\n\n\0"
@@ -613,20 +614,20 @@ def test_a_registered_stream_fits_its_budget() -> None:
     assert used / len(sessions) < 2_500
 
 
-def test_who_has_not_heard_of_the_end_is_counted() -> None:
+def test_close_frames_that_were_not_fetched_are_counted() -> None:
     clock = Clock()
     sessions = SockJSSessions(clock)
 
-    def close(name: str, *, told: bool) -> None:
+    def close(name: str, *, sent: bool) -> None:
         session = SockJSSession(node(clock), JSON_WIRE, ADDRESS, name, sessions)
-        sessions.remove(name, session, b"c", told=told)
+        sessions.remove(name, session, b"c", sent=sent)
 
-    close("heard", told=True)
-    close("asks", told=False)
-    close("never asks", told=False)
-    assert sessions.untold == 2
-    sessions.heard("asks")
-    assert sessions.untold == 1
+    close("heard", sent=True)
+    close("asks", sent=False)
+    close("never asks", sent=False)
+    assert sessions.unsent_close_frames == 2
+    sessions.close_frame_sent("asks")
+    assert sessions.unsent_close_frames == 1
     clock.now += DISCONNECT_DELAY + 1
-    close("later", told=True)
-    assert sessions.untold == 0, "it could not be told any more"
+    close("later", sent=True)
+    assert sessions.unsent_close_frames == 0, "it could not be told any more"

@@ -23,12 +23,11 @@ from gateway.messages import (
     WatchStatus,
     parse_result,
 )
-from gateway.wire import Wire
 from gateway.wire.json import JSON_WIRE
 
 from . import strategies  # noqa: F401 - sets hypothesis up
 
-WIRE: Wire = JSON_WIRE
+WIRE = JSON_WIRE
 
 
 def receive(message: bytes) -> Request:
@@ -198,10 +197,10 @@ def test_any_bytes_at_all_ask_for_something_or_end_the_connection(message: bytes
         assert request.web_socket_id.isascii()
         assert request.last_message_id is None or request.last_message_id.isascii()
     elif isinstance(request, InvalidRegistration):  # whatever it is, it can be answered
-        orjson.loads(WIRE.reject(request.web_socket_id, request.problem))
+        orjson.loads(WIRE.rejected(request.web_socket_id, request.problem))
     else:
         assert isinstance(request, UnknownMessage)
-        orjson.loads(WIRE.complain(request.problem))
+        orjson.loads(WIRE.error(request.problem))
 
 
 # Bytes out
@@ -210,13 +209,13 @@ PROBLEM = Problem("invalid_id", 'say "please"')
 
 
 def test_acknowledges_to_the_letter() -> None:
-    assert WIRE.acknowledge(b"12345678") == (
+    assert WIRE.registered(b"12345678") == (
         b'{"topic":"/user/topic/registration","webSocketId":"12345678","registrationSucceeded":true}'
     )
 
 
 def test_rejects_to_the_letter() -> None:
-    assert WIRE.reject("a b", PROBLEM) == (
+    assert WIRE.rejected("a b", PROBLEM) == (
         b'{"topic":"/user/topic/registration","webSocketId":"a b","registrationSucceeded":false,'
         b'"error":{"code":"invalid_id","message":"say \\"please\\""}}'
     )
@@ -224,11 +223,11 @@ def test_rejects_to_the_letter() -> None:
 
 @pytest.mark.parametrize("web_socket_id", [None, 7, ["x"], "x" * 201, {"x": {}}])
 def test_an_id_that_was_none_is_not_repeated(web_socket_id: object) -> None:
-    assert "webSocketId" not in orjson.loads(WIRE.reject(web_socket_id, PROBLEM))
+    assert "webSocketId" not in orjson.loads(WIRE.rejected(web_socket_id, PROBLEM))
 
 
 def test_complains_to_the_letter() -> None:
-    assert WIRE.complain(PROBLEM) == (
+    assert WIRE.error(PROBLEM) == (
         b'{"topic":"/user/topic/error","error":{"code":"invalid_id","message":"say \\"please\\""}}'
     )
 

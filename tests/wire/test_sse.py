@@ -62,7 +62,7 @@ values = st.recursive(
 
 @given(ids)
 def test_registered(name: bytes) -> None:
-    ((kind, data, _),) = interpret(RECONNECT_DELAY + SSE_WIRE.acknowledge(name))
+    ((kind, data, _),) = interpret(RECONNECT_DELAY + SSE_WIRE.registered(name))
     assert kind == "registration"
     assert json.loads(data) == {"webSocketId": name.decode(), "registrationSucceeded": True}
 
@@ -92,7 +92,7 @@ def test_the_status(push: str) -> None:
 
 @given(st.text(max_size=200), st.text())
 def test_refused(name: str, message: str) -> None:
-    ((kind, data, last_id),) = interpret(SSE_WIRE.reject(name, Problem("not_allowed", message)))
+    ((kind, data, last_id),) = interpret(SSE_WIRE.rejected(name, Problem("not_allowed", message)))
     assert kind == "registration"
     assert last_id == REJECTED_EVENT_ID
     assert not MESSAGE_ID.fullmatch(last_id), "no result's id means it"
@@ -113,4 +113,4 @@ def test_what_no_browser_makes_an_event_of() -> None:
 
 def test_the_client_has_no_say() -> None:
     assert SSE_WIRE.receive(b'{"webSocketId":"a"}') == ()
-    assert SSE_WIRE.complain(Problem("unknown_message", "what?")) == b""
+    assert SSE_WIRE.error(Problem("unknown_message", "what?")) is None

@@ -106,7 +106,7 @@ def test_a_client_gets_its_own_ids_back(data: st.DataObject) -> None:
     assert len(escaped(version, name).encode()) <= MAX_ID
     wire = connected(version)
     receive(wire, subscribe("/user/topic/authorization", escaped(version, name)))
-    head, _, body = wire.result(ID, Result("DONE")).partition(b"\n\n")
+    head, _, body = (wire.result(ID, Result("DONE")) or b"").partition(b"\n\n")
     headers = dict(line.split(":", 1) for line in head.decode().split("\n")[1:])
     assert unescaped(version, headers["subscription"]) == name
     assert orjson.loads(body[:-1]) == {"webSocketId": "12345678", "authResult": "DONE"}
@@ -149,9 +149,9 @@ streams = st.lists(st.lists(words | st.binary(max_size=6), max_size=12).map(b"".
 def test_any_bytes_at_all_are_answered_or_end_in_an_error(version: str | None, messages: list[bytes]) -> None:
     wire = StompWire(100) if version is None else connected(version)
     for message in messages:
-        last_words = hear(wire, message)
-        if last_words is not None:
-            assert last_words == b"" or last_words.endswith(b"\0")
+        last_message = hear(wire, message)
+        if last_message is not None:
+            assert last_message.endswith(b"\0")
             return
 
 
@@ -164,14 +164,14 @@ def hear(wire: StompWire, message: bytes) -> bytes | None:
             elif isinstance(request, Disconnect):
                 return request.payload
             elif isinstance(request, InvalidRegistration):
-                wire.reject(request.web_socket_id, request.problem)
+                wire.rejected(request.web_socket_id, request.problem)
             elif isinstance(request, UnknownMessage):
-                wire.complain(request.problem)
+                wire.error(request.problem)
             else:
-                wire.acknowledge(ID)
+                wire.registered(ID)
                 wire.result(ID, Result("DONE"))
     except WireError as error:
-        return error.last_words
+        return error.last_message
     return None
 
 
@@ -204,4 +204,4 @@ def outcome(receive: Callable[[bytes], Iterable[Request]], message: bytes) -> tu
     try:
         return tuple(receive(message))
     except WireError as error:
-        return error.code, error.reason, error.last_words
+        return error.code, error.reason, error.last_message

@@ -53,7 +53,7 @@ class Member:
         self.owed: dict[bytes, float] = {}
         self._clock = clock
 
-    def acknowledge(self, _web_socket_id: bytes) -> None:
+    def confirm(self, _web_socket_id: bytes) -> None:
         self.answers += 1
         self.answered_at = self._clock()
 
@@ -61,7 +61,7 @@ class Member:
         assert self.answers == 1, "delivered before the answer"
         self.heard.append(result.auth_result.encode())
 
-    def refuse(self, _web_socket_id: bytes, problem: Problem) -> None:
+    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
         raise AssertionError(problem)
 
     def degraded(self) -> None:

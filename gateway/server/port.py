@@ -1,0 +1,117 @@
+"""The public port: composed of acceptor, dispatcher, endpoints and the handoff between workers. It listens,
+stops listening when the node drains, and drops what is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+from aiohttp import web
+
+from ..core.session import SessionContext
+from .acceptor import Acceptor
+from .access import AccessControl
+from .app import PublicApp, start_runner, web_app
+from .dispatcher import Dispatcher
+from .handoff import Handoff, Siblings
+from .wires import WIRES, WireRow, WireTable
+
+
+class PublicPort:
+    """The port that clients connect to. `build` makes it."""
+
+    def __init__(
+        self,
+        listeners: Sequence[socket.socket],
+        backlog: int,
+        acceptor: Acceptor,
+        access: AccessControl,
+        app: PublicApp,
+        runner: web.AppRunner,
+        handoff: Handoff | None,
+    ) -> None:
+        """`handoff` exchanges connections with the other workers, if there are any."""
+        self.acceptor = acceptor
+        self.access = access
+        self._listeners = listeners
+        self._backlog = backlog
+        self._app = app
+        self._runner = runner
+        self._handoff = handoff
+        self._servers: list[asyncio.Server] = []
+
+    @classmethod
+    async def build(
+        cls,
+        context: SessionContext,
+        listeners: Sequence[socket.socket],
+        max_handshakes: int,
+        *,
+        wires: Sequence[WireRow] = WIRES,
+        routes: Sequence[web.RouteDef] = (),
+        siblings: Siblings | None = None,
+    ) -> PublicPort:
+        """Build the port. It serves after `open`.
+
+        `max_handshakes` limits the connections that have not sent a request yet. `routes` are served besides
+        the endpoints of the wires. With `siblings`, several workers serve the port. Raises ValueError for
+        wires that cannot be served.
+
+        The parts form one cycle, because the acceptor takes back each connection whose response is complete:
+        acceptor -> dispatcher -> endpoints -> acceptor. The acceptor is made first. It gets the dispatcher as
+        a function that looks it up at each call, and nothing calls this function before `open`.
+        """
+
+        def dispatch(transport: asyncio.Transport, head: bytes) -> None:
+            dispatcher.dispatch(transport, head)
+
+        config = context.config
+        table = WireTable(config, wires)
+        access = AccessControl(context)
+        acceptor = Acceptor(dispatch, max_handshakes, config.handshake_timeout, context.clock)
+        app = PublicApp(context, access, table, acceptor)
+        # With siblings no connection may stay with aiohttp: another worker may own its next request.
+        middlewares = [] if siblings is None else [app.one_request]
+        runner = await start_runner(web_app([*app.routes(), *routes], middlewares=middlewares))
+        assert runner.server is not None
+        handoff = None if siblings is None else Handoff(siblings, table.sockjs, acceptor)
+        dispatcher = Dispatcher(app.endpoint, runner.server, handoff.hand_off if handoff else None)
+        return cls(listeners, config.backlog, acceptor, access, app, runner, handoff)
+
+    @property
+    def unsent_close_frames(self) -> int:
+        """Polling clients whose session was closed and that have not fetched the close frame yet."""
+        return self._app.unsent_close_frames
+
+    async def open(self) -> None:
+        """Serve connections."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            server = await loop.create_server(self.acceptor, sock=listener, backlog=self._backlog)
+            self._servers.append(server)
+        if self._handoff is not None:
+            self._handoff.open()
+
+    def reject_new(self) -> None:
+        """Accept no more connections, and open no more sessions on those that there are."""
+        self.access.close()
+        self._stop_listening()
+
+    def drop(self) -> None:
+        """Drop the connections that are not sessions yet."""
+        self._stop_listening()
+        if self._handoff is not None:
+            self._handoff.close()
+        self.acceptor.abort_all()
+
+    async def close(self) -> None:
+        """Wait for the responses that are in progress."""
+        await self._runner.cleanup()
+
+    def _stop_listening(self) -> None:
+        for server in self._servers:
+            server.close()
+        for listener in self._listeners:
+            listener.close()
