@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
+from ..messages import SLOW_CONSUMER, CloseCode
 from .clients import NodeAddress
 from .fleet import (
     Balancer,
@@ -27,7 +28,7 @@ from .fleet import (
 )
 from .report import NodeOutage, count, seconds
 
-SLOW_CONSUMER = "1008 slow consumer"  # the key in the member `ended` of /readyz
+SLOW_CONSUMERS = f"{CloseCode.POLICY:d} {SLOW_CONSUMER}"  # the key in the member `closed` of /readyz
 
 Body = dict[str, Any]
 Redis = TypeVar("Redis", bound=ValkeyProcess | SentinelGroup | ValkeyCluster)
@@ -141,7 +142,7 @@ class Environment(Generic[Redis]):
 
     def slow_consumers(self) -> int:
         """How many sessions the nodes have closed because their clients did not read."""
-        return sum(body["ended"].get(SLOW_CONSUMER, 0) for body in self.readyz() if body is not None)
+        return sum(body["closed"].get(SLOW_CONSUMERS, 0) for body in self.readyz() if body is not None)
 
     def node_outages(self) -> list[NodeOutage]:
         """The figures of each node, summed over all processes that it has had."""

@@ -148,7 +148,7 @@ async def test_a_node_that_may_not_read_what_is_retained_registers_nobody(
     assert "retained results cannot be read" in why
 
 
-EXPECTED_ERROR = "redis refuses a channel"
+EXPECTED_ERROR = "channel denied by redis"
 
 
 @pytest.mark.parametrize(
