@@ -224,12 +224,12 @@ class Subscriber:
     def degraded(self, name: bytes) -> bool:
         return name in self.lines_down
 
-    def lose(self, hub: Hub) -> None:
+    def lose(self, hub: Hub[Any]) -> None:
         """The connection is gone."""
         self.connected = False
         hub.disconnected()
 
-    def regain(self, hub: Hub) -> list[bytes]:
+    def regain(self, hub: Hub[Any]) -> list[bytes]:
         """There is a new one."""
         self.connected = True
         return list(hub.connected())
@@ -243,8 +243,8 @@ class Subscriber:
 def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **settings: Any) -> SessionContext:
     """What the sessions of a test share; its hub is connected to `subscriber`."""
     config = Config(**settings)
-    hub = Hub(config.channel_prefix, config.max_result_size)
-    hub.attach(subscriber or Subscriber())
+    broker = subscriber or Subscriber()
+    hub = Hub(config.channel_prefix, config.max_result_size, lambda _hub: broker)
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
     return SessionContext(config, hub, admission, clock or Clock())
 

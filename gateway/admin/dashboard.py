@@ -120,7 +120,7 @@ class EventFeed:
 class LocalSource:
     """A `DashboardSource`: this process, which asks all others."""
 
-    def __init__(self, roster: Survey, reporter: InfoSource, broker: Broker, hub: Hub) -> None:
+    def __init__(self, roster: Survey, reporter: InfoSource, broker: Broker, hub: Hub[Any]) -> None:
         self._roster = roster
         self._reporter = reporter
         self._broker = broker

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -51,18 +51,25 @@ class ChannelSubscriber(Protocol):
         """Whether the outage of `name` has lasted so long that `SubscriberEvents.degraded` was called."""
 
 
-class Hub:
+B = TypeVar("B", bound=ChannelSubscriber)
+
+
+class Hub(Generic[B]):
     """Which members wait for which id, and what happens to a result. Implements `SubscriberEvents`."""
 
     def __init__(
         self,
         channel_prefix: str,
         max_result_size: int,
+        new_broker: Callable[[Hub[B]], B],
         *,
         slot_of: SlotOf | None = None,
         latency: Latency | None = None,
     ) -> None:
-        """`max_result_size` is in bytes. `attach` a broker before the first registration.
+        """`max_result_size` is in bytes.
+
+        `new_broker` makes the broker, which gets the hub as its `SubscriberEvents`. Each of the two needs the
+        other. The broker must not call the hub before it runs.
 
         `slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster.
         `latency` measures live results.
@@ -71,7 +78,6 @@ class Hub:
         self._skip = len(self._prefix)
         self._max_size = max_result_size
         self._table: Subscriptions[Member] = Subscriptions(slot_of)
-        self._broker: ChannelSubscriber
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
         self._latency = latency or Latency(lambda _call: None, float, float)
@@ -83,18 +89,15 @@ class Hub:
         """Registrations that Redis has confirmed so far."""
         self.registrations_denied = 0
         """Registrations that Redis's access rules did not allow so far."""
-
-    def attach(self, broker: ChannelSubscriber) -> None:
-        """`broker` carries out what the table asks for."""
-        self._broker = broker
+        self.broker = new_broker(self)
 
     def _request(self, action: Action, name: bytes) -> None:
         if action is SUBSCRIBE:
-            self._broker.subscribe(name)
+            self.broker.subscribe(name)
         elif action is UNSUBSCRIBE:
-            self._broker.unsubscribe(name)
+            self.broker.unsubscribe(name)
         elif action is READ:
-            self._broker.read(name)
+            self.broker.read(name)
 
     @property
     def channels(self) -> int:
@@ -114,7 +117,7 @@ class Hub:
         long Redis is out of reach.
         """
         name = self._prefix + web_socket_id
-        self._request(self._table.join(name, member, connected=self._broker.reaches(name)), name)
+        self._request(self._table.join(name, member, connected=self.broker.reaches(name)), name)
         return name
 
     def leave(self, name: bytes, member: Member) -> None:
@@ -123,7 +126,7 @@ class Hub:
 
     def is_degraded(self, name: bytes) -> bool:
         """Whether results for the channel `name` cannot be received, and its members have been told."""
-        return self._broker.degraded(name)
+        return self.broker.degraded(name)
 
     def channel(self, web_socket_id: bytes) -> bytes:
         """The channel of an id."""

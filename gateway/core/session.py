@@ -23,6 +23,7 @@ from enum import Enum, auto
 from functools import partial
 from itertools import count
 from math import inf
+from typing import Any
 
 import structlog
 
@@ -75,7 +76,7 @@ class SessionContext:
     """The objects that all sessions of a node share. `clock` is monotonic, in seconds."""
 
     config: Config
-    hub: Hub
+    hub: Hub[Any]
     admission: Admission
     clock: Callable[[], float]
     deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)

@@ -90,12 +90,17 @@ async def _compose(
     # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
     latency = Latency(loop.call_soon, time.monotonic, time.time, tracing)
     url = parse_redis_url(config.redis)
-    hub = Hub(config.channel_prefix, config.max_result_size, slot_of=slot_function(url), latency=latency)
     client_name = f"gateway-{name}" + (f"-{share.number}" if share else "")
     # No webSocketId has a colon, so no browser can register the probe's channel.
     probe_channel = f"{config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
-    broker = new_broker(url, hub, client_name, loop.time, config.max_result_size, probe_channel)
-    hub.attach(broker)
+    hub = Hub(
+        config.channel_prefix,
+        config.max_result_size,
+        lambda hub: new_broker(url, hub, client_name, loop.time, config.max_result_size, probe_channel),
+        slot_of=slot_function(url),
+        latency=latency,
+    )
+    broker = hub.broker
 
     room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
     admission = Admission(room.sessions, config.max_sessions_per_ip)

@@ -23,9 +23,8 @@ class Scene:
     """A connected hub, the broker it asks, and members that register for `id`."""
 
     def __init__(self, max_result_size: int = 1_000, slot_of: Callable[[bytes], int] | None = None) -> None:
-        self.hub = Hub("websocket:", max_result_size, slot_of=slot_of)
         self.broker = Subscriber()
-        self.hub.attach(self.broker)
+        self.hub = Hub("websocket:", max_result_size, lambda _hub: self.broker, slot_of=slot_of)
 
     def registered(self, name: str = "member") -> Member:
         member = Member(name)
@@ -300,7 +299,7 @@ def test_what_nobody_waits_for_is_not_even_parsed() -> None:
 class Quitter(Member):
     """Leaves from within whatever it is told, as a session does whose buffer is full."""
 
-    def __init__(self, hub: Hub) -> None:
+    def __init__(self, hub: Hub[Subscriber]) -> None:
         super().__init__("quitter")
         self._hub = hub
 

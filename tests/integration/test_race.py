@@ -156,14 +156,12 @@ def read_before_subscribing(gateway: Node, client: redis.asyncio.Redis) -> None:
     def confirmed(name: bytes, retained: bytes | None) -> None:
         subscribed(name, early.pop(name, None))
 
-    hub.attach(
-        SimpleNamespace(
-            reaches=broker.reaches,
-            subscribe=subscribe,
-            read=broker.read,
-            unsubscribe=broker.unsubscribe,
-            degraded=broker.degraded,
-        )
+    hub.broker = SimpleNamespace(
+        reaches=broker.reaches,
+        subscribe=subscribe,
+        read=broker.read,
+        unsubscribe=broker.unsubscribe,
+        degraded=broker.degraded,
     )
     hub.subscribed = confirmed  # type: ignore[method-assign]
 

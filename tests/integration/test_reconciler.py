@@ -50,10 +50,10 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
         crowd([port_of(gateway)], names) as browsers,
     ):
         # The table takes for confirmed what has never been asked for.
-        gateway._hub.attach(_Liar(gateway))
+        gateway._hub.broker = _Liar(gateway)
         member = Waiting("missing")
         gateway._hub.register(b"missing", member)
-        gateway._hub.attach(broker_of(gateway))
+        gateway._hub.broker = broker_of(gateway)
         assert member.told == ["registered"]
         await backend.publish_all([*names, "missing"], 10_000)
         assert [accepted.name for accepted in backend.accepted if not accepted.receivers] == ["missing"]

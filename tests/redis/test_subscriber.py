@@ -710,6 +710,7 @@ class Broker:
     """A broker whose link is always up."""
 
     def __init__(self, link: SubscriberConnection) -> None:
+        self.link = link
         self.subscribe, self.read, self.unsubscribe = link.subscribe, link.read, link.unsubscribe
 
     def reaches(self, _name: bytes) -> bool:
@@ -723,9 +724,8 @@ class Whole:
     """Hub, link and Redis, with members that come and go while commands and answers are on their way."""
 
     def __init__(self) -> None:
-        self.hub = Hub("websocket:", 1_000)
-        self.link = SubscriberConnection(self.hub, 1_000)
-        self.hub.attach(Broker(self.link))
+        self.hub = Hub("websocket:", 1_000, lambda hub: Broker(SubscriberConnection(hub, 1_000)))
+        self.link = self.hub.broker.link
         self.transport = Transport()
         self.transport.protocol = self.link
         self.link.connection_made(self.transport)

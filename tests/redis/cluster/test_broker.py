@@ -77,11 +77,15 @@ class Scene:
     def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
         self.redis = redis
         self.loop = asyncio.get_running_loop()
-        self.hub = Hub("websocket:", 1_000, slot_of=key_slot)
-        self.cluster = ClusterBroker(
-            redis_url.parse_redis_url(url), self.hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
+        self.hub = Hub(
+            "websocket:",
+            1_000,
+            lambda hub: ClusterBroker(
+                redis_url.parse_redis_url(url), hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
+            ),
+            slot_of=key_slot,
         )
-        self.hub.attach(self.cluster)
+        self.cluster = self.hub.broker
         self.members: list[Member] = []
         self.last_error: list[dict[str, Any]] = []
         self.task: asyncio.Task[None] | None = None
@@ -619,7 +623,7 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
         connection_for=lambda _name: SimpleNamespace(abort=gone.append),
         claimed=lambda _slot, owner: claims.append(owner),
     )
-    shard = ShardEventFilter(cluster, Hub("websocket:", 1_000, slot_of=key_slot), here)
+    shard = ShardEventFilter(cluster, Hub("websocket:", 1_000, lambda _hub: cluster, slot_of=key_slot), here)
     shard.moved(b"x", "there", 2)
     assert (claims, gone) == ([there], [])
     for host in ("here", ""):
