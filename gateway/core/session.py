@@ -340,7 +340,7 @@ class Session:
             self.close(CloseCode.POLICY, "registration timeout")
         elif self.state is WAITING:
             self._context.timed_out += 1
-            self.close(CloseCode.TRY_AGAIN_LATER, "results cannot be heard at the moment")
+            self.close(CloseCode.TRY_AGAIN_LATER, "registration not confirmed in time")
         else:
             self.abort()
 

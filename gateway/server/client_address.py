@@ -1,4 +1,4 @@
-"""The client's address, by which limits are counted, behind proxies that are trusted."""
+"""The client's address behind trusted proxies. Sessions are limited by it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ Network = IPv4Network | IPv6Network
 
 
 def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> str:
-    """The address that limits are counted by, for a connection from `peer`.
+    """The client's address, for a connection from `peer`.
 
-    `forwarded` holds the request's X-Forwarded-For headers in order. Each proxy appended the address
-    that it saw, so the list is read from its end, and only as far as the proxies that said so are
-    trusted: what stands before that is the client's own invention. IPv6 counts by /64, the smallest
-    network that a provider hands to one customer. A hop that is no address ends the walk.
+    `forwarded` holds the request's X-Forwarded-For headers in order. Each proxy appends the address that it
+    sees. So the list is read from its end, and only while the proxies are trusted: a client can invent
+    everything before that. An IPv6 address is its /64, the smallest network that a provider gives to one
+    customer. A value that is no address ends the search.
     """
-    if not trusted and ":" not in peer:  # the kernel's own spelling of an IPv4 address, or no address
+    if not trusted and ":" not in peer:  # an IPv4 address as the kernel writes it, or no address
         return peer
     current = _address(peer)
     if current is None:
@@ -38,16 +38,16 @@ def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
 
 
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
-    """Whether `peer` is a proxy whose headers are believed."""
+    """Whether `peer` is a proxy whose headers are trusted."""
     if not trusted:
         return False
     address = _address(peer)
     return address is not None and any(address in network for network in trusted)
 
 
-@lru_cache(1024)  # a few proxies bring everybody
+@lru_cache(1024)  # a few proxies open all connections
 def _address(text: str) -> Address | None:
-    """Also with a port, as some proxies write it; an IPv4 address mapped into IPv6 as what it is."""
+    """Some proxies add a port. An IPv4 address that is mapped into IPv6 becomes IPv4."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:

@@ -1,4 +1,4 @@
-"""Which pages may connect: the Origin header held against the settings (RFC 6454)."""
+"""Which pages may connect: compares the Origin header with the settings (RFC 6454)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 _PAGE_SCHEMES = {"ws": "http", "wss": "https"}
-"""Traefik names a WebSocket's own scheme in X-Forwarded-Proto; the page that opened it has the other."""
+"""Traefik sends the WebSocket's scheme in X-Forwarded-Proto. The page that opened it has the other."""
 
 
-@lru_cache(1024)  # a few pages on a few hosts bring everybody
+@lru_cache(1024)  # a few pages on a few hosts open all sessions
 def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: tuple[str, ...]) -> bool:
-    """Whether a page from `origin` may connect (RFC 6454; browsers send it, programs do not).
+    """Whether a page from `origin` may connect (RFC 6454). Browsers send an origin, programs do not.
 
-    `allowed` holds exact origins, `*`, or `same-origin`: the origin's host and port are the ones in
-    the request's Host header, and its scheme is `scheme` where a trusted proxy has told it.
+    `allowed` holds exact origins, `*`, or `same-origin`: the origin has the host and port of the request's
+    Host header, and `scheme`, if a trusted proxy has sent it.
     """
     if origin is None or "*" in allowed or ("://" in origin and origin.lower() in allowed):
         return True
@@ -29,7 +29,7 @@ def _same_origin(origin: str, host: str, scheme: str | None) -> bool:
     try:
         page, here = urlsplit(origin), urlsplit(f"{page_scheme}://{host}")
         page_port, here_port = page.port, here.port
-    except ValueError:  # a port that is no number, a bracket too few
+    except ValueError:  # an invalid port, a missing bracket
         return False
     default = _DEFAULT_PORTS.get(page_scheme)
     return (

@@ -1,11 +1,11 @@
-"""SockJS 0.3, the envelope that carries another protocol's messages: frames, quoting and paths. Pure.
+"""SockJS 0.3, an envelope for the messages of another protocol: frames, quoting and paths. Pure.
 
     o                    the session is open
     h                    a heartbeat
     a["…","…"]           messages
     c[3000,"Go away!"]   the session is closed
 
-"The protocol" below is the text in the comments of sockjs-protocol.py.
+"The protocol" below means the comments in sockjs-protocol.py.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ from ..messages import CloseCode
 OPEN_FRAME: Final = b"o"
 HEARTBEAT_FRAME: Final = b"h"
 PRELUDE: Final = b"h" * 2048
-"""Before an XHR stream: some browsers hold back its first bytes until there are so many."""
+"""Sent before an XHR stream: some browsers hold back the first 2 KB."""
 
 MAX_SEGMENT: Final = 200
-"""Characters of a server or session id; sockjs-client makes ids of 8. A session keeps its own in memory."""
+"""Characters of a server or session id. sockjs-client makes ids of 8. A session keeps its id in memory."""
 
 
 class InvalidPayload(ValueError):
-    """What a client sent is no array of messages; the text is what SockJS servers answer."""
+    """The payload is no array of messages. The text is the answer of all SockJS servers."""
 
 
 def message_frame(quoted: Iterable[bytes]) -> bytes:
-    """The frame with these messages, each of which `quote` has seen."""
+    """The frame with these messages, which are quoted already."""
     return b"a[" + b",".join(quoted) + b"]"
 
 
 def quote(message: bytes) -> bytes:
-    """`message`, which is UTF-8, as a JSON string that every browser leaves as it is.
+    """`message`, which is UTF-8, as a JSON string that no browser changes.
 
-    The protocol lists characters that some mangle unless escaped. All of them but the control characters
-    lie beyond ASCII, and so does little of what is sent: it is simplest to escape all of that.
+    The protocol lists characters that some browsers change unless they are escaped. Except for control
+    characters, all of them are outside ASCII. So everything outside ASCII is escaped: it is rare.
     """
     if message.isascii():
         return orjson.dumps(message.decode())
@@ -49,7 +49,7 @@ def quote(message: bytes) -> bytes:
 
 
 def close_frame(code: int, reason: str) -> bytes:
-    """The frame that closes; 1000, the normal end, in the words that SockJS servers have for it."""
+    """The frame that closes a session. For 1000, the normal end, all SockJS servers send the same frame."""
     if code == CloseCode.NORMAL:
         return GO_AWAY_FRAME
     return b"c[%d,%b]" % (code, quote(reason.encode()))
@@ -60,10 +60,10 @@ ANOTHER_CONNECTION_FRAME: Final = b'c[2010,"Another connection still open"]'
 
 
 def parse_messages(payload: bytes) -> list[bytes]:
-    """The messages in what a client sent, as UTF-8: a JSON array of strings, or nothing at all.
+    """The messages in a payload, as UTF-8. A payload is a JSON array of strings, or empty.
 
-    Raises BrokenPayload for anything else. A JavaScript string may hold half of a surrogate pair, which
-    UTF-8 cannot say; it becomes U+FFFD, as it does when a browser sends it over a WebSocket.
+    Raises InvalidPayload for anything else. A JavaScript string may contain half of a surrogate pair, which
+    UTF-8 cannot represent. It becomes U+FFFD, as when a browser sends it over a WebSocket.
     """
     if not payload:
         return []
@@ -71,7 +71,7 @@ def parse_messages(payload: bytes) -> list[bytes]:
         found = orjson.loads(payload)
     except orjson.JSONDecodeError:
         found = _with_surrogates(payload)
-    if isinstance(found, str):  # over a WebSocket, older clients send a message alone
+    if isinstance(found, str):  # over a WebSocket, older clients send one message without an array
         found = [found]
     if not isinstance(found, list) or not all(isinstance(message, str) for message in found):
         raise InvalidPayload("Payload expected.")
@@ -79,14 +79,14 @@ def parse_messages(payload: bytes) -> list[bytes]:
 
 
 def parse_request_body(payload: bytes) -> list[bytes]:
-    """The messages in a request that a client has sent. Raises BrokenPayload, also when there is nothing."""
+    """The messages in the body of a request. Raises InvalidPayload, also for an empty body."""
     if not payload:
         raise InvalidPayload("Payload expected.")
     return parse_messages(payload)
 
 
 def _with_surrogates(payload: bytes) -> object:
-    """What `payload` says if nothing but its surrogates is wrong with it."""
+    """The value of a `payload` in which nothing but surrogates is invalid."""
     if rb"\u" not in payload:
         raise InvalidPayload("Broken JSON encoding.")
     try:
@@ -102,7 +102,7 @@ def _scalar(message: object) -> object:
     return message.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
-# How a transport separates its frames.
+# How each transport separates its frames
 
 
 def line(frame: bytes) -> bytes:
@@ -111,7 +111,7 @@ def line(frame: bytes) -> bytes:
 
 
 def event(frame: bytes) -> bytes:
-    """For eventsource. sockjs-client takes what follows a `%` for a hexadecimal character code."""
+    """For eventsource. sockjs-client reads `%` and what follows as a hexadecimal character code."""
     return b"data: " + frame.replace(b"%", rb"\u0025") + b"\r\n\r\n"
 
 
@@ -121,7 +121,7 @@ EVENTS_PRELUDE: Final = b"\r\n"
 
 
 class SockJSPath(NamedTuple):
-    """What a path below the prefix names: a `resource`, or a `transport` of a session."""
+    """A path below the prefix: the name of a resource, or of a transport and its session."""
 
     name: str
     session: str = ""
@@ -145,10 +145,10 @@ _SESSION: Final = re.compile(
 
 
 def parse_path(path: str) -> SockJSPath | None:
-    """What `path` names; it is as the client wrote it, without the prefix and without a query.
+    """The parsed `path`, which is as the client wrote it, without the prefix and the query.
 
-    None for nothing: the transports of browsers that are gone, jsonp and htmlfile, among them. The server's
-    part of a path is for load balancers and means nothing; a part may be anything but empty or with a dot.
+    None for unknown paths. Among them are jsonp and htmlfile, the transports of old browsers. The server's
+    part of a path is for load balancers and is ignored. A part may be anything but empty, and has no dot.
     """
     resource = _RESOURCES.get(path)
     if resource is not None:
@@ -160,9 +160,9 @@ def parse_path(path: str) -> SockJSPath | None:
 
 
 def iframe(script: str) -> bytes:
-    """The page that old browsers load into an iframe, with the address of the client library.
+    """The page that old browsers load into an iframe. `script` is the address of the client library.
 
-    In that nothing may need escaping in HTML.
+    `script` must need no escaping in HTML.
     """
     return f"""<!DOCTYPE html>
 <html>

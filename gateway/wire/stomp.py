@@ -1,4 +1,4 @@
-"""STOMP 1.0, 1.1 and 1.2, server side, without I/O: what Web Flow's own page speaks.
+"""STOMP 1.0, 1.1 and 1.2, server side, without I/O: the protocol of Web Flow's own page.
 
     client                                        gateway
     CONNECT    accept-version:1.1,1.0         ->
@@ -6,15 +6,15 @@
     SUBSCRIBE  /user/topic/registration       ->
     SEND       /app/registration              ->  (Register)
                                               <-  MESSAGE    /user/topic/registration
-    SUBSCRIBE  /user/topic/authorization      ->  (the next screen; results that came before waited)
+    SUBSCRIBE  /user/topic/authorization      ->  (the next screen; earlier results have waited for it)
                                               <-  MESSAGE    /user/topic/authorization
 
-"1.2, Value Encoding" and the like below name a section of that version's specification.
+A reference such as "1.2, Value Encoding" names a section of that version's specification.
 
-Header values are compared and echoed as they came, and never unescaped. No name, destination or word
-that means something here has a character that is ever escaped, so unescaping could make nothing match
-that did not; and a client gets its own ids back in the spelling that it can read. That matters: stompjs 2
-and webstomp escape nothing in any version, @stomp/stompjs nothing in 1.1. Escapes are only checked.
+Header values are compared and echoed as they were sent, and never unescaped. No name, destination or word
+that the gateway knows contains a character that is escaped, so unescaping could not change a comparison. A
+client gets its own ids back in the spelling that it can read: stompjs 2 and webstomp escape nothing in any
+version, @stomp/stompjs nothing in 1.1. Escapes are only checked.
 """
 
 from __future__ import annotations
@@ -45,69 +45,69 @@ from ..messages import (
 from .json import JSON_WIRE
 
 SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
-"""What a client may offer as WebSocket subprotocol, the best first. CONNECT alone decides the version."""
+"""The WebSocket subprotocols, the best first. The version is decided by CONNECT alone."""
 
 HEARTBEAT: Final = b"\n"
-"""A heart-beat, a message of its own: the clients compare it whole."""
+"""A heart-beat. It must be a message of its own, because clients compare the whole message."""
 
 MAX_HEADERS = 32
-"""Headers in one frame; the busiest client seen sends seven."""
+"""Headers in one frame. The known clients send at most seven."""
 
 MAX_LINE = 4_096
-"""Bytes in one header's line: a CSRF token has 40, a signed token that some send along 2,000."""
+"""Bytes of one header's line. A CSRF token has 40, a signed token 2,000."""
 
 MAX_HEAD_SIZE = 8_192
-"""Bytes before a frame's body, as HTTP servers have it."""
+"""Bytes of all headers of a frame, as in HTTP servers."""
 
 MAX_ID = 256
-"""Bytes of a subscription's id, which stays in memory as long as the session; clients use `sub-0`."""
+"""Bytes of a subscription's id, which a session keeps in memory. Clients use `sub-0`."""
 
 MAX_SUBSCRIPTIONS = 16
-"""Subscriptions of one session; Web Flow's page has two."""
+"""Subscriptions of one session. Web Flow's page has two."""
 
 MAX_KEPT = 16
-"""Results kept until the client subscribes to them, the newest; a session remembers as many messageIds.
+"""Results that are kept until the client subscribes to them. A session remembers as many messageIds.
 
-A result says how the operation stands, so the newest is the one that must not be lost. Those without a
-messageId are all kept, since two that look alike may still be two."""
+The newest are kept, because the newest result has the current state of the operation. Equal results without a
+messageId are all kept, because they may be different results."""
 
 MAX_KEPT_BYTES = 65_536
-"""Bytes in those results, except that the newest is kept whatever its size: they are written in one go,
-and that must not overflow what a session may leave unread."""
+"""Bytes of the kept results; the newest is kept in any case. They are written at once, and must fit into the
+write buffer of a session."""
 
 MAX_FRAMES = 64
-"""Frames in one message. Messages are what a client's rate is counted in; clients send one frame in each."""
+"""Frames in one message. The rate limit counts messages, and clients send one frame in each."""
 
 MAX_SHARED = 256
-"""Bytes of a head that is remembered, with what it says: but for CONNECT's, clients send the same few.
+"""Bytes of a head whose parsed form is cached. Except for CONNECT, all clients send the same few heads.
 
-A SUBSCRIBE, its WebSocket frame included, takes 36,000 instructions of 65,000 so (docs/benchmark.md), and all
-sessions share one copy of what they keep of it."""
+The cache reduces a SUBSCRIBE, with its WebSocket frame, from 65,000 to 36,000 instructions
+(docs/benchmark.md), and sessions share one copy of the parts that they keep."""
 
-# Versions; 0 before CONNECT. Plain integers, since Python 3.11 takes 200 ns to look an enum's member up.
+# Versions; 0 before CONNECT. Plain integers: Python 3.11 needs 200 ns to look up an enum's member.
 _V10, _V11, _V12 = 10, 11, 12
 _VERSIONS: Final = {b"1.0": _V10, b"1.1": _V11, b"1.2": _V12}
 
-# 1.1 and 1.2, Value Encoding. What is left of a head without these must have no backslash.
+# 1.1 and 1.2, Value Encoding. A head must have no other backslashes than these.
 _ESCAPES: Final = {_V11: re.compile(rb"\\[nc\\]"), _V12: re.compile(rb"\\[rnc\\]")}
-_NO_EOL: Final = re.compile(rb"[^\r\n]")  # line ends between two frames are heart-beats, or stand after a NUL
+_NO_EOL: Final = re.compile(rb"[^\r\n]")  # line ends between two frames are heart-beats, or follow a NUL
 _BLANK_LINE: Final = re.compile(rb"\n\r?\n")
 _HEART_BEAT: Final = re.compile(rb"\s*(\d{1,9})\s*,\s*(\d{1,9})\s*")
 
 _REGISTRATION, _AUTHORIZATION, _ERROR = REGISTRATION.encode(), AUTHORIZATION.encode(), ERROR.encode()
 _STATUS: Final = STATUS.encode()
-_SILENT: Final = b""  # every other destination: one may subscribe to it, and nothing is ever published
+_SILENT: Final = b""  # every other destination: clients may subscribe, but nothing is ever published
 _TOPICS: Final = {topic: topic for topic in (_REGISTRATION, _AUTHORIZATION, _ERROR, _STATUS)}
 
-# The page sends to the first, the protocol's public page names the second.
+# Web Flow's page uses the first, its public documentation names the second.
 _REGISTER_AT: Final = (b"/app/registration", _REGISTRATION)
 
-# A MESSAGE's body is what JSON over WebSocket says, without the topic: the destination names it.
+# The body of a MESSAGE is the message of the JSON wire without the topic, which is the destination.
 _AFTER_REGISTRATION, _AFTER_AUTHORIZATION, _AFTER_ERROR, _AFTER_STATUS = (
     len(b'{"topic":"",') + len(topic) for topic in _TOPICS
 )
 
-# Headers in Spring's order, with LF: CR LF hangs stompjs 2 and webstomp. No value of ours has a colon.
+# Headers in Spring's order, with LF: CR LF hangs stompjs 2 and webstomp. No value written here has a colon.
 _MESSAGE: Final = (
     b"MESSAGE\ndestination:%b\ncontent-type:application/json\nsubscription:%b\nmessage-id:%d\n"
     b"content-length:%d\n\n%b\0"
@@ -129,25 +129,25 @@ class _Head(NamedTuple):
     command: bytes
     headers: Headers
     length: int
-    """What content-length announces; -1 where the body goes to the next NUL."""
+    """The value of content-length. -1 if there is none: the body ends at the next NUL."""
 
 
 _Frame = tuple[_Head, bytes, int]
-"""Head, body, and where it ends in what has come."""
+"""Head, body, and the position after the frame."""
 
 
 class _Subscription(NamedTuple):
     id: bytes
     topic: bytes
     to_ack: bool
-    """The MESSAGE has an `ack` header for ACK to repeat (1.2, MESSAGE)."""
+    """The MESSAGE has an `ack` header, which ACK repeats (1.2, MESSAGE)."""
 
 
-_subscription = lru_cache(128)(_Subscription)  # clients number theirs alike
+_subscription = lru_cache(128)(_Subscription)  # clients use the same few ids
 
 
 class StompWire:
-    """One client's STOMP. Of no use after a `Disconnect` or a `WireError`.
+    """The codec of one client. It must not be used after a `Disconnect` or a `WireError`.
 
     Errors end in ERROR, which a WireError brings as its last message: 1002 when the client broke the
     protocol, 1008 when the gateway does not do what it asks, 1009 when something is too big.
@@ -175,8 +175,8 @@ class StompWire:
     def __init__(self, max_body: int, intervals: tuple[int, int] = (25_000, 25_000)) -> None:
         """A frame's body may have `max_body` bytes.
 
-        `intervals`: milliseconds between two heart-beats that the gateway can send and wants to get, at
-        least; 0 for none.
+        `intervals`: the shortest milliseconds between two heart-beats that the gateway can send, and that it
+        wants to receive; 0 for none.
         """
         self._max_body = max_body
         self._intervals = intervals
@@ -187,32 +187,32 @@ class StompWire:
         self._answer: bytes | None = None  # the newest, to a registration that came before its SUBSCRIBE
         self._kept: tuple[bytes, ...] = ()  # results before their SUBSCRIBE
         self.outgoing = 0.0
-        """Seconds after which a silent gateway owes the client a HEARTBEAT; 0 for never."""
+        """Seconds without a message after which the client expects a HEARTBEAT. 0 for none."""
         self.acked = 0
-        """The last message-id that the client has sent in an ACK; 0 before the first."""
+        """The last message-id in an ACK of the client. 0 before the first."""
         self.nacked = 0
-        """The last message-id that the client has sent in a NACK; 0 before the first."""
+        """The last message-id in a NACK of the client. 0 before the first."""
 
     # Bytes in
 
     def receive(self, message: bytes) -> Iterable[Request]:
-        """What the frames that `message` completes ask for, in order; a part of a frame is kept.
+        """The requests in the frames that `message` completes, in order. An incomplete frame is kept.
 
         Raises WireError, with an ERROR frame as its last message, at the first frame that is wrong.
         """
-        # Nearly always a message is a frame, and has no other NUL than the one at its end.
+        # Nearly always a message is one frame, and its only NUL is at its end.
         lines, _, rest = message.partition(b"\n\n")
         alone = rest and message.find(b"\0") == len(message) - 1
         if alone and not self._buffer and len(lines) <= MAX_HEAD_SIZE:
             size = len(rest) - 1
-            shared = self._version and len(lines) <= MAX_SHARED  # a CONNECT's token is one client's own
+            shared = self._version and len(lines) <= MAX_SHARED  # CONNECT has a token of one client
             head = (_shared_head if shared else _plain_head)(lines, self._version)
             if head is not None and head.length in (-1, size) and size <= self._max_body:
                 return self._execute(head, rest[:size])
-        return self._several(message)
+        return self._receive_any(message)
 
-    def _several(self, message: bytes) -> Iterator[Request]:
-        """As `receive`, whatever the message is."""
+    def _receive_any(self, message: bytes) -> Iterator[Request]:
+        """As `receive`, for any message."""
         data = self._buffer + message if self._buffer else message
         self._buffer = b""
         position = 0
@@ -225,15 +225,16 @@ class StompWire:
             yield from self._execute(head, body)
             if head.command == b"DISCONNECT":
                 return
-        # It begins where a frame ends, so leading line ends are heart-beats; without them it is empty.
+        # The rest begins after a frame, so leading line ends are heart-beats.
         self._buffer = data[position:].lstrip(b"\r\n")
 
     def _frame(self, data: bytes, start: int) -> _Frame | None:
         """The frame at `start`. None while it is incomplete.
 
-        What is incomplete has no more than MAX_HEAD and `max_body` bytes, or it would not have passed.
+        An incomplete frame never has more than MAX_HEAD_SIZE and `max_body` bytes: that would raise
+        WireError.
         """
-        if data[start : start + 1] <= b"\r":  # nothing, a line end, or what will be an unknown command
+        if data[start : start + 1] <= b"\r":  # nothing, a line end, or an unknown command
             first = _NO_EOL.search(data, start)
             if first is None:
                 return None
@@ -252,9 +253,9 @@ class StompWire:
         return None if end < 0 else (head, data[begin:end], end + 1)
 
     def _body_end(self, data: bytes, begin: int, head: _Head) -> int:
-        """Where the NUL behind the body is; -1 while it has not come.
+        """The position of the NUL after the body. -1 while it has not arrived.
 
-        Only SEND may have a body (1.2, Body), but one in another frame is no reason to end a login.
+        Only SEND may have a body (1.2, Body). But a body in another frame is no reason to end a login.
         """
         if head.length < 0:
             end = data.find(b"\0", begin, begin + self._max_body + 1)
@@ -307,12 +308,12 @@ class StompWire:
         if _required(headers, b"destination") not in _REGISTER_AT:
             return (_UNKNOWN,)
         try:
-            said = orjson.loads(body)
+            registration = orjson.loads(body)
         except orjson.JSONDecodeError:
             return (_UNKNOWN,)
-        if not isinstance(said, dict):
+        if not isinstance(registration, dict):
             return (_UNKNOWN,)
-        return (parse_registration(said.get("webSocketId"), said.get("lastMessageId")),)
+        return (parse_registration(registration.get("webSocketId"), registration.get("lastMessageId")),)
 
     def _subscribe(self, headers: Headers, body: bytes) -> tuple[Request, ...]:
         topic = _TOPICS.get(_required(headers, b"destination"), _SILENT)
@@ -456,13 +457,13 @@ _VERSION: Final = b"version:1.0,1.1,1.2\n"  # 1.2, Protocol Negotiation
 
 @lru_cache(64)
 def _highest_version(accepted: bytes) -> bytes:
-    """The highest version in common; empty for none. Not the client's first: webstomp's is 1.0."""
+    """The highest common version; empty for none. The order is ignored: webstomp lists 1.0 first."""
     return max({word.strip() for word in accepted.split(b",")} & _VERSIONS.keys(), default=b"")
 
 
 @lru_cache(64)
 def _wanted_interval(heart_beat: bytes) -> int | None:
-    """Milliseconds between two heart-beats that the client wants; None where the header is malformed."""
+    """Milliseconds between two heart-beats that the client wants. None if the header is malformed."""
     numbers = _HEART_BEAT.fullmatch(heart_beat)
     return int(numbers[2]) if numbers else None
 
@@ -473,8 +474,8 @@ def _connected(version: bytes, can_send: int, wants: int) -> tuple[Reply]:
 
 
 def _head(head: bytes, version: int) -> _Head:
-    """What the lines before a blank one say. Raises WireError for what `version` does not allow there."""
-    if b"\r" in head:  # 1.2, STOMP Frames: a line may end in CR LF; taken in the older versions too
+    """The parsed lines before the blank line. Raises WireError for what `version` does not allow."""
+    if b"\r" in head:  # 1.2, STOMP Frames: a line may end in CR LF; accepted in older versions too
         head = (head + b"\n").replace(b"\r\n", b"\n")[:-1]
     _check_octets(head, version)
     lines = head.split(b"\n")
@@ -490,22 +491,22 @@ def _head(head: bytes, version: int) -> _Head:
         if not (colon and name):
             raise _error(CloseCode.PROTOCOL_ERROR, "a header must have a name and a colon")
         headers[name] = value
-    if version == _V10:  # whose specification writes `login: <username>`
+    if version == _V10:  # the specification of 1.0 writes `login: <username>`
         headers = {name.strip(): value.strip() for name, value in headers.items()}
-    return _Head(command, headers, _announced(headers))
+    return _Head(command, headers, _content_length(headers))
 
 
-def _announced(headers: Headers) -> int:
-    announced = headers.get(b"content-length")
-    if announced is None:
+def _content_length(headers: Headers) -> int:
+    value = headers.get(b"content-length")
+    if value is None:
         return -1
-    if not announced.isdigit():
+    if not value.isdigit():
         raise _error(CloseCode.PROTOCOL_ERROR, "content-length must be a number", headers)
-    return int(announced) if len(announced) <= 9 else 10**9  # which no body may have
+    return int(value) if len(value) <= 9 else 10**9  # no body may have so many bytes
 
 
 def _plain_head(head: bytes, version: int) -> _Head | None:
-    """As `_head`; None for what has to be looked at more closely before."""
+    """As `_head`, but None for a head with CR or leading line ends, which needs more work."""
     return None if head[:1] <= b"\r" or b"\r" in head else _head(head, version)
 
 
@@ -525,7 +526,7 @@ def _check_octets(head: bytes, version: int) -> None:
 
 
 def _error(code: CloseCode, reason: str, headers: Headers | None = None, extra: bytes = b"") -> WireError:
-    """What to raise for a frame with these headers. A reason is ASCII and has no colon or backslash."""
+    """The error for a frame with these headers. `reason` is ASCII without colon and backslash."""
     text = reason.encode()
     if headers is not None and b"receipt" in headers:
         extra += b"receipt-id:%b\n" % headers[b"receipt"]

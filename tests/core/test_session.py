@@ -605,7 +605,7 @@ def test_registered_sessions_stay_while_redis_is_away() -> None:
 # The end
 
 
-def test_close_says_goodbye_once_and_leaves_the_hub_at_once() -> None:
+def test_close_sends_one_close_frame_and_leaves_the_hub_at_once() -> None:
     scene = Scene()
     scene.register()
     scene.broker.taken()
@@ -617,7 +617,7 @@ def test_close_says_goodbye_once_and_leaves_the_hub_at_once() -> None:
     assert scene.said() == []
 
 
-def test_a_goodbye_that_is_not_answered_ends_in_an_abort() -> None:
+def test_a_close_frame_that_is_not_answered_ends_in_an_abort() -> None:
     scene = Scene(close_timeout=2)
     scene.register()
     scene.session.close(CloseCode.SERVICE_RESTART, "service restart")

@@ -63,11 +63,11 @@ class BeatingWire:
 class Spoken(Session):
     """A session whose carrier keeps what it is given, and when. Its client answers while it `lives`."""
 
-    __slots__ = ("aborted", "goodbye", "lives", "probes", "written")
+    __slots__ = ("aborted", "close_frame", "lives", "probes", "written")
 
     def __init__(self, node: SessionContext, wire: BeatingWire) -> None:
         self.written: list[tuple[float, bytes]] = []
-        self.goodbye: tuple[CloseCode, str] | None = None
+        self.close_frame: tuple[CloseCode, str] | None = None
         self.probes = 0
         self.lives = True
         self.aborted = False
@@ -77,7 +77,7 @@ class Spoken(Session):
         self.written.append((self._context.clock(), message))
 
     def _send_close(self, code: CloseCode, reason: str) -> None:
-        self.goodbye = code, reason
+        self.close_frame = code, reason
 
     def _ping(self) -> bool:
         self.probes += 1
@@ -100,8 +100,8 @@ class Scene:
     def state(self) -> SessionState:
         return self.session.state
 
-    def goodbye(self) -> tuple[CloseCode, str] | None:
-        return self.session.goodbye
+    def close_frame(self) -> tuple[CloseCode, str] | None:
+        return self.session.close_frame
 
     def say(self, *messages: bytes) -> None:
         for message in messages:
@@ -135,7 +135,7 @@ def test_heart_beats_are_sent_and_never_late(interval: float, registered: bool) 
     outages = [later - sooner for sooner, later in pairwise(times)]
     assert len(outages) >= 10
     assert all(interval - 0.5 <= gap <= interval for gap in outages)
-    assert scene.goodbye() is None
+    assert scene.close_frame() is None
 
 
 def test_the_transports_own_heartbeat_goes_on_besides() -> None:
@@ -154,7 +154,7 @@ def test_short_intervals_do_not_starve_the_states_own_deadline() -> None:
     scene = Scene(0.25, heartbeat=0.25)
     scene.say(b"connect, send")
     scene.wait(scene.node.config.registration_timeout + 0.5)
-    assert scene.goodbye() == (CloseCode.POLICY, "registration timeout")
+    assert scene.close_frame() == (CloseCode.POLICY, "registration timeout")
     scene.wait(scene.node.config.close_timeout + 0.5)
     assert scene.session.aborted
 
@@ -166,7 +166,7 @@ def test_a_page_that_the_browser_has_frozen_keeps_its_session() -> None:
     scene.register()
     scene.wait(3_600)
     assert scene.state() is SessionState.REGISTERED
-    assert scene.goodbye() is None
+    assert scene.close_frame() is None
 
 
 def test_a_client_that_answers_nothing_is_dropped() -> None:
@@ -189,7 +189,7 @@ def test_nothing_is_sent_without_an_agreement() -> None:
     assert scene.state() is SessionState.REGISTERED
 
 
-def test_no_heart_beats_after_the_goodbye() -> None:
+def test_no_heart_beats_after_the_close_frame() -> None:
     scene = Scene(0.5, close_timeout=30)
     scene.say(b"connect, send")
     scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
@@ -202,7 +202,7 @@ def test_a_client_that_takes_its_leave(message: bytes, written: list[bytes]) -> 
     scene = Scene(1)
     scene.say(message)
     assert [text for _, text in scene.session.written] == written
-    assert scene.goodbye() == (CloseCode.NORMAL, "disconnected")
+    assert scene.close_frame() == (CloseCode.NORMAL, "disconnected")
     assert scene.node.hub.channels == 0, "what came behind it counts for nothing"
 
 

@@ -226,7 +226,7 @@ async def test_a_node_that_stops_ends_the_stream(valkey: ValkeyProcess, http: Ht
 async def test_redis_out_of_reach_ends_the_stream_and_refuses_nothing(http: Http, new_id: NewId) -> None:
     async with unconnected_here("redis://127.0.0.1:1/0", registration_timeout=0.3) as gateway:
         source = await listen(http, port_of(gateway), new_id())
-        assert await source.block() == {"": "1013 results cannot be heard at the moment"}
+        assert await source.block() == {"": "1013 registration not confirmed in time"}
         assert await source.block() == {}
 
 

@@ -311,8 +311,8 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
                     "channels": 1,
                     "delivered": 0,
                     "invalid": {},
-                    "refused": {},
-                    "ended": {},
+                    "rejected": {},
+                    "closed": {},
                     "redis": {"connected": True, "outages": 0, "outage_seconds": 0.0, "repaired": 0},
                 },
             )

@@ -182,7 +182,7 @@ async def test_a_client_that_is_gone_before_its_answer(valkey: ValkeyProcess, ne
                 browser.send(GOOD.encode() + text({"webSocketId": new_id()}))
         await until(lambda: not gateway.sessions, "they are all gone")
         await until(lambda: not gateway._hub.channels, "and their channels")
-        await until(lambda: not gateway._acceptor.handshakes, "the door knows it too")
+        await until(lambda: not gateway._acceptor.handshakes, "the acceptor knows it too")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
 from gateway.server.access import AccessControl
-from gateway.server.responses import cors_headers, rejection_response
-from gateway.wire.handshake import ADDRESS_FULL, NO_UPGRADE, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
+from gateway.wire.handshake import ADDRESS_FULL, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
 
 from ..fakes import node
 
@@ -97,20 +96,3 @@ def test_the_address_behind_proxies_and_one_warning_without() -> None:
     with capture_logs() as lines:
         assert [at.address(behind) for _ in range(2)] == ["10.0.0.1"] * 2
     assert len(lines) == 1
-
-
-def test_headers_for_pages_from_elsewhere() -> None:
-    assert cors_headers(None) == {"Vary": "Origin"}
-    assert cors_headers("https://a.example") == {
-        "Access-Control-Allow-Origin": "https://a.example",
-        "Access-Control-Allow-Credentials": "true",
-        "Vary": "Origin",
-    }
-
-
-def test_a_rejection_as_a_response() -> None:
-    response = rejection_response(NO_UPGRADE, cors_headers(None))
-    assert response.status == 426
-    assert response.body == NO_UPGRADE.body
-    assert (response.headers["Upgrade"], response.headers["Vary"]) == ("websocket", "Origin")
-    assert response.content_type == "application/json"

@@ -316,15 +316,15 @@ def test_a_closed_session_says_so_until_it_is_forgotten(listening: bool) -> None
     scene = Scene().registered()
     waiting = scene.poll() if listening else None
     scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
-    goodbye = 'c[1012,"service restart"]'
+    close_frame = 'c[1012,"service restart"]'
     if waiting:
-        assert waiting.frames() == [goodbye]
+        assert waiting.frames() == [close_frame]
     assert scene.gone(), "it takes nobody's place any more"
     assert scene.node.ended == {(1012, "service restart"): 1}
     for _ in range(3):
         scene.wait(DISCONNECT_DELAY / 4)
-        assert scene.poll().frames() == [goodbye]
-        assert scene.stream().frames()[-1] == goodbye
+        assert scene.poll().frames() == [close_frame]
+        assert scene.stream().frames()[-1] == close_frame
     scene.wait(DISCONNECT_DELAY / 2)
     assert scene.sessions.close_frame("name") == b""
 
@@ -351,10 +351,12 @@ def test_close_frames_are_kept_for_a_while_and_no_more_than_so_many(
     def close(*names: str) -> None:
         for name in names:
             session = SockJSSession(shared, JSON_WIRE, ADDRESS, name, sessions)
-            sessions.remove(name, session, b"goodbye " + name.encode())
+            sessions.remove(name, session, b"close_frame " + name.encode())
 
     def remembered() -> str:
-        return "".join(name for name in "abcdef" if sessions.close_frame(name) == b"goodbye " + name.encode())
+        return "".join(
+            name for name in "abcdef" if sessions.close_frame(name) == b"close_frame " + name.encode()
+        )
 
     close("a", "b", "c", "d")
     assert remembered() == "bcd"
@@ -512,8 +514,8 @@ def test_the_envelope_on_a_websocket() -> None:
         item.deadline_passed()
     assert socket.transport.written[2:] == [frames.text(b"h"), frames.PING_FRAME]
     socket.session.close(CloseCode.SERVICE_RESTART, "service restart")
-    goodbye = [frames.text(b'c[1012,"service restart"]'), frames.close(1012, "service restart")]
-    assert socket.transport.written[4:] == goodbye
+    close_frame = [frames.text(b'c[1012,"service restart"]'), frames.close(1012, "service restart")]
+    assert socket.transport.written[4:] == close_frame
 
 
 def test_a_client_that_breaks_the_envelope_gets_a_close_and_nothing_else() -> None:
@@ -533,7 +535,7 @@ def test_each_message_in_the_envelope_counts() -> None:
     assert socket.transport.written[-1] == frames.close(1008, "too many messages")
 
 
-def test_what_follows_a_farewell_in_the_envelope_counts_for_nothing() -> None:
+def test_what_follows_a_close_frame_in_the_envelope_counts_for_nothing() -> None:
     socket = Socket(StompWire(1_000))
     send = 'SEND\ndestination:/app/registration\n\n{"webSocketId":"a"}\0'
     socket.say(json.dumps(["CONNECT\n\n\0", "DISCONNECT\n\n\0", send]))
@@ -586,7 +588,7 @@ def test_nothing_raises_or_stays_behind(actions: list[str | float]) -> None:
 def test_a_registered_stream_fits_its_budget() -> None:
     """Session, STOMP, receiver, table row, names and deadline; the rest of the 4 KB is the transport's."""
     ids = [f"{i:0128x}" for i in range(1_000)]
-    shared, door = node(max_sessions_per_ip=0), Sink()
+    shared, acceptor = node(max_sessions_per_ip=0), Sink()
     transport = Transport()
     sessions = SockJSSessions(shared.clock)
     subscribe = b"SUBSCRIBE\nid:sub-%d\ndestination:/user/topic/%b\n\n\0"
@@ -599,7 +601,9 @@ def test_a_registered_stream_fits_its_budget() -> None:
             shared.admission.admit(ADDRESS)
             session = SockJSSession(shared, StompWire(16_384), ADDRESS, f"{number:08}", sessions)
             connection = HttpConnection(transport, True, True)
-            session.attach(StreamReceiver(connection, door, {}, codec.line, b"h\n", sockjs.RESPONSE_LIMIT))
+            session.attach(
+                StreamReceiver(connection, acceptor, {}, codec.line, b"h\n", sockjs.RESPONSE_LIMIT)
+            )
             body = json.dumps({"webSocketId": name}).encode()
             session.receive([*said, b"SEND\ndestination:/app/registration\n\n%b\0" % body])
             transport.written.clear()

@@ -214,7 +214,7 @@ def test_no_redis_in_time() -> None:
     scene.broker.lose(scene.node.hub)
     scene.say(REGISTER)
     scene.wait(10.5)
-    assert scene.closed_with() == (1013, "results cannot be heard at the moment")
+    assert scene.closed_with() == (1013, "registration not confirmed in time")
 
 
 def test_the_node_shuts_down() -> None:
@@ -424,7 +424,7 @@ def test_a_ping_may_be_too_much() -> None:
     assert scene.wait(2.5)
 
 
-def test_a_goodbye_may_be_too_much() -> None:
+def test_a_close_frame_may_be_too_much() -> None:
     scene = Scene(stuck=True, write_buffer=1_024)
     scene.register()
     scene.transport._unsent = 1_020

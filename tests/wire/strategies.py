@@ -73,7 +73,7 @@ def messages(draw: st.DrawFn) -> list[Frame]:
 
 @st.composite
 def conversations(draw: st.DrawFn) -> list[Frame]:
-    """What a client that keeps to the RFC may send; now and then it says goodbye at the end."""
+    """What a client that keeps to the RFC may send; sometimes with a close frame at the end."""
     frames = [frame for message in draw(st.lists(messages(), max_size=4)) for frame in message]
     if draw(st.booleans()):
         frames.append(Frame(Opcode.CLOSE, draw(close_bodies)))

@@ -197,7 +197,7 @@ def test_a_message_that_is_a_frame_means_what_it_means_among_others(
     def fresh() -> StompWire:
         return StompWire(MAX_BODY) if version is None else connected(version)
 
-    assert outcome(fresh().receive, message) == outcome(fresh()._several, message)
+    assert outcome(fresh().receive, message) == outcome(fresh()._receive_any, message)
 
 
 def outcome(receive: Callable[[bytes], Iterable[Request]], message: bytes) -> tuple[object, ...]:
