@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from .pool import ConnectionPool
-from .topology import Server, topology_of
+from .server import Server
+from .topology import topology_of
 from .url import Address, RedisURL
 
 LOOKUP_INTERVAL: Final = 1.0

@@ -17,6 +17,7 @@ from gateway.redis.probe import (
     RENEW_AFTER,
     Probe,
 )
+from gateway.redis.server import Server
 from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, resp, turns, virtual
@@ -24,7 +25,7 @@ from ..fakes import Events, Redis, Transport, resp, turns, virtual
 CHANNEL = b"websocket::probe:1"
 
 
-class Server(Redis):
+class FakeRedis(Redis):
     """A Redis that publishes to the one link, unless it is `deaf` or another answer is set."""
 
     def __init__(self) -> None:
@@ -49,12 +50,13 @@ class Server(Redis):
 class Topology:
     """Where publishers publish; and the server there is the topology itself."""
 
+    connect: Any = Server.connect
     display_url = "redis://somewhere"
     only_masters = False
     username, password, database = "default", None, 0
 
     def __init__(self) -> None:
-        self.redis = Server()
+        self.redis = FakeRedis()
         self.found: Any = self
         self.opened: list[Transport] = []
         self.refuses = False
@@ -144,7 +146,7 @@ async def test_a_link_that_hears_nothing_is_given_up_within_two_probes() -> None
     await asyncio.sleep(10)
     scene.redis.deaf = True
     began = asyncio.get_running_loop().time()
-    assert await scene.why() == "what is published is not heard on it"
+    assert await scene.why() == "a published probe did not arrive on it"
     assert asyncio.get_running_loop().time() - began < 1.1 * PROBE_INTERVAL + PROBE_GRACE + 0.1
     assert scene.probe.missed == 1
 
@@ -270,7 +272,7 @@ def test_what_cannot_be_published_proves_nothing_and_is_told_once(trouble: Any, 
             assert scene.probe.not_published > 5
             assert (scene.probe.received, scene.probe.missed, scene.transport.aborted) == (0, 0, False)
             (line,) = [line for line in logs if line["event"] == "probe not published"]
-            assert why in line["why"]
+            assert why in line["reason"]
             scene.topology.refuses, scene.topology.found, scene.redis.answer = False, scene.topology, None
             await asyncio.sleep(3)
             assert scene.probe.received > 0

@@ -101,7 +101,7 @@ async def test_with_a_surplus_the_link_is_given_up() -> None:
     scene.redis.subscribed |= {b"x", b"y"}
     await scene.reconciler.run_once(scene.link)
     assert scene.reconciler.repaired == 2
-    assert str(await scene.link.closed) == "more is subscribed on it than should be"
+    assert str(await scene.link.closed) == "Redis has more channels subscribed on it than the node"
 
 
 @virtual
@@ -112,7 +112,7 @@ async def test_with_too_few_and_nobody_missing_the_link_is_given_up(monkeypatch:
     await scene.reconciler.run_once(scene.link)
     assert scene.lost() == []
     assert scene.reconciler.repaired == 1
-    assert str(await scene.link.closed) == "less is subscribed on it than should be"
+    assert str(await scene.link.closed) == "Redis has fewer channels subscribed on it than the node"
 
 
 @virtual

@@ -106,7 +106,7 @@ async def test_nobody_answers() -> None:
             assert time.monotonic() - started < 2 * sentinels.SENTINEL_TIMEOUT
     assert isinstance(caught.value, GatewayError)
     assert isinstance(caught.value, OSError), "as of a server that is away"
-    assert f"127.0.0.1:{dead}: Error 111" in str(caught.value)
+    assert f"127.0.0.1:{dead}: [Errno 111]" in str(caught.value)
     assert f"127.0.0.1:{silent}: no answer" in str(caught.value)
 
 

@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from gateway.redis.connection import ConnectionLost
 from gateway.redis.outage import NOTIFY_AFTER
+from gateway.redis.server import Server
 from gateway.redis.server_broker import (
     CONNECT_TIMEOUT,
     FIRST_RECONNECT_DELAY,
@@ -75,6 +76,7 @@ async def is_a_replica(topology: Topology, transport: Transport) -> None:
 class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
+    connect: Any = Server.connect
     display_url = "redis://somewhere"
     only_masters = False
     username = "default"
@@ -292,7 +294,7 @@ def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer) -
             scene = Scene(answer)
             await asyncio.sleep(CONNECT_TIMEOUT + FIRST_RECONNECT_DELAY + 0.1)
             assert len(scene.topology.attempts) == 2
-            assert [line["why"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
+            assert [line["reason"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
             scene.topology.answer = serves
             await asyncio.sleep(CONNECT_TIMEOUT + MAX_RECONNECT_DELAY)
             assert scene.broker.connected
@@ -335,7 +337,7 @@ def test_one_and_the_same_trouble_is_told_once_and_then_every_half_minute(answer
             scene = Scene(answer)
             await asyncio.sleep(REMIND_EVERY - 1)
             (line,) = told(logs, "redis unreachable")
-            assert why in line["why"]
+            assert why in line["reason"]
             await asyncio.sleep(2 * REMIND_EVERY)
             assert len(told(logs, "redis unreachable")) == 3
             await scene.stop()
@@ -361,8 +363,8 @@ async def test_up_and_down_are_told() -> None:
         scene.lose("reset by peer")
         await asyncio.sleep(1)
         await scene.stop()
-    assert [line["event"] for line in logs] == ["redis connected", "redis lost", "redis connected"]
-    assert logs[1]["why"] == "reset by peer"
+    assert [line["event"] for line in logs] == ["redis connected", "redis connection lost", "redis connected"]
+    assert logs[1]["reason"] == "reset by peer"
     assert logs[2]["outages"] == 1
     assert 0 < logs[2]["after_seconds"] <= FIRST_RECONNECT_DELAY + 0.001
 
@@ -422,7 +424,7 @@ async def test_a_redis_that_never_was_there_is_missed_as_one_that_is_gone() -> N
 async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
     """Whoever has not been told by then need not be."""
     scene = await Scene(serves, *(b"%d" % i for i in range(1_000))).up()
-    loop, tell = asyncio.get_running_loop(), scene.broker._notice._give
+    loop, tell = asyncio.get_running_loop(), scene.broker._notifier._notify
     assert isinstance(loop, VirtualLoop)
 
     def slowly() -> Iterator[None]:
@@ -430,7 +432,7 @@ async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
             loop.stall(0.01)
             yield
 
-    scene.broker._notice._give = slowly
+    scene.broker._notifier._notify = slowly
     scene.topology.answer = is_down
     scene.lose()
     await until(lambda: scene.broker.degraded(b"0"))
@@ -488,7 +490,9 @@ async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
         scene.topology.only_masters = True
         await asyncio.sleep(5)
         assert not scene.broker.ever_connected
-        assert [line["why"] for line in told(logs, "redis unreachable")] == ["redis://somewhere is a replica"]
+        assert [line["reason"] for line in told(logs, "redis unreachable")] == [
+            "redis://somewhere is a replica; the master is needed"
+        ]
         scene.topology.answer = serves
         await asyncio.sleep(MAX_RECONNECT_DELAY)
         assert scene.broker.connected
@@ -520,7 +524,7 @@ async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
         await asyncio.sleep(10)
         assert scene.broker.connected
         assert scene.broker.outages == 0
-        assert len(told(logs, "a guard of the link failed")) == 1
+        assert len(told(logs, "probe or reconciler crashed; connection unmonitored")) == 1
         await scene.stop()
 
 

@@ -19,7 +19,7 @@ from gateway.redis import url as redis_url
 from gateway.redis.cluster import slots
 from gateway.redis.cluster.broker import SLOTLESS_SECONDS, ClusterBroker, ShardEventFilter
 from gateway.redis.cluster.slots import SlotMap, key_slot
-from gateway.redis.topology import Server
+from gateway.redis.server import Server
 from gateway.redis.url import Address
 
 from ...fakes import turns, virtual
@@ -130,7 +130,9 @@ class Scene:
 
     def misunderstood(self) -> list[str]:
         """Why links were given up that should not have been."""
-        return [why for why in self.why_lost() if "nobody asked" in why or "more is subscribed" in why]
+        return [
+            why for why in self.why_lost() if "unexpected reply" in why or "more channels subscribed" in why
+        ]
 
 
 def up(masters: int = 3, others: int = 1, **options: Any) -> Scene:
@@ -171,7 +173,7 @@ async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
 async def test_the_end_is_the_end_of_all_lines_and_of_what_was_planned() -> None:
     async with up() as scene:
         await asyncio.sleep(0.1)
-        scene.cluster.claimed(0, scene.redis.node(3).address)
+        scene.cluster.topology.claim(0, scene.redis.node(3).address)
     assert all(transport.lost for transport in scene.redis.transports)
     opened = len(scene.redis.transports)
     await asyncio.sleep(10)
@@ -217,7 +219,7 @@ async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() ->
         assert scene.cluster.outages == 1
         assert scene.cluster.outage_seconds() == pytest.approx(2.2, abs=0.3)
         assert member.heard == [b"MEANWHILE"]
-        assert dead.address not in scene.cluster._lines
+        assert dead.address not in scene.cluster._brokers
 
 
 @virtual
@@ -271,7 +273,7 @@ async def test_while_a_slot_is_on_its_way_its_results_are_read_where_it_goes() -
         assert source.subscribed == sorted([gone.name, stayed.name])
         assert scene.whole(), "a line to a node without slots is nobody's loss"
         await asyncio.sleep(SLOTLESS_SECONDS + 2)
-        assert target.address not in scene.cluster._lines
+        assert target.address not in scene.cluster._brokers
 
 
 @virtual
@@ -311,7 +313,7 @@ async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name(
             scene.redis.gossip(node)
         await asyncio.sleep(3)
         assert scene.whole()
-        assert scene.cluster.map.owners[0] == scene.redis.node(1).address
+        assert scene.cluster.topology.map.owners[0] == scene.redis.node(1).address
 
 
 @virtual
@@ -324,8 +326,8 @@ async def test_nobody_there_is_told_once() -> None:
             await asyncio.sleep(5)
             assert not scene.cluster.ever_connected
     (line,) = [line for line in logs if line["event"] == "redis cluster unreachable"]
-    assert "n0:7000: Connect call failed" in line["why"]
-    assert "n1:7001: Connect call failed" in line["why"]
+    assert "n0:7000: Connect call failed" in line["reason"]
+    assert "n1:7001: Connect call failed" in line["reason"]
 
 
 # In any order
@@ -575,7 +577,7 @@ class Play:
         return sorted((node.address, name) for node in self.redis.nodes.values() for name in node.subscribed)
 
     async def audited(self) -> None:
-        for line in list(self.scene.cluster._lines.values()):
+        for line in list(self.scene.cluster._brokers.values()):
             if line.connection is not None:
                 async with asyncio.timeout(60):
                     await line.reconciler.run_once(line.connection)
@@ -615,9 +617,10 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
     gone: list[str] = []
     claims: list[Address] = []
     cluster: Any = SimpleNamespace(
-        map=SlotMap((here,) * COUNT),
+        topology=SimpleNamespace(
+            map=SlotMap((here,) * COUNT), claim=lambda _slot, owner: claims.append(owner)
+        ),
         connection_for=lambda _name: SimpleNamespace(abort=gone.append),
-        claimed=lambda _slot, owner: claims.append(owner),
     )
     shard = ShardEventFilter(cluster, Hub("websocket:", 1_000, slot_of=key_slot), here)
     shard.moved(b"x", "there", 2)
@@ -626,3 +629,11 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
         shard.moved(b"x", host, 1)
     assert claims == [there]
     assert gone == ["here:1 leads to another node"] * 2
+
+
+def test_events_for_some_slots_are_limited_to_the_slots_of_the_master() -> None:
+    here, there = Address("here", 1), Address("there", 2)
+    cluster: Any = SimpleNamespace(topology=SimpleNamespace(map=SlotMap((here, here, there, there))))
+    events = ShardEventFilter(cluster, Hub("websocket:", 1_000, slot_of=key_slot), here)
+    assert set(events._own(None)) == {0, 1}
+    assert set(events._own({1, 2})) == {1}
