@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -119,10 +120,9 @@ async def test_redis_is_frozen_under_load(
         with cluster.valkey.frozen():
             frozen = time.time()
             async with crowd(cluster.ports, ["newcomer", "another"], registered=False) as newcomers:
-                await until(
-                    lambda: min(cluster.last("redis connection lost")) > frozen, "the nodes notice", FROZEN
-                )
-                noticed = [when - frozen for when in cluster.last("redis connection lost")]
+                last = partial(cluster.last, "redis connection lost")
+                await until(lambda: min(last()) > frozen, "the nodes notice", FROZEN)
+                noticed = [when - frozen for when in last()]
                 measured("frozen Redis, noticed", max(noticed))
                 assert max(noticed) <= NOTICED
                 await asyncio.sleep(frozen + FROZEN - time.time())
