@@ -328,6 +328,8 @@ class SubscriberConnection(Connection):
 
     def _finish_subscribe(self, batch: SubscribeBatch, values: list[Any], error: str | None) -> None:
         if error is None:
+            if type(values) is not list or len(values) != len(batch.names):
+                raise UnexpectedReply("a reply to the read of retained results")
             for name, retained in zip(batch.names, values, strict=True):
                 if retained == NO_ROOM:
                     (self._to_subscribe if batch.subscribe else self._to_read).append(name)

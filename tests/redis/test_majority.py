@@ -41,7 +41,7 @@ async def test_all_answers_come_in_the_order_of_the_questions() -> None:
 
 
 @virtual
-async def test_nobody_to_ask_is_no_answer_at_once() -> None:
+async def test_without_servers_there_is_no_answer_at_once() -> None:
     assert await ask() == ([], 0)
 
 

@@ -1,4 +1,4 @@
-"""When it is given, how, and that it ends. Time is virtual."""
+"""When the notifier notifies, how, and that it ends. Time is virtual."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..fakes import VirtualLoop, turns, virtual
 
 
 class Hall:
-    """Those who are to be told, so many shares of them; each share takes so many seconds."""
+    """Waiting sessions in so many shares; to tell a share takes so many seconds."""
 
     def __init__(self, shares: int = 3, seconds: float = 0.0) -> None:
         self.told = 0
@@ -43,8 +43,8 @@ async def test_it_is_given_once_the_line_has_been_down_for_some_seconds() -> Non
 
 
 @virtual
-async def test_whoever_comes_while_it_is_given_can_know() -> None:
-    """It is given as soon as the first is told: who comes then may be too late for the shares."""
+async def test_notified_is_set_before_anybody_is_told() -> None:
+    """`notified` is set before the first is told: whoever comes later may miss the iteration."""
     hall = Hall(shares=100)
     notifier = OutageNotifier(hall.tell)
     notifier.begin()
@@ -98,7 +98,7 @@ async def test_a_line_that_is_still_down_is_still_the_same_news() -> None:
 
 
 @virtual
-async def test_the_end_comes_also_amid_the_shares() -> None:
+async def test_it_can_end_between_two_shares() -> None:
     hall = Hall(shares=1_000, seconds=0.01)
     notifier = OutageNotifier(hall.tell)
     notifier.begin()

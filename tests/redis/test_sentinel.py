@@ -118,7 +118,7 @@ async def test_sentinels_that_know_no_such_master(sentinel: SentinelProcess) -> 
             await found.master()
 
 
-async def test_what_is_no_sentinel_is_told_as_it_is(valkey: ValkeyProcess, sentinel: SentinelProcess) -> None:
+async def test_a_server_that_is_no_sentinel(valkey: ValkeyProcess, sentinel: SentinelProcess) -> None:
     async with asked(valkey.port) as found:
         with pytest.raises(NoMaster, match="unknown command 'SENTINEL'"):
             await found.master()
@@ -203,7 +203,7 @@ async def test_tls(sentinel: SentinelProcess, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-async def test_amid_a_failover_the_new_master_is_named() -> None:
+async def test_during_a_failover_the_new_master_is_named() -> None:
     """As long as a replica does not follow, SENTINEL MASTER says the new epoch and the old address."""
     with ValkeyProcess() as old, ValkeyProcess() as new, ValkeyProcess() as stubborn:
         for replica, priority in ((new, 1), (stubborn, 0)):

@@ -45,7 +45,7 @@ def test_credentials_and_database(url: str, username: str, password: str | None,
 
 
 class Visit(asyncio.Protocol):
-    """A connection that tells when it is made and when it is gone."""
+    """A protocol that tells when its connection is made and when it is lost."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()
@@ -86,7 +86,7 @@ async def test_opens_a_unix_socket(tmp_path: Path) -> None:
         await visit.gone
 
 
-async def test_nobody_there_is_an_os_error(tmp_path: Path) -> None:
+async def test_no_server_is_an_os_error(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(OSError, match=str(port)):
@@ -95,7 +95,7 @@ async def test_nobody_there_is_an_os_error(tmp_path: Path) -> None:
         await Server(f"unix://{tmp_path}/none.sock").open(Visit())
 
 
-def test_only_rediss_speaks_tls_and_checks_who_answers() -> None:
+def test_only_rediss_uses_tls_and_verifies_the_server() -> None:
     assert Server("redis://redis.example")._tls is None
     tls = Server("rediss://redis.example")._tls
     assert tls is not None
@@ -125,7 +125,7 @@ async def opened(url: str) -> AsyncIterator[Connection]:
 
 @contextlib.asynccontextmanager
 async def saying(*words: bytes) -> AsyncIterator[str]:
-    """A server that says one of these whenever it has heard something; and goes when there are no more."""
+    """A server that sends one of these after each read, and closes the connection after the last."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         for word in words:
@@ -148,14 +148,16 @@ async def test_each_gets_the_replies_to_its_own_commands_in_their_order(valkey: 
     assert replies == [[f"{number}".encode(), b"again"] for number in range(20)]
 
 
-async def test_a_refusal_is_one_of_the_replies(valkey: ValkeyProcess) -> None:
+async def test_an_error_is_one_of_the_replies(valkey: ValkeyProcess) -> None:
     async with opened(valkey.url) as connection:
         first, second, third = await connection.pipeline([("ECHO", "a"), ("NONSENSE",), ("ECHO", "b")])
     assert (first, third) == (b"a", b"b")
     assert isinstance(second, hiredis.ReplyError)
 
 
-async def test_replies_for_who_has_given_up_are_not_taken_for_the_next_ones(valkey: ValkeyProcess) -> None:
+async def test_a_cancelled_caller_leaves_no_replies_to_the_next(
+    valkey: ValkeyProcess,
+) -> None:
     async with opened(valkey.url) as connection:
         with valkey.frozen(), pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):

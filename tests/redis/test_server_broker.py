@@ -1,4 +1,4 @@
-"""Keeps a link up. Time is virtual, and Redis does what a test tells it."""
+"""The broker keeps a connection up. Time is virtual, and the test plays Redis."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> Non
 
 
 @virtual
-async def test_passes_on_what_is_asked() -> None:
+async def test_forwards_requests() -> None:
     scene = await Scene().up()
     scene.broker.subscribe(b"a")
     scene.broker.read(b"b")
@@ -189,8 +189,8 @@ async def test_passes_on_what_is_asked() -> None:
 
 
 @virtual
-async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
-    """The next link asks for all that `connected` names, so anything kept would be asked twice."""
+async def test_requests_without_a_connection_are_dropped() -> None:
+    """The next connection subscribes all that `connected` names: a kept request would be sent twice."""
     scene = Scene(is_down)
     await turns()
     scene.broker.subscribe(b"a")
@@ -206,7 +206,7 @@ async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
 
 
 @virtual
-async def test_a_lost_link_is_replaced_and_all_that_is_wanted_asked_again() -> None:
+async def test_a_lost_connection_is_replaced_and_everything_subscribed_again() -> None:
     scene = await Scene(serves, b"a").up()
     await turns()
     scene.events.taken()
@@ -222,7 +222,7 @@ async def test_a_lost_link_is_replaced_and_all_that_is_wanted_asked_again() -> N
 
 
 @virtual
-async def test_gaps_are_counted_and_timed() -> None:
+async def test_outages_are_counted_and_timed() -> None:
     scene = await Scene().up()
     for gap in (1, 2):
         scene.topology.answer = is_down
@@ -239,7 +239,7 @@ async def test_gaps_are_counted_and_timed() -> None:
 
 
 @virtual
-async def test_the_time_before_the_first_link_is_no_gap() -> None:
+async def test_the_time_before_the_first_connection_is_no_outage() -> None:
     scene = Scene(is_down)
     await asyncio.sleep(100)
     assert (scene.broker.outages, scene.broker.past_outage_seconds) == (0, 0)
@@ -261,7 +261,7 @@ async def test_attempts_come_soon_then_ever_more_slowly_and_never_too_slowly() -
 
 
 @virtual
-async def test_a_link_that_dies_young_slows_the_attempts_down_too() -> None:
+async def test_a_connection_that_dies_young_slows_the_attempts_down_too() -> None:
     async def hangs_up(topology: Topology, transport: Transport) -> None:
         await serves(topology, transport)
         asyncio.get_running_loop().call_later(0.01, transport.lose)
@@ -274,7 +274,7 @@ async def test_a_link_that_dies_young_slows_the_attempts_down_too() -> None:
 
 
 @virtual
-async def test_after_a_link_that_lasted_the_next_comes_soon() -> None:
+async def test_after_a_connection_that_lasted_the_next_comes_soon() -> None:
     scene = Scene(is_down)
     await asyncio.sleep(10)
     scene.topology.answer = serves
@@ -314,7 +314,7 @@ async def test_an_attempt_that_failed_leaves_no_connection_behind() -> None:
 
 
 @virtual
-async def test_a_dead_link_is_noticed_and_replaced() -> None:
+async def test_a_dead_connection_is_noticed_and_replaced() -> None:
     scene = await Scene().up()
     await asyncio.sleep(60)
     assert scene.broker.outages == 0
@@ -330,7 +330,7 @@ async def test_a_dead_link_is_noticed_and_replaced() -> None:
 @pytest.mark.parametrize(
     ("answer", "why"), [(is_down, "Connect call failed"), (knows_no_resp3, "HELLO with: ERR unknown command")]
 )
-def test_one_and_the_same_trouble_is_told_once_and_then_every_half_minute(answer: Answer, why: str) -> None:
+def test_the_same_error_is_logged_once_and_then_every_half_minute(answer: Answer, why: str) -> None:
     @virtual
     async def troubled() -> None:
         with capture_logs() as logs:
@@ -346,7 +346,7 @@ def test_one_and_the_same_trouble_is_told_once_and_then_every_half_minute(answer
 
 
 @virtual
-async def test_another_trouble_is_told_at_once() -> None:
+async def test_another_error_is_logged_at_once() -> None:
     with capture_logs() as logs:
         scene = Scene(is_down)
         await asyncio.sleep(5)
@@ -357,7 +357,7 @@ async def test_another_trouble_is_told_at_once() -> None:
 
 
 @virtual
-async def test_up_and_down_are_told() -> None:
+async def test_up_and_down_are_logged() -> None:
     with capture_logs() as logs:
         scene = await Scene().up()
         scene.lose("reset by peer")
@@ -374,7 +374,7 @@ def warned(scene: Scene) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("answer", [is_down, is_frozen, hangs])
-def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Answer) -> None:
+def test_members_are_told_after_some_seconds_of_outage(answer: Answer) -> None:
     @virtual
     async def gone() -> None:
         scene = await Scene(serves, b"a", b"b").up()
@@ -388,7 +388,7 @@ def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Ans
         assert scene.broker.degraded(b"a")
         assert warned(scene) == [("degraded", b"a"), ("degraded", b"b")]
         await asyncio.sleep(60)
-        assert len(warned(scene)) == 2, "once for each gap"
+        assert len(warned(scene)) == 2, "once for each outage"
         scene.topology.answer = serves
         await until(lambda: scene.broker.connected)
         assert not scene.broker.degraded(b"a")
@@ -398,7 +398,7 @@ def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Ans
 
 
 @virtual
-async def test_a_gap_that_is_over_in_time_is_told_to_nobody_and_the_next_one_begins_anew() -> None:
+async def test_members_are_not_told_of_a_short_outage() -> None:
     scene = await Scene(serves, b"a").up()
     for _ in range(2):
         scene.topology.answer = is_down
@@ -421,8 +421,8 @@ async def test_a_redis_that_never_was_there_is_missed_as_one_that_is_gone() -> N
 
 
 @virtual
-async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
-    """Whoever has not been told by then need not be."""
+async def test_the_next_connection_stops_the_notification() -> None:
+    """Sessions that have not been told by then are not told."""
     scene = await Scene(serves, *(b"%d" % i for i in range(1_000))).up()
     loop, tell = asyncio.get_running_loop(), scene.broker._notifier._notify
     assert isinstance(loop, VirtualLoop)
@@ -465,8 +465,8 @@ def test_cancelling_ends_it_at_any_time(answer: Answer) -> None:
 
 
 @virtual
-async def test_whoever_asks_over_the_link_of_a_broker_that_is_stopped_hears_that_it_is_lost() -> None:
-    """A cancelled future would look like the cancellation of whoever waits for it."""
+async def test_a_command_on_the_connection_of_a_stopped_broker_fails() -> None:
+    """A cancelled future would cancel everybody who waits for it."""
     scene = await Scene().up()
     scene.topology.transports[-1].on_write = lambda _data: None
     assert scene.broker.connection is not None
@@ -484,7 +484,7 @@ async def test_a_replica_will_do() -> None:
 
 
 @virtual
-async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
+async def test_a_replica_is_rejected_where_the_master_is_needed() -> None:
     with capture_logs() as logs:
         scene = Scene(is_a_replica)
         scene.topology.only_masters = True
@@ -500,7 +500,7 @@ async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
 
 
 @virtual
-async def test_the_topology_is_asked_anew_for_each_link_and_closed_at_the_end() -> None:
+async def test_the_topology_is_asked_for_each_connection_and_closed_at_the_end() -> None:
     scene = await Scene().up()
     elsewhere = Topology()
     scene.topology.find = lambda: asyncio.sleep(0, elsewhere)  # type: ignore[method-assign]
@@ -513,7 +513,7 @@ async def test_the_topology_is_asked_anew_for_each_link_and_closed_at_the_end() 
 
 
 @virtual
-async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
+async def test_a_crashed_probe_or_reconciler_is_logged_and_the_connection_stays() -> None:
     async def fails(*_about: object) -> None:
         raise RuntimeError("a bug")
 
@@ -529,7 +529,7 @@ async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
 
 
 @virtual
-async def test_the_guards_of_a_link_end_with_it() -> None:
+async def test_the_guards_of_a_connection_end_with_it() -> None:
     scene = await Scene().up()
     before = len(asyncio.all_tasks())
     for _ in range(3):

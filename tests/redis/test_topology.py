@@ -17,7 +17,7 @@ async def test_a_fixed_server_is_the_same_wherever_it_leads(only_masters: bool) 
 
 
 class Names:
-    """Sentinels that name what a test tells them to."""
+    """Sentinels that name what the test sets."""
 
     def __init__(self, _url: RedisURL) -> None:
         self.named = Address("10.0.0.1", 6_379)
@@ -33,7 +33,7 @@ class Names:
 async def test_behind_sentinels_it_is_another_server_only_when_they_name_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """That it is the same object shows the probe that the master is the same."""
+    """The probe compares objects: the same object means the same master."""
     monkeypatch.setattr("gateway.redis.topology.Sentinels", Names)
     sentinel = SentinelTopology(parse_redis_url("redis+sentinel://me:secret@s1,s2/mymaster/3"))
     sentinels = sentinel._sentinels

@@ -1,4 +1,4 @@
-"""The lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
+"""The broker of a Cluster whose nodes move slots, die and disagree. Time is virtual."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COUNT = 16
 """Slots, for a test has no time for 16,384."""
 
 SETTLED = 3.0
-"""Seconds after which what is stable must be served: two looks at the map, a connection, a subscription."""
+"""Seconds until a stable slot is served: two refreshes of the map, a connection, a subscription."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,14 +65,14 @@ class Member:
         raise AssertionError(problem)
 
     def degraded(self) -> None:
-        """Push is blind; that is the hub's to test."""
+        """An outage; the tests of the hub cover it."""
 
     def restored(self) -> None:
-        """It is not any more."""
+        """The outage is over."""
 
 
 class Scene:
-    """Hub, Cluster, brokers and links as in a node, before a Cluster that the test plays."""
+    """Hub, broker and connections as in a node; the test plays the Cluster."""
 
     def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
         self.redis = redis
@@ -107,7 +107,7 @@ class Scene:
         assert not self.last_error, "something raised where nobody listens"
 
     def whole(self) -> bool:
-        """Whether every slot has its line."""
+        """Whether every slot is served and connected."""
         return self.cluster.connected
 
     def join(self, web_socket_id: bytes) -> Member:
@@ -121,7 +121,7 @@ class Scene:
         self.hub.leave(member.name, member)
 
     def why_lost(self) -> list[str]:
-        """Of the links that are no more."""
+        """The reasons of all lost connections."""
         return [
             str(transport.protocol.closed.result())
             for transport in self.redis.transports
@@ -129,14 +129,14 @@ class Scene:
         ]
 
     def misunderstood(self) -> list[str]:
-        """Why links were given up that should not have been."""
+        """The reasons of connections that were dropped by mistake."""
         return [
             why for why in self.why_lost() if "unexpected reply" in why or "more channels subscribed" in why
         ]
 
 
 def up(masters: int = 3, others: int = 1, **options: Any) -> Scene:
-    """A scene whose lines are all up; leave it with `async with`."""
+    """A scene with all connections up; use it with `async with`."""
     return Scene(FakeCluster(masters, others, count=COUNT), **options)
 
 
@@ -165,12 +165,12 @@ async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
         await asyncio.sleep(0.1)
         assert all(member.heard == [b"DONE"] for member in early + late)
         assert (scene.whole(), scene.cluster.ever_connected, scene.cluster.outages) == (True, True, 0)
-        assert len(scene.redis.transports) == 3 + 2 + 3, "a line a master, the first look, and the probes"
+        assert len(scene.redis.transports) == 3 + 2 + 3, "masters, first refresh, probes"
         assert (scene.cluster.slots_moved, scene.cluster.outage_seconds()) == (0, 0.0)
 
 
 @virtual
-async def test_the_end_is_the_end_of_all_lines_and_of_what_was_planned() -> None:
+async def test_the_end_closes_all_connections_and_timers() -> None:
     async with up() as scene:
         await asyncio.sleep(0.1)
         scene.cluster.topology.claim(0, scene.redis.node(3).address)
@@ -183,7 +183,7 @@ async def test_the_end_is_the_end_of_all_lines_and_of_what_was_planned() -> None
 
 @virtual
 async def test_a_slot_that_has_moved_takes_its_channels_along() -> None:
-    """With what was published for them meanwhile, and without a second answer."""
+    """Retained results are read at the new master; a client gets no second answer."""
     async with up() as scene:
         member, name = scene.join(ident(0)), b"websocket:" + ident(0)
         await asyncio.sleep(0.1)
@@ -198,7 +198,7 @@ async def test_a_slot_that_has_moved_takes_its_channels_along() -> None:
 
 
 @virtual
-async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() -> None:
+async def test_a_dead_master_is_an_outage_until_its_replica_has_taken_over() -> None:
     async with up(3, 2) as scene:
         member, name = scene.join(ident(0)), b"websocket:" + ident(0)
         await asyncio.sleep(0.1)
@@ -224,7 +224,7 @@ async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() ->
 
 @virtual
 async def test_an_answer_from_before_a_claim_does_not_undo_it() -> None:
-    """A look that waits for a frozen node acts on what the others knew a second ago."""
+    """A refresh that waits for a frozen node has answers that are a second old."""
     async with up() as scene:
         await asyncio.sleep(0.1)
         source, target, frozen = scene.redis.node(0), scene.redis.node(3), scene.redis.node(1)
@@ -271,7 +271,7 @@ async def test_while_a_slot_is_on_its_way_its_results_are_read_where_it_goes() -
         assert (gone.answers, gone.heard) == (1, [b"THERE"])
         assert (stayed.answers, stayed.heard) == (1, [b"HERE"])
         assert source.subscribed == sorted([gone.name, stayed.name])
-        assert scene.whole(), "a line to a node without slots is nobody's loss"
+        assert scene.whole(), "a connection to a node without slots does not count"
         await asyncio.sleep(SLOTLESS_SECONDS + 2)
         assert target.address not in scene.cluster._brokers
 
@@ -292,7 +292,7 @@ async def test_a_registration_waits_while_the_node_that_its_slot_goes_to_is_dead
 
 
 @virtual
-async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name() -> None:
+async def test_masters_are_asked_when_no_node_of_the_url_answers() -> None:
     """The nodes of the settings may have left the Cluster long ago."""
     async with up(url="redis+cluster://n0:7000") as scene:
         await asyncio.sleep(0.1)
@@ -317,7 +317,7 @@ async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name(
 
 
 @virtual
-async def test_nobody_there_is_told_once() -> None:
+async def test_an_unreachable_cluster_is_logged_once() -> None:
     structlog.reset_defaults()
     with capture_logs() as logs:
         async with up() as scene:
@@ -611,8 +611,8 @@ def test_whatever_the_cluster_does_nobody_waits_or_misses_anything(
 
 
 @virtual
-async def test_a_node_that_names_its_own_address_is_given_up() -> None:
-    """Another one is behind that address by now; to ask it again would have no end."""
+async def test_a_redirection_to_the_same_address_drops_the_connection() -> None:
+    """Another node has that address by now; to ask it again would never end."""
     here, there = Address("here", 1), Address("there", 2)
     gone: list[str] = []
     claims: list[Address] = []
