@@ -12,7 +12,7 @@ import difflib
 import ipaddress
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +25,7 @@ from redis.asyncio import ConnectionPool
 
 from .errors import ConfigError
 from .redis import url as redis_url
-from .redis.url import _SECRET
+from .redis.url import redact
 from .system import cpu_count
 
 VARIABLE_PREFIX = "GATEWAY_"
@@ -42,6 +42,14 @@ _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(
 _BEARER = r"^(?:[A-Za-z0-9._~+/-]{16,}=*)?$"  # RFC 6750's b64token, and too long to be guessed
 _BEARER_FORM = "16 characters or more of A-Z a-z 0-9 . _ ~ + / - with = at the end"
 _VISIBLE = r"^[!-~]*$"  # printable ASCII without the space
+
+
+def _masked(token: str) -> str:
+    return "***" if token else ""
+
+
+_SECRET: dict[str, Callable[[str], str]] = {"redis": redact, "publish_token": _masked}
+"""Settings that are never shown as they are, and what is shown instead."""
 
 
 def _setting(default: Any, group: str, metavar: str, description: str, **bounds: Any) -> Any:

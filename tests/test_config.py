@@ -145,12 +145,12 @@ def test_redis_urls(url: str) -> None:
 @pytest.mark.parametrize(
     ("url", "right"),
     [
-        ("redis+sentinel://a,b", "name the master"),
-        ("redis+sentinel://a,b/mymaster/zero", "number of a database"),
-        ("redis+sentinel://a,,b/mymaster", "name the hosts"),
+        ("redis+sentinel://a,b", "name of the master is missing"),
+        ("redis+sentinel://a,b/mymaster/zero", "number of the database"),
+        ("redis+sentinel://a,,b/mymaster", "write the hosts"),
         ("redis+sentinel://a:0/mymaster", "port 0 does not exist"),
         ("redis+sentinel://a/mymaster?no_such_option=1", "cannot be read"),
-        ("redis+cluster://a,b/1", "database 0 and nothing else"),
+        ("redis+cluster://a,b/1", "only database 0"),
         ("unix+cluster:///run/redis.sock", "write redis://host:port/db"),
         ("localhost:6379", "write redis://host:port/db"),
         ("http://redis", "write redis://host:port/db"),

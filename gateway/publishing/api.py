@@ -1,7 +1,7 @@
 """Publishing a result from Python; `SCRIPT` does the same from any Redis client.
 
-A plain `PUBLISH websocket:<id> CONFIRMED` reaches whoever is registered at that moment. With the script a
-client that registers, or comes back, within `retain` seconds gets the result too.
+A plain `PUBLISH websocket:<id> CONFIRMED` reaches the clients that are registered at that moment. With the
+script, a client that registers or comes back within `retain` seconds gets the result too.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ SCRIPT: Final = (
     "return redis.call(ARGV[3] or 'PUBLISH', KEYS[1], ARGV[1])"
 )
 """KEYS[1]: the channel, which is also the key of the retained result. ARGV[1]: the payload.
-ARGV[2]: for how many seconds it is retained, 0 for not at all. ARGV[3]: SPUBLISH in a Cluster, else left out.
-Returns how many nodes hold the id.
+ARGV[2]: the seconds that it is retained, 0 for not at all. ARGV[3]: SPUBLISH in a Cluster, else omitted.
+Returns the number of nodes that hold the id.
 
-One step of Redis: nobody can register between the two commands and miss the result. It goes out by EVAL
-each time: it is shorter than the bookkeeping for EVALSHA, which saves Redis a hash of 150 bytes."""
+It is atomic: no client can register between the two commands and miss the result. It is always sent by EVAL:
+EVALSHA would save Redis a hash of 150 bytes, and cost more code than the script has."""
 
 RETAIN_SECONDS: Final = 300
-MAX_RETAIN_SECONDS: Final = 86_400  # ids live for minutes; it catches milliseconds
-MAX_SIZE: Final = 65_536  # what a node forwards unless its max_result_size says otherwise
+MAX_RETAIN_SECONDS: Final = 86_400  # ids live for minutes; the limit catches a value in milliseconds
+MAX_SIZE: Final = 65_536  # what a node forwards by default, see its setting max_result_size
 
 RESULT_FIELDS: Final = {
     "webSocketId": "web_socket_id",
@@ -42,28 +42,28 @@ RESULT_FIELDS: Final = {
     "retain": "retain",
     "traceparent": "traceparent",
 }
-"""What a result written as JSON may have, and what it is called in Python."""
+"""The members of a result as JSON, and their names in Python."""
 
 
 class PublishOptions(TypedDict, total=False):
-    """What can be said of a result besides the id and the word."""
+    """The optional parts of a result."""
 
     data: object
     """Any JSON value for the page."""
     message_id: str | None
-    """Tells repetitions apart; a random one by default."""
+    """Identifies the result, so that a retry is not delivered twice; random by default."""
     retain: int
-    """Seconds; 0 reaches only who is registered now."""
+    """Seconds; 0 reaches only the clients that are registered now."""
     channel_prefix: str
     """The nodes' setting channel_prefix."""
     max_size: int
     """Bytes of the payload: the nodes' setting max_result_size."""
     traceparent: str | None
-    """The trace that it is a part of (W3C Trace Context); by default that of OpenTelemetry's current span."""
+    """The trace of the result (W3C Trace Context); by default that of OpenTelemetry's current span."""
 
 
 class Published(NamedTuple):
-    """What became of a result: how many nodes held the id, whether Redis keeps it, and its messageId."""
+    """A confirmed result: how many nodes held the id, whether Redis retains it, and its messageId."""
 
     receivers: int
     retained: bool
@@ -71,7 +71,7 @@ class Published(NamedTuple):
 
 
 class Outgoing(NamedTuple):
-    """A result in the form in which it goes to Redis, which every node will forward."""
+    """A valid result in the form that goes to Redis."""
 
     channel: str
     payload: bytes
@@ -111,15 +111,15 @@ def publish(
     auth_result: str,
     **options: Unpack[PublishOptions],
 ) -> Published | Coroutine[Any, Any, Published]:
-    """Send `auth_result` to the browser that has registered `web_socket_id`, wherever it is.
+    """Send `auth_result` to the browser that has registered `web_socket_id`, whichever node it is on.
 
     `client` is redis-py's: plain, from its Sentinel's `master_for`, or a RedisCluster. With a client of
     redis.asyncio, await what this returns. `options`: `data`, `message_id`, `retain`, `channel_prefix`,
     `max_size` and `traceparent`, as `PublishOptions` describes them.
 
-    Raises PublishError, a ValueError, for what no node would forward, and what redis-py raises when Redis
-    does not do it; then it is unknown whether the result went out, and publishing it again with the same
-    `message_id` does no harm.
+    Raises PublishError, a ValueError, for a result that no node would forward. Raises what redis-py raises
+    when Redis fails; then it is unknown whether the result went out. A retry with the same `message_id` is
+    harmless.
     """
     result = outgoing(web_socket_id, auth_result, **options)
     if isinstance(client, (redis.asyncio.Redis, redis.asyncio.RedisCluster)):
@@ -147,9 +147,9 @@ def outgoing(
     max_size: int = MAX_SIZE,
     traceparent: str | None = None,
 ) -> Outgoing:
-    """The result in the form in which it goes to Redis. Raises PublishError if no node would forward it.
+    """The result in the form that goes to Redis. Raises PublishError if no node would forward it.
 
-    It says when it was published, by which nodes tell how long results take.
+    It contains the time of publication, from which nodes compute their delivery latency.
     """
     message_id = uuid.uuid4().hex if message_id is None else message_id
     _check(web_socket_id, auth_result, message_id, retain)
@@ -163,7 +163,7 @@ def outgoing(
     try:
         payload = orjson.dumps(body)
     except TypeError as error:
-        raise PublishError(f"data has no form in JSON: {error}") from None
+        raise PublishError(f"data cannot be written as JSON: {error}") from None
     if len(payload) > max_size:
         raise PublishError(f"the payload has {len(payload)} bytes; nodes forward at most {max_size}")
     return Outgoing(channel_prefix + web_socket_id, payload, retain, message_id)
@@ -172,13 +172,13 @@ def outgoing(
 def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
     """The result that a JSON object describes, with the members of `RESULT_FIELDS`. Raises PublishError.
 
-    A member of another name is refused: it may be one of these misspelt.
+    An unknown member is an error: it may be a known one with a typing mistake.
     """
     if not isinstance(item, dict):
-        raise PublishError("a result is a JSON object with webSocketId and authResult")
+        raise PublishError("a result must be a JSON object with webSocketId and authResult")
     unknown = [name for name in item if name not in RESULT_FIELDS]
     if unknown:
-        raise PublishError(f"{unknown[0][:40]!r} is none of {', '.join(RESULT_FIELDS)}")
+        raise PublishError(f"unknown member {unknown[0][:40]!r}; use {', '.join(RESULT_FIELDS)}")
     missing = [name for name in ("webSocketId", "authResult") if name not in item]
     if missing:
         raise PublishError(f"{missing[0]} is missing")
@@ -189,14 +189,14 @@ def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:
 
 
 def is_trace(value: object) -> bool:
-    """Whether it is a traceparent. One that is not is left out: a result is worth more than its trace."""
+    """Whether `value` is a traceparent. Another is left out: the result matters more than its trace."""
     return isinstance(value, str) and TRACEPARENT.fullmatch(value) is not None
 
 
 def current_trace() -> str | None:
     """OpenTelemetry's current span as a traceparent (W3C Trace Context, section 3.2); None without one.
 
-    A program that has a span has imported OpenTelemetry; all others need not even have it.
+    A program with a span has imported OpenTelemetry already; for others it need not be installed.
     """
     trace: Any = sys.modules.get("opentelemetry.trace")
     if trace is None:
@@ -208,18 +208,16 @@ def current_trace() -> str | None:
 
 
 def _check(web_socket_id: object, auth_result: object, message_id: object, retain: object) -> None:
-    """Raises PublishError; takes any object, since not every caller's types are checked."""
+    """Raises PublishError. Takes any object: not every caller checks types."""
     if not (isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id)):
         raise PublishError(
-            f"the webSocketId has 1 to 200 of A-Z a-z 0-9 . _ ~ - and not {web_socket_id!r:.80}"
+            f"webSocketId must have 1 to 200 of the characters A-Z a-z 0-9 . _ ~ -, not {web_socket_id!r:.80}"
         )
     if not (isinstance(auth_result, str) and AUTH_RESULT.fullmatch(auth_result)):
         raise PublishError(
-            f"the authResult is a word such as CONFIRMED, 1 to 64 of A-Z 0-9 _, and not {auth_result!r:.80}"
+            f"authResult must be a word such as CONFIRMED, 1 to 64 of A-Z 0-9 _, not {auth_result!r:.80}"
         )
     if not (isinstance(message_id, str) and MESSAGE_ID.fullmatch(message_id)):
-        raise PublishError(f"the messageId has 1 to 200 visible ASCII characters and not {message_id!r:.80}")
+        raise PublishError(f"messageId must have 1 to 200 visible ASCII characters, not {message_id!r:.80}")
     if type(retain) is not int or not 0 <= retain <= MAX_RETAIN_SECONDS:
-        raise PublishError(
-            f"a result is retained for 0 to {MAX_RETAIN_SECONDS} whole seconds and not {retain!r:.80}"
-        )
+        raise PublishError(f"retain must be 0 to {MAX_RETAIN_SECONDS} whole seconds, not {retain!r:.80}")

@@ -1,7 +1,7 @@
-"""Publishes what the command line and the HTTP API are given, on any kind of Redis, in bounded time.
+"""Publishes what the command line and the HTTP API are given, on any Redis topology, in bounded time.
 
-A publication has one of two ends: Redis has confirmed it, or it is unknown whether it went out. Until the
-deadline it is tried again, on another server if there is one by then. That does no harm: a node sends a
+A publication ends in one of two ways: Redis has confirmed it, or it is unknown whether it went out. Until the
+deadline it is retried, on another server if there is one by then. A retry is harmless: a node sends a
 messageId once on a connection.
 """
 
@@ -14,19 +14,20 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
+from ..backoff import Backoff
 from ..errors import PublishError, Unconfirmed
-from ..redis.cluster.slots import parse_redirection
+from ..redis.cluster.slots import Redirection, parse_redirection
+from ..redis.connection import Command
 from ..redis.factory import new_router
-from ..redis.pool import Command
-from ..redis.topology import Server
+from ..redis.server import Server
 from ..redis.url import Address, parse_redis_url
 from .api import SCRIPT, Outgoing, Published, PublishOptions, from_json, outgoing
 
 PUBLISH_TIMEOUT: Final = 3.0
-"""Seconds for everything, and then it is an error."""
+"""Seconds for everything, then the result is unconfirmed."""
 
 ATTEMPT_TIMEOUT: Final = 1.0
-"""Seconds to find the server, and as many for it to answer: one that hangs leaves time for another."""
+"""Seconds to find the server, and the same again for its reply: one that hangs leaves time for another."""
 
 FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 0.8
@@ -36,7 +37,7 @@ PUBLISH_BATCH: Final = 100
 """Results handled in one go, in 1 to 2 ms: a node that publishes has browsers to serve in between."""
 
 LONGEST_ID: Final = 200
-"""Characters; what is longer was no id and is not repeated in an answer."""
+"""Characters. A longer webSocketId is not valid, and answers do not repeat it."""
 
 _RETRYABLE: Final = re.compile(
     # Redis 6.2 puts its own words before an error within a script.
@@ -44,17 +45,17 @@ _RETRYABLE: Final = re.compile(
 )
 
 Outcome = Published | Unconfirmed | PublishError
-"""What becomes of a result that came as JSON."""
+"""What became of a result that came as JSON."""
 
 
 class Publisher:
-    """Publishes on the Redis of a URL, whichever kind it is; keeps its connections.
+    """Publishes on the Redis of a URL, whichever topology it has; keeps its connections.
 
-    It may be used by many tasks at once. Use it as an asynchronous context, or `close` it.
+    Many tasks may use it at once. Use it as an asynchronous context manager, or `close` it.
     """
 
     def __init__(self, url: str, *, timeout: float = PUBLISH_TIMEOUT) -> None:
-        """Connects on first use. Raises ValueError if `url` is none of those in redis_url."""
+        """Connects on first use. Raises ValueError if `url` is no Redis URL (see gateway/redis/url.py)."""
         self._router = new_router(parse_redis_url(url))
         self._timeout = timeout
 
@@ -67,7 +68,7 @@ class Publisher:
         await self.close()
 
     async def close(self) -> None:
-        """Drop the connections."""
+        """Close the connections."""
         await self._router.close()
 
     async def publish(
@@ -75,32 +76,26 @@ class Publisher:
     ) -> Published:
         """Publish one result; `options` are those of `gateway.publish`.
 
-        Raises PublishError for what no node would forward, and Unconfirmed when Redis has not confirmed it
-        in time.
+        Raises PublishError for a result that no node would forward, and Unconfirmed when Redis has not
+        confirmed it in time.
         """
-        (end,) = await self.send([outgoing(web_socket_id, auth_result, **options)])
-        if isinstance(end, Unconfirmed):
-            raise end
-        return end
+        publication = self._publication(outgoing(web_socket_id, auth_result, **options))
+        await self._send_in_time([publication])
+        if publication.published is None:
+            raise publication.unconfirmed()
+        return publication.published
 
     async def send(self, results: Sequence[Outgoing]) -> list[Published | Unconfirmed]:
-        """Publish all of them, in batches to each server; what became of each, in their order.
+        """Publish several results, in batches to each server. Returns what became of each, in their order.
 
         It takes no longer than the timeout.
         """
-        if not results:
-            return []
-        sendings = [_Publication(result) for result in results]
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._timeout):
-                await self._send(sendings)
-        for sending in sendings:
-            if sending.end is None:
-                sending.give_up(sending.why or f"no answer in {self._timeout:g} s")
-        return [sending.end for sending in sendings if sending.end is not None]
+        publications = [self._publication(result) for result in results]
+        await self._send_in_time(publications)
+        return [publication.published or publication.unconfirmed() for publication in publications]
 
     async def send_json(self, items: Sequence[object], channel_prefix: str, max_size: int) -> list[Outcome]:
-        """`send` what JSON objects describe, as `from_json` reads them; those that are wrong are left out."""
+        """`send` what JSON objects describe, as `from_json` reads them; wrong ones are not sent."""
         read: list[Outgoing | PublishError] = []
         for start in range(0, len(items), PUBLISH_BATCH):
             read += [_read(item, channel_prefix, max_size) for item in items[start : start + PUBLISH_BATCH]]
@@ -108,116 +103,125 @@ class Publisher:
         sent = iter(await self.send([one for one in read if isinstance(one, Outgoing)]))
         return [next(sent) if isinstance(one, Outgoing) else one for one in read]
 
-    async def _send(self, sendings: list[_Publication]) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            await self._attempt([sending for sending in sendings if sending.end is None])
-            if all(sending.end for sending in sendings):
-                return
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LAST_PAUSE)
+    def _publication(self, result: Outgoing) -> _Publication:
+        return _Publication(result, f"no answer in {self._timeout:g} s")
 
-    async def _attempt(self, sendings: list[_Publication]) -> None:
+    async def _send_in_time(self, publications: list[_Publication]) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await self._send(publications)
+
+    async def _send(self, publications: list[_Publication]) -> None:
+        backoff = Backoff(FIRST_PAUSE, LAST_PAUSE, jitter=0)
+        while publications:
+            await self._attempt(publications)
+            publications = [publication for publication in publications if not publication.finished]
+            if publications:
+                await asyncio.sleep(backoff.next())
+
+    async def _attempt(self, publications: list[_Publication]) -> None:
         groups: dict[Server, list[_Publication]] = {}
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                servers = await self._router.servers([s.result.channel.encode() for s in sendings])
+                servers = await self._router.servers([p.result.channel.encode() for p in publications])
         except OSError as error:
-            _note(sendings, error)
+            _note_failure(publications, error)
             return
-        for sending, server in zip(sendings, servers, strict=True):
+        for publication, server in zip(publications, servers, strict=True):
             if server is None:
-                sending.why = "no node of the Cluster serves its slot"
+                publication.reason = "no node of the Cluster serves the slot of this id"
                 self._router.forget()
             else:
-                groups.setdefault(server, []).append(sending)
+                groups.setdefault(server, []).append(publication)
         await asyncio.gather(*(self._attempt_at(server, group) for server, group in groups.items()))
 
-    async def _attempt_at(self, server: Server, sendings: list[_Publication]) -> None:
-        """Send them to the server that they belong on. What has no end after that is to be tried again."""
-        for start in range(0, len(sendings), PUBLISH_BATCH):
-            batch = sendings[start : start + PUBLISH_BATCH]
-            replies = await self._ask(server, batch, [self._eval(sending) for sending in batch])
+    async def _attempt_at(self, server: Server, publications: list[_Publication]) -> None:
+        """Send publications to their server. Those that are not finished afterwards are retried."""
+        for start in range(0, len(publications), PUBLISH_BATCH):
+            batch = publications[start : start + PUBLISH_BATCH]
+            replies = await self._execute(server, batch, [self._eval(publication) for publication in batch])
             if not replies:
                 return
-            for sending, reply in zip(batch, replies, strict=True):
+            for publication, reply in zip(batch, replies, strict=True):
                 if isinstance(reply, int):
-                    sending.end = sending.result.published(reply)
+                    publication.confirmed(reply)
                 else:
-                    await self._refused(server, sending, str(reply))
+                    await self._error_received(server, publication, str(reply))
 
-    async def _ask(self, server: Server, sendings: list[_Publication], commands: list[Command]) -> list[Any]:
-        """The replies to commands for the sake of `sendings`; none when the server is out of reach."""
+    async def _execute(
+        self, server: Server, publications: list[_Publication], commands: list[Command]
+    ) -> list[Any]:
+        """The replies to the commands of `publications`; none when the server is unreachable."""
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                line = await self._router.pool.to(server)
-                return await line.ask_all(commands)
+                connection = await self._router.pool.get(server)
+                return await connection.pipeline(commands)
         except OSError as error:
             self._drop(server)
-            _note(sendings, error, server.display_url)
+            _note_failure(publications, error, server.display_url)
             return []
-        except asyncio.CancelledError:  # the deadline: this server did not keep it
+        except asyncio.CancelledError:  # the deadline has passed, and this server has not answered
             self._drop(server)
             raise
 
-    async def _refused(self, server: Server, sending: _Publication, why: str) -> None:
-        sending.why = why
-        if (redirected := parse_redirection(why)) is not None:
-            there = Address(redirected.host or server.host, redirected.port)
-            await self._elsewhere(server, sending, redirected.kind, self._router.server_at(there))
-        elif _RETRYABLE.search(why):
+    async def _error_received(self, server: Server, publication: _Publication, error: str) -> None:
+        publication.reason = error
+        if (redirection := parse_redirection(error)) is not None:
+            await self._follow(redirection, server, publication)
+        elif _RETRYABLE.search(error):
             self._drop(server)
         else:
-            sending.give_up(why)
+            publication.failed = True
 
-    async def _elsewhere(
-        self, server: Server, sending: _Publication, kind: str, there: Server | None
-    ) -> None:
+    async def _follow(self, redirection: Redirection, server: Server, publication: _Publication) -> None:
         """Follow a Cluster's redirection.
 
-        After ASK the slot is on its way: its keys are at the new node, or go there, and its subscribers stay
-        at the old one until it has moved. So the result is retained there and published here as well.
+        ASK means that the slot migrates: its keys are at the new node, or will be, and its subscribers stay
+        at the old one until the slot has moved. So the result is retained there and published here as well.
         """
-        if there is None:
-            sending.give_up(f"{sending.why} (a node of a Cluster: write redis+cluster://)")
+        target = self._router.server_at(Address(redirection.host or server.host, redirection.port))
+        if target is None:
+            publication.reason += " (a node of a Cluster: write redis+cluster://)"
+            publication.failed = True
             return
-        commands = [self._eval(sending)]
-        if kind == "MOVED":
+        commands = [self._eval(publication)]
+        if redirection.kind == "MOVED":
             self._router.forget()
         else:
             commands.insert(0, ("ASKING",))
-        replies = await self._ask(there, [sending], commands)
-        if kind == "ASK" and replies:
-            replies += await self._ask(
-                server, [sending], [("SPUBLISH", sending.result.channel, sending.result.payload)]
+        replies = await self._execute(target, [publication], commands)
+        if redirection.kind == "ASK" and replies:
+            result = publication.result
+            replies += await self._execute(
+                server, [publication], [("SPUBLISH", result.channel, result.payload)]
             )
         counts = [reply for reply in replies if isinstance(reply, int)]
-        if len(counts) == (1 if kind == "MOVED" else 2):
-            sending.end = sending.result.published(sum(counts))
+        if len(counts) == (1 if redirection.kind == "MOVED" else 2):
+            publication.confirmed(sum(counts))
 
-    def _eval(self, sending: _Publication) -> Command:
-        return ("EVAL", SCRIPT, 1, *sending.result.arguments(self._router.command))
+    def _eval(self, publication: _Publication) -> Command:
+        return ("EVAL", SCRIPT, 1, *publication.result.arguments(self._router.command))
 
     def _drop(self, server: Server) -> None:
-        """Make no more of this connection, nor of what is known of who is where."""
+        """Stop using this connection, and look the servers up again."""
         self._router.pool.drop(server)
         self._router.forget()
 
 
-def outcome_as_json(item: object, end: Outcome) -> dict[str, object]:
-    """What is told, as JSON, of what became of the result that came as `item`."""
+def outcome_as_json(item: object, outcome: Outcome) -> dict[str, object]:
+    """The answer about the result that came as `item`, as JSON."""
     web_socket_id = item.get("webSocketId") if isinstance(item, dict) else None
     if not isinstance(web_socket_id, str) or len(web_socket_id) > LONGEST_ID:
         web_socket_id = None
-    about: dict[str, object] = {"webSocketId": web_socket_id}
-    match end:
+    answer: dict[str, object] = {"webSocketId": web_socket_id}
+    match outcome:
         case Published(receivers, retained, message_id):
-            return about | {"messageId": message_id, "receivers": receivers, "retained": retained}
+            return answer | {"messageId": message_id, "receivers": receivers, "retained": retained}
         case Unconfirmed():
-            error = {"code": "unconfirmed", "message": str(end)}
-            return about | {"messageId": end.message_id, "error": error}
+            error = {"code": "unconfirmed", "message": str(outcome)}
+            return answer | {"messageId": outcome.message_id, "error": error}
         case PublishError():
-            return about | {"error": {"code": "invalid", "message": str(end)}}
+            return answer | {"error": {"code": "invalid", "message": str(outcome)}}
 
 
 def _read(item: object, channel_prefix: str, max_size: int) -> Outgoing | PublishError:
@@ -228,22 +232,32 @@ def _read(item: object, channel_prefix: str, max_size: int) -> Outgoing | Publis
 
 
 class _Publication:
-    """A result on its way, its end when it has one, and what was wrong the last time."""
+    """A result on its way."""
 
-    __slots__ = ("end", "result", "why")
+    __slots__ = ("failed", "published", "reason", "result")
 
-    def __init__(self, result: Outgoing) -> None:
+    def __init__(self, result: Outgoing, reason: str) -> None:
+        """`reason` is told when no attempt has had any result at the deadline."""
         self.result = result
-        self.end: Published | Unconfirmed | None = None
-        self.why = ""
+        self.published: Published | None = None
+        self.failed = False
+        """Whether a retry would not help."""
+        self.reason = reason
+        """Why the latest attempt failed."""
 
-    def give_up(self, why: str) -> None:
-        self.end = Unconfirmed(why, self.result.message_id)
+    @property
+    def finished(self) -> bool:
+        return self.failed or self.published is not None
+
+    def confirmed(self, receivers: int) -> None:
+        self.published = self.result.published(receivers)
+
+    def unconfirmed(self) -> Unconfirmed:
+        return Unconfirmed(self.reason, self.result.message_id)
 
 
-def _note(sendings: list[_Publication], error: OSError, shown: str = "Redis") -> None:
-    """Remember why they could not be sent; with a wrong password, say, to try again is of no use."""
-    for sending in sendings:
-        sending.why = str(error) or f"{shown} gave no answer"
-        if isinstance(error, PermissionError):
-            sending.give_up(sending.why)
+def _note_failure(publications: list[_Publication], error: OSError, url: str = "Redis") -> None:
+    """Remember why an attempt failed. After a rejected login, a wrong password say, a retry does not help."""
+    for publication in publications:
+        publication.reason = str(error) or f"{url} gave no answer"
+        publication.failed = isinstance(error, PermissionError)

@@ -1,4 +1,4 @@
-"""One question to several servers at once, when most of the answers will do."""
+"""One question to several servers at once, when a majority of the answers is enough."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-async def ask_all(
-    questions: Collection[Coroutine[Any, Any, T]], seconds: float, grace: float
+async def gather_majority(
+    coroutines: Collection[Coroutine[Any, Any, T]], seconds: float, grace: float
 ) -> list[T | Exception]:
-    """What each has returned or raised, in their order; a TimeoutError of those that were not waited for.
+    """What each coroutine returned or raised, in their order; TimeoutError for those that were too slow.
 
-    It takes `seconds` at most, and less when most have returned: then the others have `grace` seconds more,
-    so that one that is dead does not hold up all.
+    It takes `seconds` at most, and less when a majority has returned: then the others have `grace`
+    seconds more, so that a dead server does not delay everything.
     """
-    tasks = [asyncio.create_task(question) for question in questions]
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         await _wait(tasks, seconds, grace)
         return [_outcome(task) for task in tasks]

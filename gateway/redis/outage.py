@@ -1,4 +1,4 @@
-"""The notice that results cannot be heard, given to whoever waits once that has lasted for some seconds."""
+"""Tells everybody who waits for results that there are none, once an outage has lasted some seconds."""
 
 from __future__ import annotations
 
@@ -7,34 +7,33 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 NOTIFY_AFTER: Final = 3.0
-"""Seconds without Redis: a restart passes within them, and pages that are given notice begin to poll, all of
-them."""
+"""Seconds without Redis. A restart takes less, and pages that are notified all begin to poll."""
 
 
 class OutageNotifier:
-    """A line to Redis that is down, as those hear of it who wait for what it would bring."""
+    """Watches one outage after another of a server, or of a part of a Cluster."""
 
-    def __init__(self, give: Callable[[], Iterator[None]]) -> None:
-        """`give` tells them, a share each time that it is asked for the next."""
-        self._give = give
-        self._giving: asyncio.Task[None] | None = None
-        self.given = False
-        """Whether they have been told, or are about to be: who comes now has to be told at once."""
+    def __init__(self, notify: Callable[[], Iterator[None]]) -> None:
+        """Each step of the iterator that `notify` returns tells some of those who wait."""
+        self._notify = notify
+        self._task: asyncio.Task[None] | None = None
+        self.notified = False
+        """Whether everybody has been told, or is being told: whoever comes now must be told at once."""
 
     def begin(self) -> None:
-        """The line is down; no harm if it was already."""
-        if self._giving is None:
-            self._giving = asyncio.create_task(self._give_in_time(), name="notice that push is degraded")
+        """The outage begins; no effect if it has begun already."""
+        if self._task is None:
+            self._task = asyncio.create_task(self._notify_in_time(), name="outage notifier")
 
     def end(self) -> None:
-        """The line is up, or nobody cares any more. Who has not been told by now need not be."""
-        self.given = False
-        if self._giving is not None:
-            self._giving.cancel()
-            self._giving = None
+        """The outage is over, or the node stops. Whoever has not been told by now need not be."""
+        self.notified = False
+        if self._task is not None:
+            self._task.cancel()
+            self._task = None
 
-    async def _give_in_time(self) -> None:
+    async def _notify_in_time(self) -> None:
         await asyncio.sleep(NOTIFY_AFTER)
-        self.given = True
-        for _ in self._give():
+        self.notified = True
+        for _ in self._notify():
             await asyncio.sleep(0)

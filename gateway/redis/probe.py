@@ -1,12 +1,12 @@
-"""The proof that a link hears: what is published where publishers publish has to come through it.
+"""Proves that a connection receives what is published: it must get back what the node publishes itself.
 
-A server that answers PING proves only itself. One that was a master until a moment ago answers as well, and
-so does one behind a name that leads publishers elsewhere by now. So each node publishes a word of its own to
-a channel of its own, over a connection that it has found and opened as a publisher would.
+A PING proves only that the server is alive. A server that was the master until a moment ago answers as well,
+and so does one behind a name that leads publishers elsewhere by now. So each node publishes a random token to
+its own channel, over a second connection, which it finds and opens as a publisher would.
 
-A link is deaf only when it has had its chance: the PUBLISH was answered, a PING that was sent over the link
-after that has come back, and GRACE later the word is still not there. A link is no less well when nothing can
-be published at all: then silence proves nothing.
+A connection counts as not receiving only after a fair chance: the PUBLISH was answered, then a PING over the
+connection was answered, and PROBE_GRACE later the token is still missing. If nothing can be published at all,
+silence proves nothing, and the connection stays.
 """
 
 from __future__ import annotations
@@ -19,35 +19,39 @@ from typing import Final
 
 import structlog
 
-from .connection import Connection, ConnectionLost, ReplyError
+from ..errors import GatewayError
+from .connection import Connection, ReplyError
+from .server import Server
 from .subscriber import SubscriberConnection
-from .topology import Server, Topology
+from .topology import Topology
 
 PROBE_INTERVAL: Final = 1.0
 """Seconds between two probes: a failover is noticed within two of them."""
 
 PROBE_TIMEOUT: Final = 1.0
-"""Seconds to find the server, to connect, and to have one PUBLISH answered, each."""
+"""Seconds for each of: find the server, connect and get one PUBLISH answered."""
 
 PROBE_GRACE: Final = 1.0
-"""Seconds for the word to come after its PING: a replica's lag, where the link leads to one."""
+"""Seconds for the token to arrive after the reply to PING: the lag of a replica, where the connection leads
+to one."""
 
 MAX_PROBE_GRACE: Final = 64.0
-"""Links that turn out deaf one after another mean that the way of the probe is broken, not each of them: the
-grace doubles up to this, so that clients are not resubscribed for ever for the sake of a proof."""
+"""If several connections in a row do not receive, the path of the probe is broken rather than each of them:
+the grace doubles up to this, so that clients are not resubscribed for ever."""
 
 RENEW_AFTER: Final = 10
-"""Probes over one connection; then a new one shows whether the way still leads to the same server."""
+"""Probes over one publishing connection. A new one then shows whether the address still leads to the same
+server."""
 
 log = structlog.get_logger()
 
 
-class NotReceiving(Exception):
-    """Why a link cannot be relied on, though it answers."""
+class NotReceiving(GatewayError):
+    """A connection does not receive what is published, although its server answers."""
 
 
 class Probe:
-    """Proves one link after another, all of them to the server that `topology` finds."""
+    """Probes one connection after another, all of them to the server that `topology` finds."""
 
     def __init__(
         self,
@@ -56,9 +60,9 @@ class Probe:
         channel: Callable[[], bytes | None],
         stopwatch: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """`name` is what CLIENT LIST shows. `channel` chooses the channel for a link; None for no probe.
+        """`name` is what CLIENT LIST shows. `channel` chooses the channel for each probe; None skips it.
 
-        `stopwatch` times round trips: uvloop's own clock has milliseconds, and they take a part of one.
+        `stopwatch` times round trips: the clock of uvloop has milliseconds, and a round trip takes less.
         """
         self._stopwatch = stopwatch
         self._topology = topology
@@ -66,55 +70,55 @@ class Probe:
         self._channel = channel
         self._clock = asyncio.get_running_loop().time
         self._publisher: Connection | None = None
-        self._used = 0
-        self._word = b""
-        self._heard = asyncio.Event()
+        self._publisher_uses = 0
+        self._token = b""
+        self._arrived = asyncio.Event()
         self._grace = PROBE_GRACE
         self.last_error = ""
         """Why the latest probe could not be published; empty if it could."""
         self.round_trip: float | None = None
-        """Seconds from before the latest PUBLISH until the word was heard; None before the first."""
+        """Seconds from the latest PUBLISH to the arrival of its token; None before the first."""
         self.received_at: float | None = None
-        """When that was, by the loop's clock."""
+        """When the latest token arrived, by the loop's clock."""
         self.received = 0
         """Probes that came through."""
         self.not_published = 0
-        """Probes that could not be published, which says nothing about the link."""
+        """Probes that could not be published, which says nothing about the connection."""
         self.missed = 0
-        """Links that turned out to hear nothing."""
+        """Connections that were dropped because they did not receive a probe."""
 
-    async def run(self, link: SubscriberConnection, server: Server) -> None:
-        """Probe `link`, which leads to `server`, until it is lost; abort it when it is deaf."""
+    async def run(self, connection: SubscriberConnection, server: Server) -> None:
+        """Probe `connection` to `server` until it is lost; abort it when it does not receive."""
         try:
             while True:
                 due = self._clock() + PROBE_INTERVAL * random.uniform(0.9, 1.1)  # noqa: S311 - spreads load
                 try:
-                    await self._probe(link, server)
-                except NotReceiving as why:
+                    await self._probe(connection, server)
+                except NotReceiving as error:
                     self.missed += 1
-                    link.abort(str(why))
+                    connection.abort(str(error))
                     return
-                except (OSError, ConnectionLost) as error:
-                    if link.closed.done():
+                except OSError as error:
+                    if connection.closed.done():
                         return
-                    self._failed(error)
-                # A master that hangs costs a probe TIMEOUT, and meanwhile there may be another.
+                    self._note_not_published(error)
+                # A master that hangs costs PROBE_TIMEOUT; the next probe follows at once then.
                 await asyncio.sleep(max(0.0, due - self._clock()))
         finally:
-            self._drop()
+            self._drop_publisher()
 
-    async def _probe(self, link: SubscriberConnection, server: Server) -> None:
-        """Once. Raises Deaf, and OSError or LinkLost for what proves nothing."""
+    async def _probe(self, connection: SubscriberConnection, server: Server) -> None:
+        """One probe. Raises NotReceiving, and OSError for what proves nothing."""
         async with asyncio.timeout(PROBE_TIMEOUT):
             found = await self._topology.find()
         if found is not server:
             raise NotReceiving(f"the master is {found.display_url} now")
-        channel = await self._service_channels(link)
+        channel = await self._subscribed_channel(connection)
         if channel is None:
             return
         start = self._stopwatch()
-        await self._publish(link, found, channel)
-        if not await self._listens(link, channel):
+        await self._publish(connection, found, channel)
+        if not await self._arrives(connection, channel):
             return
         self.round_trip = self._stopwatch() - start
         self.received_at = self._clock()
@@ -122,67 +126,59 @@ class Probe:
         self._grace = PROBE_GRACE
         self.last_error = ""
 
-    async def _service_channels(self, link: SubscriberConnection) -> bytes | None:
+    async def _subscribed_channel(self, connection: SubscriberConnection) -> bytes | None:
         channel = self._channel()
-        if channel is not None and channel not in link.service_channels:
-            await link.subscribe_service(channel, self._hear)
+        if channel is not None and channel not in connection.service_channels:
+            await connection.subscribe_service(channel, self._on_message)
         return channel
 
-    def _hear(self, word: bytes) -> None:
-        if word == self._word:
-            self._heard.set()
+    def _on_message(self, token: bytes) -> None:
+        if token == self._token:
+            self._arrived.set()
 
-    async def _publish(self, link: SubscriberConnection, server: Server, channel: bytes) -> None:
-        self._word = b"%016x" % random.getrandbits(64)
-        self._heard.clear()
-        if self._used >= RENEW_AFTER:
-            self._drop()
+    async def _publish(self, connection: SubscriberConnection, server: Server, channel: bytes) -> None:
+        self._token = b"%016x" % random.getrandbits(64)
+        self._arrived.clear()
+        if self._publisher_uses >= RENEW_AFTER:
+            self._drop_publisher()
         try:
             async with asyncio.timeout(PROBE_TIMEOUT):
                 if self._publisher is None:
-                    self._publisher = await self._open(server)
-                self._used += 1
-                await self._publisher.execute(link.commands.publish, channel, self._word)
-        except ReplyError:  # it is the word that is refused, such as MOVED or NOPERM
+                    self._publisher = await server.connect(Connection(), self._name)
+                self._publisher_uses += 1
+                await self._publisher.execute(connection.commands.publish, channel, self._token)
+        except ReplyError:  # Redis refuses this PUBLISH, with MOVED or NOPERM; the connection is fine
             raise
-        except (OSError, ConnectionLost):
-            self._drop()
+        except OSError:
+            self._drop_publisher()
             raise
 
-    async def _open(self, server: Server) -> Connection:
-        connection = Connection()
-        try:
-            await server.open(connection)
-            await connection.hello(server.username, server.password, server.database, self._name)
-        except BaseException:
-            connection.abort("not connected")
-            raise
-        return connection
-
-    async def _listens(self, link: SubscriberConnection, channel: bytes) -> bool:
-        """Whether the word was heard; not if the channel was taken away meanwhile. Raises Deaf."""
-        if self._heard.is_set():
+    async def _arrives(self, connection: SubscriberConnection, channel: bytes) -> bool:
+        """Whether the token arrived; False if Redis dropped the channel meanwhile. Raises NotReceiving."""
+        if self._arrived.is_set():
             return True
-        await link.execute("PING")  # however long it takes: the link itself notices when it is dead
+        await connection.execute(
+            "PING"
+        )  # without a timeout: the connection notices by itself when it is dead
         try:
             async with asyncio.timeout(self._grace):
-                await self._heard.wait()
+                await self._arrived.wait()
         except TimeoutError:
-            if channel not in link.service_channels:  # its slot has moved, and may be back
+            if channel not in connection.service_channels:  # its slot has moved, and may be back
                 return False
             self._grace = min(2 * self._grace, MAX_PROBE_GRACE)
-            raise NotReceiving("what is published is not heard on it") from None
+            raise NotReceiving("a published probe did not arrive on it") from None
         return True
 
-    def _drop(self) -> None:
+    def _drop_publisher(self) -> None:
         if self._publisher is not None:
             self._publisher.abort("no longer needed")
             self._publisher = None
-        self._used = 0
+        self._publisher_uses = 0
 
-    def _failed(self, error: Exception) -> None:
+    def _note_not_published(self, error: OSError) -> None:
         self.not_published += 1
-        why = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
-        if why != self.last_error:
-            self.last_error = why
-            log.warning("probe not published", why=why)
+        reason = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
+        if reason != self.last_error:
+            self.last_error = reason
+            log.warning("probe not published", reason=reason)

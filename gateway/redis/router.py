@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Final, Protocol
 
 from .pool import ConnectionPool
-from .topology import Server, topology_of
+from .server import Server
+from .topology import topology_of
 from .url import Address, RedisURL
 
 LOOKUP_INTERVAL: Final = 1.0
@@ -41,35 +42,35 @@ class Router(Protocol):
 
 
 class ServerRouter:
-    """The server at a fixed address, or the one that the Sentinels call the master."""
+    """The `Router` for one server: the one at a fixed address, or the master that the Sentinels name."""
 
     command = "PUBLISH"
 
     def __init__(self, url: RedisURL) -> None:
         self._topology = topology_of(url)
         self._found: Server | None = None
-        self._asked = 0.0
-        self._turn = asyncio.Lock()
+        self._looked_up_at = 0.0
+        self._lock = asyncio.Lock()
         self.pool = ConnectionPool(only_masters=self._topology.only_masters)
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
-        async with self._turn:  # one look-up for all who wait; Sentinels take 0.1 s when one is dead
+        async with self._lock:  # one lookup for all callers: it takes 0.1 s when a Sentinel is dead
             return [await self._server()] * len(channels)
 
     async def _server(self) -> Server:
         now = asyncio.get_running_loop().time()
         if self._found is None:
             self._found = await self._topology.find()
-            self._asked = now
-        elif now - self._asked >= LOOKUP_INTERVAL:
-            self._asked = now
+            self._looked_up_at = now
+        elif now - self._looked_up_at >= LOOKUP_INTERVAL:
+            self._looked_up_at = now
             self._found = await self._look_again(self._found)
         return self._found
 
     async def _look_again(self, present: Server) -> Server:
         try:
             found = await self._topology.find()
-        except OSError:  # without Sentinels the present one has to do
+        except OSError:  # no Sentinel answers: keep the present server
             return present
         if found is not present:
             self.pool.drop(present)

@@ -1,11 +1,11 @@
 """Which server is the master: what the Sentinels say, in bounded time.
 
-All of them are asked at once, and the answer with the highest configuration epoch counts, so neither a dead
-Sentinel nor one that slept through a failover decides anything. redis-py's own Sentinel class asks one after
+All Sentinels are asked at once, and the answer with the highest configuration epoch counts. So neither a dead
+Sentinel nor one that missed a failover decides anything. redis-py's own Sentinel class asks one after
 the other and waits 58 s for a first one that is dead.
 
-The answer is what Sentinels believe. A master that they have deposed may not know it yet, so whoever connects
-asks for its ROLE.
+The answer is what Sentinels believe. A deposed master may not know yet that it is deposed, so a broker also
+reads the role in the reply to HELLO.
 """
 
 from __future__ import annotations
@@ -13,45 +13,44 @@ from __future__ import annotations
 import asyncio
 from typing import Final, NamedTuple
 
-import redis.asyncio
-from redis.exceptions import ConnectionError as Disconnected
-
 from ..errors import NoMaster
-from .majority import ask_all
+from .connection import Command, Connection, ConnectionLost, ReplyError
+from .majority import gather_majority
+from .server import Server
 from .url import Address, RedisURL
 
 SENTINEL_TIMEOUT: Final = 0.5
-"""Seconds for one look-up; Sentinels do nothing but answer such questions, in a millisecond."""
+"""Seconds for one lookup; a Sentinel does nothing but answer such questions, in a millisecond."""
 
 SENTINEL_GRACE: Final = 0.1
-"""Seconds that the others have once most Sentinels have answered: one that is dead does not hold up all.
+"""Seconds for the other Sentinels once most have answered, so that a dead one does not delay the lookup.
 
-Most are not enough by themselves: right after a failover only the Sentinel that led it knows the new master,
+A majority alone is not enough: right after a failover only the Sentinel that led it knows the new master,
 until its next hello to the others, up to 2 s later."""
 
 
 class SentinelView(NamedTuple):
-    """What one Sentinel believes. The higher the epoch, the later the failover that it has heard of."""
+    """What one Sentinel believes. The higher the epoch, the later the failover that it knows of."""
 
     epoch: int
     master: Address
 
 
 class Sentinels:
-    """The Sentinels of a redis+sentinel:// URL. Their connections are kept: nodes ask once a second."""
+    """The Sentinels of a redis+sentinel:// URL. Their connections are kept: a node asks once a second."""
 
     def __init__(self, url: RedisURL) -> None:
         self._service = url.service
         self._sentinels = [_SentinelClient(url.sentinel(address), address) for address in url.addresses]
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
 
     async def master(self) -> Address:
-        """Where the master is, after TIMEOUT at the latest. Raises NoMaster, an OSError, with what each said.
+        """The master's address, after SENTINEL_TIMEOUT at the latest. One caller at a time.
 
-        Callers take turns.
+        Raises NoMaster, an OSError, with what each Sentinel said.
         """
-        async with self._turn:
-            answers = await ask_all(
+        async with self._lock:
+            answers = await gather_majority(
                 [sentinel.view(self._service) for sentinel in self._sentinels],
                 SENTINEL_TIMEOUT,
                 SENTINEL_GRACE,
@@ -59,51 +58,59 @@ class Sentinels:
         views = [answer for answer in answers if isinstance(answer, SentinelView)]
         if views:
             return max(views, key=lambda view: view.epoch).master
-        said = "; ".join(map(_failure, self._sentinels, answers))
-        raise NoMaster(f"no Sentinel names the master of {self._service}: {said}")
+        failures = "; ".join(map(_failure, self._sentinels, answers))
+        raise NoMaster(f"no Sentinel names the master of {self._service}: {failures}")
 
     async def close(self) -> None:
-        """Drop the connections."""
+        """Close the connections."""
         for sentinel in self._sentinels:
-            await sentinel.disconnect()
+            sentinel.close()
+
+
+class SentinelConnection(Connection):
+    """A connection to a Sentinel: RESP2 and no name, so that its user needs no right but to SENTINEL."""
+
+    async def log_in(self, username: str, password: str | None, database: int, name: str) -> None:
+        if username != "default":
+            await self.execute("AUTH", username, password or "")
+        elif password is not None:
+            await self.execute("AUTH", password)
 
 
 class _SentinelClient:
-    """One of them, and the connection to it."""
+    """One Sentinel, and the connection to it that is kept."""
 
     def __init__(self, url: str, address: Address) -> None:
         self.address = address
-        # Plain RESP2 and no CLIENT SETINFO: a Sentinel's user need have no right but to SENTINEL.
-        pool = redis.asyncio.ConnectionPool.from_url(url, protocol=2, driver_info=None)
-        self._connection = pool.connection_class(**pool.connection_kwargs)
+        self._server = Server(url)
+        self._connection: SentinelConnection | None = None
 
     async def view(self, service: str) -> SentinelView:
-        """What it believes. Raises what redis-py raises, and NoMaster if it knows of no such service."""
-        if self._connection.is_connected:
+        """What the Sentinel believes. Raises OSError, and NoMaster if it does not know the service."""
+        if self._connection is not None:
             try:
-                return await self._ask(service)
-            except Disconnected:  # it has restarted since, or idle connections are cut on the way
+                return await self._query(self._connection, service)
+            except ReplyError:
+                raise
+            except ConnectionLost:  # the Sentinel has restarted, or the network cuts idle connections
                 pass
-        return await self._ask(service)
+        self._connection = await self._server.connect(SentinelConnection(), "")
+        return await self._query(self._connection, service)
 
-    async def _ask(self, service: str) -> SentinelView:
-        """Ask twice in one write. SENTINEL MASTER has the epoch, and the address only mostly.
+    async def _query(self, connection: SentinelConnection, service: str) -> SentinelView:
+        """Send two questions in one write. SENTINEL MASTER has the epoch, but not always the right address.
 
         While the Sentinel that leads a failover reconfigures the other replicas, it shows the new epoch
         beside the old master's address there.
         """
-        questions = [
+        questions: list[Command] = [
             ("SENTINEL", "MASTER", service),
             ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service),
         ]
-        connection = self._connection
         try:
-            await connection.connect()  # type: ignore[no-untyped-call]
-            await connection.send_packed_command(connection.pack_commands(questions))
-            fields: list[bytes] = await connection.read_response()
-            address: list[bytes] | None = await connection.read_response()
-        except BaseException:  # a reply may be on its way still
-            await self.disconnect()
+            fields, address = await connection.execute_all(questions)
+        except BaseException:  # a Sentinel that hangs may be unreachable: the next lookup connects again
+            self.close()
             raise
         if address is None:
             raise NoMaster("it knows no such master")
@@ -111,8 +118,10 @@ class _SentinelClient:
         host, port = address
         return SentinelView(int(found[b"config-epoch"]), Address(host.decode(), int(port)))
 
-    async def disconnect(self) -> None:
-        await self._connection.disconnect(nowait=True)
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.abort("no longer needed")
+            self._connection = None
 
 
 def _failure(sentinel: _SentinelClient, answer: object) -> str:

@@ -1,21 +1,21 @@
-"""The gateway's one line to Redis: keeps a link up, and is the only one that reconnects."""
+"""The broker for one server: keeps the node's connection to it up, and is the only one that reconnects."""
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Coroutine
 from typing import Final
 
 import structlog
 
-from .connection import ConnectionLost
+from ..backoff import Backoff
 from .events import SubscriberEvents
 from .outage import OutageNotifier
 from .probe import Probe
 from .reconciler import Reconciler
+from .server import Server
 from .subscriber import SubscriberConnection
-from .topology import Server, Topology
+from .topology import Topology
 
 CONNECT_TIMEOUT: Final = 2.0
 """Seconds for TCP, TLS and HELLO together; a frozen Redis accepts connections and says nothing."""
@@ -24,24 +24,23 @@ FIRST_RECONNECT_DELAY: Final = 0.05
 MAX_RECONNECT_DELAY: Final = 0.5
 """Seconds between attempts, at most: a crashed Redis that is back is found within half a second."""
 
+RECONNECT_JITTER: Final = 0.5
+"""The random part of each delay, so that nodes do not reconnect at the same moment."""
+
 STABLE_AFTER: Final = 5.0
-"""Seconds a link must have lived for its end to be answered with the first, short pause again."""
+"""Seconds that a connection must last before its end is followed by the first, short delay again."""
 
 REMIND_EVERY: Final = 30.0
-"""Seconds between log lines while Redis stays away for one and the same reason."""
+"""Seconds between log lines while Redis stays unreachable for the same reason."""
 
 ALARM_AFTER: Final = 10.0
-"""Seconds without Redis that are worth waking somebody for: by then registrations time out."""
+"""Seconds without Redis after which the log line is an error: by then registrations time out."""
 
 log = structlog.get_logger()
 
 
 class ServerBroker:
-    """Subscribes and reads on behalf of `events`, and tells it what Redis says.
-
-    While there is no link, `subscribe`, `read` and `unsubscribe` do nothing: the next link begins with
-    all that `events.connected` names, and the last one took every subscription with it.
-    """
+    """The `Broker` for one server, wherever the topology finds it."""
 
     def __init__(
         self,
@@ -49,84 +48,78 @@ class ServerBroker:
         events: SubscriberEvents,
         name: str,
         clock: Callable[[], float],
-        new_link: Callable[[], SubscriberConnection],
+        new_connection: Callable[[], SubscriberConnection],
         probe_channel: Callable[[], bytes | None],
     ) -> None:
         """`name` is what CLIENT LIST shows; `clock` is monotonic, in seconds.
 
-        `new_link` makes the links, whose events go to `events` too. `probe_channel` chooses where a link's
-        probes go; None for no probe.
+        The connections that `new_connection` makes tell `events` what happens, as this broker does.
+        `probe_channel` chooses the channel for a probe; None skips it.
         """
         self._clock = clock
         self._topology = topology
         self._events = events
         self._name = name
-        self._new_link = new_link
-        self._link: SubscriberConnection | None = None
+        self._new_connection = new_connection
+        self._connection: SubscriberConnection | None = None
         self._lost_at: float | None = None
-        self._up_at = 0.0
+        self._connected_at = 0.0
         self._started = clock()
-        self._attempts = 0
-        self._reminded: tuple[str, float] = ("", 0.0)
+        self._backoff = Backoff(FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY, RECONNECT_JITTER)
+        self._last_error = ""
+        self._logged_at = 0.0
         self.probe = Probe(topology, name, probe_channel)
         self.reconciler = Reconciler(events)
-        self._notice = OutageNotifier(events.degraded)
+        self._notifier = OutageNotifier(events.degraded)
         self.outages = 0
-        """Times that a link was lost: whatever was published meanwhile without retention is gone."""
+        """Times that the connection was lost: what was published meanwhile without retention is lost."""
         self.past_outage_seconds = 0.0
-        """How long there was no link, after there had been one, all gaps together."""
+        """Seconds of all outages that are over. The time before the first connection is no outage."""
         self.ever_connected = False
 
     def outage_seconds(self) -> float:
-        """`outage_seconds`, with the gap that goes on at present."""
         present = 0.0 if self._lost_at is None else self._clock() - self._lost_at
         return self.past_outage_seconds + present
 
     @property
     def connected(self) -> bool:
-        return self._link is not None
+        return self._connection is not None
 
     @property
     def down_for(self) -> float | None:
-        """Seconds without a link, up to now; None while there is one."""
-        if self._link is not None:
+        if self._connection is not None:
             return None
         return self._clock() - (self._started if self._lost_at is None else self._lost_at)
 
     @property
     def probe_age(self) -> float | None:
-        """Seconds since the present link was proved to hear, or came up; None without one."""
-        if self._link is None:
+        if self._connection is None:
             return None
-        return self._clock() - max(self._up_at, self.probe.received_at or 0.0)
+        return self._clock() - max(self._connected_at, self.probe.received_at or 0.0)
 
     @property
     def last_error(self) -> str:
-        """Why the latest attempt to connect failed; empty while there is a link."""
-        return self._reminded[0]
+        return self._last_error
 
     @property
     def server_brokers(self) -> list[ServerBroker]:
-        """As `Broker.server_brokers`."""
         return [self]
 
     @property
     def connection(self) -> SubscriberConnection | None:
-        """The present link, if there is one."""
-        return self._link
+        """The present connection, if there is one."""
+        return self._connection
 
     def connection_for(self, _name: bytes) -> SubscriberConnection | None:
-        """The link on which a channel is heard and published, if there is one at present."""
-        return self._link
+        return self._connection
 
     @property
     def repaired(self) -> int:
-        """Channels that audits have found to differ; it should stay 0."""
         return self.reconciler.repaired
 
     @property
     def display_url(self) -> str:
-        """Where it leads, for people; without the password."""
+        """The server's URL without the password."""
         return self._topology.display_url
 
     @property
@@ -135,124 +128,107 @@ class ServerBroker:
         return 0
 
     def reaches(self, _name: bytes) -> bool:
-        """Whether there is a link to ask about a channel."""
-        return self._link is not None
+        return self._connection is not None
 
     def subscribe(self, name: bytes) -> None:
-        """SUBSCRIBE `name` and then read its retained result; `events.subscribed` or `denied` follows."""
-        if self._link is not None:
-            self._link.subscribe(name)
+        if self._connection is not None:
+            self._connection.subscribe(name)
 
     def read(self, name: bytes) -> None:
-        """Read the retained result of a subscribed `name`; `events.subscribed` or `denied` follows."""
-        if self._link is not None:
-            self._link.read(name)
+        if self._connection is not None:
+            self._connection.read(name)
 
     def unsubscribe(self, name: bytes) -> None:
-        """UNSUBSCRIBE `name`; `events.unsubscribed` follows."""
-        if self._link is not None:
-            self._link.unsubscribe(name)
+        if self._connection is not None:
+            self._connection.unsubscribe(name)
 
     def degraded(self, _name: bytes) -> bool:
-        """Whether a channel cannot be heard, for so long that `events.degraded` has been called."""
-        return self._notice.given
+        return self._notifier.notified
 
     async def run(self) -> None:
-        """Keep a link up until cancelled."""
-        link: SubscriberConnection | None = None
-        self._notice.begin()
+        connection: SubscriberConnection | None = None
+        self._notifier.begin()
         try:
             while True:
-                link = self._new_link()
-                server = await self._open(link)
+                connection = self._new_connection()
+                server = await self._connect(connection)
                 if server is not None:
                     started = self._clock()
-                    self._up(link, server, started)
-                    lost = await self._watch_over(link, server)
-                    self._down(server, str(lost), self._clock())
+                    self._connection_up(connection, server, started)
+                    reason = await self._monitor(connection, server)
+                    self._connection_down(server, reason, self._clock())
                     if self._clock() - started >= STABLE_AFTER:
-                        self._attempts = 0
-                await asyncio.sleep(self._pause())
+                        self._backoff.reset()
+                await asyncio.sleep(self._backoff.next())
         finally:
-            self._notice.end()
-            if link is not None:
-                link.abort("the node stops")
-            self._link = None
+            self._notifier.end()
+            if connection is not None:
+                connection.abort("the node stops")
+            self._connection = None
             await self._topology.close()
 
-    async def _open(self, link: SubscriberConnection) -> Server | None:
-        """Connect `link`; returns the server it leads to, or None."""
+    async def _connect(self, connection: SubscriberConnection) -> Server | None:
+        """Connect to the server that the topology finds; returns it, or None."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 server = await self._topology.find()
-                await server.open(link)
-                await self._introduce(link, server)
+                await server.connect(connection, self._name, only_master=self._topology.only_masters)
         except TimeoutError:
-            self._remind(f"no answer within {CONNECT_TIMEOUT:g} s", self._clock())
-        except (OSError, ConnectionLost) as error:
-            self._remind(str(error) or type(error).__name__, self._clock())
+            self._log_unreachable(f"no answer within {CONNECT_TIMEOUT:g} s", self._clock())
+        except OSError as error:
+            self._log_unreachable(str(error) or type(error).__name__, self._clock())
         else:
             return server
-        link.abort("not connected")
         return None
 
-    async def _introduce(self, link: SubscriberConnection, server: Server) -> None:
-        await link.hello(server.username, server.password, server.database, self._name)
-        if self._topology.only_masters and not link.is_master:
-            raise ConnectionLost(f"{server.display_url} is a replica")
-
-    async def _watch_over(self, link: SubscriberConnection, server: Server) -> ConnectionLost:
-        """Why `link`, which leads to `server`, was lost, once it is. Meanwhile it is probed and audited."""
-        guards = [
-            asyncio.create_task(_run_monitor(self.probe.run(link, server))),
-            asyncio.create_task(_run_monitor(self.reconciler.run(link))),
+    async def _monitor(self, connection: SubscriberConnection, server: Server) -> str:
+        """Wait until the connection is lost; returns the reason. Meanwhile the probe and reconciler run."""
+        monitors = [
+            asyncio.create_task(_run_monitor(self.probe.run(connection, server))),
+            asyncio.create_task(_run_monitor(self.reconciler.run(connection))),
         ]
         try:
-            return await asyncio.shield(link.closed)  # who else waits for it hears of the end, not of ours
+            # Others wait for `closed` too: cancelling this task must not cancel it.
+            return await asyncio.shield(connection.closed)
         finally:
-            for guard in guards:
-                guard.cancel()
-            await asyncio.gather(*guards, return_exceptions=True)
+            for monitor in monitors:
+                monitor.cancel()
+            await asyncio.gather(*monitors, return_exceptions=True)
 
-    def _up(self, link: SubscriberConnection, server: Server, now: float) -> None:
-        blind = 0.0 if self._lost_at is None else now - self._lost_at
-        self.past_outage_seconds += blind
+    def _connection_up(self, connection: SubscriberConnection, server: Server, now: float) -> None:
+        outage = 0.0 if self._lost_at is None else now - self._lost_at
+        self.past_outage_seconds += outage
         self._lost_at = None
-        self._up_at = now
+        self._connected_at = now
         self.ever_connected = True
-        self._reminded = ("", 0.0)
-        self._link = link
-        self._notice.end()
-        about = {"after_seconds": round(blind, 3), "outages": self.outages} if self.outages else {}
-        log.info("redis connected", redis=server.display_url, **about)
-        link.start()
+        self._last_error = ""
+        self._connection = connection
+        self._notifier.end()
+        facts = {"after_seconds": round(outage, 3), "outages": self.outages} if self.outages else {}
+        log.info("redis connected", redis=server.display_url, **facts)
+        connection.start()
 
-    def _down(self, server: Server, why: str, now: float) -> None:
-        self._link = None
+    def _connection_down(self, server: Server, reason: str, now: float) -> None:
+        self._connection = None
         self._lost_at = now
-        self._notice.begin()
+        self._notifier.begin()
         self.outages += 1
-        log.warning("redis lost", redis=server.display_url, why=why, outages=self.outages)
+        log.warning("redis connection lost", redis=server.display_url, reason=reason, outages=self.outages)
         self._events.disconnected()
 
-    def _pause(self) -> float:
-        """Seconds to the next attempt: doubling, and random, so that nodes do not come in step."""
-        longest: float = min(MAX_RECONNECT_DELAY, FIRST_RECONNECT_DELAY * 2 ** min(self._attempts, 10))
-        self._attempts += 1
-        return longest * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, guards no secret
-
-    def _remind(self, why: str, now: float) -> None:
-        said, when = self._reminded
-        if why != said or now - when >= REMIND_EVERY:
-            self._reminded = (why, now)
-            missing = self.down_for or 0.0
-            say = log.error if missing >= ALARM_AFTER else log.warning
-            say("redis unreachable", redis=self._topology.display_url, why=why, for_seconds=round(missing, 1))
+    def _log_unreachable(self, reason: str, now: float) -> None:
+        if reason == self._last_error and now - self._logged_at < REMIND_EVERY:
+            return
+        self._last_error, self._logged_at = reason, now
+        seconds = self.down_for or 0.0
+        write = log.error if seconds >= ALARM_AFTER else log.warning
+        url = self._topology.display_url
+        write("redis unreachable", redis=url, reason=reason, for_seconds=round(seconds, 1))
 
 
-async def _run_monitor(watching: Coroutine[None, None, None]) -> None:
-    """Run a guard of a link. One that fails is told of and missed, and nothing else ends with it."""
+async def _run_monitor(monitor: Coroutine[None, None, None]) -> None:
+    """Run the probe or the reconciler. If it crashes, that is logged, and the connection goes on without."""
     try:
-        await watching
+        await monitor
     except Exception:
-        log.exception("a guard of the link failed")
+        log.exception("probe or reconciler crashed; connection unmonitored")

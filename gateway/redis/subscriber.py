@@ -1,10 +1,10 @@
-"""One link to Redis: subscriptions, retained results and liveness over RESP3. Disposable.
+"""A connection to Redis that subscribes: subscriptions, retained results and liveness over RESP3. Disposable.
 
-RESP3 lets a subscribed connection answer ordinary commands, so that SUBSCRIBE and the reading of the
-retained results travel in one write, and Redis's own order says what was published before what.
+With RESP3 a subscribed connection answers ordinary commands too. So SUBSCRIBE and the read of the retained
+results go out in one write, and the order of Redis's replies tells what was published before what.
 
-A link never repairs itself. On any doubt (a reply nobody asked for, a command refused, silence) it
-aborts, `closed` tells why, and the broker builds the next one.
+A connection never repairs itself. On any doubt (an unexpected reply, a rejected command, silence) it aborts,
+`closed` tells the reason, and the broker makes the next one.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from .events import SubscriberEvents
 SUBSCRIBE_BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
 
-MAX_UNANSWERED = 8
-"""Batches on their way: 4,000 replies, far below the 32 MB at which Redis drops a subscriber."""
+MAX_PENDING_BATCHES = 8
+"""Batches without a reply: 4,000 channels, far below the 32 MB at which Redis drops a subscriber."""
 
 MAX_READ = 2 << 20
-"""Bytes of retained results in one batch's reply, for the same reason; what is over is asked for again."""
+"""Bytes of retained results in one batch's reply, for the same reason; the rest is read again."""
 
-LATER = 0
-"""What `READ_SCRIPT` says of a result that had no room in the reply."""
+NO_ROOM = 0
+"""The reply of `READ_SCRIPT` for a result that had no room in it."""
 
 READ_SCRIPT = """local left, results = tonumber(ARGV[2]), {}
 for i, key in ipairs(KEYS) do
@@ -55,17 +55,18 @@ for i, key in ipairs(KEYS) do
   results[i] = result
 end
 return results"""
-"""Reads retained results as MGET would, but never more than can be sent: KEYS are the channels, ARGV[1] is
-the longest result in bytes (of a longer one a byte more comes back, which shows it), ARGV[2] is MAX_READ."""
+"""Reads retained results as MGET would, but limits the size of the reply. KEYS are the channels. ARGV[1] is
+the greatest size of a result in bytes; of a larger one it returns one byte more, which shows it. ARGV[2] is
+MAX_READ."""
 
 LIVENESS_TICK = 0.5
 PING_AFTER = 1.5
 DEAD_AFTER = 4.0
-"""Seconds. Silence of 1.5 s is broken by a PING, silence of 4 s ends the link: noticed within 5 s."""
+"""Seconds. Silence of 1.5 s is broken by a PING, silence of 4 s ends the connection: noticed within 5 s."""
 
 
 class UnsubscribeBatch:
-    """UNSUBSCRIBE: a push for each channel and nothing else."""
+    """UNSUBSCRIBE of some channels. The reply is a push for each of them and nothing else."""
 
     __slots__ = ("confirmed", "names")
 
@@ -75,7 +76,10 @@ class UnsubscribeBatch:
 
 
 class SubscribeBatch(UnsubscribeBatch):
-    """SUBSCRIBE and READ of the same channels (or READ alone): a push for each, then one reply."""
+    """SUBSCRIBE of some channels and the read of their retained results, or the read alone.
+
+    The reply is a push for each channel, then one reply to the read.
+    """
 
     __slots__ = ("error", "gone", "subscribe")
 
@@ -84,66 +88,66 @@ class SubscribeBatch(UnsubscribeBatch):
         self.subscribe = subscribe
         self.confirmed = 0 if subscribe else len(names)
         self.error: str | None = None
-        self.gone = False  # meanwhile Redis has taken it away by itself, as only a Cluster does
+        self.gone = False  # Redis has dropped the subscription meanwhile, as only a Cluster does
 
 
 class ServiceSubscription(UnsubscribeBatch):
-    """SUBSCRIBE of a channel that holds no results: a push, or else an error as reply."""
+    """SUBSCRIBE of a service channel. The reply is a push, or else an error, whose text `error` gets."""
 
-    __slots__ = ("answer", "heard")
+    __slots__ = ("error", "on_message")
 
     def __init__(
-        self, name: bytes, heard: Callable[[bytes], object], answer: asyncio.Future[ReplyError | None]
+        self, name: bytes, on_message: Callable[[bytes], object], error: asyncio.Future[str | None]
     ) -> None:
         super().__init__([name])
-        self.heard = heard
-        self.answer = answer
+        self.on_message = on_message
+        self.error = error
 
 
 class PubSubCommands(NamedTuple):
-    """What the kinds of pub/sub call things."""
+    """The command names of one kind of pub/sub."""
 
     subscribe: str
     unsubscribe: str
     publish: str
     numsub: str
-    """PUBSUB's word for how many have subscribed."""
+    """The subcommand of PUBSUB that counts subscribers."""
     info_field: bytes
-    """In CLIENT INFO, before the number of the connection's channels."""
+    """In the reply to CLIENT INFO, what stands before the number of channels."""
 
 
 class SubscriberConnection(Connection):
-    """The protocol at our end of the connection. `hello` and `start` first, then subscribe and the like."""
+    """The protocol at the gateway's end of the connection. After `Server.connect`, call `start` first."""
 
     commands = PubSubCommands("SUBSCRIBE", "UNSUBSCRIBE", "PUBLISH", "NUMSUB", b" sub=")
-    _message = b"message"
-    _subscribed, _unsubscribed = b"subscribe", b"unsubscribe"
+    _message_kind = b"message"
+    _subscribe_kind, _unsubscribe_kind = b"subscribe", b"unsubscribe"
 
     def __init__(self, events: SubscriberEvents, max_result_size: int) -> None:
-        """`max_result_size` is in bytes; of a longer retained result `events` gets one byte more."""
+        """`max_result_size` is in bytes; of a larger retained result `events` gets one byte more."""
         super().__init__()
         self._events = events
         self._max_result_size = max_result_size
-        self._window = MAX_UNANSWERED
-        self._in_flight = 0  # how many of the unanswered count against the window
+        self._window = MAX_PENDING_BATCHES
+        self._in_flight = 0  # batches without a reply
         self._to_subscribe: deque[bytes] = deque()
         self._to_read: deque[bytes] = deque()
-        self._to_leave: deque[bytes] = deque()
-        self._to_retry: deque[UnsubscribeBatch] = deque()  # one by one, after a refused batch
-        self._flushing = False
-        self._heard = 0.0
-        self._ticked = 0.0
-        self._ticking: asyncio.TimerHandle | None = None
+        self._to_unsubscribe: deque[bytes] = deque()
+        self._to_retry: deque[UnsubscribeBatch] = deque()  # one channel each, after a denied batch
+        self._flush_scheduled = False
+        self._received_at = 0.0
+        self._ticked_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._service_channels: dict[bytes, Callable[[bytes], object]] = {}
 
-    # What the broker says
+    # Called by the broker
 
     def start(self) -> None:
-        """Begin to watch over the connection and subscribe whatever `events.connected` names."""
-        if self._transport is None:  # Redis hung up as soon as it had answered; `closed` says so
+        """Begin to watch the liveness, and subscribe the channels that `events.connected` names."""
+        if self._transport is None:  # Redis hung up as soon as it had answered; `closed` has the reason
             return
-        self._heard = self._ticked = self._loop.time()
-        self._ticking = self._loop.call_later(LIVENESS_TICK, self._tick)
+        self._received_at = self._ticked_at = self._loop.time()
+        self._timer = self._loop.call_later(LIVENESS_TICK, self._tick)
         self._to_subscribe.extend(self._events.connected())
         self._flush_soon()
 
@@ -159,23 +163,21 @@ class SubscriberConnection(Connection):
 
     def unsubscribe(self, name: bytes) -> None:
         """`events.unsubscribed` follows."""
-        self._to_leave.append(name)
+        self._to_unsubscribe.append(name)
         self._flush_soon()
 
-    async def subscribe_service(self, name: bytes, heard: Callable[[bytes], object]) -> None:
-        """Subscribe `name`, which no browser waits for, and call `heard` with what is published there.
+    async def subscribe_service(self, name: bytes, on_message: Callable[[bytes], object]) -> None:
+        """Subscribe a channel of the nodes themselves; `on_message` gets what is published there.
 
-        It lasts as long as the link, or until Redis takes the channel away. Raises Refusal and LinkLost.
+        It lasts as long as the connection, or until Redis drops the subscription. Raises ReplyError and
+        ConnectionLost.
         """
         transport = self._writable()
-        answer: asyncio.Future[ReplyError | None] = self._loop.create_future()
-        self._unanswered.append(ServiceSubscription(name, heard, answer))
+        answer: asyncio.Future[str | None] = self._loop.create_future()
+        self._pending.append(ServiceSubscription(name, on_message, answer))
         transport.write(pack(self.commands.subscribe, name))
-        await asyncio.wait((answer, self.closed), return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            raise self.closed.result()
-        if (refusal := answer.result()) is not None:
-            raise refusal
+        if (error := await self._wait_for(answer)) is not None:
+            raise ReplyError(self.commands.subscribe, error)
 
     @property
     def service_channels(self) -> Collection[bytes]:
@@ -184,30 +186,30 @@ class SubscriberConnection(Connection):
 
     @property
     def idle(self) -> bool:
-        """Whether all that was asked of the subscriptions has been answered."""
-        return not (self._in_flight or self._waiting)
+        """Whether Redis has answered every command about subscriptions."""
+        return not (self._in_flight or self._unsent)
 
     @property
-    def _waiting(self) -> bool:
-        """Whether there is something to ask that has not been written yet."""
-        return bool(self._to_retry or self._to_subscribe or self._to_read or self._to_leave)
+    def _unsent(self) -> bool:
+        """Whether commands wait to be written."""
+        return bool(self._to_retry or self._to_subscribe or self._to_read or self._to_unsubscribe)
 
-    # What goes out: everything that was asked in one turn of the loop in as few commands as possible
+    # Output: all requests of one turn of the loop, in as few commands as possible
 
     def _flush_soon(self) -> None:
-        if not self._flushing:
-            self._flushing = True
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushing = False
+        self._flush_scheduled = False
         if self._transport is None or self._transport.is_closing():
             return
         chunks: list[bytes] = []
         while self._in_flight < self._window and (batch := self._next_batch()):
             self._in_flight += 1
-            self._unanswered.append(batch)
-            chunks += self._commands(batch)
+            self._pending.append(batch)
+            chunks += self._packed(batch)
         if chunks:
             self._transport.write(b"".join(chunks))
 
@@ -218,70 +220,69 @@ class SubscriberConnection(Connection):
             return SubscribeBatch(self._take(self._to_subscribe), subscribe=True)
         if self._to_read:
             return SubscribeBatch(self._take(self._to_read), subscribe=False)
-        if self._to_leave:
-            return UnsubscribeBatch(self._take(self._to_leave))
+        if self._to_unsubscribe:
+            return UnsubscribeBatch(self._take(self._to_unsubscribe))
         return None
 
     def _take(self, names: deque[bytes]) -> list[bytes]:
         return [names.popleft() for _ in range(min(SUBSCRIBE_BATCH, len(names)))]
 
-    def _commands(self, batch: UnsubscribeBatch) -> list[bytes]:
+    def _packed(self, batch: UnsubscribeBatch) -> list[bytes]:
         if not isinstance(batch, SubscribeBatch):
             return [pack("UNSUBSCRIBE", *batch.names)]
-        # Redis 7 and Valkey can be told that the script only reads, so that the right to read is enough.
+        # On Redis 7 and Valkey the script can be declared read-only: then the right to read is enough.
         evaluate = "EVAL_RO" if self.version[:1] >= b"7" or self.version[1:2].isdigit() else "EVAL"
         read = pack(evaluate, READ_SCRIPT, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
         return [pack("SUBSCRIBE", *batch.names), read] if batch.subscribe else [read]
 
-    # What comes in
+    # Input
 
     def data_received(self, data: bytes) -> None:
-        self._heard = self._loop.time()
+        self._received_at = self._loop.time()
         gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
-        message, watched = self._message, self._service_channels
+        message, service_channels = self._message_kind, self._service_channels
         try:
             self._parser.feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
                 if type(reply) is not push:
-                    self._replied(reply)
+                    self._reply_received(reply)
                 elif reply[0] != message:
-                    self._pushed(reply)
-                elif reply[1] not in watched:  # its hash is kept, for the table
+                    self._push_received(reply)
+                elif reply[1] not in service_channels:  # this computes the hash, which the table reuses
                     received(reply[1], reply[2])
                 else:
-                    watched[reply[1]](reply[2])
+                    service_channels[reply[1]](reply[2])
         except (hiredis.ProtocolError, UnexpectedReply) as error:
-            self.abort(f"Redis sent what nobody asked for: {error}")
-        if self._waiting:
+            self.abort(f"Redis sent an unexpected reply: {error}")
+        if self._unsent:
             self._flush_soon()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._ticking is not None:
-            self._ticking.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
-    def _pushed(self, push: list[Any]) -> None:
+    def _push_received(self, push: list[Any]) -> None:
         kind = push[0]
-        batch = self._unanswered[0] if self._unanswered else None
-        if kind == self._subscribed and type(batch) is ServiceSubscription and batch.names[0] == push[1]:
-            self._unanswered.popleft()
-            self._service_channels[push[1]] = batch.heard
-            resolve(batch.answer, None)
-        elif kind == self._subscribed:
-            self._confirmed(SubscribeBatch, push[1])
-        elif kind == self._unsubscribed:
-            self._left(push[1])
+        batch = self._pending[0] if self._pending else None
+        if kind == self._subscribe_kind and type(batch) is ServiceSubscription and batch.names[0] == push[1]:
+            self._pending.popleft()
+            self._service_channels[push[1]] = batch.on_message
+            resolve(batch.error, None)
+        elif kind == self._subscribe_kind:
+            self._confirm(SubscribeBatch, push[1])
+        elif kind == self._unsubscribe_kind:
+            self._unsubscribe_received(push[1])
 
-    def _left(self, name: bytes) -> None:
-        """Redis says that `name` is subscribed no longer."""
-        leave = self._confirmed(UnsubscribeBatch, name)
-        if leave.confirmed == len(leave.names):
-            self._answered()
+    def _unsubscribe_received(self, name: bytes) -> None:
+        batch = self._confirm(UnsubscribeBatch, name)
+        if batch.confirmed == len(batch.names):
+            self._batch_done()
         self._events.unsubscribed(name)
 
-    def _confirmed(self, kind: type[UnsubscribeBatch], name: bytes) -> UnsubscribeBatch:
-        """Redis confirms channels in the order of the command; anything else is not our conversation."""
-        batch = self._unanswered[0] if self._unanswered else None
+    def _confirm(self, kind: type[UnsubscribeBatch], name: bytes) -> UnsubscribeBatch:
+        """Count a channel as confirmed. Redis confirms channels in the order of the command."""
+        batch = self._pending[0] if self._pending else None
         if (
             not isinstance(batch, UnsubscribeBatch)
             or type(batch) is not kind
@@ -292,15 +293,15 @@ class SubscriberConnection(Connection):
         batch.confirmed += 1
         return batch
 
-    def _replied(self, reply: Any) -> None:
-        batch = self._unanswered[0] if self._unanswered else None
+    def _reply_received(self, reply: Any) -> None:
+        batch = self._pending[0] if self._pending else None
         if isinstance(batch, PendingReply):
-            super()._replied(reply)
+            super()._reply_received(reply)
         elif isinstance(batch, ServiceSubscription):
             if not isinstance(reply, hiredis.ReplyError):
                 raise UnexpectedReply("a reply to SUBSCRIBE")
-            self._unanswered.popleft()
-            resolve(batch.answer, ReplyError(self.commands.subscribe, reply))
+            self._pending.popleft()
+            resolve(batch.error, str(reply))
         elif isinstance(batch, UnsubscribeBatch):
             self._batch_replied(batch, reply)
         else:
@@ -309,64 +310,66 @@ class SubscriberConnection(Connection):
     def _batch_replied(self, batch: UnsubscribeBatch, reply: Any) -> None:
         if not isinstance(batch, SubscribeBatch):
             raise UnexpectedReply("a reply to UNSUBSCRIBE")
-        refusal = str(reply) if isinstance(reply, hiredis.ReplyError) else None
-        if refusal is not None and not is_channel_denied(refusal):
-            # LOADING, MASTERDOWN and the like: not now. Or the node's own user may not run the command,
-            # which is no browser's fault.
-            self.abort(f"Redis answered: {refusal}")
-        elif batch.confirmed == 0:  # SUBSCRIBE was refused, as a whole; READ's reply is still to come
-            if refusal is None:
+        error = str(reply) if isinstance(reply, hiredis.ReplyError) else None
+        if error is not None and not is_channel_denied(error):
+            # LOADING, MASTERDOWN and the like pass. Or Redis denies the node's own user the command, which
+            # is no browser's fault.
+            self.abort(f"Redis answered: {error}")
+        elif batch.confirmed == 0:  # SUBSCRIBE was denied as a whole; the reply to the read follows
+            if error is None:
                 raise UnexpectedReply("a reply to SUBSCRIBE")
-            batch.error = refusal
+            batch.error = error
             batch.confirmed = len(batch.names)
         elif batch.confirmed < len(batch.names):
-            raise UnexpectedReply("a reply amid confirmations")
+            raise UnexpectedReply("a reply between confirmations")
         else:
-            self._answered()
-            self._settle(batch, reply, batch.error or refusal)
+            self._batch_done()
+            self._finish_subscribe(batch, reply, batch.error or error)
 
-    def _settle(self, batch: SubscribeBatch, values: list[Any], error: str | None) -> None:
+    def _finish_subscribe(self, batch: SubscribeBatch, values: list[Any], error: str | None) -> None:
         if error is None:
+            if type(values) is not list or len(values) != len(batch.names):
+                raise UnexpectedReply("a reply to the read of retained results")
             for name, retained in zip(batch.names, values, strict=True):
-                if retained == LATER:
+                if retained == NO_ROOM:
                     (self._to_subscribe if batch.subscribe else self._to_read).append(name)
                 elif batch.subscribe or self._events.is_confirmed(name):
-                    # Else who waits for it has come back since the read: a SUBSCRIBE answers that.
+                    # Else the channel was given up and is wanted again: a SUBSCRIBE is on its way.
                     self._events.subscribed(name, retained)
-        elif len(batch.names) > 1:  # one forbidden id must not make the others deaf
+        elif len(batch.names) > 1:  # one denied id must not affect the others
             self._to_retry.extend(SubscribeBatch([name], subscribe=batch.subscribe) for name in batch.names)
         else:
             (name,) = batch.names
-            if batch.error is None:  # it is subscribed, and only its retained result is forbidden
-                self._to_leave.append(name)
+            if batch.error is None:  # the channel is subscribed; only its retained result is denied
+                self._to_unsubscribe.append(name)
             self._events.denied(name, error)
 
-    def _answered(self) -> None:
-        self._unanswered.popleft()
+    def _batch_done(self) -> None:
+        self._pending.popleft()
         self._in_flight -= 1
 
-    # Liveness: a message that came through this connection, not one that was written to it
+    # Liveness: data that arrived on this connection counts, not data that was written to it
 
     def _tick(self) -> None:
         if self._transport is None or self._transport.is_closing():
             return
         now = self._loop.time()
-        if now - self._ticked > 2 * LIVENESS_TICK:
-            # This process was stopped or its loop was blocked; what came meanwhile is not read yet.
-            self._heard = max(self._heard, now - PING_AFTER)
-        self._ticked = now
-        if now - self._heard >= DEAD_AFTER:
-            self.abort(f"Redis said nothing for {now - self._heard:.1f} s")
+        if now - self._ticked_at > 2 * LIVENESS_TICK:
+            # The process was stopped or its loop was blocked: what arrived meanwhile is not read yet.
+            self._received_at = max(self._received_at, now - PING_AFTER)
+        self._ticked_at = now
+        if now - self._received_at >= DEAD_AFTER:
+            self.abort(f"Redis was silent for {now - self._received_at:.1f} s")
             return
-        if now - self._heard >= PING_AFTER:
-            self.send(self._ponged, "PING")
-        self._ticking = self._loop.call_later(LIVENESS_TICK, self._tick)
+        if now - self._received_at >= PING_AFTER:
+            self.send(self._pong_received, "PING")
+        self._timer = self._loop.call_later(LIVENESS_TICK, self._tick)
 
-    def _ponged(self, reply: Any) -> None:
+    def _pong_received(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith(DISK_FULL):
             self.abort(f"Redis answered PING with: {reply}")
 
 
-def is_channel_denied(refusal: str) -> bool:
-    """Whether Redis's access rules forbid a channel or a key, rather than the command as such."""
-    return refusal.startswith("NOPERM") and "to run the" not in refusal
+def is_channel_denied(error: str) -> bool:
+    """Whether Redis's access rules deny a channel or a key, rather than the command as such."""
+    return error.startswith("NOPERM") and "to run the" not in error

@@ -1,70 +1,36 @@
-"""Where Redis is: turns the URL in the settings into open connections.
+"""Where the server is that subscriptions belong on: at a fixed address, or where the Sentinels say.
 
-The broker asks `Topology.find` anew after every loss, and once a second besides: a master that has moved may
-leave a server behind that answers every PING and hears nothing.
+A broker asks `Topology.find` again after every loss, and its probe asks once a second: a master that has
+moved may leave a server behind that answers every PING and receives nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-import ssl
-from typing import Protocol, TypeVar
-
-import redis.asyncio
+from typing import Protocol
 
 from . import url as redis_url
 from .sentinel import Sentinels
+from .server import Server
 from .url import Address, RedisURL, redact
-
-P = TypeVar("P", bound=asyncio.Protocol)
-
-
-class Server:
-    """One server at a fixed address: redis://, rediss:// or unix://, in redis-py's notation."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.display_url = redact(url)
-        pool = redis.asyncio.ConnectionPool.from_url(url)
-        options = pool.connection_kwargs
-        self.username: str = options.get("username") or "default"
-        self.password: str | None = options.get("password")
-        self.database = int(options.get("db", 0))
-        self._path: str | None = options.get("path")
-        self.host: str = options.get("host", "localhost")
-        self._port = int(options.get("port", 6379))
-        connection = pool.connection_class(**options)
-        self._tls: ssl.SSLContext | None = None
-        if isinstance(connection, redis.asyncio.SSLConnection):
-            self._tls = connection.ssl_context.get()
-
-    async def open(self, protocol: P) -> P:
-        """Connect `protocol` to it. Raises OSError (which TimeoutError and ssl.SSLError are)."""
-        loop = asyncio.get_running_loop()
-        if self._path is not None:
-            await loop.create_unix_connection(lambda: protocol, self._path)
-        else:
-            await loop.create_connection(lambda: protocol, self.host, self._port, ssl=self._tls)
-        return protocol
 
 
 class Topology(Protocol):
     """Finds the server that the node's subscriptions belong on."""
 
     display_url: str
-    """Where that is looked for, for logs; without the password."""
+    """The URL for logs, without the password."""
     only_masters: bool
     """Whether a server that says it is a replica is the wrong one."""
 
     async def find(self) -> Server:
-        """The server at present: the same object as long as it is the same server. Raises OSError."""
+        """The present server: the same object as long as it is the same server. Raises OSError."""
 
     async def close(self) -> None:
-        """Let go of what `find` has kept open."""
+        """Close the connections that `find` keeps."""
 
 
 class FixedTopology:
-    """One server, wherever its name leads."""
+    """One server at one address, whichever machine that name leads to."""
 
     def __init__(self, url: str, *, only_masters: bool = False) -> None:
         self._server = Server(url)
@@ -75,7 +41,7 @@ class FixedTopology:
         return self._server
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
 
 class SentinelTopology:

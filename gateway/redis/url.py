@@ -1,19 +1,18 @@
-"""Where Redis is, as its URL says: one server, Sentinels that know it, or the nodes of a Cluster. Pure.
+"""The URL of Redis: one server, the Sentinels of a master, or the nodes of a Cluster. Pure.
 
     redis://[[user]:password@]host[:6379][/db][?options]
     unix:///path/to/socket[?options]
     redis+sentinel://[[user]:password@]host[:26379],…/service[/db][?options]
     redis+cluster://[[user]:password@]host[:6379],…[?options]
 
-With rediss instead of redis they speak TLS. User, password and options are those of the servers that hold
-the results, in redis-py's notation (`ssl_ca_certs` and the like). Sentinels have credentials of their own,
-in the options `sentinel_username` and `sentinel_password`; without these they are asked without any.
+With rediss instead of redis they use TLS. User, password and options are those of the servers that hold the
+results, in redis-py's notation (`ssl_ca_certs` and the like). The options `sentinel_username` and
+`sentinel_password` are the credentials of the Sentinels; without them, Sentinels are asked without a login.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, quote, unquote, urlencode
@@ -38,7 +37,7 @@ class RedisKind(Enum):
 
 
 class Address(NamedTuple):
-    """Where a server listens; an IPv6 address stands without brackets."""
+    """Where a server listens; an IPv6 address has no brackets here."""
 
     host: str
     port: int
@@ -48,21 +47,21 @@ class Address(NamedTuple):
 
 
 class RedisURL(NamedTuple):
-    """What a URL says. `parse` makes one."""
+    """A parsed URL; `parse_redis_url` makes one."""
 
     text: str
     kind: RedisKind
     addresses: tuple[Address, ...]
-    """Of the Sentinels, or of some nodes of the Cluster. Empty for one server: `text` says it all."""
+    """Of the Sentinels, or of some nodes of the Cluster. Empty for one server, whose URL is `text`."""
     service: str
-    """Under which name the Sentinels know the master; empty where there are none."""
+    """The name of the master for the Sentinels; empty without Sentinels."""
     scheme: str
     credentials: str
     database: str
     options: tuple[tuple[str, str], ...]
 
     def server(self, address: Address) -> str:
-        """The redis:// URL of one server at `address` that holds results."""
+        """The redis:// URL of the server at `address`, which holds results."""
         options = [option for option in self.options if option[0] not in _SENTINEL_OPTIONS]
         return self._url(f"{self.credentials}@" if self.credentials else "", address, self.database, options)
 
@@ -70,7 +69,7 @@ class RedisURL(NamedTuple):
         """The redis:// URL of the Sentinel at `address`: with the same TLS, and its own credentials."""
         found = dict(self.options)
         name, password = (quote(found.get(option, ""), safe="") for option in _SENTINEL_OPTIONS)
-        # A database, client name or protocol is none of a Sentinel's business.
+        # Options such as a database, a client name or a protocol do not apply to Sentinels.
         options = [option for option in self.options if option[0].startswith(("ssl_", "socket_"))]
         return self._url(f"{name}:{password}@" if name or password else "", address, "", options)
 
@@ -81,9 +80,9 @@ class RedisURL(NamedTuple):
 
 
 def parse_redis_url(url: str) -> RedisURL:
-    """What `url` says. Raises ValueError, with what would be right and no part of a password.
+    """Parse `url`. Raises ValueError, which says what to write instead and shows no part of a password.
 
-    Of the URL of one server only the scheme is looked at here; redis-py reads the rest.
+    For one server only the scheme is checked here; redis-py reads the rest of the URL.
     """
     found = _URL.fullmatch(url)
     if found is None or (found["scheme"] == "unix" and found["kind"]):
@@ -112,7 +111,7 @@ def _addresses(hosts: str, default_port: int) -> tuple[Address, ...]:
     for host in hosts.split(","):
         match = _HOST.fullmatch(host.strip())
         if match is None:
-            raise ValueError("name the hosts as host1:port,host2:port; the port may be left out")
+            raise ValueError("write the hosts as host1:port,host2:port; the port is optional")
         port = int(match[2]) if match[2] else default_port
         if not 0 < port <= 65_535:
             raise ValueError(f"port {port} does not exist")
@@ -125,26 +124,20 @@ def _path(kind: RedisKind, path: str) -> tuple[str, str]:
     first, _, second = path[1:].partition("/")
     if kind is RedisKind.CLUSTER:
         if second or first not in ("", "0"):
-            raise ValueError("a Cluster has database 0 and nothing else: leave the path out")
+            raise ValueError(
+                "a Cluster has only database 0: remove the path from redis+cluster://host1,host2"
+            )
         return "", ""
     if not first:
         raise ValueError(
-            "name the master as the Sentinels know it: redis+sentinel://host1,host2,host3/mymaster"
+            "the name of the master is missing: write redis+sentinel://host1,host2,host3/mymaster"
         )
     if not re.fullmatch("[0-9]*", second):
-        raise ValueError("what follows the master's name is the number of a database, such as /mymaster/0")
+        raise ValueError("write the number of the database after the name of the master, such as /mymaster/0")
     return unquote(first), second
 
 
 def redact(url: str) -> str:
-    """The Redis URL with its password as ***, also when it is malformed: it may stand in an error."""
+    """The Redis URL with *** instead of the password; for malformed URLs too, which errors may show."""
     url = re.sub(r"^((?:[A-Za-z+]*://)?+[^:]*):.*@", r"\1:***@", url)
     return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
-
-
-def _masked(token: str) -> str:
-    return "***" if token else ""
-
-
-_SECRET: dict[str, Callable[[str], str]] = {"redis": redact, "publish_token": _masked}
-"""Settings that are not to be seen as they are, and what is shown in their place."""

@@ -1,7 +1,7 @@
 """Logging: one line an event on stderr, for people or for machines, whoever logs it.
 
     log = structlog.get_logger()
-    log.warning("redis lost", reason="no answer for 5 s")
+    log.warning("redis connection lost", reason="no answer for 5 s")
 
 What clients and publishers send may stand in a line, cut to a bearable length; it can neither end the line
 nor reach the terminal as a control character. A webSocketId is a secret of its browser: log `short_id` of it.

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Iterator
 from gateway.core.subscriptions import Slots
 from gateway.node import Node
 from gateway.redis.cluster.broker import ClusterBroker
+from gateway.redis.server import Server
 from gateway.redis.server_broker import ServerBroker
 from gateway.redis.subscriber import SubscriberConnection
-from gateway.redis.topology import Server
 
 
 class Proxy:
@@ -132,7 +132,7 @@ def never_probe(gateway: Node) -> None:
     """Nobody looks whether the link hears what is published, or where the master is by now."""
     assert isinstance(gateway._broker, ServerBroker)
 
-    async def believe(link: SubscriberConnection, server: Server) -> None:
+    async def believe(connection: SubscriberConnection, server: Server) -> None:
         pass
 
     gateway._broker.probe._probe = believe  # type: ignore[method-assign]
@@ -157,6 +157,6 @@ def never_move(gateway: Node) -> None:
     def ignore(*_said: object, **_more: object) -> None:
         pass
 
-    gateway._broker._adopt = ignore  # type: ignore[method-assign]
-    for line in gateway._broker._lines.values():
-        line._events.lost = ignore  # type: ignore[method-assign]
+    gateway._broker.topology._adopt = ignore  # type: ignore[method-assign]
+    for broker in gateway._broker.server_brokers:
+        broker._events.lost = ignore  # type: ignore[method-assign]

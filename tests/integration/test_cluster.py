@@ -97,7 +97,7 @@ async def audited(gateway: Node, nodes: list[NodeProcess]) -> None:
     """What Redis says is subscribed is what the tables say, now and whenever it was looked at."""
     lines = gateway._broker
     assert isinstance(lines, Lines)
-    for line in lines._lines.values():
+    for line in lines.server_brokers:
         if line.connection is not None:
             await line.reconciler.run_once(line.connection)
     assert lines.repaired == 0

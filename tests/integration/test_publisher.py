@@ -18,8 +18,8 @@ from gateway.publishing.publisher import ATTEMPT_TIMEOUT, PUBLISH_TIMEOUT, Publi
 from gateway.redis.cluster.slots import key_slot
 
 from ..processes import SentinelGroup, SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
-from ..redis.test_pool import HELLO, saying
 from ..redis.test_sentinel import black_hole
+from ..redis.test_server import HELLO, saying
 
 # All that a publisher needs of Redis besides its keys and channels.
 RIGHTS = ["-@all", "+hello", "+client|setname", "+ping", "+eval", "+set", "+publish"]

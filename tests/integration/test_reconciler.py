@@ -66,7 +66,7 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
         assert broker_of(gateway).outages == 0
         assert nobody_was_disturbed(browsers)
         gateway._hub.leave(b"websocket:missing", member)
-    take_out("audit: ids that were not subscribed are again", logged)
+    take_out("reconciler: subscriptions missing", logged)
 
 
 class _Liar:
@@ -115,7 +115,7 @@ async def test_with_a_channel_too_many_the_link_is_given_up(
         assert await backend.publish_plainly(["forgotten"]) == [0]
         assert await audited(gateway) == 0
         assert nobody_was_disturbed(browsers)
-    take_out("audit: another number is subscribed than should be", logged)
+    take_out("reconciler: subscription count differs from Redis", logged)
 
 
 @pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
@@ -151,4 +151,4 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
         assert (broker.repaired == 0) is cure, broker.repaired
         assert broker.reconciler.runs >= 3 or not cure
     if not cure:
-        logged[:] = [line for line in logged if not line["event"].startswith("audit: ")]
+        logged[:] = [line for line in logged if not line["event"].startswith("reconciler: ")]

@@ -116,8 +116,8 @@ async def test_a_node_that_redis_does_not_let_in_says_so_and_keeps_trying(
         await until(lambda: logged[-1]["event"] == "redis unreachable", "it says so")
         assert not gateway._broker.ever_connected
     (told,) = (line for line in logged if line["event"] == "redis unreachable")
-    assert "HELLO" in told["why"]
-    assert credentials.partition(":")[2] not in told["why"].split()
+    assert "HELLO" in told["reason"]
+    assert credentials.partition(":")[2] not in told["reason"].split()
 
 
 COMMANDS = [right for right in ONE_SERVER if right.startswith("+")]
@@ -143,8 +143,8 @@ async def test_a_node_that_may_not_read_what_is_retained_registers_nobody(
     url = f"redis://restricted:secret@127.0.0.1:{guarded.port}"
     async with gateway_here(url) as gateway, Raw.upgraded(port_of(gateway)) as browser:
         browser.send(text({"webSocketId": "unreadable"}))
-        await until(lambda: "redis lost" in [line["event"] for line in logged], "the node notices")
-    why = next(line["why"] for line in logged if line["event"] == "redis lost")
+        await until(lambda: "redis connection lost" in [line["event"] for line in logged], "the node notices")
+    why = next(line["reason"] for line in logged if line["event"] == "redis connection lost")
     assert "retained results cannot be read" in why
 
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ async def test_redis_is_killed_and_restarted_under_load(cluster: Cluster, measur
         await until(lambda: len(backend.accepted) >= 60, "the load is on")
         killed = time.time()
         await asyncio.to_thread(cluster.valkey.kill)
-        await until(lambda: min(cluster.last("redis lost")) >= killed - 0.01, "the nodes notice")
+        await until(lambda: min(cluster.last("redis connection lost")) >= killed - 0.01, "the nodes notice")
         await asyncio.sleep(killed + 1 - time.time())  # until their attempts come at the longest intervals
         restarted = time.time()
         await asyncio.to_thread(cluster.valkey.start)
@@ -119,8 +120,9 @@ async def test_redis_is_frozen_under_load(
         with cluster.valkey.frozen():
             frozen = time.time()
             async with crowd(cluster.ports, ["newcomer", "another"], registered=False) as newcomers:
-                await until(lambda: min(cluster.last("redis lost")) > frozen, "the nodes notice", FROZEN)
-                noticed = [when - frozen for when in cluster.last("redis lost")]
+                last = partial(cluster.last, "redis connection lost")
+                await until(lambda: min(last()) > frozen, "the nodes notice", FROZEN)
+                noticed = [when - frozen for when in last()]
                 measured("frozen Redis, noticed", max(noticed))
                 assert max(noticed) <= NOTICED
                 await asyncio.sleep(frozen + FROZEN - time.time())
@@ -140,7 +142,7 @@ async def test_redis_is_frozen_under_load(
         late = [accepted for accepted in backend.accepted if accepted.at > thawed]
         assert len(late) > BROWSERS // 2, "most came through only after the thaw"
         assert control._broker.outages == 0, "control: without the deadline a frozen Redis is not noticed"
-        assert not [line for line in logged if line["event"] == "redis lost"]
+        assert not [line for line in logged if line["event"] == "redis connection lost"]
 
 
 async def test_a_connection_that_falls_silent_is_replaced(

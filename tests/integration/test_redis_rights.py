@@ -124,7 +124,7 @@ def check(found: dict[str, set[str]], logged: list[Line]) -> None:
         assert (works == expected) if expected else ("serve" not in works), (right, works)
     said = [line["event"] for line in logged]
     assert said.count("probe not published") >= 1
-    assert said.count("audit not possible") >= 2
+    assert said.count("reconciler: command denied") >= 2
     logged.clear()
 
 

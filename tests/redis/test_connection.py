@@ -1,4 +1,4 @@
-"""Questions and answers in order, by a Redis that a test plays."""
+"""Commands and replies in order; the test plays Redis."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..fakes import Transport, parse_commands, push, resp, turns, virtual
 
 
 class Scene:
-    """A connection that is open, and the test in the place of Redis."""
+    """A connection that is open; the test plays Redis."""
 
     def __init__(self) -> None:
         self.connection = Connection()
@@ -35,7 +35,7 @@ class Scene:
 
 
 @virtual
-async def test_answers_belong_to_the_questions_in_their_order() -> None:
+async def test_replies_belong_to_the_commands_in_their_order() -> None:
     scene = Scene()
     first, second = await scene.asks("GET", b"a", 1), await scene.asks("GET", "b")
     assert parse_commands(scene.transport.output) == [[b"GET", b"a", b"1"], [b"GET", b"b"]]
@@ -44,7 +44,7 @@ async def test_answers_belong_to_the_questions_in_their_order() -> None:
 
 
 @virtual
-async def test_an_answer_may_come_in_any_pieces() -> None:
+async def test_a_reply_may_come_in_any_pieces() -> None:
     scene = Scene()
     task = await scene.asks("PING")
     for byte in resp(b"A" * 50):
@@ -54,7 +54,7 @@ async def test_an_answer_may_come_in_any_pieces() -> None:
 
 
 @virtual
-async def test_an_error_is_a_refusal_that_leaves_the_connection_open() -> None:
+async def test_an_error_is_a_reply_error_and_leaves_the_connection_open() -> None:
     scene = Scene()
     task = await scene.asks("AUTH", "secret")
     scene.say(resp(Exception("NOPERM not allowed")))
@@ -68,7 +68,7 @@ async def test_an_error_is_a_refusal_that_leaves_the_connection_open() -> None:
 
 
 @virtual
-async def test_what_is_judged_is_judged_at_the_moment_of_its_answer() -> None:
+async def test_a_reply_is_decoded_at_the_moment_it_arrives() -> None:
     scene = Scene()
     judged: list[bytes] = []
 
@@ -88,7 +88,7 @@ async def test_what_is_judged_is_judged_at_the_moment_of_its_answer() -> None:
 
 
 @virtual
-async def test_who_waits_no_more_does_not_take_the_next_ones_answer() -> None:
+async def test_a_cancelled_caller_does_not_take_the_next_callers_reply() -> None:
     scene = Scene()
     impatient, patient = await scene.asks("GET", "a"), await scene.asks("GET", "b")
     impatient.cancel()
@@ -98,7 +98,7 @@ async def test_who_waits_no_more_does_not_take_the_next_ones_answer() -> None:
 
 
 @virtual
-async def test_an_error_is_an_answer_to_who_only_sends() -> None:
+async def test_an_error_is_a_reply_to_send_too() -> None:
     scene = Scene()
     replies: list[Any] = []
     scene.connection.send(replies.append, "PING")
@@ -107,7 +107,7 @@ async def test_an_error_is_an_answer_to_who_only_sends() -> None:
 
 
 @virtual
-async def test_an_answer_before_the_end_counts_although_nobody_has_looked() -> None:
+async def test_a_reply_before_the_end_counts() -> None:
     scene = Scene()
     task = await scene.asks("PING")
     scene.say(resp("PONG"))
@@ -116,39 +116,39 @@ async def test_an_answer_before_the_end_counts_although_nobody_has_looked() -> N
 
 
 @virtual
-async def test_the_end_is_an_answer_to_all_that_was_asked() -> None:
+async def test_the_end_of_the_connection_ends_every_command() -> None:
     scene = Scene()
     tasks = [await scene.asks("PING"), await scene.asks("PING")]
     scene.transport.lose(OSError("no route to host"))
     for task in tasks:
         with pytest.raises(ConnectionLost, match="no route to host"):
             await task
-    with pytest.raises(ConnectionLost, match="gone"):
+    with pytest.raises(ConnectionLost, match="is closed"):
         await scene.connection.execute("PING")
-    with pytest.raises(ConnectionLost, match="gone"):
+    with pytest.raises(ConnectionLost, match="is closed"):
         scene.connection.send(print, "PING")
 
 
 @virtual
-async def test_nothing_can_be_asked_before_there_is_a_connection() -> None:
+async def test_no_command_before_there_is_a_connection() -> None:
     with pytest.raises(ConnectionLost):
         await Connection().execute("PING")
 
 
 @pytest.mark.parametrize("nonsense", [resp("OK"), resp(Exception("ERR")), b"!nonsense\r\n", b"*-7\r\n"])
-def test_what_nobody_asked_for_ends_it(nonsense: bytes) -> None:
+def test_an_unexpected_reply_ends_it(nonsense: bytes) -> None:
     @virtual
     async def ended() -> None:
         scene = Scene()
         scene.say(nonsense)
         assert scene.transport.aborted
-        assert "nobody asked for" in await scene.why()
+        assert "unexpected reply" in await scene.why()
 
     ended()
 
 
 @virtual
-async def test_a_push_is_nobodys_answer() -> None:
+async def test_a_push_is_no_reply() -> None:
     scene = Scene()
     task = await scene.asks("PING")
     scene.say(push(b"invalidate", [b"a"]), resp("PONG"))
@@ -156,7 +156,7 @@ async def test_a_push_is_nobodys_answer() -> None:
 
 
 @virtual
-async def test_the_first_reason_is_the_one_that_is_told() -> None:
+async def test_the_first_reason_counts() -> None:
     scene = Scene()
     scene.connection.abort("first")
     scene.connection.abort("second")
@@ -170,7 +170,7 @@ def test_hello_tells_the_version_and_the_role(role: bytes | None, is_master: boo
     @virtual
     async def told() -> None:
         scene = Scene()
-        task = asyncio.create_task(scene.connection.hello("default", None, 0, "gateway-x"))
+        task = asyncio.create_task(scene.connection.log_in("default", None, 0, "gateway-x"))
         fields = [b"version", b"7.2.0", *([b"role", role] if role else [])]
         await turns()
         scene.say(b"%%%d\r\n" % (len(fields) // 2), *map(resp, fields))

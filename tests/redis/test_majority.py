@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.redis.majority import ask_all
+from gateway.redis.majority import gather_majority
 
 from ..fakes import turns, virtual
 
@@ -31,7 +31,7 @@ def outcomes(answers: list[int | Exception]) -> list[int | str]:
 async def ask(*questions: tuple[float, int | Exception]) -> tuple[list[int | str], float]:
     """What came of it, and how long it took, with a second for all and a tenth of grace."""
     began = now()
-    answers = await ask_all([answer(after, what) for after, what in questions], 1.0, 0.1)
+    answers = await gather_majority([answer(after, what) for after, what in questions], 1.0, 0.1)
     return outcomes(answers), round(now() - began, 3)
 
 
@@ -41,7 +41,7 @@ async def test_all_answers_come_in_the_order_of_the_questions() -> None:
 
 
 @virtual
-async def test_nobody_to_ask_is_no_answer_at_once() -> None:
+async def test_without_servers_there_is_no_answer_at_once() -> None:
     assert await ask() == ([], 0)
 
 
@@ -99,7 +99,7 @@ async def test_what_is_no_failure_of_a_server_is_raised() -> None:
         raise KeyboardInterruptLike
 
     with pytest.raises(KeyboardInterruptLike):
-        await ask_all([broken()], 1.0, 0.1)
+        await gather_majority([broken()], 1.0, 0.1)
 
 
 class KeyboardInterruptLike(BaseException):

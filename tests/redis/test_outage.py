@@ -1,4 +1,4 @@
-"""When it is given, how, and that it ends. Time is virtual."""
+"""When the notifier notifies, how, and that it ends. Time is virtual."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..fakes import VirtualLoop, turns, virtual
 
 
 class Hall:
-    """Those who are to be told, so many shares of them; each share takes so many seconds."""
+    """Waiting sessions in so many shares; to tell a share takes so many seconds."""
 
     def __init__(self, shares: int = 3, seconds: float = 0.0) -> None:
         self.told = 0
@@ -30,36 +30,36 @@ class Hall:
 @virtual
 async def test_it_is_given_once_the_line_has_been_down_for_some_seconds() -> None:
     hall = Hall()
-    notice = OutageNotifier(hall.tell)
-    notice.begin()
+    notifier = OutageNotifier(hall.tell)
+    notifier.begin()
     await asyncio.sleep(NOTIFY_AFTER - 0.01)
-    assert (notice.given, hall.told) == (False, 0)
+    assert (notifier.notified, hall.told) == (False, 0)
     await asyncio.sleep(0.02)
-    assert (notice.given, hall.told) == (True, 3)
+    assert (notifier.notified, hall.told) == (True, 3)
     await asyncio.sleep(60)
     assert hall.told == 3
-    notice.end()
-    assert not notice.given
+    notifier.end()
+    assert not notifier.notified
 
 
 @virtual
-async def test_whoever_comes_while_it_is_given_can_know() -> None:
-    """It is given as soon as the first is told: who comes then may be too late for the shares."""
+async def test_notified_is_set_before_anybody_is_told() -> None:
+    """`notified` is set before the first is told: whoever comes later may miss the iteration."""
     hall = Hall(shares=100)
-    notice = OutageNotifier(hall.tell)
-    notice.begin()
+    notifier = OutageNotifier(hall.tell)
+    notifier.begin()
     while not hall.told:
-        assert not notice.given
+        assert not notifier.notified
         await asyncio.sleep(0.01 if asyncio.get_running_loop().time() < 1_002.9 else 0.1)
-    assert notice.given
-    notice.end()
+    assert notifier.notified
+    notifier.end()
 
 
 @virtual
 async def test_others_have_the_loop_between_two_shares() -> None:
     hall = Hall(shares=100)
-    notice = OutageNotifier(hall.tell)
-    notice.begin()
+    notifier = OutageNotifier(hall.tell)
+    notifier.begin()
     seen: set[int] = set()
     asyncio.get_running_loop().call_later(NOTIFY_AFTER, seen.add, -1)
     await asyncio.sleep(NOTIFY_AFTER)
@@ -67,51 +67,51 @@ async def test_others_have_the_loop_between_two_shares() -> None:
         seen.add(hall.told)
         await asyncio.sleep(0)
     assert len(seen) >= 99
-    notice.end()
+    notifier.end()
 
 
 @virtual
 async def test_a_line_that_is_up_in_time_is_no_news_and_the_next_time_begins_anew() -> None:
     hall = Hall()
-    notice = OutageNotifier(hall.tell)
+    notifier = OutageNotifier(hall.tell)
     for _ in range(3):
-        notice.begin()
+        notifier.begin()
         await asyncio.sleep(NOTIFY_AFTER - 0.1)
-        notice.end()
+        notifier.end()
     await asyncio.sleep(60)
     assert hall.told == 0
-    notice.begin()
+    notifier.begin()
     await asyncio.sleep(NOTIFY_AFTER + 0.1)
     assert hall.told == 3
-    notice.end()
+    notifier.end()
 
 
 @virtual
 async def test_a_line_that_is_still_down_is_still_the_same_news() -> None:
     hall = Hall()
-    notice = OutageNotifier(hall.tell)
+    notifier = OutageNotifier(hall.tell)
     for _ in range(10):
-        notice.begin()
+        notifier.begin()
         await asyncio.sleep(NOTIFY_AFTER / 2)
     assert hall.told == 3
-    notice.end()
+    notifier.end()
 
 
 @virtual
-async def test_the_end_comes_also_amid_the_shares() -> None:
+async def test_it_can_end_between_two_shares() -> None:
     hall = Hall(shares=1_000, seconds=0.01)
-    notice = OutageNotifier(hall.tell)
-    notice.begin()
-    asyncio.get_running_loop().call_later(NOTIFY_AFTER + 1, notice.end)
+    notifier = OutageNotifier(hall.tell)
+    notifier.begin()
+    asyncio.get_running_loop().call_later(NOTIFY_AFTER + 1, notifier.end)
     await asyncio.sleep(60)
     assert 0 < hall.told < 200
-    assert not notice.given
+    assert not notifier.notified
 
 
 @virtual
 async def test_ending_what_has_not_begun_does_no_harm() -> None:
-    notice = OutageNotifier(Hall().tell)
+    notifier = OutageNotifier(Hall().tell)
     for _ in range(2):
-        notice.end()
+        notifier.end()
     await turns()
-    assert not notice.given
+    assert not notifier.notified

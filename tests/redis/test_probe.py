@@ -1,4 +1,4 @@
-"""What is published where publishers publish, heard or not. Time is virtual."""
+"""Probes that arrive, do not arrive, or cannot be published. Time is virtual."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from gateway.redis.probe import (
     RENEW_AFTER,
     Probe,
 )
+from gateway.redis.server import Server
 from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, resp, turns, virtual
@@ -24,13 +25,13 @@ from ..fakes import Events, Redis, Transport, resp, turns, virtual
 CHANNEL = b"websocket::probe:1"
 
 
-class Server(Redis):
-    """A Redis that publishes to the one link, unless it is `deaf` or another answer is set."""
+class FakeRedis(Redis):
+    """A Redis that publishes to the one connection, unless it is `mute` or another reply is set."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.link: Transport | None = None
-        self.deaf = False
+        self.connection: Transport | None = None
+        self.mute = False
         self.answer: bytes | None = None
         self.tokens: list[bytes] = []
 
@@ -40,21 +41,22 @@ class Server(Redis):
         self.tokens.append(command[2])
         if self.answer is not None:
             return self.answer
-        if not self.deaf and self.link is not None and not self.link.closing:
+        if not self.mute and self.connection is not None and not self.connection.closing:
             message = self.publish(command[1], command[2])
-            asyncio.get_running_loop().call_soon(self.link.protocol.data_received, message)
+            asyncio.get_running_loop().call_soon(self.connection.protocol.data_received, message)
         return resp(1)
 
 
 class Topology:
-    """Where publishers publish; and the server there is the topology itself."""
+    """Finds the server, which is the topology itself."""
 
+    connect: Any = Server.connect
     display_url = "redis://somewhere"
     only_masters = False
     username, password, database = "default", None, 0
 
     def __init__(self) -> None:
-        self.redis = Server()
+        self.redis = FakeRedis()
         self.found: Any = self
         self.opened: list[Transport] = []
         self.refuses = False
@@ -81,7 +83,7 @@ class Topology:
 
 
 class Scene:
-    """A link that is up, and the probe of it."""
+    """A connection that is up, and the probe of it."""
 
     def __init__(self) -> None:
         self.topology = Topology()
@@ -91,18 +93,18 @@ class Scene:
         self.lay()
 
     def lay(self) -> None:
-        """A new link, as the broker would make one."""
-        self.link = SubscriberConnection(Events(), 1_000)
-        self.redis.link = self.transport = Transport(prompt=True)
-        self.transport.protocol = self.link
+        """A new connection, as the broker would make one."""
+        self.connection = SubscriberConnection(Events(), 1_000)
+        self.redis.connection = self.transport = Transport(prompt=True)
+        self.transport.protocol = self.connection
         self.redis.serve(self.transport)
         self.redis.subscribed.clear()
-        self.link.connection_made(self.transport)
-        self.link.start()
-        self.task = asyncio.create_task(self.probe.run(self.link, self.topology))  # type: ignore[arg-type]
+        self.connection.connection_made(self.transport)
+        self.connection.start()
+        self.task = asyncio.create_task(self.probe.run(self.connection, self.topology))  # type: ignore[arg-type]
 
     async def why(self) -> str:
-        why = str(await self.link.closed)
+        why = str(await self.connection.closed)
         await self.task
         return why
 
@@ -119,7 +121,7 @@ def _plain_logs() -> None:
 
 
 @virtual
-async def test_a_link_that_hears_is_probed_once_a_second() -> None:
+async def test_a_connection_that_hears_is_probed_once_a_second() -> None:
     scene = Scene()
     await asyncio.sleep(60)
     assert 60 / PROBE_INTERVAL * 0.9 <= scene.probe.received <= 60 / PROBE_INTERVAL * 1.1 + 1
@@ -139,18 +141,18 @@ async def test_its_way_is_found_anew_every_now_and_then() -> None:
 
 
 @virtual
-async def test_a_link_that_hears_nothing_is_given_up_within_two_probes() -> None:
+async def test_a_connection_that_receives_nothing_is_dropped_within_two_probes() -> None:
     scene = Scene()
     await asyncio.sleep(10)
-    scene.redis.deaf = True
+    scene.redis.mute = True
     began = asyncio.get_running_loop().time()
-    assert await scene.why() == "what is published is not heard on it"
+    assert await scene.why() == "a published probe did not arrive on it"
     assert asyncio.get_running_loop().time() - began < 1.1 * PROBE_INTERVAL + PROBE_GRACE + 0.1
     assert scene.probe.missed == 1
 
 
 @virtual
-async def test_a_master_that_is_another_now_is_as_good_as_deaf() -> None:
+async def test_a_connection_to_an_old_master_is_dropped() -> None:
     scene = Scene()
     await asyncio.sleep(10)
     scene.topology.found = Topology()
@@ -159,9 +161,9 @@ async def test_a_master_that_is_another_now_is_as_good_as_deaf() -> None:
 
 
 @virtual
-async def test_links_that_are_deaf_one_after_another_get_ever_more_time() -> None:
+async def test_connections_that_are_mute_one_after_another_get_ever_more_time() -> None:
     scene = Scene()
-    scene.redis.deaf = True
+    scene.redis.mute = True
     graces = []
     for _ in range(9):
         began = asyncio.get_running_loop().time()
@@ -170,9 +172,9 @@ async def test_links_that_are_deaf_one_after_another_get_ever_more_time() -> Non
         scene.lay()
     assert graces[:4] == [1, 2, 4, 8]
     assert graces[-2:] == [MAX_PROBE_GRACE] * 2
-    scene.redis.deaf = False
+    scene.redis.mute = False
     await asyncio.sleep(5)
-    scene.redis.deaf = True
+    scene.redis.mute = True
     began = asyncio.get_running_loop().time()
     await scene.why()
     assert asyncio.get_running_loop().time() - began < 1.1 * PROBE_INTERVAL + PROBE_GRACE + 0.1
@@ -181,12 +183,12 @@ async def test_links_that_are_deaf_one_after_another_get_ever_more_time() -> Non
 @virtual
 async def test_a_word_may_come_late_but_within_the_grace() -> None:
     scene = Scene()
-    scene.redis.deaf = True
+    scene.redis.mute = True
     await asyncio.sleep(PROBE_GRACE / 2)
-    scene.link.data_received(scene.redis.publish(CHANNEL, b"another"))
+    scene.connection.data_received(scene.redis.publish(CHANNEL, b"another"))
     await asyncio.sleep(PROBE_GRACE / 4)
     assert scene.probe.received == 0
-    scene.link.data_received(scene.redis.publish(CHANNEL, scene.redis.tokens[-1]))
+    scene.connection.data_received(scene.redis.publish(CHANNEL, scene.redis.tokens[-1]))
     await turns()
     assert (scene.probe.received, scene.transport.aborted) == (1, False)
     assert scene.probe.round_trip == pytest.approx(PROBE_GRACE * 3 / 4)
@@ -195,13 +197,13 @@ async def test_a_word_may_come_late_but_within_the_grace() -> None:
 
 @virtual
 async def test_a_channel_that_was_taken_away_proves_nothing() -> None:
-    """A slot may move away and back before anybody has noticed."""
+    """A slot may move away and back unnoticed."""
     scene = Scene()
-    scene.redis.deaf = True
+    scene.redis.mute = True
     await asyncio.sleep(PROBE_GRACE / 2)
-    scene.link._service_channels.clear()
+    scene.connection._service_channels.clear()
     assert scene.probe.received == 0
-    scene.redis.deaf = False  # too late for the word that is out
+    scene.redis.mute = False  # too late for the word that is out
     await asyncio.sleep(PROBE_GRACE)
     assert (scene.probe.missed, scene.transport.aborted) == (0, False)
     await asyncio.sleep(2)
@@ -220,7 +222,7 @@ async def test_without_a_channel_there_is_no_probe() -> None:
     assert scene.probe.received > 0
     scene.channel = b"websocket::probe:2"
     await asyncio.sleep(2)
-    assert b"websocket::probe:2" in scene.link.service_channels
+    assert b"websocket::probe:2" in scene.connection.service_channels
     assert scene.probe.missed == 0
     await scene.stop()
 
@@ -260,7 +262,7 @@ def have_moved(scene: Scene) -> None:
         (have_moved, "PUBLISH with: MOVED"),
     ],
 )
-def test_what_cannot_be_published_proves_nothing_and_is_told_once(trouble: Any, why: str) -> None:
+def test_a_probe_that_cannot_be_published_proves_nothing_and_is_logged_once(trouble: Any, why: str) -> None:
     @virtual
     async def unpublished() -> None:
         with capture_logs() as logs:
@@ -270,7 +272,7 @@ def test_what_cannot_be_published_proves_nothing_and_is_told_once(trouble: Any, 
             assert scene.probe.not_published > 5
             assert (scene.probe.received, scene.probe.missed, scene.transport.aborted) == (0, 0, False)
             (line,) = [line for line in logs if line["event"] == "probe not published"]
-            assert why in line["why"]
+            assert why in line["reason"]
             scene.topology.refuses, scene.topology.found, scene.redis.answer = False, scene.topology, None
             await asyncio.sleep(3)
             assert scene.probe.received > 0
@@ -280,7 +282,7 @@ def test_what_cannot_be_published_proves_nothing_and_is_told_once(trouble: Any, 
 
 
 @virtual
-async def test_a_link_that_is_lost_ends_its_probe() -> None:
+async def test_a_connection_that_is_lost_ends_its_probe() -> None:
     scene = Scene()
     await asyncio.sleep(5)
     scene.transport.lose()

@@ -1,4 +1,4 @@
-"""Which server a channel belongs on, and what makes a route look anew."""
+"""The server of a channel, and what makes a router look it up again."""
 
 from __future__ import annotations
 
@@ -52,19 +52,19 @@ async def test_one_server_is_where_it_is() -> None:
 
 
 @pytest.mark.real
-async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_sentinels_are_asked_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
     with ValkeyProcess() as one, ValkeyProcess() as other, SentinelProcess(one.port) as sentinel:
         found = router_of(f"redis+sentinel://{sentinel.address}/mymaster")
         (server,) = await found.servers([b"a"])
         assert server is not None
         assert server.url == one.url
-        line = await found.pool.to(server)
+        line = await found.pool.get(server)
         sentinel.ask("SENTINEL", "REMOVE", "mymaster")
         sentinel.ask("SENTINEL", "MONITOR", "mymaster", "127.0.0.1", other.port, 1)
         assert await urls(found, b"a", b"b") == [one.url] * 2, "not asked every time"
         monkeypatch.setattr(routers, "LOOKUP_INTERVAL", 0)
         assert await urls(found) == [other.url]
-        assert line.lost
+        assert not line.is_open
         await asyncio.to_thread(sentinel.kill)
         assert await urls(found) == [other.url], "without Sentinels the present one has to do"
         found.forget()
@@ -73,7 +73,7 @@ async def test_the_sentinels_are_asked_now_and_then(monkeypatch: pytest.MonkeyPa
         await found.close()
 
 
-async def test_all_who_wait_share_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_callers_share_one_lookup(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 
     async def look(sentinels: Sentinels) -> Address:
@@ -91,7 +91,7 @@ async def test_all_who_wait_share_one_look(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.real
 async def test_a_server_that_is_no_master_will_not_do() -> None:
-    """Sentinels may name a server that has been deposed or has come back as a replica."""
+    """Sentinels may name a deposed master, or one that has come back as a replica."""
     with (
         ValkeyProcess() as master,
         ValkeyProcess("--replicaof", f"127.0.0.1 {master.port}") as replica,
@@ -101,8 +101,8 @@ async def test_a_server_that_is_no_master_will_not_do() -> None:
         (server,) = await found.servers([b"a"])
         assert server is not None
         assert server.url == replica.url
-        with pytest.raises(ConnectionError, match="is no master"):
-            await found.pool.to(server)
+        with pytest.raises(ConnectionError, match="is a replica"):
+            await found.pool.get(server)
         await found.close()
 
 
@@ -128,7 +128,7 @@ async def test_a_dead_and_a_silent_node_hold_up_little(cluster: ValkeyCluster) -
         await found.close()
 
 
-async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster: ValkeyCluster) -> None:
+async def test_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster: ValkeyCluster) -> None:
     found = router_of(f"redis+cluster://{cluster.nodes[0].address}")
     before = await urls(found)
     with cluster.nodes[0].frozen():
@@ -137,7 +137,7 @@ async def test_the_other_nodes_are_asked_when_those_of_the_url_are_gone(cluster:
     await found.close()
 
 
-async def test_a_slot_that_nobody_serves(cluster: ValkeyCluster) -> None:
+async def test_a_slot_that_no_node_serves(cluster: ValkeyCluster) -> None:
     channel = b"websocket:nobodys"
     owner = cluster.owner(key_slot(channel))
     owner.ask("CLUSTER", "DELSLOTS", key_slot(channel))

@@ -106,7 +106,7 @@ async def test_nobody_answers() -> None:
             assert time.monotonic() - started < 2 * sentinels.SENTINEL_TIMEOUT
     assert isinstance(caught.value, GatewayError)
     assert isinstance(caught.value, OSError), "as of a server that is away"
-    assert f"127.0.0.1:{dead}: Error 111" in str(caught.value)
+    assert f"127.0.0.1:{dead}: [Errno 111]" in str(caught.value)
     assert f"127.0.0.1:{silent}: no answer" in str(caught.value)
 
 
@@ -118,7 +118,7 @@ async def test_sentinels_that_know_no_such_master(sentinel: SentinelProcess) -> 
             await found.master()
 
 
-async def test_what_is_no_sentinel_is_told_as_it_is(valkey: ValkeyProcess, sentinel: SentinelProcess) -> None:
+async def test_a_server_that_is_no_sentinel(valkey: ValkeyProcess, sentinel: SentinelProcess) -> None:
     async with asked(valkey.port) as found:
         with pytest.raises(NoMaster, match="unknown command 'SENTINEL'"):
             await found.master()
@@ -203,7 +203,7 @@ async def test_tls(sentinel: SentinelProcess, tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-async def test_amid_a_failover_the_new_master_is_named() -> None:
+async def test_during_a_failover_the_new_master_is_named() -> None:
     """As long as a replica does not follow, SENTINEL MASTER says the new epoch and the old address."""
     with ValkeyProcess() as old, ValkeyProcess() as new, ValkeyProcess() as stubborn:
         for replica, priority in ((new, 1), (stubborn, 0)):

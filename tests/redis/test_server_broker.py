@@ -1,4 +1,4 @@
-"""Keeps a link up. Time is virtual, and Redis does what a test tells it."""
+"""The broker keeps a connection up. Time is virtual, and the test plays Redis."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 
 from gateway.redis.connection import ConnectionLost
 from gateway.redis.outage import NOTIFY_AFTER
+from gateway.redis.server import Server
 from gateway.redis.server_broker import (
     CONNECT_TIMEOUT,
     FIRST_RECONNECT_DELAY,
@@ -75,6 +76,7 @@ async def is_a_replica(topology: Topology, transport: Transport) -> None:
 class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
+    connect: Any = Server.connect
     display_url = "redis://somewhere"
     only_masters = False
     username = "default"
@@ -171,7 +173,7 @@ async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> Non
 
 
 @virtual
-async def test_passes_on_what_is_asked() -> None:
+async def test_forwards_requests() -> None:
     scene = await Scene().up()
     scene.broker.subscribe(b"a")
     scene.broker.read(b"b")
@@ -187,8 +189,8 @@ async def test_passes_on_what_is_asked() -> None:
 
 
 @virtual
-async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
-    """The next link asks for all that `connected` names, so anything kept would be asked twice."""
+async def test_requests_without_a_connection_are_dropped() -> None:
+    """The next connection subscribes all that `connected` names: a kept request would be sent twice."""
     scene = Scene(is_down)
     await turns()
     scene.broker.subscribe(b"a")
@@ -204,7 +206,7 @@ async def test_what_is_asked_while_there_is_no_link_is_forgotten() -> None:
 
 
 @virtual
-async def test_a_lost_link_is_replaced_and_all_that_is_wanted_asked_again() -> None:
+async def test_a_lost_connection_is_replaced_and_everything_subscribed_again() -> None:
     scene = await Scene(serves, b"a").up()
     await turns()
     scene.events.taken()
@@ -220,7 +222,7 @@ async def test_a_lost_link_is_replaced_and_all_that_is_wanted_asked_again() -> N
 
 
 @virtual
-async def test_gaps_are_counted_and_timed() -> None:
+async def test_outages_are_counted_and_timed() -> None:
     scene = await Scene().up()
     for gap in (1, 2):
         scene.topology.answer = is_down
@@ -237,7 +239,7 @@ async def test_gaps_are_counted_and_timed() -> None:
 
 
 @virtual
-async def test_the_time_before_the_first_link_is_no_gap() -> None:
+async def test_the_time_before_the_first_connection_is_no_outage() -> None:
     scene = Scene(is_down)
     await asyncio.sleep(100)
     assert (scene.broker.outages, scene.broker.past_outage_seconds) == (0, 0)
@@ -259,7 +261,7 @@ async def test_attempts_come_soon_then_ever_more_slowly_and_never_too_slowly() -
 
 
 @virtual
-async def test_a_link_that_dies_young_slows_the_attempts_down_too() -> None:
+async def test_a_connection_that_dies_young_slows_the_attempts_down_too() -> None:
     async def hangs_up(topology: Topology, transport: Transport) -> None:
         await serves(topology, transport)
         asyncio.get_running_loop().call_later(0.01, transport.lose)
@@ -272,7 +274,7 @@ async def test_a_link_that_dies_young_slows_the_attempts_down_too() -> None:
 
 
 @virtual
-async def test_after_a_link_that_lasted_the_next_comes_soon() -> None:
+async def test_after_a_connection_that_lasted_the_next_comes_soon() -> None:
     scene = Scene(is_down)
     await asyncio.sleep(10)
     scene.topology.answer = serves
@@ -292,7 +294,7 @@ def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer) -
             scene = Scene(answer)
             await asyncio.sleep(CONNECT_TIMEOUT + FIRST_RECONNECT_DELAY + 0.1)
             assert len(scene.topology.attempts) == 2
-            assert [line["why"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
+            assert [line["reason"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
             scene.topology.answer = serves
             await asyncio.sleep(CONNECT_TIMEOUT + MAX_RECONNECT_DELAY)
             assert scene.broker.connected
@@ -312,7 +314,7 @@ async def test_an_attempt_that_failed_leaves_no_connection_behind() -> None:
 
 
 @virtual
-async def test_a_dead_link_is_noticed_and_replaced() -> None:
+async def test_a_dead_connection_is_noticed_and_replaced() -> None:
     scene = await Scene().up()
     await asyncio.sleep(60)
     assert scene.broker.outages == 0
@@ -328,14 +330,14 @@ async def test_a_dead_link_is_noticed_and_replaced() -> None:
 @pytest.mark.parametrize(
     ("answer", "why"), [(is_down, "Connect call failed"), (knows_no_resp3, "HELLO with: ERR unknown command")]
 )
-def test_one_and_the_same_trouble_is_told_once_and_then_every_half_minute(answer: Answer, why: str) -> None:
+def test_the_same_error_is_logged_once_and_then_every_half_minute(answer: Answer, why: str) -> None:
     @virtual
     async def troubled() -> None:
         with capture_logs() as logs:
             scene = Scene(answer)
             await asyncio.sleep(REMIND_EVERY - 1)
             (line,) = told(logs, "redis unreachable")
-            assert why in line["why"]
+            assert why in line["reason"]
             await asyncio.sleep(2 * REMIND_EVERY)
             assert len(told(logs, "redis unreachable")) == 3
             await scene.stop()
@@ -344,7 +346,7 @@ def test_one_and_the_same_trouble_is_told_once_and_then_every_half_minute(answer
 
 
 @virtual
-async def test_another_trouble_is_told_at_once() -> None:
+async def test_another_error_is_logged_at_once() -> None:
     with capture_logs() as logs:
         scene = Scene(is_down)
         await asyncio.sleep(5)
@@ -355,14 +357,14 @@ async def test_another_trouble_is_told_at_once() -> None:
 
 
 @virtual
-async def test_up_and_down_are_told() -> None:
+async def test_up_and_down_are_logged() -> None:
     with capture_logs() as logs:
         scene = await Scene().up()
         scene.lose("reset by peer")
         await asyncio.sleep(1)
         await scene.stop()
-    assert [line["event"] for line in logs] == ["redis connected", "redis lost", "redis connected"]
-    assert logs[1]["why"] == "reset by peer"
+    assert [line["event"] for line in logs] == ["redis connected", "redis connection lost", "redis connected"]
+    assert logs[1]["reason"] == "reset by peer"
     assert logs[2]["outages"] == 1
     assert 0 < logs[2]["after_seconds"] <= FIRST_RECONNECT_DELAY + 0.001
 
@@ -372,7 +374,7 @@ def warned(scene: Scene) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("answer", [is_down, is_frozen, hangs])
-def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Answer) -> None:
+def test_members_are_told_after_some_seconds_of_outage(answer: Answer) -> None:
     @virtual
     async def gone() -> None:
         scene = await Scene(serves, b"a", b"b").up()
@@ -386,7 +388,7 @@ def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Ans
         assert scene.broker.degraded(b"a")
         assert warned(scene) == [("degraded", b"a"), ("degraded", b"b")]
         await asyncio.sleep(60)
-        assert len(warned(scene)) == 2, "once for each gap"
+        assert len(warned(scene)) == 2, "once for each outage"
         scene.topology.answer = serves
         await until(lambda: scene.broker.connected)
         assert not scene.broker.degraded(b"a")
@@ -396,7 +398,7 @@ def test_who_waits_is_told_once_redis_has_been_gone_for_some_seconds(answer: Ans
 
 
 @virtual
-async def test_a_gap_that_is_over_in_time_is_told_to_nobody_and_the_next_one_begins_anew() -> None:
+async def test_members_are_not_told_of_a_short_outage() -> None:
     scene = await Scene(serves, b"a").up()
     for _ in range(2):
         scene.topology.answer = is_down
@@ -419,10 +421,10 @@ async def test_a_redis_that_never_was_there_is_missed_as_one_that_is_gone() -> N
 
 
 @virtual
-async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
-    """Whoever has not been told by then need not be."""
+async def test_the_next_connection_stops_the_notification() -> None:
+    """Sessions that have not been told by then are not told."""
     scene = await Scene(serves, *(b"%d" % i for i in range(1_000))).up()
-    loop, tell = asyncio.get_running_loop(), scene.broker._notice._give
+    loop, tell = asyncio.get_running_loop(), scene.broker._notifier._notify
     assert isinstance(loop, VirtualLoop)
 
     def slowly() -> Iterator[None]:
@@ -430,7 +432,7 @@ async def test_the_next_link_ends_the_telling_amid_its_work() -> None:
             loop.stall(0.01)
             yield
 
-    scene.broker._notice._give = slowly
+    scene.broker._notifier._notify = slowly
     scene.topology.answer = is_down
     scene.lose()
     await until(lambda: scene.broker.degraded(b"0"))
@@ -463,8 +465,8 @@ def test_cancelling_ends_it_at_any_time(answer: Answer) -> None:
 
 
 @virtual
-async def test_whoever_asks_over_the_link_of_a_broker_that_is_stopped_hears_that_it_is_lost() -> None:
-    """A cancelled future would look like the cancellation of whoever waits for it."""
+async def test_a_command_on_the_connection_of_a_stopped_broker_fails() -> None:
+    """A cancelled future would cancel everybody who waits for it."""
     scene = await Scene().up()
     scene.topology.transports[-1].on_write = lambda _data: None
     assert scene.broker.connection is not None
@@ -482,13 +484,15 @@ async def test_a_replica_will_do() -> None:
 
 
 @virtual
-async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
+async def test_a_replica_is_rejected_where_the_master_is_needed() -> None:
     with capture_logs() as logs:
         scene = Scene(is_a_replica)
         scene.topology.only_masters = True
         await asyncio.sleep(5)
         assert not scene.broker.ever_connected
-        assert [line["why"] for line in told(logs, "redis unreachable")] == ["redis://somewhere is a replica"]
+        assert [line["reason"] for line in told(logs, "redis unreachable")] == [
+            "redis://somewhere is a replica; the master is needed"
+        ]
         scene.topology.answer = serves
         await asyncio.sleep(MAX_RECONNECT_DELAY)
         assert scene.broker.connected
@@ -496,7 +500,7 @@ async def test_where_only_a_master_may_be_the_one_a_replica_is_none() -> None:
 
 
 @virtual
-async def test_the_topology_is_asked_anew_for_each_link_and_closed_at_the_end() -> None:
+async def test_the_topology_is_asked_for_each_connection_and_closed_at_the_end() -> None:
     scene = await Scene().up()
     elsewhere = Topology()
     scene.topology.find = lambda: asyncio.sleep(0, elsewhere)  # type: ignore[method-assign]
@@ -509,7 +513,7 @@ async def test_the_topology_is_asked_anew_for_each_link_and_closed_at_the_end() 
 
 
 @virtual
-async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
+async def test_a_crashed_probe_or_reconciler_is_logged_and_the_connection_stays() -> None:
     async def fails(*_about: object) -> None:
         raise RuntimeError("a bug")
 
@@ -520,12 +524,12 @@ async def test_a_guard_that_fails_is_told_of_and_the_link_stays() -> None:
         await asyncio.sleep(10)
         assert scene.broker.connected
         assert scene.broker.outages == 0
-        assert len(told(logs, "a guard of the link failed")) == 1
+        assert len(told(logs, "probe or reconciler crashed; connection unmonitored")) == 1
         await scene.stop()
 
 
 @virtual
-async def test_the_guards_of_a_link_end_with_it() -> None:
+async def test_the_guards_of_a_connection_end_with_it() -> None:
     scene = await Scene().up()
     before = len(asyncio.all_tasks())
     for _ in range(3):

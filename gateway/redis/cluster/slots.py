@@ -1,4 +1,4 @@
-"""A Cluster's slots: which a channel is in, and what a node of the Cluster says of who serves them. Pure."""
+"""The slots of a Cluster: the slot of a channel, and what a node of the Cluster says about slots. Pure."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..url import Address
 SLOT_COUNT: Final = 16_384
 
 MAX_NAME_TRIES: Final = 16 * SLOT_COUNT
-"""Names looked at for one in a certain slot: with one slot of all, 1 of 9 million searches is in vain."""
+"""Names tried to find one in a given slot. For a single slot, 1 of 9 million searches fails."""
 
 
 def key_slot(name: bytes) -> int:
     """The slot of a key or a shard channel (Redis Cluster specification, Hash tags).
 
     If the name has braces with something between the first `{` and the next `}`, only that counts. The CRC16
-    that the specification names is the one of XMODEM, which Python has as `crc_hqx`.
+    of the specification is the one of XMODEM, which Python has as `crc_hqx`.
     """
-    if b"{" in name:  # in a prefix, if at all: no webSocketId has one
+    if b"{" in name:  # only in a prefix: no webSocketId has one
         _, _, rest = name.partition(b"{")
         tag, closed, _ = rest.partition(b"}")
         if closed and tag:
@@ -39,31 +39,31 @@ class Redirection(NamedTuple):
     """What a node answers that does not serve the slot."""
 
     kind: str
-    """MOVED; or ASK, while the slot is on its way."""
+    """MOVED; or ASK, while the slot migrates."""
     host: str
     """Empty for the host of the node that answers."""
     port: int
 
 
 def parse_redirection(error: str) -> Redirection | None:
-    """What this error of Redis says, if it is a redirection."""
+    """The redirection in an error of Redis, if it is one."""
     found = _REDIRECTION.match(error)
-    # A question mark stands for a name that was not told.
+    # A question mark stands for a host name that the node does not know.
     return found and Redirection(found[1], found[2].removeprefix("?"), int(found[3]))
 
 
 class ClusterView(NamedTuple):
-    """Who serves what, in the words of one node."""
+    """Who serves which slots, according to one node."""
 
     epoch: int
-    """The later, the higher: every failover and nearly every move of slots raises it."""
+    """The configuration epoch: every failover and nearly every move of slots raises it."""
     ranges: Ranges
 
 
 def parse_view(information: bytes, ranges: Sequence[Any], asked: Address) -> ClusterView:
-    """What a node said: its replies to CLUSTER INFO and CLUSTER SLOTS. `asked` is its address.
+    """A node's replies to CLUSTER INFO and CLUSTER SLOTS. `asked` is the node's address.
 
-    A node that does not know by which name it is reached leaves the host out.
+    A node that does not know its own name leaves the host out.
     """
     fields = dict(line.partition(b":")[::2] for line in information.split(b"\r\n"))
     found = []
@@ -73,29 +73,29 @@ def parse_view(information: bytes, ranges: Sequence[Any], asked: Address) -> Clu
 
 
 class SlotMap(NamedTuple):
-    """Who serves each slot; None for nobody."""
+    """The master of each slot; None where no node serves it."""
 
     owners: tuple[Address | None, ...]
 
     @property
     def masters(self) -> list[Address]:
-        """Who serves any slot."""
+        """The nodes that serve slots."""
         return [address for address in dict.fromkeys(self.owners) if address is not None]
 
     def slots(self, owner: Address | None) -> list[int]:
-        """Which `owner` serves; None for those that nobody does."""
+        """The slots that `owner` serves; with None, those that no node serves."""
         return [number for number, address in enumerate(self.owners) if address == owner]
 
-    def with_owners(self, claims: Mapping[int, Address]) -> SlotMap:
+    def with_owners(self, changes: Mapping[int, Address]) -> SlotMap:
         """This map with other owners for some slots."""
         owners = list(self.owners)
-        for number, owner in claims.items():
+        for number, owner in changes.items():
             owners[number] = owner
         return SlotMap(tuple(owners))
 
 
 UNKNOWN_MAP: Final = SlotMap((None,) * SLOT_COUNT)
-"""What is known before anybody has been asked."""
+"""The map before any node has answered."""
 
 
 def slot_map(ranges: Ranges) -> SlotMap:
@@ -107,7 +107,7 @@ def slot_map(ranges: Ranges) -> SlotMap:
 
 
 def moved_slots(before: SlotMap, after: SlotMap) -> frozenset[int]:
-    """The slots that somebody else serves."""
+    """The slots whose owner differs."""
     pairs = zip(before.owners, after.owners, strict=True)
     return frozenset(number for number, (old, new) in enumerate(pairs) if old != new)
 
@@ -115,8 +115,8 @@ def moved_slots(before: SlotMap, after: SlotMap) -> frozenset[int]:
 def name_in_slots_of(stem: bytes, known: SlotMap, owner: Address) -> bytes | None:
     """A name that begins with `stem` and is in a slot of `owner`; None if there is none.
 
-    With a share of a thousandth of the slots it takes a thousand tries, half a microsecond each. A stem with
-    a hash tag has all its names in one slot.
+    An owner of a thousandth of the slots takes a thousand tries, half a microsecond each. A stem with a hash
+    tag has all its names in one slot.
     """
     if owner not in known.owners:
         return None

@@ -108,7 +108,7 @@ class Node:
         transport.protocol.connection_made(transport)
 
     def learn(self, epoch: int, owners: dict[int, Address]) -> None:
-        """Hear from the others who serves what."""
+        """Learn from the other nodes who serves which slots."""
         lost = [number for number, owner in self.owners.items() if owner == self.address != owners[number]]
         self.epoch, self.owners = epoch, dict(owners)
         for number in lost:
@@ -150,7 +150,7 @@ class Node:
         return self.master and self.owners[number] == self.address
 
     def publish(self, name: bytes, payload: bytes) -> int:
-        """Whatever is subscribed here hears it; how many that were."""
+        """Send it to all subscribers of this node; returns their number."""
         heard = [connection for connection in self.connections if name in connection.subscribed]
         for connection in heard:
             connection.say(push(b"smessage", name, payload))
@@ -254,7 +254,7 @@ class FakeCluster:
         return self.nodes[self.owners[number]]
 
     async def open(self, host: str, port: int, protocol: asyncio.Protocol) -> None:
-        """As topology.Server.open."""
+        """As `Server.open`."""
         await asyncio.sleep(WAY)
         node = self.nodes.get(Address(host, port))
         if node is None or not node.alive:
@@ -275,6 +275,6 @@ class FakeCluster:
             target.keys[key] = source.keys.pop(key)
 
     def gossip(self, node: Node) -> None:
-        """`node` hears what is true."""
+        """`node` learns the truth."""
         if node.alive:
             node.learn(self.epoch, self.owners)

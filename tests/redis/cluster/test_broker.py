@@ -1,4 +1,4 @@
-"""The lines to a Cluster and the map, against one that moves slots, dies and disagrees."""
+"""The broker of a Cluster whose nodes move slots, die and disagree. Time is virtual."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gateway.redis import url as redis_url
 from gateway.redis.cluster import slots
 from gateway.redis.cluster.broker import SLOTLESS_SECONDS, ClusterBroker, ShardEventFilter
 from gateway.redis.cluster.slots import SlotMap, key_slot
-from gateway.redis.topology import Server
+from gateway.redis.server import Server
 from gateway.redis.url import Address
 
 from ...fakes import turns, virtual
@@ -30,7 +30,7 @@ COUNT = 16
 """Slots, for a test has no time for 16,384."""
 
 SETTLED = 3.0
-"""Seconds after which what is stable must be served: two looks at the map, a connection, a subscription."""
+"""Seconds until a stable slot is served: two refreshes of the map, a connection, a subscription."""
 
 
 @pytest.fixture(autouse=True)
@@ -65,14 +65,14 @@ class Member:
         raise AssertionError(problem)
 
     def degraded(self) -> None:
-        """Push is blind; that is the hub's to test."""
+        """An outage; the tests of the hub cover it."""
 
     def restored(self) -> None:
-        """It is not any more."""
+        """The outage is over."""
 
 
 class Scene:
-    """Hub, Cluster, brokers and links as in a node, before a Cluster that the test plays."""
+    """Hub, broker and connections as in a node; the test plays the Cluster."""
 
     def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
         self.redis = redis
@@ -111,7 +111,7 @@ class Scene:
         assert not self.last_error, "something raised where nobody listens"
 
     def whole(self) -> bool:
-        """Whether every slot has its line."""
+        """Whether every slot is served and connected."""
         return self.cluster.connected
 
     def join(self, web_socket_id: bytes) -> Member:
@@ -125,7 +125,7 @@ class Scene:
         self.hub.leave(member.name, member)
 
     def why_lost(self) -> list[str]:
-        """Of the links that are no more."""
+        """The reasons of all lost connections."""
         return [
             str(transport.protocol.closed.result())
             for transport in self.redis.transports
@@ -133,12 +133,14 @@ class Scene:
         ]
 
     def misunderstood(self) -> list[str]:
-        """Why links were given up that should not have been."""
-        return [why for why in self.why_lost() if "nobody asked" in why or "more is subscribed" in why]
+        """The reasons of connections that were dropped by mistake."""
+        return [
+            why for why in self.why_lost() if "unexpected reply" in why or "more channels subscribed" in why
+        ]
 
 
 def up(masters: int = 3, others: int = 1, **options: Any) -> Scene:
-    """A scene whose lines are all up; leave it with `async with`."""
+    """A scene with all connections up; use it with `async with`."""
     return Scene(FakeCluster(masters, others, count=COUNT), **options)
 
 
@@ -167,15 +169,15 @@ async def test_each_channel_is_subscribed_where_its_slot_is_served() -> None:
         await asyncio.sleep(0.1)
         assert all(member.heard == [b"DONE"] for member in early + late)
         assert (scene.whole(), scene.cluster.ever_connected, scene.cluster.outages) == (True, True, 0)
-        assert len(scene.redis.transports) == 3 + 2 + 3, "a line a master, the first look, and the probes"
+        assert len(scene.redis.transports) == 3 + 2 + 3, "masters, first refresh, probes"
         assert (scene.cluster.slots_moved, scene.cluster.outage_seconds()) == (0, 0.0)
 
 
 @virtual
-async def test_the_end_is_the_end_of_all_lines_and_of_what_was_planned() -> None:
+async def test_the_end_closes_all_connections_and_timers() -> None:
     async with up() as scene:
         await asyncio.sleep(0.1)
-        scene.cluster.claimed(0, scene.redis.node(3).address)
+        scene.cluster.topology.claim(0, scene.redis.node(3).address)
     assert all(transport.lost for transport in scene.redis.transports)
     opened = len(scene.redis.transports)
     await asyncio.sleep(10)
@@ -185,7 +187,7 @@ async def test_the_end_is_the_end_of_all_lines_and_of_what_was_planned() -> None
 
 @virtual
 async def test_a_slot_that_has_moved_takes_its_channels_along() -> None:
-    """With what was published for them meanwhile, and without a second answer."""
+    """Retained results are read at the new master; a client gets no second answer."""
     async with up() as scene:
         member, name = scene.join(ident(0)), b"websocket:" + ident(0)
         await asyncio.sleep(0.1)
@@ -200,7 +202,7 @@ async def test_a_slot_that_has_moved_takes_its_channels_along() -> None:
 
 
 @virtual
-async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() -> None:
+async def test_a_dead_master_is_an_outage_until_its_replica_has_taken_over() -> None:
     async with up(3, 2) as scene:
         member, name = scene.join(ident(0)), b"websocket:" + ident(0)
         await asyncio.sleep(0.1)
@@ -221,12 +223,12 @@ async def test_a_master_that_dies_is_a_gap_until_its_replica_has_taken_over() ->
         assert scene.cluster.outages == 1
         assert scene.cluster.outage_seconds() == pytest.approx(2.2, abs=0.3)
         assert member.heard == [b"MEANWHILE"]
-        assert dead.address not in scene.cluster._lines
+        assert dead.address not in scene.cluster._brokers
 
 
 @virtual
 async def test_an_answer_from_before_a_claim_does_not_undo_it() -> None:
-    """A look that waits for a frozen node acts on what the others knew a second ago."""
+    """A refresh that waits for a frozen node has answers that are a second old."""
     async with up() as scene:
         await asyncio.sleep(0.1)
         source, target, frozen = scene.redis.node(0), scene.redis.node(3), scene.redis.node(1)
@@ -273,9 +275,9 @@ async def test_while_a_slot_is_on_its_way_its_results_are_read_where_it_goes() -
         assert (gone.answers, gone.heard) == (1, [b"THERE"])
         assert (stayed.answers, stayed.heard) == (1, [b"HERE"])
         assert source.subscribed == sorted([gone.name, stayed.name])
-        assert scene.whole(), "a line to a node without slots is nobody's loss"
+        assert scene.whole(), "a connection to a node without slots does not count"
         await asyncio.sleep(SLOTLESS_SECONDS + 2)
-        assert target.address not in scene.cluster._lines
+        assert target.address not in scene.cluster._brokers
 
 
 @virtual
@@ -294,7 +296,7 @@ async def test_a_registration_waits_while_the_node_that_its_slot_goes_to_is_dead
 
 
 @virtual
-async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name() -> None:
+async def test_masters_are_asked_when_no_node_of_the_url_answers() -> None:
     """The nodes of the settings may have left the Cluster long ago."""
     async with up(url="redis+cluster://n0:7000") as scene:
         await asyncio.sleep(0.1)
@@ -315,11 +317,11 @@ async def test_masters_are_asked_although_nobody_answers_whom_the_settings_name(
             scene.redis.gossip(node)
         await asyncio.sleep(3)
         assert scene.whole()
-        assert scene.cluster.map.owners[0] == scene.redis.node(1).address
+        assert scene.cluster.topology.map.owners[0] == scene.redis.node(1).address
 
 
 @virtual
-async def test_nobody_there_is_told_once() -> None:
+async def test_an_unreachable_cluster_is_logged_once() -> None:
     structlog.reset_defaults()
     with capture_logs() as logs:
         async with up() as scene:
@@ -328,8 +330,8 @@ async def test_nobody_there_is_told_once() -> None:
             await asyncio.sleep(5)
             assert not scene.cluster.ever_connected
     (line,) = [line for line in logs if line["event"] == "redis cluster unreachable"]
-    assert "n0:7000: Connect call failed" in line["why"]
-    assert "n1:7001: Connect call failed" in line["why"]
+    assert "n0:7000: Connect call failed" in line["reason"]
+    assert "n1:7001: Connect call failed" in line["reason"]
 
 
 # In any order
@@ -579,7 +581,7 @@ class Play:
         return sorted((node.address, name) for node in self.redis.nodes.values() for name in node.subscribed)
 
     async def audited(self) -> None:
-        for line in list(self.scene.cluster._lines.values()):
+        for line in list(self.scene.cluster._brokers.values()):
             if line.connection is not None:
                 async with asyncio.timeout(60):
                     await line.reconciler.run_once(line.connection)
@@ -613,15 +615,16 @@ def test_whatever_the_cluster_does_nobody_waits_or_misses_anything(
 
 
 @virtual
-async def test_a_node_that_names_its_own_address_is_given_up() -> None:
-    """Another one is behind that address by now; to ask it again would have no end."""
+async def test_a_redirection_to_the_same_address_drops_the_connection() -> None:
+    """Another node has that address by now; to ask it again would never end."""
     here, there = Address("here", 1), Address("there", 2)
     gone: list[str] = []
     claims: list[Address] = []
     cluster: Any = SimpleNamespace(
-        map=SlotMap((here,) * COUNT),
+        topology=SimpleNamespace(
+            map=SlotMap((here,) * COUNT), claim=lambda _slot, owner: claims.append(owner)
+        ),
         connection_for=lambda _name: SimpleNamespace(abort=gone.append),
-        claimed=lambda _slot, owner: claims.append(owner),
     )
     shard = ShardEventFilter(cluster, Hub("websocket:", 1_000, lambda _hub: cluster, slot_of=key_slot), here)
     shard.moved(b"x", "there", 2)
@@ -630,3 +633,11 @@ async def test_a_node_that_names_its_own_address_is_given_up() -> None:
         shard.moved(b"x", host, 1)
     assert claims == [there]
     assert gone == ["here:1 leads to another node"] * 2
+
+
+def test_events_for_some_slots_are_limited_to_the_slots_of_the_master() -> None:
+    here, there = Address("here", 1), Address("there", 2)
+    cluster: Any = SimpleNamespace(topology=SimpleNamespace(map=SlotMap((here, here, there, there))))
+    events = ShardEventFilter(cluster, Hub("websocket:", 1_000, lambda _hub: cluster, slot_of=key_slot), here)
+    assert set(events._own(None)) == {0, 1}
+    assert set(events._own({1, 2})) == {1}

@@ -69,7 +69,7 @@ def test_a_view_has_masters_in_order_and_the_epoch_of_the_cluster() -> None:
 
 
 @pytest.mark.parametrize("host", [None, b"", b"?"])
-def test_a_node_without_a_name_is_the_one_that_was_asked(host: bytes | None) -> None:
+def test_a_node_without_a_name_is_the_asked_one(host: bytes | None) -> None:
     found = parse_view(INFO, [[0, SLOT_COUNT - 1, [host, 7_009, b"id", [b"ip", b"10.0.0.1"]]]], A)
     assert found.ranges == ((0, SLOT_COUNT - 1, Address("a", 7_009)),)
 
@@ -82,7 +82,7 @@ def test_a_cluster_without_slots_has_an_empty_view() -> None:
 # Maps
 
 
-def test_a_gap_in_the_ranges_is_nobodys() -> None:
+def test_a_gap_in_the_ranges_has_no_owner() -> None:
     known = slot_map(((0, 9, A), (11, 11, B), (20, 29, A)))
     assert known.owners[9:13] == (A, None, B, None)
     assert known.owners[29:31] == (A, None)
@@ -110,7 +110,7 @@ def test_a_map_from_ranges_is_the_map_from_claims(claims: list[tuple[int, Addres
     assert slot_map(ranges) == UNKNOWN_MAP.with_owners(owners)
 
 
-def test_a_name_is_found_for_whoever_serves_a_slot_at_all() -> None:
+def test_a_name_is_found_for_every_owner_of_a_slot() -> None:
     known = slot_map(((0, SLOT_COUNT - 2, A), (SLOT_COUNT - 1, SLOT_COUNT - 1, B)))
     for owner in (A, B):
         name = name_in_slots_of(b"websocket::probe:", known, owner)

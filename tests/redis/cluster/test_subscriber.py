@@ -1,4 +1,4 @@
-"""A channel a command, by a node of a Cluster that a test plays."""
+"""One channel a command; the test plays a node of a Cluster. Time is virtual."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOBODY = resp(b"")  # what GETRANGE says of a key that is not there
 
 
 class ShardEvents(Events):
-    """Of a line to a node of a Cluster; `readers` are what waits for another node's word."""
+    """The events of a connection to a node; `readers` wait for replies of another node."""
 
     def __init__(self, wanted: tuple[bytes, ...]) -> None:
         super().__init__(wanted)
@@ -40,15 +40,15 @@ class ShardEvents(Events):
 
 
 class Scene:
-    """A link that is up, and the test in the place of the node."""
+    """A connection that is up; the test plays the node."""
 
     def __init__(self, *wanted: bytes, max_result_size: int = 1_000) -> None:
         self.events = ShardEvents(wanted)
-        self.link = ShardedSubscriberConnection(self.events, max_result_size)
+        self.connection = ShardedSubscriberConnection(self.events, max_result_size)
         self.transport = Transport(prompt=True)
-        self.transport.protocol = self.link
-        self.link.connection_made(self.transport)
-        self.link.start()
+        self.transport.protocol = self.connection
+        self.connection.connection_made(self.transport)
+        self.connection.start()
         self._read = 0
 
     async def commands(self) -> list[list[bytes]]:
@@ -58,7 +58,7 @@ class Scene:
         return [command for data in written if data != PING for command in parse_commands(data)]
 
     def say(self, *messages: bytes) -> None:
-        self.link.data_received(b"".join(messages))
+        self.connection.data_received(b"".join(messages))
 
     def heard(self) -> list[tuple[Any, ...]]:
         return [event for event in self.events.taken() if event != ("connected",)]
@@ -88,7 +88,7 @@ def gone(name: bytes) -> bytes:
 
 
 async def asked(*wanted: bytes) -> Scene:
-    """A link whose SSUBSCRIBE and read of each channel are on their way."""
+    """A connection whose SSUBSCRIBE and read of each channel are on their way."""
     scene = Scene(*wanted)
     assert await scene.commands() == [command for name in wanted for command in join(name)]
     return scene
@@ -109,14 +109,14 @@ async def test_each_channel_has_commands_of_its_own_in_one_write() -> None:
 async def test_leaves_and_reads() -> None:
     scene = Scene()
     scene.events.wanted = [b"b"]
-    scene.link.unsubscribe(b"a")
-    scene.link.read(b"b")
+    scene.connection.unsubscribe(b"a")
+    scene.connection.read(b"b")
     assert await scene.commands() == [*read(b"b"), *leave(b"a")]
     scene.say(resp(b"R"), gone(b"a"))
     assert scene.heard() == [("subscribed", b"b", b"R")]
     scene.say(resp("PONG"))
     assert scene.heard() == [("unsubscribed", b"a")]
-    assert scene.link.idle
+    assert scene.connection.idle
 
 
 @virtual
@@ -142,11 +142,11 @@ def test_no_more_is_on_its_way_than_can_be_answered(size: int, window: int) -> N
 
 
 @virtual
-async def test_a_channel_that_is_served_elsewhere_is_told_once() -> None:
+async def test_a_moved_channel_is_reported_once() -> None:
     scene = await asked(b"a")
     scene.say(MOVED, MOVED)
     assert scene.heard() == [("moved", b"a", "10.0.0.2", 7_002)]
-    assert scene.link.idle
+    assert scene.connection.idle
 
 
 @pytest.mark.parametrize("host", ["", "?"])
@@ -186,7 +186,7 @@ async def test_a_channel_taken_away_between_its_confirmation_and_its_read_was_no
 @virtual
 async def test_a_channel_taken_away_while_its_read_is_on_its_way_is_lost() -> None:
     scene = Scene()
-    scene.link.read(b"a")
+    scene.connection.read(b"a")
     await scene.commands()
     scene.say(gone(b"a"), MOVED)
     assert scene.heard() == [("lost", b"a", False)]
@@ -196,7 +196,7 @@ async def test_a_channel_taken_away_while_its_read_is_on_its_way_is_lost() -> No
     "answer", [subscribed(b"a") + NOBODY, MOVED + MOVED, subscribed(b"a") + gone(b"a") + MOVED]
 )
 def test_an_earlier_subscription_taken_away_is_none_of_the_next_ones_answers(answer: bytes) -> None:
-    """It was subscribed already, as when its first question was put off, or its slot came back."""
+    """It was subscribed already, as when its first request was deferred, or its slot came back."""
 
     @virtual
     async def earlier() -> None:
@@ -218,8 +218,8 @@ def test_leaving_ends_with_its_pong_whatever_the_slot_does(answers: list[bytes])
     @virtual
     async def left() -> None:
         scene = Scene()
-        scene.link.unsubscribe(b"a")
-        scene.link.subscribe(b"b")
+        scene.connection.unsubscribe(b"a")
+        scene.connection.subscribe(b"b")
         await scene.commands()
         scene.say(subscribed(b"b"), NOBODY)
         scene.heard()
@@ -227,7 +227,7 @@ def test_leaving_ends_with_its_pong_whatever_the_slot_does(answers: list[bytes])
         assert scene.heard() == []
         scene.say(resp("PONG"))
         assert scene.heard() == [("unsubscribed", b"a")]
-        assert scene.link.idle
+        assert scene.connection.idle
         assert not scene.transport.aborted
 
     left()
@@ -243,23 +243,23 @@ def test_leaving_ends_with_its_pong_whatever_the_slot_does(answers: list[bytes])
         subscribed(b"a") + NOBODY + NOBODY,
     ],
 )
-def test_an_answer_that_fits_no_question_ends_the_link(answer: bytes) -> None:
+def test_an_unexpected_reply_ends_the_connection(answer: bytes) -> None:
     @virtual
     async def desynchronised() -> None:
         scene = await asked(b"a")
         scene.say(answer)
-        assert "nobody asked for" in str(await scene.link.closed)
+        assert "unexpected reply" in str(await scene.connection.closed)
 
     desynchronised()
 
 
 @virtual
-async def test_a_pong_before_the_channel_is_given_up_ends_the_link() -> None:
+async def test_a_pong_before_the_unsubscribe_push_ends_the_connection() -> None:
     scene = Scene()
-    scene.link.unsubscribe(b"a")
+    scene.connection.unsubscribe(b"a")
     await scene.commands()
     scene.say(resp("PONG"))
-    assert "nobody asked for" in str(await scene.link.closed)
+    assert "unexpected reply" in str(await scene.connection.closed)
 
 
 # What is put off
@@ -267,7 +267,7 @@ async def test_a_pong_before_the_channel_is_given_up_ends_the_link() -> None:
 
 @pytest.mark.parametrize("error", [DOWN, resp(Exception("TRYAGAIN Multiple keys"))])
 @pytest.mark.parametrize("confirmation", [b"", subscribed(b"a")])
-def test_while_nobody_serves_the_slot_it_is_asked_again(error: bytes, confirmation: bytes) -> None:
+def test_while_no_node_serves_the_slot_the_request_is_sent_again(error: bytes, confirmation: bytes) -> None:
     """A Cluster that is down takes subscriptions all the same, and reads nothing."""
 
     @virtual
@@ -276,12 +276,12 @@ def test_while_nobody_serves_the_slot_it_is_asked_again(error: bytes, confirmati
         for _ in range(3):
             scene.say(confirmation or error, error)
             assert await scene.commands() == []
-            assert not scene.link.idle
+            assert not scene.connection.idle
             await asyncio.sleep(UNSERVED_RETRY)
             assert await scene.commands() == join(b"a")
         scene.say(subscribed(b"a"), NOBODY)
         assert scene.heard() == [("subscribed", b"a", None)]
-        assert scene.link.idle
+        assert scene.connection.idle
 
     down()
 
@@ -289,7 +289,7 @@ def test_while_nobody_serves_the_slot_it_is_asked_again(error: bytes, confirmati
 @virtual
 async def test_a_read_alone_is_put_off_as_such() -> None:
     scene = Scene()
-    scene.link.read(b"a")
+    scene.connection.read(b"a")
     await scene.commands()
     scene.say(DOWN)
     await asyncio.sleep(UNSERVED_RETRY)
@@ -301,24 +301,24 @@ async def test_nothing_is_subscribed_again_behind_its_sunsubscribe() -> None:
     """Its slot may have moved away and back, so that it was answered before its time had come."""
     scene = await asked(b"a")
     scene.say(DOWN, DOWN)
-    scene.link.unsubscribe(b"a")
+    scene.connection.unsubscribe(b"a")
     assert await scene.commands() == leave(b"a")
     await asyncio.sleep(UNSERVED_RETRY)
     assert await scene.commands() == []
 
 
 @virtual
-async def test_another_question_takes_the_place_of_one_that_is_put_off() -> None:
+async def test_another_request_replaces_a_deferred_one() -> None:
     scene = await asked(b"a")
     scene.say(DOWN, DOWN)
-    scene.link.subscribe(b"a")
+    scene.connection.subscribe(b"a")
     assert await scene.commands() == join(b"a")
     await asyncio.sleep(UNSERVED_RETRY)
     assert await scene.commands() == []
 
 
 @virtual
-async def test_a_channel_taken_away_while_its_question_is_put_off_is_lost_as_its_answer() -> None:
+async def test_a_channel_dropped_while_its_request_is_deferred_is_lost() -> None:
     scene = await asked(b"a")
     scene.say(subscribed(b"a"), DOWN, gone(b"a"))
     assert scene.heard() == [("lost", b"a", True)]
@@ -327,7 +327,7 @@ async def test_a_channel_taken_away_while_its_question_is_put_off_is_lost_as_its
 
 
 @virtual
-async def test_the_end_of_the_link_ends_what_is_put_off() -> None:
+async def test_the_end_of_the_connection_ends_what_is_put_off() -> None:
     scene = await asked(b"a")
     scene.say(subscribed(b"a"), DOWN)
     scene.transport.lose()
@@ -364,8 +364,8 @@ def test_nothing_there_is_an_answer_too(nothing: Any) -> None:
 
 
 @virtual
-async def test_without_an_answer_from_there_it_is_asked_here_again() -> None:
-    """The other node has no line, has died, or serves the slot no more than this one does."""
+async def test_without_a_reply_of_the_target_the_request_is_sent_again() -> None:
+    """The other node is not connected, has died, or does not serve the slot either."""
     scene = await asked(b"a")
     for _ in range(3):
         scene.say(subscribed(b"a"), ASK)
@@ -378,11 +378,11 @@ async def test_without_an_answer_from_there_it_is_asked_here_again() -> None:
 
 
 @virtual
-async def test_an_answer_from_there_is_too_late_once_it_is_asked_anew() -> None:
+async def test_a_reply_of_the_target_is_too_late_after_a_new_request() -> None:
     scene = await asked(b"a")
     scene.say(subscribed(b"a"), ASK)
     scene.heard()
-    scene.link.subscribe(b"a")
+    scene.connection.subscribe(b"a")
     scene.events.readers[0](b"R")
     assert scene.heard() == []
 
@@ -397,9 +397,9 @@ async def test_an_answer_from_there_is_none_for_what_is_taken_away_here() -> Non
 
 @virtual
 async def test_a_read_alone_of_a_slot_on_its_way_is_lost_with_its_subscription() -> None:
-    """It was confirmed, so it is not as an answer that it is lost."""
+    """The channel was confirmed, so its loss is no answer to a request."""
     scene = Scene()
-    scene.link.read(b"a")
+    scene.connection.read(b"a")
     await scene.commands()
     scene.say(ASK, gone(b"a"))
     assert scene.heard() == [("migrating", b"a", "10.0.0.2", 7_002), ("lost", b"a", False)]
@@ -409,13 +409,13 @@ async def test_a_read_alone_of_a_slot_on_its_way_is_lost_with_its_subscription()
 async def test_reads_for_the_node_that_a_slot_comes_from() -> None:
     scene = Scene()
     answers: list[Any] = []
-    scene.link.read_migrating(b"a", answers.append)
+    scene.connection.read_migrating(b"a", answers.append)
     assert await scene.commands() == [[b"ASKING"], *read(b"a")]
     scene.say(resp("OK"), resp(b"R"))
     assert answers == [b"R"]
     scene.transport.lose()
     with pytest.raises(ConnectionLost):
-        scene.link.read_migrating(b"a", answers.append)
+        scene.connection.read_migrating(b"a", answers.append)
 
 
 # Refusals
@@ -431,7 +431,7 @@ async def test_a_forbidden_channel_is_refused() -> None:
 
 
 @virtual
-async def test_a_forbidden_key_is_refused_and_its_channel_given_up() -> None:
+async def test_a_denied_key_unsubscribes_its_channel() -> None:
     scene = await asked(b"a")
     scene.say(
         subscribed(b"a"), resp(Exception("NOPERM this user has no permissions to access one of the keys"))
@@ -448,12 +448,12 @@ async def test_a_forbidden_key_is_refused_and_its_channel_given_up() -> None:
         "ERR x",
     ],
 )
-def test_any_other_refusal_ends_the_link(error: str) -> None:
+def test_any_other_refusal_ends_the_connection(error: str) -> None:
     @virtual
     async def refused() -> None:
         scene = await asked(b"a")
         scene.say(resp(Exception(error)), resp(Exception(error)))
-        assert error in str(await scene.link.closed)
+        assert error in str(await scene.connection.closed)
         assert scene.heard() == []
 
     refused()
@@ -464,7 +464,7 @@ def test_any_other_refusal_ends_the_link(error: str) -> None:
 
 async def service_messages(scene: Scene, *answers: bytes) -> list[bytes]:
     received: list[bytes] = []
-    task = asyncio.create_task(scene.link.subscribe_service(b"probe", received.append))
+    task = asyncio.create_task(scene.connection.subscribe_service(b"probe", received.append))
     assert await scene.commands() == [[b"SSUBSCRIBE", b"probe"]]
     scene.say(*answers)
     await task
@@ -472,26 +472,26 @@ async def service_messages(scene: Scene, *answers: bytes) -> list[bytes]:
 
 
 @virtual
-async def test_watches_a_channel_of_its_own() -> None:
+async def test_subscribes_a_service_channel() -> None:
     scene = Scene()
     received = await service_messages(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W"))
     assert received == [b"W"]
-    assert scene.link.service_channels == {b"probe"}
+    assert scene.connection.service_channels == {b"probe"}
     assert scene.heard() == []
 
 
 @virtual
-async def test_a_watched_channel_that_is_taken_away_is_watched_no_more() -> None:
-    """Or whoever watches would wait there, when the slot has come back, for what never comes."""
+async def test_a_dropped_service_channel_is_forgotten() -> None:
+    """Otherwise, when the slot has come back, the subscriber would wait for ever."""
     scene = Scene()
     await service_messages(scene, subscribed(b"probe"))
     scene.say(gone(b"probe"))
-    assert scene.link.service_channels == set()
+    assert scene.connection.service_channels == set()
     assert scene.heard() == []
     assert await service_messages(scene, subscribed(b"probe"), push(b"smessage", b"probe", b"W")) == [b"W"]
 
 
 @virtual
-async def test_a_channel_to_watch_may_be_elsewhere() -> None:
+async def test_a_service_channel_may_be_on_another_node() -> None:
     with pytest.raises(ReplyError, match="SSUBSCRIBE with: MOVED"):
         await service_messages(Scene(), MOVED)
