@@ -124,7 +124,7 @@ async def test_a_mix(client: Client, publisher: FakePublisher) -> None:
     assert lost["messageId"] == "lost"
     assert lost["error"]["code"] == "unconfirmed"
     assert (
-        "unknown whether the result went out: publish it again with messageId lost"
+        "unknown whether the result was published: retry with messageId lost"
         in lost["error"]["message"]
     )
     assert wrong["webSocketId"] == "12345678"
