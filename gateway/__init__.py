@@ -1,69 +1,28 @@
 """Webflow Gateway: tells a waiting browser at once that its login or payment was approved.
 
-Reading order, from what is decided to what carries it out:
+The rooms, each of which imports only from those above it:
 
-    messages, errors   what is said, in no wire's form; what can go wrong
-    wire/              how each protocol says it: bytes in, requests out; answers in, bytes out
-    frames             RFC 6455 frames: bytes in, messages out
-    handshake          what is wrong with a WebSocket handshake, and the answers
-    latency            how long a result takes, counted in buckets
-    redis_url, slots   where Redis is, as its URL says; what a Cluster says of who serves what
-    subscriptions      the table: who waits for which id, and what Redis has confirmed
-    limits             whom to admit; which deadline comes next
-    ownership          which worker a request belongs to, where several serve one port
-    restarts, health   when a worker is replaced; what workers are together
-    processors         how many there are to use
-    config             the settings, each defined once
-    invocation, logs   command lines to show; one line an event
-    hub                carries out the table's decisions and fans results out
-    session            one client, whatever it speaks
-    websocket          a session over a WebSocket's transport
-    stream             HTTP responses that last, without aiohttp
-    sockjs             sessions over SockJS: by WebSocket, by polls, by streams
-    quorum, sentinels  one question to several servers; which server is the master
-    topology           where Redis is
-    connection, link   one connection to Redis; what it has subscribed
-    probe, audit       the proof that a link hears; the table held against Redis
-    notice             the word to whoever waits that results cannot be heard
-    broker             the keeper of a link, that builds the next one
-    shard_link         a link to a node of a Cluster
-    cluster            a keeper for each master of a Cluster, and the map of who serves what
-    roster, report     nodes that ask each other; what they answer
-    publishing         the script that publishes and retains in one step; `publish`
-    line, routes       connections for publishing; which server a result is published on
-    publisher          publishes in bounded time, whatever kind of Redis it is
-    descriptors        how many connections there is room for
-    handover           connections that go from one worker to another
-    door               the public port, while a connection waits for a request
-    gate               who is let in, and where WebSockets open
-    sockjs_views       HTTP: the paths of SockJS
-    events             server-sent events: the session and its path
-    publish_views      HTTP: results from backends
-    metrics            what a node counts, in Prometheus's words
-    tracing            spans of OpenTelemetry, where they are asked for
-    views              HTTP: which path leads where, health, metrics, demo page
-    live               HTTP: the live page, for all nodes at a glance
-    app                what is built from what; start, drain, stop
-    control            the line between a worker and its parent
-    worker             one of several processes that serve a port, from fork to exit
-    posts              a worker's place: what outlives it, and who stands in
-    workers_views      HTTP: health and metrics of all workers
-    supervisor         the parent that keeps workers alive
-    embedded           the Valkey that `dev` starts
-    watching           the client behind `watch`
-    drill/             faults under load, against nodes and Redis servers of its own
-    cli                the commands
+    errors, messages, backoff, system   what can go wrong, what is said, retries, file descriptors
+    wire/         codecs: bytes to messages and back, without I/O
+    redis/        connections to one server, Sentinel or a Cluster; subscriptions and their repair
+    publishing/   publishes results, for `gateway.publish`, the command publish and POST /publish
+    config        the settings
+    telemetry/    logs, latencies, traces
+    core/         which session waits for which id, sessions, limits, timers, without I/O
+    transports/   one client's bytes: WebSocket, server-sent events, SockJS
+    server/       the public port: accepts connections, checks access, opens sessions
+    nodes/        what nodes tell each other through Redis
+    admin/        the admin port: health, metrics, POST /publish, dashboard
+    node/         composes, runs, drains and stops one process
+    workers/      several processes for one public port, and the parent that keeps them alive
+    embedded, client, drill/, cli/      the Valkey of `dev`, the client of `watch`, drills, commands
 
-The modules down to `health` do no I/O and know neither asyncio nor the clock: time is an argument.
-Imports go one way, downwards to the top of that list; tests/test_architecture.py holds both rules.
+The two paths on which nothing awaits:
 
-Registering: `door` reads the handshake, `views` lets it in, a `WebSocketSession` takes the transport ->
-`wire.receive` -> `Register` -> `hub.register` -> `subscriptions.join` -> `broker.subscribe` (one
-SUBSCRIBE and one read for all ids of the same turn of the loop). Redis answers -> `hub.subscribed` ->
-`subscriptions.confirmed` -> `session.acknowledge` -> socket.
+    Registration: transport, wire, core, redis; once Redis has confirmed it: core, wire, transport.
+    Result:       redis, core, wire, transport.
 
-Delivering: Redis push -> `hub.received` -> for each member `session.deliver` -> socket. No await on
-either path.
+docs/architecture.md gives the reasons; tests/test_architecture.py holds the order of the rooms.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -77,7 +36,7 @@ __all__ = ["publish", "Published", "PublishError"]
 
 
 def __getattr__(name: str) -> Any:
-    """The package's public names, with redis-py imported only for who publishes (PEP 562)."""
+    """Import the public names at their first use, and redis-py with them (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors

@@ -1,4 +1,4 @@
-"""A client that registers as the page of a browser does, and tells what comes: the command `watch`."""
+"""The client behind the command `watch`: it registers as a page does, and reports what comes."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ from .errors import GatewayError
 from .messages import AUTHORIZATION, ERROR, REGISTRATION, STATUS, CloseCode
 
 CONNECT_SECONDS = 10.0
-HEARTBEAT_SECONDS = 30.0  # a gateway that vanished without a word is noticed after one and a half of them
+HEARTBEAT_SECONDS = 30.0  # a gateway that vanished is noticed after one and a half of them
 FIRST_DELAY = 0.5
 MAX_DELAY = 30.0
-DEFINITE = (400, 401, 403, 404, 410)  # HTTP answers that another try would not change
+FINAL_STATUSES = (400, 401, 403, 404, 410)  # HTTP answers that a retry would not change
 
 Callback = Callable[[dict[str, Any]], None]
 
 
 class ClientRejected(GatewayError):
-    """The gateway will not have this client or this id; trying again would not change it."""
+    """The gateway rejects this client or this id; a retry would not change that."""
 
 
 async def watch(
     url: str,
     web_socket_id: str,
-    say: Callback,
+    on_event: Callback,
     *,
     origin: str | None = None,
     backoff: Backoff | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
-    """Register `web_socket_id` at `url` (ws:// or wss://) and tell `say` of everything, for ever.
+    """Register `web_socket_id` at `url` (ws:// or wss://) and report everything to `on_event`, for ever.
 
-    `say` gets an object with `event`: connected, registered, result, status, problem, message, closed,
-    unreachable or retrying, and what belongs to it. `origin` is the page's, by default one of the URL's own
-    host. Raises Refused when the gateway gives an answer that is final.
+    `on_event` gets an object with `event`: connected, registered, result, status, problem, message, closed,
+    unreachable or retrying, and further members. `origin` is the page's; the default is the host of the URL.
+    Raises ClientRejected when the gateway rejects the client for good.
     """
     client = _Client(
-        url, web_socket_id, say, origin or origin_of(url), backoff or Backoff(FIRST_DELAY, MAX_DELAY)
+        url, web_socket_id, on_event, origin or origin_of(url), backoff or Backoff(FIRST_DELAY, MAX_DELAY)
     )
     async with aiohttp.ClientSession() as http:
         while True:
             least = await client.connect(http)
             seconds = max(least, client.backoff.next())
-            say({"event": "retrying", "seconds": round(seconds, 1)})
+            on_event({"event": "retrying", "seconds": round(seconds, 1)})
             await sleep(seconds)
 
 
 def origin_of(url: str) -> str:
-    """The Origin that a page served from the same host as this WebSocket URL has."""
+    """The origin of a page that is served by the host of this WebSocket URL."""
     parts = urlsplit(url)
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc.rpartition('@')[2]}"
 
@@ -66,82 +66,82 @@ def origin_of(url: str) -> str:
 class _Client:
     url: str
     web_socket_id: str
-    say: Callback
+    on_event: Callback
     origin: str
     backoff: Backoff
     last_message_id: str | None = field(default=None, init=False)
 
     async def connect(self, http: aiohttp.ClientSession) -> float:
-        """One connection from start to end; returns the least seconds to wait before the next."""
+        """Run one connection from start to end; returns the minimal delay in seconds before the next."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 socket = await http.ws_connect(self.url, origin=self.origin, heartbeat=HEARTBEAT_SECONDS)
         except aiohttp.WSServerHandshakeError as error:
-            return self._turned_away(error)
+            return self._rejected(error)
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
-            self.say({"event": "unreachable", "reason": self._obstacle(error)})
+            self.on_event({"event": "unreachable", "reason": self._obstacle(error)})
             return 0.0
-        self.say({"event": "connected", "url": self.url})
+        self.on_event({"event": "connected", "url": self.url})
         async with socket:
             await self._listen(socket)
         return 0.0
 
     def _obstacle(self, error: Exception) -> str:
-        """Why there is no connection, in the system's words: aiohttp's tell of its own workings."""
+        """Why there is no connection, in the system's words, which are clearer than aiohttp's."""
         if not isinstance(error, aiohttp.ClientConnectorError) or isinstance(error, aiohttp.ClientSSLError):
             return str(error) or "no answer in time"
         cause = error.os_error
-        known = cause.errno is not None and cause.errno > 0  # a name that is not found has its own numbers
+        known = cause.errno is not None and cause.errno > 0  # getaddrinfo has error numbers of its own
         why = os.strerror(cause.errno or 0) if known else cause.strerror or str(cause)
         return f"{why[:1].lower()}{why[1:]} at {urlsplit(self.url).netloc.rpartition('@')[2]}"
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        with suppress(ConnectionError):  # it may be gone already; receive() then says how
+        with suppress(ConnectionError):  # if the connection is gone already, receive() says why
             await socket.send_str(orjson.dumps(self._registration()).decode())
         while True:
             frame = await socket.receive()
             if frame.type is aiohttp.WSMsgType.TEXT:
-                self._told(frame.data)
+                self._on_message(frame.data)
             elif frame.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
                 code = socket.close_code or CloseCode.ABNORMAL
                 reason = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else ""
-                self.say({"event": "closed", "code": int(code), "reason": reason or ""})
+                self.on_event({"event": "closed", "code": int(code), "reason": reason or ""})
                 return
 
     def _registration(self) -> dict[str, object]:
         asked = {"topic": REGISTRATION, "webSocketId": self.web_socket_id, "status": True}
         return asked if self.last_message_id is None else {**asked, "lastMessageId": self.last_message_id}
 
-    def _told(self, text: str) -> None:
+    def _on_message(self, text: str) -> None:
         try:
             body = orjson.loads(text)
         except orjson.JSONDecodeError:
             body = None
         topic = body.pop("topic", None) if isinstance(body, dict) else None
         if topic == REGISTRATION:
-            self._answered(body)
+            self._on_registration(body)
         elif topic == AUTHORIZATION:
             self.last_message_id = body.get("messageId", self.last_message_id)
-            self.say({"event": "result", **body})
+            self.on_event({"event": "result", **body})
         elif topic == STATUS:
-            self.say({"event": "status", **body})
+            self.on_event({"event": "status", **body})
         elif topic == ERROR:
-            self.say({"event": "problem", **_problem(body)})
+            self.on_event({"event": "problem", **_problem(body)})
         else:
-            self.say({"event": "message", "text": text})
+            self.on_event({"event": "message", "text": text})
 
-    def _answered(self, body: dict[str, Any]) -> None:
+    def _on_registration(self, body: dict[str, Any]) -> None:
         if body.get("registrationSucceeded") is not True:
             problem = _problem(body)
-            raise ClientRejected(f"the gateway refuses the id: {problem['message']} ({problem['code']})")
+            raise ClientRejected(f"the gateway rejects the id: {problem['message']} ({problem['code']})")
         self.backoff.reset()
-        self.say({"event": "registered", "webSocketId": self.web_socket_id})
+        self.on_event({"event": "registered", "webSocketId": self.web_socket_id})
 
-    def _turned_away(self, error: aiohttp.WSServerHandshakeError) -> float:
-        if error.status in DEFINITE:
+    def _rejected(self, error: aiohttp.WSServerHandshakeError) -> float:
+        if error.status in FINAL_STATUSES:
             hint = f"; is the origin {self.origin} allowed?" if error.status == 403 else ""
             raise ClientRejected(f"the gateway answers HTTP {error.status} to {self.url}{hint}") from None
-        self.say({"event": "unreachable", "reason": f"HTTP {error.status}"})
+        self.on_event({"event": "unreachable", "reason": f"HTTP {error.status}"})
         after = error.headers.get("Retry-After", "") if error.headers else ""
         return min(float(after), MAX_DELAY) if after.isascii() and after.isdigit() else 0.0
 

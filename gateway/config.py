@@ -1,9 +1,9 @@
 """The settings of a node: one frozen `Config`, and everything that is derived from its fields.
 
-A field is written down once. Its name gives the flag and the environment variable, its type and bounds
-give the check and the words of a complaint, its description gives the help text and the reference page.
+Each setting is one field. Its name gives the flag and the environment variable, its type and bounds give the
+check and the error message, its description gives the help text and docs/configuration.md.
 
-Sizes are bytes, times are seconds, unless a description says otherwise.
+Sizes are in bytes and times in seconds, unless a description says otherwise.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ EMBEDDED = "embedded"
 AUTO = "auto"
 SAME_ORIGIN = "same-origin"
 ANY_ORIGIN = "*"
-A_DAY = 86_400.0  # no timeout of a session that lives for minutes is longer; it catches milliseconds
+A_DAY = 86_400.0  # sessions live for minutes: a longer timeout was meant in milliseconds
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
-_BEARER = r"^(?:[A-Za-z0-9._~+/-]{16,}=*)?$"  # RFC 6750's b64token, and too long to be guessed
+_BEARER = r"^(?:[A-Za-z0-9._~+/-]{16,}=*)?$"  # RFC 6750's b64token, too long to be guessed
 _BEARER_FORM = "16 characters or more of A-Z a-z 0-9 . _ ~ + / - with = at the end"
 _VISIBLE = r"^[!-~]*$"  # printable ASCII without the space
 
@@ -75,36 +75,37 @@ class Config(BaseModel):
         "0.0.0.0",  # noqa: S104 - see the description
         "Listening",
         "ADDRESS",
-        "Address of the public port. 0.0.0.0 is all IPv4 interfaces: in a container the load balancer comes "
-        "from outside. 127.0.0.1 keeps it to this machine, as the command dev does by default.",
+        "Address of the public port. 0.0.0.0 is all IPv4 interfaces, since a load balancer connects to a "
+        "container from outside. 127.0.0.1 is loopback only, the default of the command dev.",
         pattern=r"^[0-9A-Za-z.:_-]+$",
     )
     port: int = _setting(
-        8080, "Listening", "PORT", "Public port, for browsers. 0 picks a free one.", ge=0, le=65_535
+        8080, "Listening", "PORT", "Public port, for browsers. 0 picks a free port.", ge=0, le=65_535
     )
     admin_host: str = _setting(
         "127.0.0.1",
         "Listening",
         "ADDRESS",
-        "Address of the admin port. Only POST /publish asks who is there, so only this machine reaches it by "
-        "default; the live page shows the addresses of clients.",
+        "Address of the admin port. Only POST /publish requires authentication, so the admin port listens on "
+        "loopback by default. The dashboard shows client addresses.",
         pattern=r"^[0-9A-Za-z.:_-]+$",
     )
     admin_port: int = _setting(
         8081,
         "Listening",
         "PORT",
-        "Admin port: the live page at /, /healthz, /readyz, /metrics and POST /publish. 0 picks a free one.",
+        "Admin port: dashboard at /, liveness at /healthz, readiness at /readyz, /metrics, POST /publish. "
+        "0 picks a free port.",
         ge=0,
         le=65_535,
-        validate_default=True,  # the public port may have been given its number
+        validate_default=True,  # the public port may have been set to the same number
     )
     backlog: int = _setting(
         4096,
         "Listening",
         "COUNT",
-        "Connections the kernel holds until they are accepted. Large, because after a restart all browsers "
-        "come back at once; the kernel caps it at net.core.somaxconn.",
+        "Connections that the kernel queues until they are accepted. Large, because all browsers reconnect "
+        "after a restart. The kernel limits it to net.core.somaxconn.",
         ge=1,
         le=65_535,
     )
@@ -112,8 +113,8 @@ class Config(BaseModel):
         1,
         "Listening",
         "COUNT_OR_AUTO",
-        "Processes that serve the public port, to use more than one processor; auto: one for each processor. "
-        "With more than 1, a parent keeps them alive, and each has its own connection to Redis.",
+        "Processes that serve the public port, to use more than one processor. auto: one for each processor. "
+        "With more than 1, a parent process keeps them alive, and each has its own connection to Redis.",
         ge=1,
         le=256,
     )
@@ -121,15 +122,15 @@ class Config(BaseModel):
         "redis://127.0.0.1:6379/0",
         "Redis",
         "URL",
-        "The Redis or Valkey server: redis://[[user]:password@]host[:port][/db], rediss:// (TLS) or unix://; "
-        "Sentinels: redis+sentinel://host1,host2,host3/mymaster; a Cluster: redis+cluster://host1,host2; or "
-        "the word embedded for a server of the node's own (development only).",
+        "The Redis or Valkey server: redis://[[user]:password@]host[:port][/db], rediss:// (TLS) or unix://. "
+        "Sentinel: redis+sentinel://host1,host2,host3/mymaster. Cluster: redis+cluster://host1,host2. "
+        "embedded: the node starts its own Valkey (development only).",
     )
     channel_prefix: str = _setting(
         "websocket:",
         "Redis",
         "PREFIX",
-        "What stands before the webSocketId in a channel's name; publishers must use the same. "
+        "A channel's name is this prefix and the webSocketId. Publishers must use the same prefix. "
         "Printable ASCII without spaces.",
         min_length=1,
         max_length=64,
@@ -139,68 +140,68 @@ class Config(BaseModel):
         "",
         "Publishing",
         "TOKEN",
-        "Who knows it may POST results to /publish on the admin port; without one nobody may. 16 characters "
-        "or more of A-Z a-z 0-9 . _ ~ + / - with = at the end, such as openssl rand -base64 32 prints. Other "
-        "users of the machine can read command lines: prefer the variable, or the file.",
+        "Token for POST /publish on the admin port; without a token POST /publish is off. 16 characters or "
+        "more of A-Z a-z 0-9 . _ ~ + / - with = at the end: use openssl rand -base64 32. Other users of the "
+        "machine can read command lines, so set the variable or use a file.",
         pattern=_BEARER,
     )
     publish_token_file: str = _setting(
         "",
         "Publishing",
         "FILE",
-        "A file with the token in it, as Docker and Kubernetes hand secrets over. It is read at the start.",
+        "File with the token, as Docker and Kubernetes provide secrets. It is read at the start.",
     )
     allowed_origins: tuple[str, ...] = _setting(
         (SAME_ORIGIN,),
-        "Who may connect",
+        "Access",
         "ORIGINS",
-        "Origins whose pages may connect, exact: scheme://host[:port], separated by commas, or the flag "
-        "repeated. same-origin stands for the host that the request names; * allows every page of the web "
-        "and stands alone.",
+        "Origins whose pages may connect: scheme://host[:port], no wildcards. Separate them by commas, or "
+        "repeat the flag. same-origin: the host of the request. *, alone: every web site.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         (),
-        "Who may connect",
+        "Access",
         "NETWORKS",
-        "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For is believed, separated by commas, "
-        "or the flag repeated. Without any, the client's address is the peer's.",
+        "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For is trusted. Separate them by "
+        "commas, or repeat the flag. Without any, the client's address is the address of the peer.",
     )
     sockjs_url: str = _setting(
         "/sockjs.min.js",
-        "Who may connect",
+        "Access",
         "URL_OR_PATH",
-        "Where /websocket/iframe.html, a page for browsers without CORS, finds the SockJS client library: "
-        "the address that your own pages load it from. What is there runs with this host's own rights.",
+        "Address of the SockJS client library for /websocket/iframe.html, a page for browsers without CORS: "
+        "the address from which your own pages load it. The script runs with the rights of this host.",
         pattern=r"^(?:/|https?://)[^\s\"'<>&]*$",
     )
     max_sessions: int = _setting(
         100_000,
         "Limits",
         "COUNT",
-        "Sessions on this node; one more is refused with 503. Each needs a file descriptor and some 2 KB, "
-        "and 16 KB more while its client is amid a long message. Of several workers each has its part.",
+        "Sessions on this node; further ones are rejected with 503. Each needs a file descriptor and about "
+        "2 KB, and 16 KB more while a long message arrives. Workers share the number equally.",
         ge=1,
     )
     max_sessions_per_ip: int = _setting(
         1_000,
         "Limits",
         "COUNT",
-        "Sessions from one client address; one more is refused with 429. High, because whole companies and "
-        "mobile networks share an address. It holds in each of several workers. 0: no limit.",
+        "Sessions from one client address; further ones are rejected with 429. High, because companies and "
+        "mobile networks share addresses. Each worker counts for itself. 0: no limit.",
         ge=0,
     )
     max_handshakes: int = _setting(
         5_000,
         "Limits",
         "COUNT",
-        "Connections that have not finished their handshake; one more is closed at once.",
+        "Connections that have not finished their handshake; further ones are closed at once.",
         ge=1,
     )
     max_message_size: int = _setting(
         16_384,
         "Limits",
         "BYTES",
-        "Largest message from a client; a larger one closes the session with 1009. A registration has 250.",
+        "Largest message from a client; a larger one closes the session with 1009. A registration has about "
+        "250 bytes.",
         ge=1_024,
         le=1_048_576,
     )
@@ -208,7 +209,7 @@ class Config(BaseModel):
         65_536,
         "Limits",
         "BYTES",
-        "Largest published payload that is forwarded; a larger one is counted and dropped.",
+        "Largest published payload; a larger one is counted and not forwarded.",
         ge=1_024,
         le=1_048_576,
     )
@@ -216,8 +217,8 @@ class Config(BaseModel):
         20.0,
         "Limits",
         "NUMBER",
-        "Messages a second from one session, over any length of time, answers to pings included; a browser "
-        "sends one or two in all.",
+        "Messages a second from one session, answers to pings included; more close the session with 1008. A "
+        "browser sends one or two in all.",
         ge=1,
         le=10_000,
         allow_inf_nan=False,
@@ -226,7 +227,8 @@ class Config(BaseModel):
         131_072,
         "Limits",
         "BYTES",
-        "What one session may leave unread before it is closed with 1008. Above the largest result.",
+        "Bytes that a client may leave unread before its session is closed with 1008 (slow consumer). Set it "
+        "above the largest result.",
         ge=1_024,
         le=16_777_216,
     )
@@ -234,53 +236,56 @@ class Config(BaseModel):
         5.0, "Timeouts", "From the TCP connection to the end of the handshake's headers."
     )
     registration_timeout: float = _seconds(
-        10.0, "Timeouts", "From the handshake to a registration that Redis has confirmed; then 1008 or 1013."
+        10.0,
+        "Timeouts",
+        "From the handshake to a registration that Redis has confirmed; then the session is closed with 1008 "
+        "or 1013.",
     )
     heartbeat: float = _seconds(
         25.0,
         "Timeouts",
-        "Between two pings to a client. Below the 30 s after which many proxies drop a silent connection.",
+        "Between two pings to a client. Below 30 s, after which many proxies drop an idle connection.",
     )
     close_timeout: float = _seconds(
-        2.0, "Timeouts", "For the client to answer a close, before the connection is aborted."
+        2.0, "Timeouts", "For the client to answer a close frame, before the connection is dropped."
     )
     drain_delay: float = _seconds(
         5.0,
         "Stopping",
-        "From turning unready to closing the first session: time for the load balancer to notice.",
+        "From failing readiness to closing the first session: time for the load balancer to notice.",
         zero=True,
     )
     drain_seconds: float = _seconds(
         20.0,
         "Stopping",
-        "Over which the sessions are closed evenly, so that the other nodes are not stormed. With the delay "
-        "it must fit into the orchestrator's grace time (Kubernetes: 30 s).",
+        "Over which sessions are closed evenly, so that browsers do not all reconnect at once. Together with "
+        "the delay it must fit into the orchestrator's grace period (Kubernetes: 30 s).",
         zero=True,
     )
     node: str = _setting(
         "",
         "Logging",
         "NAME",
-        "This node's name in logs and on the demo page. Empty: host name and public port.",
+        "Name of this node in logs, metrics and pages. Empty: host name and public port.",
         max_length=100,
         pattern=_VISIBLE,
     )
     log_level: Literal["debug", "info", "warning", "error"] = _setting(
-        "info", "Logging", "LEVEL", "The least severe events that are logged: debug, info, warning or error."
+        "info", "Logging", "LEVEL", "Lowest level that is logged: debug, info, warning or error."
     )
     log_format: Literal["auto", "console", "json"] = _setting(
         "auto",
         "Logging",
         "FORMAT",
-        "console for people, json for machines (an object a line); auto: console on a terminal, else json.",
+        "console: for people. json: one object a line. auto: console on a terminal, else json.",
     )
 
     tracing: Literal["off", "otlp"] = _setting(
         "off",
         "Logging",
         "KIND",
-        "otlp: a span of OpenTelemetry for each result that brings a traceparent, sent to where the OTEL_* "
-        "variables say. Needs the extra otel.",
+        "otlp: an OpenTelemetry span for each result that has a traceparent, sent to the endpoint that the "
+        "OTEL_* variables name. Needs the extra otel.",
     )
 
     @field_validator("workers", mode="before")
@@ -300,7 +305,7 @@ class Config(BaseModel):
             raise ValueError(f"name at least one origin, or {SAME_ORIGIN}")
         if ANY_ORIGIN in value:
             if len(value) > 1:
-                raise ValueError("* allows every origin and must stand alone")
+                raise ValueError("* allows every origin: write it alone")
             return value
         return tuple(text if text == SAME_ORIGIN else normalise_origin(text) for text in value)
 
@@ -319,7 +324,9 @@ class Config(BaseModel):
     @classmethod
     def _check_token_file(cls, value: str, info: ValidationInfo) -> str:
         if value and info.data.get("publish_token"):
-            raise ValueError("the token is given already by --publish-token (GATEWAY_PUBLISH_TOKEN)")
+            raise ValueError(
+                "the token is set by --publish-token (GATEWAY_PUBLISH_TOKEN) already: set only one"
+            )
         if value:
             _read_token(value)
         return value
@@ -328,14 +335,14 @@ class Config(BaseModel):
     @classmethod
     def _check_prefix(cls, value: str, info: ValidationInfo) -> str:
         if "{" in value and "+cluster://" in str(info.data.get("redis", "")):
-            raise ValueError("braces would put all ids into one slot of the Cluster: write it without {")
+            raise ValueError("in a Cluster, { would put all ids into one slot: write the prefix without it")
         return value
 
     @field_validator("admin_port")
     @classmethod
     def _check_ports_differ(cls, value: int, info: ValidationInfo) -> int:
         if value and value == info.data.get("port"):
-            raise ValueError("the public port has the same number; give them different ones")
+            raise ValueError("the public port has the same number: choose another")
         return value
 
     def node_name(self, port: int) -> str:
@@ -343,16 +350,16 @@ class Config(BaseModel):
         return self.node or f"{socket.gethostname()}:{port}"
 
     def token(self) -> str:
-        """The token for POST /publish, from wherever it is; empty for none. Raises ConfigError."""
+        """The token for POST /publish; empty if it is off. Raises ConfigError if the file cannot be read."""
         if not self.publish_token_file:
             return self.publish_token
         try:
             return _read_token(self.publish_token_file)
-        except ValueError as error:  # it was there when the settings were checked
-            raise ConfigError(f"--publish-token-file: {error}") from None
+        except ValueError as error:  # it could be read when the settings were checked
+            raise ConfigError(f"--publish-token-file (GATEWAY_PUBLISH_TOKEN_FILE): {error}") from None
 
     def shown(self) -> dict[str, str]:
-        """Every setting as text, as one would write it on the command line; passwords are left out."""
+        """Every setting as on the command line; passwords and tokens are shown as ***."""
         return {name: show(name, getattr(self, name)) for name in type(self).model_fields}
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -364,7 +371,7 @@ class Config(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What the command line and the reference page say of one field."""
+    """One field, as the command line and docs/configuration.md show it."""
 
     name: str
     field: FieldInfo
@@ -408,10 +415,10 @@ SETTINGS: tuple[Setting, ...] = tuple(Setting(name, field) for name, field in Co
 
 
 def build(values: Mapping[str, object]) -> Config:
-    """A Config from texts (or values) by field name; what is not named has its default.
+    """A Config from texts (or values) by field name; the other fields have their defaults.
 
     Raises ConfigError, whose message has a line for every mistake: the flag and the variable, the value,
-    and what would be right.
+    and what to write instead.
     """
     try:
         return Config(**values)
@@ -423,7 +430,7 @@ def build(values: Mapping[str, object]) -> Config:
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """A sentence for every GATEWAY_… variable that is no setting, with the name that was likely meant."""
+    """A sentence for every GATEWAY_… variable that is no setting, with the name that was probably meant."""
     known = {setting.name.upper() for setting in SETTINGS}
     names = sorted(
         name.removeprefix(VARIABLE_PREFIX) for name in environment if name.startswith(VARIABLE_PREFIX)
@@ -433,22 +440,22 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {VARIABLE_PREFIX}{close[0]}?" if close else ""
-            sentences.append(f"{VARIABLE_PREFIX}{name} is no setting and has no effect{hint}")
+            sentences.append(f"{VARIABLE_PREFIX}{name} is not a setting and has no effect{hint}")
     return sentences
 
 
 def remarks(config: Config) -> list[str]:
-    """Sentences on settings that are allowed and seldom meant; `serve` warns of them."""
+    """Sentences on settings that are allowed but seldom meant; `serve` logs them as warnings."""
     said = []
     if config.allowed_origins == (ANY_ORIGIN,):
-        said.append("--allowed-origins * lets the pages of every web site connect")
+        said.append("--allowed-origins * lets the pages of every web site connect: name your origins")
     if config.write_buffer < config.max_result_size:
-        said.append("--write-buffer is below --max-result-size: one large result can close its session")
+        said.append("--write-buffer is below --max-result-size, so one large result can close a session")
     return said
 
 
 def show(name: str, value: object) -> str:
-    """A setting's value as one would write it; a token and the password in a Redis URL become ***."""
+    """A setting's value as on the command line; a token and the password in a Redis URL become ***."""
     if isinstance(value, (tuple, list)):
         return ",".join(str(part) for part in value)
     if isinstance(value, float):
@@ -457,39 +464,39 @@ def show(name: str, value: object) -> str:
 
 
 def _read_token(path: str) -> str:
-    """The token in a file. Raises ValueError, without a word of what is in there."""
+    """The token in a file. Raises ValueError, whose message does not quote the file."""
     try:
         with Path(path).open("rb") as file:
             text = file.read(1025).decode("ascii", "replace")
     except OSError as error:
-        raise ValueError(f"it cannot be read: {error.strerror}") from None
+        raise ValueError(f"the file cannot be read: {error.strerror}") from None
     token = text.strip()
     if len(text) > 1024 or not token or not re.fullmatch(_BEARER, token):
-        raise ValueError("the file must have one line, " + _BEARER_FORM)
+        raise ValueError("the file must have one line with the token: " + _BEARER_FORM)
     return token
 
 
 def normalise_origin(text: str) -> str:
-    """`scheme://host[:port]` in lower case without the scheme's own port, as browsers send it (RFC 6454).
+    """`scheme://host[:port]` in lower case without the scheme's default port, as browsers send it (RFC 6454).
 
-    Raises ValueError when it is anything else: a path, a wildcard, user information, no scheme.
+    Raises ValueError for anything else: a path, a wildcard, user information, no scheme.
     """
     lowered = text.strip().lower()
     if "*" in lowered:
-        raise ValueError(f"{text!r} has a wildcard; origins are exact, or * alone")
+        raise ValueError(f"{text!r} has a wildcard: write each origin, or * alone")
     match = _ORIGIN.fullmatch(lowered)
     if match is None:
-        raise ValueError(f"{text!r} is no origin; write scheme://host[:port] with nothing after it")
+        raise ValueError(f"{text!r} is not an origin: write scheme://host[:port] with nothing after it")
     scheme, host, port = match.groups()
     if port is None or int(port) == _DEFAULT_PORTS.get(scheme):
         return f"{scheme}://{host}"
     if not 0 < int(port) <= 65_535:
-        raise ValueError(f"{text!r} has a port that does not exist")
+        raise ValueError(f"{text!r} has no valid port: write 1 to 65535")
     return f"{scheme}://{host}:{int(port)}"
 
 
 def _split(value: object) -> tuple[object, ...]:
-    """The parts of a text with commas, or of several such texts; what is no text stays as it is."""
+    """The parts of a text with commas, or of several such texts; other values stay as they are."""
     parts = value if isinstance(value, (list, tuple)) else [value]
     texts = [text.strip() for part in parts if isinstance(part, str) for text in part.split(",")]
     return (*filter(None, texts), *(part for part in parts if not isinstance(part, str)))
@@ -503,12 +510,12 @@ def _network(text: str) -> Network:
     try:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{text!r} is no address and no network such as 10.0.0.0/8") from None
-    raise ValueError(f"{text!r} names a host within a network; the network is {meant}")
+        raise ValueError(f"{text!r} is not an address or a network: write 10.0.0.1 or 10.0.0.0/8") from None
+    raise ValueError(f"{text!r} names a host in a network: write {meant} for the network")
 
 
 def _check_redis_url(url: str) -> None:
-    """Raises ValueError unless redis-py can make connections of it."""
+    """Raises ValueError unless redis-py can connect to this URL."""
     if url == EMBEDDED:
         return
     found = redis_url.parse_redis_url(url)
@@ -526,34 +533,36 @@ def _check_server_url(url: str) -> None:
         pool = ConnectionPool.from_url(url)
         pool.connection_class(**pool.connection_kwargs)
     except (TypeError, ValueError, AttributeError):
-        # The library's own words are not repeated: they may quote a part of the password.
+        # redis-py's own message is not repeated: it may quote a part of the password.
         raise ValueError(
-            "it cannot be read; look at the port and the options after ?, "
+            "the URL is not valid: check the port and the options after ?, "
             "and write @ : / ? # in a password as %40 %3A %2F %3F %23"
         ) from None
     if parts.scheme == "unix" and (parts.hostname or not parts.path.startswith("/")):
         raise ValueError("unix:// needs an absolute path: unix:///run/redis.sock")
     if parts.scheme != "unix" and not parts.hostname:
-        raise ValueError("the URL names no host")
+        raise ValueError("the URL names no host: write redis://host:port/db")
     if parts.scheme != "unix" and not re.fullmatch(r"/?[0-9]*", parts.path):
-        raise ValueError("the path of the URL is the number of a database, such as /0")
+        raise ValueError("the path of the URL must be the number of a database, such as /0")
 
 
 def _mistake(details: ErrorDetails, values: Mapping[str, object]) -> str:
     name = str(details["loc"][0])
     setting = next((setting for setting in SETTINGS if setting.name == name), None)
     if setting is None:
-        return f"{name} is no setting"
+        return f"{name} is not a setting"
     value = values.get(name, setting.field.default)
     custom = details["type"] == "value_error"
     right = str(details["ctx"]["error"]) if custom else f"must be {_right(setting)}"
     if str(value).startswith("tcp://"):
-        right += " (Kubernetes sets such variables for a service called gateway: enableServiceLinks: false)"
+        right += (
+            " (Kubernetes sets such a variable for a Service named gateway: set enableServiceLinks: false)"
+        )
     return f"{setting.flag} ({setting.variable}) is {show(name, value)!r}: {right}"
 
 
 def _right(setting: Setting) -> str:
-    """What a value of this setting looks like, from its type and bounds."""
+    """What to write for this setting, from its type and bounds."""
     annotation = setting.field.annotation
     choices = get_args(annotation)
     if choices and all(isinstance(choice, str) for choice in choices):
@@ -602,7 +611,7 @@ def table() -> str:
 
 
 def with_table(document: str) -> str:
-    """The Markdown document with the present `table` between its marks, if it has them."""
+    """The Markdown document with the current `table` between its marks, if it has them."""
     begin, end = "<!-- settings -->\n", "<!-- /settings -->"
     before, mark, rest = document.partition(begin)
     _, close, after = rest.partition(end)

@@ -22,16 +22,16 @@ from typing import IO, NamedTuple
 
 from .errors import EmbeddedError
 
-DEFAULT_PORT = 6390  # beside the usual 6379, so that a Redis of the machine's own is left alone
-START_SECONDS = 10.0  # a start takes a few hundredths of a second; only a hang takes longer
+DEFAULT_PORT = 6390  # not the usual 6379, on which the machine may have its own Redis
+START_SECONDS = 10.0  # a start takes some hundredths of a second
 STOP_SECONDS = 5.0
 POLL_SECONDS = 0.01
 LOG_LINES = 5
 
-# Linux sends a process the signal it chose when its parent dies, however the parent died, and the choice
-# outlives exec (prctl(2), PR_SET_PDEATHSIG = 1). It has to be made in the child: this small program does so
-# and becomes Valkey. A `preexec_fn` would do the same between fork and exec, where Python code can deadlock.
-# The parent may die before the choice is made; then getppid() is another one already.
+# Linux can send a process a signal when its parent dies, also after exec (prctl(2), PR_SET_PDEATHSIG = 1).
+# The child must ask for it: this small program does so and becomes Valkey. A `preexec_fn` would do the same
+# between fork and exec, where Python code can deadlock. If the parent dies before prctl, getppid() has
+# changed.
 _DIE_WITH_PARENT = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, int(sys.argv[1]), 0, 0, 0)
@@ -50,19 +50,19 @@ class EmbeddedValkey(NamedTuple):
 
 @contextmanager
 def valkey(port: int = DEFAULT_PORT) -> Iterator[EmbeddedValkey]:
-    """Run a Valkey server that keeps nothing on disk, on `port` of 127.0.0.1 or, if it is taken, a free one.
+    """Run a Valkey server without files, on `port` of 127.0.0.1 or, if that is taken, on a free port.
 
-    It has a process group of its own, so that Ctrl-C leaves it to this block to stop it. On Linux it also
-    dies with the thread that entered the block (hence: the main thread), even by SIGKILL; elsewhere a killed
-    gateway leaves it behind.
+    The server has its own process group, so that Ctrl-C does not stop it before the block ends. On Linux the
+    server also dies with the thread that entered the block, which must be the main thread, even if that is
+    killed; on other systems a killed gateway leaves the server behind.
 
-    When the server ends by itself within the block, this process gets a SIGINT, as by Ctrl-C: what the
-    server held is lost. Raises EmbeddedError then, and when it is not installed or does not start.
+    If the server ends within the block, its data are lost, and this process gets a SIGINT, as from Ctrl-C.
+    Raises EmbeddedError then, and if the server is not installed or does not start.
     """
     program = binary()
     port = port if port and is_free(port) else _any_free()  # Valkey takes 0 for no port at all
     with tempfile.TemporaryFile() as log:
-        # Its folder is gone once it runs: there is nothing to find or to clean up, however it ends.
+        # The folder is removed once the server runs, so nothing is left behind, however it ends.
         with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
             process = _start(program, port, folder, log)
             try:
@@ -79,11 +79,11 @@ def valkey(port: int = DEFAULT_PORT) -> Iterator[EmbeddedValkey]:
             code = process.poll()
             _stop(process)
             if code is not None:
-                raise EmbeddedError(f"the Valkey (pid {process.pid}) ended with {code}")
+                raise EmbeddedError(f"the embedded Valkey (pid {process.pid}) ended with {code}")
 
 
 def _interrupt_at_end(process: subprocess.Popen[bytes], leaving: threading.Event) -> None:
-    """Wait for the server's end; unless the block is being left, interrupt the main thread then."""
+    """Interrupt the main thread when the server ends, unless the block has ended."""
     process.wait()
     if not leaving.is_set():
         os.kill(os.getpid(), signal.SIGINT)
@@ -120,15 +120,15 @@ def binary() -> Path:
 
 
 def launcher() -> list[str]:
-    """What to put before a command so that it dies with the thread that starts it; nothing but on Linux."""
+    """The prefix of a command that dies with the thread that starts it; empty on other systems than Linux."""
     if sys.platform != "linux":
         return []
-    # -I -S: nothing of the environment or of site-packages is read, so it takes 10 ms.
+    # -I -S: without the environment and site-packages it starts in 10 ms.
     return [sys.executable, "-I", "-S", "-c", _DIE_WITH_PARENT, str(int(signal.SIGKILL)), str(os.getpid())]
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on `port` of 127.0.0.1 at this moment."""
+    """Whether nobody listens on `port` of 127.0.0.1 now."""
     with socket.socket() as probe:
         # Without it, connections of an earlier run that linger in TIME_WAIT would make the port look taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,12 +154,12 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> 
         time.sleep(POLL_SECONDS)
     how = "ended" if process.poll() is not None else f"gave no answer in {START_SECONDS:g} s"
     raise EmbeddedError(
-        f"the embedded Valkey {how} while starting on port {port}; it said:\n{last_lines(log)}"
+        f"the embedded Valkey {how} while starting on port {port}; its output:\n{last_lines(log)}"
     )
 
 
 def answers(port: int) -> bool:
-    """Whether the server answers PING; one that only listens may still end on a bad option."""
+    """Whether the server answers PING; a server that only listens may still end because of a bad option."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
             connection.sendall(b"PING\r\n")
@@ -169,7 +169,7 @@ def answers(port: int) -> bool:
 
 
 def last_lines(log: IO[bytes]) -> str:
-    """The end of what a process has said, to put into an error's message."""
+    """The last lines of a process's output, for an error message."""
     log.seek(0)
     lines = log.read().decode(errors="replace").splitlines()
     return "\n".join("  " + line for line in lines[-LOG_LINES:]) or "  nothing"

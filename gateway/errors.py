@@ -1,13 +1,30 @@
-"""Everything the gateway raises on purpose.
+"""Every exception of the package. Those without a module in brackets are defined here.
 
 GatewayError
-├── ConfigError      the settings cannot be used; says which one and why
-├── PublishError     a result that no node would forward
-├── Unconfirmed      Redis has not confirmed a result, which may have gone out nevertheless
-├── NoMaster         no Sentinel names a master; Redis is out of reach
-├── EmbeddedError    the embedded Valkey did not start
-├── DrillError       a drill cannot be played here
-└── WireError        the client broke its protocol; carries the close code it gets
+├── ConfigError          the settings cannot be used; the message says which one, why, and what to write
+├── PublishError         a result that no node would forward
+├── Unconfirmed          Redis has not confirmed a result, which may have been published nevertheless
+├── ConnectionLost       [redis.connection] the connection to Redis is unusable; a new one replaces it
+│   └── ReplyError       [redis.connection] Redis answered a command with an error
+├── UnexpectedReply      [redis.connection] Redis answered what no command asked; the connection is closed
+├── NotReceiving         [redis.probe] published probes do not come back on a connection
+├── NoMaster             no Sentinel names a master, so Redis cannot be reached
+├── EmbeddedError        the embedded Valkey did not start
+├── DrillError           a drill cannot run on this machine
+├── ClientRejected       [client] a gateway rejects this client for good
+├── RejectedRequest      [admin.publish] POST /publish cannot be served; carries the response
+└── WireError            a client broke its protocol; carries the close code that it gets
+
+Not below GatewayError, for a reason:
+
+ValueError
+├── InvalidResult        [messages] a payload is no result: `messages` imports nothing
+└── InvalidPayload       [wire.sockjs] a SockJS body is malformed; it is answered at once
+
+ClickException
+└── CommandFailed        [cli.errors] a command ends with a message: click prints it and exits
+    ├── UsageFailed      [cli.errors] what was asked for is not possible
+    └── ClientTurnedDown [cli.errors] `watch` is rejected for good
 """
 
 from __future__ import annotations
@@ -20,31 +37,32 @@ class GatewayError(Exception):
 
 
 class ConfigError(GatewayError):
-    """The settings cannot be used. The message names each wrong one and what would be right."""
+    """The settings cannot be used. The message names each wrong one and what to write instead."""
 
 
 class PublishError(GatewayError, ValueError):
-    """The id, the result or its data has no form that a node would forward."""
+    """The id, the result or its data has a form that no node would forward."""
 
 
 class Unconfirmed(GatewayError):
-    """It is unknown whether a result went out; to publish it again with the same messageId does no harm.
+    """It is unknown whether a result was published. A retry with the same messageId is idempotent.
 
     `why` says what was wrong, in a few words.
     """
 
     def __init__(self, why: str, message_id: str) -> None:
         super().__init__(
-            f"{why}; it is unknown whether the result went out: publish it again with messageId {message_id}"
+            f"{why}; it is unknown whether the result was published: retry with messageId {message_id}"
         )
         self.why = why
         self.message_id = message_id
 
 
 class NoMaster(GatewayError, ConnectionError):
-    """No Sentinel answered in time, or none knows a master; the message has what each of them said.
+    """No Sentinel answered in time, or none knows a master. The message has the answer of each.
 
-    It is an OSError as any other way in which Redis is out of reach."""
+    As an OSError it is handled like any other way in which Redis cannot be reached.
+    """
 
 
 class EmbeddedError(GatewayError):
@@ -52,7 +70,7 @@ class EmbeddedError(GatewayError):
 
 
 class DrillError(GatewayError):
-    """A drill cannot be played on this machine or at this size; the message says what would help."""
+    """A drill cannot run on this machine or at this size; the message says what would help."""
 
 
 class WireError(GatewayError):

@@ -1,8 +1,8 @@
-"""File descriptors: every connection needs one, and a node that has none left cannot even reach Redis.
+"""What the system grants: file descriptors and processors.
 
-Then uvloop drops new connections without an answer, and if Redis goes away meanwhile, an accept takes the
-descriptor that the new connection to Redis would need. So the node raises its limit as far as it may, and
-lets in no more than fit, Redis having its share.
+Every connection needs a file descriptor. Without a free one, uvloop drops new connections, and a new browser
+may take the descriptor that the next connection to Redis needs. So the node raises its limit as far as it
+may, and admits only as many browsers as leave some descriptors for Redis.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ log = structlog.get_logger()
 
 
 class Capacity(NamedTuple):
-    """How many sessions, and connections on their way to one, there are descriptors for."""
+    """How many sessions and handshakes there are descriptors for."""
 
     sessions: int
     handshakes: int
 
 
 def raise_nofile_limit() -> int:
-    """Raise the process's limit of open files as far as it may; returns what it is."""
+    """Raise the process's limit of open files as far as allowed; returns the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == hard:
         return soft
@@ -41,31 +41,32 @@ def raise_nofile_limit() -> int:
 
 
 def capacity(limit: int, sessions: int, handshakes: int) -> Capacity:
-    """What of these settings fits into `limit` descriptors. Says so in the log when it is less."""
+    """These settings, or as much of them as fits into `limit` descriptors, which is then logged."""
     if limit == resource.RLIM_INFINITY or sessions + handshakes + RESERVED <= limit:
         return Capacity(sessions, handshakes)
     free = max(2, limit - RESERVED)
     fits_handshakes = min(handshakes, max(1, free // 5))
     fits = Capacity(min(sessions, free - fits_handshakes), fits_handshakes)
-    log.info(  # the default of max_sessions is more than most systems allow at first
-        "fewer file descriptors than the settings ask for; raise the limit of open files (ulimit -n)",
+    log.info(  # not a warning: the default of max_sessions is more than most systems allow
+        "limited by file descriptors",
         limit=limit,
         max_sessions=fits.sessions,
         max_handshakes=fits.handshakes,
+        hint="raise the limit of open files (ulimit -n)",
     )
     return fits
 
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Of the container's control group: microseconds of work in a period, or `max`; and the period."""
+"""Of the container's control group: microseconds of processor time in a period, or `max`; and the period."""
 
 
 def cpu_count(quota: Path = QUOTA) -> int:
-    """At least 1. A part of a processor counts as a whole one."""
+    """Processors that this process may use, at least 1. A part of a processor counts as one."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         work, period = quota.read_text("ascii").split()
         granted = math.ceil(int(work) / int(period))
-    except (OSError, ValueError):  # there is none, or it says max
+    except (OSError, ValueError):  # there is no file, or it says max
         return allowed
     return max(1, min(allowed, granted))

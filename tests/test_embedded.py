@@ -117,7 +117,7 @@ def test_a_server_that_ends_by_itself_interrupts_the_block() -> None:
         pid = block.__enter__().pid
         os.kill(pid, signal.SIGKILL)
         assert interrupted.wait(10)
-        with pytest.raises(EmbeddedError, match=rf"^the Valkey \(pid {pid}\) ended with -9$"):
+        with pytest.raises(EmbeddedError, match=rf"^the embedded Valkey \(pid {pid}\) ended with -9$"):
             block.__exit__(None, None, None)
     finally:
         signal.signal(signal.SIGINT, before)

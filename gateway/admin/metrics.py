@@ -271,7 +271,7 @@ class NodeMetrics(Collector):
                 **{("invalid", kind): hub.invalid[kind] for kind in INVALID_KINDS},
             },
             LATENCY: {("published",): latency.from_publisher, ("arrived",): latency.from_arrival},
-            CLOCK_SKEW: {(): latency.wrong_clocks},
+            CLOCK_SKEW: {(): latency.clock_skews},
             PUBLISHED: {(outcome,): sources.published[outcome] for outcome in OUTCOMES},
         }
 

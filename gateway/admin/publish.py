@@ -16,7 +16,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from ..errors import Unconfirmed
+from ..errors import GatewayError, Unconfirmed
 from ..publishing.api import Published
 from ..publishing.publisher import Outcome, Publisher, outcome_as_json
 from .responses import JSON, error_response, json_response
@@ -61,7 +61,7 @@ class PublishEndpoint:
             body = await _body(request)
             batch = isinstance(body, dict) and "results" in body
             items = _items(body) if batch else [body]
-        except _RejectedRequest as rejected:
+        except RejectedRequest as rejected:
             self._outcomes["denied"] += 1
             return rejected.response
         ends = await self._publisher.send_json(items, self._channel_prefix, self._max_size)
@@ -78,7 +78,7 @@ class PublishEndpoint:
 
     def _authorize(self, request: web.Request) -> None:
         if not self._token:
-            raise _RejectedRequest(
+            raise RejectedRequest(
                 HTTPStatus.FORBIDDEN,
                 "off",
                 "publishing over HTTP is off: this node has no token; set --publish-token-file "
@@ -90,7 +90,7 @@ class PublishEndpoint:
             return
         # RFC 6750 section 3.1: a request without a token gets no error code.
         challenge = 'Bearer realm="webflow-gateway"' + (', error="invalid_token"' if scheme else "")
-        raise _RejectedRequest(
+        raise RejectedRequest(
             HTTPStatus.UNAUTHORIZED,
             "unauthorized",
             "send the node's publish token in the header Authorization: Bearer …",
@@ -111,7 +111,7 @@ def outcome_label(end: Outcome) -> str:
             return "invalid"
 
 
-class _RejectedRequest(Exception):
+class RejectedRequest(GatewayError):
     """The request as a whole is rejected; `response` is the answer."""
 
     def __init__(
@@ -123,30 +123,30 @@ class _RejectedRequest(Exception):
 
 async def _body(request: web.Request) -> Any:
     if request.content_type != JSON:
-        raise _RejectedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", f"Content-Type must be {JSON}")
+        raise RejectedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", f"Content-Type must be {JSON}")
     try:
         return orjson.loads(await request.read())
     except web.HTTPRequestEntityTooLarge:
-        raise _RejectedRequest(
+        raise RejectedRequest(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "too_big",
             f"a request may have at most {MAX_PUBLISH_BODY} bytes",
         ) from None
     except orjson.JSONDecodeError as error:
-        raise _RejectedRequest(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from None
+        raise RejectedRequest(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from None
 
 
 def _items(body: dict[str, Any]) -> list[object]:
     """The results of a batch."""
     items = body["results"]
     if len(body) != 1 or not isinstance(items, list) or not items:
-        raise _RejectedRequest(
+        raise RejectedRequest(
             HTTPStatus.BAD_REQUEST,
             "invalid",
             "a batch must have one member, results: a list of at least one result",
         )
     if len(items) > MAX_RESULTS:
-        raise _RejectedRequest(
+        raise RejectedRequest(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "too_many",
             f"a batch may have at most {MAX_RESULTS} results; this one has {len(items)}",

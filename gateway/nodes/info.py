@@ -1,8 +1,8 @@
-"""What a node tells of itself when another asks, and what it believes of what others tell.
+"""What a node answers when another node asks, and how it reads the answers of others.
 
-A report has counters, from which whoever reads two of them makes rates, and in words what is wrong: a node
-knows best itself what its figures mean. What comes from another node has come through Redis, where others may
-write too, so it is read as strictly as anything from outside.
+A report has counters, from two of which a reader computes rates, and sentences about what is wrong: a node
+itself knows best what its figures mean. Answers come through Redis, where others may write too, so they are
+checked as strictly as all input from outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..telemetry.latency import Histogram
 from .sources import Sources
 
 PROBE_OVERDUE_AFTER: Final = 3.0
-"""Seconds without a probe that are worth a word: it comes every second, and a late one within another."""
+"""Seconds without a probe until the dashboard says so: probes come every second."""
 
 NEARLY_FULL: Final = 0.9
 
@@ -32,7 +32,7 @@ MAX_BOUNDS: Final = 40
 
 NODE_QUESTION: Final = "report"
 SESSION_QUESTION: Final = "session"
-"""What can be asked."""
+"""The questions."""
 
 _ERRNO: Final = re.compile(r"\[Errno [0-9-]+\] ")
 
@@ -43,49 +43,49 @@ Tone = Literal["bad", "warn", "note"]
 
 
 class _Info(BaseModel):
-    """Part of an answer. What a newer version tells besides is left out."""
+    """Part of an answer. Members that only a newer version knows are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
 
 
 class Trouble(_Info):
-    """What is wrong with a node, or good to know of it, in words that go on where its name ends."""
+    """What is wrong with a node, or worth knowing. The text follows the node's name."""
 
     tone: Tone
     text: Text
 
 
 class RedisInfo(_Info):
-    """A node and its Redis. In a Cluster it is connected when every slot has its line."""
+    """A node and its Redis. In a Cluster it is connected when every slot has a connection."""
 
     connected: bool
-    lines: Count
+    servers: Count
     servers_up: Count
     down_for: Seconds | None
-    """Seconds, up to now."""
+    """Seconds of the present outage."""
     probe_age: Seconds | None
-    """Seconds since a probe was heard, on the line where that is longest ago."""
+    """Seconds since a probe was received, on the connection where that is longest ago."""
     round_trip: Seconds | None
-    """Of the slowest line's latest probe."""
+    """Of the latest probe on the slowest connection."""
     outages: Count
     outage_seconds: Seconds
 
 
 class HistogramInfo(_Info):
-    """Durations: how many took up to each of these seconds, and in the end how many there were."""
+    """Durations: how many took up to each bound in seconds; the last count is of all."""
 
     bounds: Annotated[tuple[Seconds, ...], Field(max_length=MAX_BOUNDS)]
     counts: Annotated[tuple[Count, ...], Field(max_length=MAX_BOUNDS + 1)]
 
 
 class NodeInfo(_Info):
-    """A node at a moment."""
+    """The state and the counters of a node."""
 
     id: Text = Field(alias="from")
     node: Text
     version: Text
     clock: float
-    """Seconds on the node's own clock, for rates."""
+    """Seconds on the node's own clock, to compute rates."""
     up: Seconds
     draining: bool
     sessions: Count
@@ -94,16 +94,15 @@ class NodeInfo(_Info):
     delivered: Count
     invalid: Count
     latency: HistogramInfo
-    """Of results until they were written to the socket; since they were published, if they say when that was,
-    or else since they arrived."""
+    """To the socket, since a result was published or, if it does not say when, since it arrived."""
     lag: HistogramInfo
-    """How late the event loop was."""
+    """How late the event loop ran timers."""
     redis: RedisInfo
     troubles: Annotated[tuple[Trouble, ...], Field(max_length=10)]
 
 
 class SessionInfo(_Info):
-    """A session that was looked up. Times are in seconds before now."""
+    """A session that was looked up. `registered_for` is in seconds."""
 
     node: Text
     state: Text
@@ -117,7 +116,7 @@ class SessionInfo(_Info):
 
 
 class HolderInfo(_Info):
-    """What a node has of an id."""
+    """The sessions of an id on a node."""
 
     node: Text
     sessions: Annotated[tuple[SessionInfo, ...], Field(max_length=MAX_DESCRIBED_SESSIONS)]
@@ -126,29 +125,29 @@ class HolderInfo(_Info):
 
 
 class InfoSource:
-    """Answers for this node."""
+    """Answers the questions of other nodes."""
 
     def __init__(self, name: str, sources: Sources) -> None:
-        """`name` is shown; of a node's workers, each has its own."""
+        """`name` is shown on the dashboard; each worker of a node has its own."""
         self._name = name
         self._sources = sources
         self._started = sources.context.clock()
 
     def answer(self, question: Mapping[str, Any]) -> dict[str, object]:
-        """To what another node asks. A question of a newer version gets the node's name."""
+        """The answer to a question. For a question that only a newer version knows, it is the node's name."""
         wanted = question.get("webSocketId")
         if question.get("ask") == NODE_QUESTION:
-            return self.report()
+            return self.node_info()
         if (
             question.get("ask") == SESSION_QUESTION
             and isinstance(wanted, str)
             and WEB_SOCKET_ID.fullmatch(wanted)
         ):
-            return self.held(wanted)
+            return self.holder_info(wanted)
         return {"node": self._name}
 
-    def report(self) -> dict[str, object]:
-        """A Report, but for who it is from."""
+    def node_info(self) -> dict[str, object]:
+        """The members of a NodeInfo, without `from`."""
         sources, context = self._sources, self._sources.context
         hub, now = context.hub, context.clock()
         redis = self._redis()
@@ -175,7 +174,7 @@ class InfoSource:
         trips = [probe.round_trip for probe in probes if probe.round_trip is not None]
         return RedisInfo(
             connected=broker.connected,
-            lines=len(broker.server_brokers),
+            servers=len(broker.server_brokers),
             servers_up=sum(server.connected for server in broker.server_brokers),
             down_for=broker.down_for,
             probe_age=broker.probe_age,
@@ -187,15 +186,15 @@ class InfoSource:
     def _troubles(self, redis: RedisInfo) -> list[Trouble]:
         broker, sources = self._sources.broker, self._sources
         probes = [server.probe for server in broker.server_brokers]
-        unpublished = next((probe.last_error for probe in probes if probe.last_error), "")
+        not_published = next((probe.last_error for probe in probes if probe.last_error), "")
         sessions = sources.context.admission.sessions
         return [
-            *redis_troubles(redis, broker.last_error, unpublished, ever=broker.ever_connected),
+            *redis_troubles(redis, broker.last_error, not_published, ever=broker.ever_connected),
             *node_troubles(sessions, sources.max_sessions, draining=sources.readiness.draining),
         ]
 
-    def held(self, web_socket_id: str) -> dict[str, object]:
-        """A Held."""
+    def holder_info(self, web_socket_id: str) -> dict[str, object]:
+        """The members of a HolderInfo."""
         sessions = [
             member
             for member in self._sources.context.hub.members(web_socket_id.encode())
@@ -210,44 +209,45 @@ class InfoSource:
         }
 
 
-def redis_troubles(redis: RedisInfo, why: str, unpublished: str, *, ever: bool) -> list[Trouble]:
+def redis_troubles(redis: RedisInfo, last_error: str, not_published: str, *, ever: bool) -> list[Trouble]:
     """What is wrong between a node and its Redis.
 
-    `why` no connection came about, and why a probe could not be published, where that is so; `ever` whether
-    there has been a connection at all.
+    `last_error` is why it cannot connect, `not_published` why a probe was not published; empty if they do not
+    apply. `ever` says whether the node has been connected at all.
     """
     if not redis.connected:
-        lines = f"{redis.servers_up} of {redis.lines} servers of the Cluster are connected"
         what = "has been without Redis" if ever else "has not reached Redis"
-        text = f"{what} for {_seconds(redis.down_for or 0.0)}"
-        return [Trouble(tone="bad", text=_cut(f"{text}{_because(why)}" + (f"; {lines}" * (redis.lines > 1))))]
+        text = f"{what} for {_seconds(redis.down_for or 0.0)}{_because(last_error)}"
+        if redis.servers > 1:
+            text += f"; {redis.servers_up} of {redis.servers} servers of the Cluster are connected"
+        return [Trouble(tone="bad", text=_cut(text))]
     if redis.probe_age is None or redis.probe_age < PROBE_OVERDUE_AFTER:
         return []
-    # Silence proves nothing when nothing could be published; but then nothing is proved at all.
-    text = f"has not heard its probe for {_seconds(redis.probe_age)}{_because(unpublished)}"
-    return [Trouble(tone="warn" if unpublished else "bad", text=_cut(text))]
+    # If the probe was not published, its absence says nothing about the connection.
+    text = f"has not received its probe for {_seconds(redis.probe_age)}{_because(not_published)}"
+    return [Trouble(tone="warn" if not_published else "bad", text=_cut(text))]
 
 
 def node_troubles(sessions: int, room: int, *, draining: bool) -> list[Trouble]:
-    """What is wrong within a node, or good to know."""
+    """What is wrong within a node, or worth knowing."""
     found = []
     if sessions >= room:
-        found.append(Trouble(tone="bad", text=f"is full: it has {sessions:,} sessions and refuses more"))
+        found.append(Trouble(tone="bad", text=f"is full: it has {sessions:,} sessions and rejects more"))
     elif sessions >= NEARLY_FULL * room:
-        found.append(Trouble(tone="warn", text=f"has {sessions:,} of the {room:,} sessions that it takes"))
+        found.append(Trouble(tone="warn", text=f"has {sessions:,} of at most {room:,} sessions"))
     if draining:
-        found.append(Trouble(tone="note", text="is draining: it closes its sessions and takes no new ones"))
+        found.append(Trouble(tone="note", text="is draining: it closes its sessions and accepts no new ones"))
     return found
 
 
 def _times(*histograms: Histogram) -> dict[str, object]:
-    """Times of histograms that have the same bounds, all together."""
+    """The sum of histograms that have the same bounds."""
     counts = zip(*([number for _, number in each.cumulative()] for each in histograms), strict=True)
     return {"bounds": histograms[0].bounds, "counts": [sum(numbers) for numbers in counts]}
 
 
 def parse_node_info(answer: Mapping[str, Any]) -> NodeInfo | None:
-    """The report that a node has sent; None if it is none."""
+    """A node's answer to NODE_QUESTION; None if it is not valid."""
     try:
         return NodeInfo.model_validate(answer)
     except ValidationError:
@@ -255,16 +255,16 @@ def parse_node_info(answer: Mapping[str, Any]) -> NodeInfo | None:
 
 
 def parse_holder_info(answer: Mapping[str, Any]) -> HolderInfo | None:
-    """What a node has told of an id; None if it is nothing of that kind."""
+    """A node's answer to SESSION_QUESTION; None if it is not valid."""
     try:
         return HolderInfo.model_validate(answer)
     except ValidationError:
         return None
 
 
-def _because(why: str) -> str:
-    """As an aside, without the number that the system's words begin with."""
-    return f" ({_ERRNO.sub('', why)})" if why else ""
+def _because(reason: str) -> str:
+    """The reason in brackets, without the error number."""
+    return f" ({_ERRNO.sub('', reason)})" if reason else ""
 
 
 def _cut(text: str) -> str:
@@ -272,7 +272,7 @@ def _cut(text: str) -> str:
 
 
 def _seconds(seconds: float) -> str:
-    """As people say it: 4 s, 2 min, 3 h."""
+    """For people: 4 s, 2 min, 3 h."""
     if seconds < 120:
         return f"{int(seconds)} s"
     return f"{int(seconds / 60)} min" if seconds < 7200 else f"{int(seconds / 3600)} h"

@@ -1,29 +1,29 @@
-// A whole client for the gateway's JSON protocol, to copy or to learn from. It needs nothing else.
+// A complete client for the gateway's JSON protocol, to copy or to learn from. It has no dependencies.
 //
 //   const client = new ResultClient("wss://gateway.example/ws", webSocketId, {
 //     result: ({ authResult, messageId, data }) => { /* ask the REST API what to do next */ },
-//     state: (name, detail) => { /* connecting, registering, registered, waiting, refused, closed */ },
+//     state: (name, detail) => { /* connecting, registering, registered, waiting, rejected, closed */ },
 //     push: (name) => { /* "degraded": ask the REST API every few seconds; "restored": no longer */ },
 //   });
 //   client.open();
 //
-// `push` is told "degraded" when the node has been without Redis for some seconds, so that no results can be heard,
-// and "restored" when they are heard again, behind those that were retained. Published with retention, none is
-// missed by a page that asks in between and at no other time. All pages are told at once: begin at a random moment
-// of your interval, or they all ask at once too.
+// `push` gets "degraded" when the node has been without Redis for some seconds, so that no results can arrive, and
+// "restored" when they arrive again, after the retained ones. With retention, a page that asks only in between misses
+// no result. All pages are told at the same moment: ask first after a random part of your interval, or all of them
+// ask at once too.
 
 const REGISTRATION = "/user/topic/registration";
 const AUTHORIZATION = "/user/topic/authorization";
 const ERROR = "/user/topic/error";
 const STATUS = "/user/topic/status";
 
-const FIRST_DELAY = 500; // ms: the longest the first wait may last; it doubles with every failure
-const LONGEST_DELAY = 10_000; // ms
-const OPEN_DEADLINE = 15_000; // ms: longer than the gateway's own 10 s, so that its reason comes first
+const FIRST_DELAY = 500; // ms: the maximum of the first delay; it doubles with every failure
+const MAX_DELAY = 10_000; // ms
+const OPEN_DEADLINE = 15_000; // ms: longer than the gateway's 10 s, so that its reason comes first
 const CHECK_DEADLINE = 5_000; // ms: a live connection answers in much less
-const REMEMBERED = 100; // message ids kept to recognise a repeat
+const REMEMBERED = 100; // messageIds remembered, to recognise duplicates
 
-/** Whether the gateway would take this webSocketId. */
+/** Whether this is a valid webSocketId. */
 export const isValidId = (id) => /^[A-Za-z0-9._~-]{1,200}$/.test(id);
 
 export class ResultClient {
@@ -35,7 +35,7 @@ export class ResultClient {
   #timer = 0;
   #failures = 0;
   #seen = new Set();
-  #last = undefined; // the messageId that came last
+  #last = undefined; // the latest messageId
   #push = "restored";
   #listening = null;
 
@@ -49,14 +49,14 @@ export class ResultClient {
     this.#on = on;
   }
 
-  /** Connects, registers, and stays registered until `close` or a refusal. */
+  /** Connects, registers, and stays registered until `close` or a rejection. */
   open() {
     if (this.#listening) return;
     this.#listening = new AbortController();
     const { signal } = this.#listening;
     window.addEventListener("online", () => this.#hurry(), { signal });
     document.addEventListener("visibilitychange", () => document.hidden || this.#hurry(), { signal });
-    // A page in the back/forward cache keeps its connection, and results would go to nobody.
+    // A page in the back/forward cache would keep its connection, and its results would be lost.
     window.addEventListener("pagehide", () => this.#drop(), { signal });
     window.addEventListener("pageshow", ({ persisted }) => persisted && this.#connect(), { signal });
     this.#connect();
@@ -98,11 +98,11 @@ export class ResultClient {
   }
 
   #answered({ registrationSucceeded, error }) {
-    // A refusal is final: the same id would be refused again. All else that can go wrong is worth a retry.
-    if (!registrationSucceeded) return this.#end("refused", error);
+    // A rejection is final: the same id would be rejected again. Everything else is worth a retry.
+    if (!registrationSucceeded) return this.#end("rejected", error);
     clearTimeout(this.#timer);
     this.#failures = 0;
-    // Whatever was before this connection: its first answer comes when results are heard.
+    // The first answer on a new connection means that results arrive.
     if (this.#state !== "registered") this.#pushIs("restored");
     this.#enter("registered");
   }
@@ -113,8 +113,8 @@ export class ResultClient {
     this.#on.push?.(name);
   }
 
-  // A retained result comes with every registration. The gateway leaves out the one that this client names as its
-  // last; an older one may come again after a reconnect.
+  // A retained result comes with every registration, except the one that this client names as its last. An older one
+  // may come again after a reconnect.
   #isNew(messageId) {
     if (messageId === undefined) return true;
     this.#last = messageId;
@@ -124,21 +124,21 @@ export class ResultClient {
     return true;
   }
 
-  // Full jitter: a thousand browsers that lost the same node must not come back in the same instant.
+  // Full jitter: a thousand browsers that lost the same node must not reconnect at the same moment.
   #retry(reason, code) {
     this.#drop();
-    const delay = Math.random() * Math.min(LONGEST_DELAY, FIRST_DELAY * 2 ** this.#failures++);
+    const delay = Math.random() * Math.min(MAX_DELAY, FIRST_DELAY * 2 ** this.#failures++);
     this.#timer = setTimeout(() => this.#connect(), delay);
     this.#enter("waiting", { until: Date.now() + delay, reason, code });
   }
 
-  // The user looks at the page again, perhaps back from the banking app on the same phone: nothing to wait for.
+  // The user looks at the page again, perhaps after the banking app on the same phone: reconnect at once.
   #hurry() {
     if (this.#state === "waiting") {
       clearTimeout(this.#timer);
       this.#connect();
     } else if (this.#state === "registered") {
-      // Sleep kills connections without a word. The same id is simply answered again, so ask.
+      // A device that slept may have lost its connection unnoticed. Registering again is idempotent and shows it.
       this.#expectAnswer(CHECK_DEADLINE);
       this.#register();
     }
@@ -156,7 +156,7 @@ export class ResultClient {
     this.#enter(state, detail);
   }
 
-  // Handlers go first: a dead connection's close event can come a minute late.
+  // Remove the handlers first: the close event of a dead connection can come a minute late.
   #drop() {
     clearTimeout(this.#timer);
     if (!this.#socket) return;

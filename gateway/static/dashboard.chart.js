@@ -1,7 +1,7 @@
-// Charts of the last minutes, as SVG that moves to the left. What is drawn depends on the arguments alone.
+// Charts of the last minutes, as SVG that moves to the left. All functions depend on their arguments alone.
 //
-// An svg is 300 units wide, one for each second, and 100 high; CSS gives it its size and its colours. Text stands
-// beside it, not in it, so that it is not stretched.
+// An SVG is 300 units wide, one for each second, and 100 high; CSS sets its size and colours. Text stands beside the
+// SVG, not in it, so that it is not stretched.
 
 export const SPAN = 300; // seconds
 const HEIGHT = 100;
@@ -9,7 +9,7 @@ const GAP = 3; // seconds without a value, after which a line is interrupted
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An svg with these paths in it, by class, to `trace` later. */
+/** An SVG with a path for each of these classes; `trace` sets their courses. */
 export function canvas(...classes) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("viewBox", `0 0 ${SPAN} ${HEIGHT}`);
@@ -23,12 +23,12 @@ export function canvas(...classes) {
   return svg;
 }
 
-/** Gives the path of this class its course; nothing for none. */
+/** Set the course of the path of this class. */
 export function trace(svg, name, course) {
   svg.querySelector(`.${name}`).setAttribute("d", course);
 }
 
-/** The least of 1, 2, 5, 10, 20, … times a power of ten that is not below `value` or `least`. */
+/** The smallest of 1, 2, 5, 10, 20, … that is not below `value` or `least`. */
 export function scale(value, least) {
   const wanted = Math.max(value, least);
   const power = 10 ** Math.floor(Math.log10(wanted));

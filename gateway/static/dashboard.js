@@ -1,21 +1,21 @@
-// The live page: what the nodes report once a second, as words, charts and a table; and the look-up of one id.
+// The dashboard: what the nodes report once a second, as sentences, charts and a table; and the look-up of one id.
 //
-// A node's report has counters, of which this page makes rates. Nothing older than five minutes is kept, here or
-// anywhere else. Whatever nodes say is shown as text: it has come through Redis, where others may write as well.
+// A node's report has counters, from which this page computes rates. Nothing older than five minutes is kept, here or
+// on the nodes. What nodes say is shown as text only: it came through Redis, where others may write as well.
 
 import { SPAN, area, band, canvas, line, quantile, scale, trace } from "./dashboard.chart.js";
 
-const AVERAGED = 5; // seconds that the numbers beside the charts are averages of
-const MEASURED = 10; // seconds of results that percentiles are made of
-const RETRY = 2000; // ms until a stream that has ended is asked for again
-const SILENCE = 3; // seconds without news of the stream that are worth a word
+const AVERAGED = 5; // seconds over which the numbers beside the charts are averaged
+const MEASURED = 10; // seconds over which percentiles are computed
+const RETRY = 2000; // ms until a rejected stream is opened again
+const SILENCE = 3; // seconds without an event or a probe that are shown as a problem
 
 const $ = (id) => document.getElementById(id);
 const page = document.documentElement;
-const nodes = new Map(); // by the id that a process of a node has
+const nodes = new Map(); // by the id of the process
 const totals = {}; // [time, value] by chart
-let snapshot = null; // the newest
-let heardAt = 0; // when that came
+let snapshot = null; // the latest event
+let heardAt = 0; // when it came
 let paused = false;
 let spoken = "";
 
@@ -47,10 +47,10 @@ function element(tag, className, ...content) {
 }
 
 function write(target, text) {
-  if (target.textContent !== text) target.textContent = text; // what stays the same stays selected
+  if (target.textContent !== text) target.textContent = text; // unchanged text keeps its selection
 }
 
-// What the reports add up to.
+// The totals of all reports.
 
 const CHARTS = {
   sessions: { show: count, least: 10, value: (all) => sum(all, ({ last }) => last.sessions) },
@@ -68,14 +68,14 @@ function most(values) {
   return known.length ? Math.max(...known) : null;
 }
 
-/** How often a second the counter rose since the report before the last. */
+/** How much the counter rose in a second, between the last two reports. */
 function rate({ recent }, counter) {
   if (recent.length < 2) return null;
   const [before, last] = recent.slice(-2);
   return last.clock > before.clock ? Math.max(0, last[counter] - before[counter]) / (last.clock - before.clock) : null;
 }
 
-/** The seconds that this part of what the nodes have timed lately did not exceed; null if that was nothing. */
+/** A percentile of the latest durations, in seconds; null if there were none. */
 function percentile(all, what, part) {
   const bounds = all[0]?.last[what].bounds ?? [];
   const counts = new Array(bounds.length + 1).fill(0); // up to each bound, and all
@@ -116,7 +116,7 @@ function take(news, now) {
   }
 }
 
-/** What is remembered of a node that is gone and has the name of this one: it has started anew, with another id. */
+/** The history of a process that is gone and had the name of this one: the node has been restarted. */
 function inherited({ node: name }, present) {
   for (const [id, { band, last }] of nodes) {
     if (last.node === name && !present.has(id)) {
@@ -127,10 +127,10 @@ function inherited({ node: name }, present) {
   return [];
 }
 
-// What is wrong, in words.
+// What is wrong, in sentences.
 
-/** The nodes that have not answered the last question, though they have answered one in the last five minutes. */
-function downFor() {
+/** The nodes that did not answer the last question, but one in the last five minutes. */
+function missingNodes() {
   const answered = new Set(snapshot.nodes.map(({ id }) => id));
   return [...nodes.values()].filter(({ last }) => !answered.has(last.id));
 }
@@ -139,19 +139,19 @@ function troubles(now) {
   const found = [];
   const say = (tone, text) => found.push({ tone, text });
   if (now - heardAt > SILENCE) {
-    say("bad", `This page has heard nothing for ${long(now - heardAt)}: the node at ${location.host} is down or cut off`);
+    say("bad", `This page has received nothing for ${long(now - heardAt)}: the node at ${location.host} is down or unreachable`);
   }
   for (const report of snapshot.nodes) {
     for (const { tone, text } of report.troubles) say(tone, `${report.node} ${text}`);
   }
-  if (snapshot.why) say("warn", `Other nodes cannot be shown: ${snapshot.why}`);
+  if (snapshot.reason) say("warn", `Other nodes cannot be shown: ${snapshot.reason}`);
   else {
-    for (const { last, seen } of downFor()) {
-      if (last.draining) say("note", `${last.node} has drained and is gone`);
+    for (const { last, seen } of missingNodes()) {
+      if (last.draining) say("note", `${last.node} has drained and stopped`);
       else say("bad", `${last.node} has not answered for ${long(now - seen)}`);
     }
-    const unnamed = snapshot.silent - downFor().filter(({ last }) => !last.draining).length;
-    if (unnamed > 0) say("bad", `${plural(unnamed, "node is", "nodes are")} subscribed at Redis and did not answer`);
+    const unnamed = snapshot.silent - missingNodes().filter(({ last }) => !last.draining).length;
+    if (unnamed > 0) say("bad", `${plural(unnamed, "node is", "nodes are")} connected to Redis and did not answer`);
   }
   const order = ["bad", "warn", "note"];
   return found.sort((one, other) => order.indexOf(one.tone) - order.indexOf(other.tone));
@@ -163,9 +163,9 @@ function showVerdict(now) {
   const grave = first && first.tone !== "note";
   const number = snapshot.nodes.length;
   page.dataset.tone = grave ? first.tone : "good";
-  const well = number === 1 && !snapshot.why ? "The only node is well" : `All ${number} nodes are well`;
+  const well = number === 1 && !snapshot.reason ? "The only node is healthy" : `All ${number} nodes are healthy`;
   write($("headline"), grave ? first.text : well);
-  const listed = grave ? others : [...found, { tone: "good", text: "Each of them hears Redis." }];
+  const listed = grave ? others : [...found, { tone: "good", text: "Each node receives what is published to Redis." }];
   const rows = Array.from($("troubles").children);
   listed.forEach(({ tone, text }, index) => {
     const row = rows[index] ?? $("troubles").appendChild(element("li"));
@@ -173,11 +173,11 @@ function showVerdict(now) {
     write(row, text);
   });
   rows.slice(listed.length).forEach((row) => row.remove());
-  document.title = `${grave ? $("headline").textContent : "All well"} · Webflow Gateway`;
+  document.title = `${grave ? $("headline").textContent : "All healthy"} · Webflow Gateway`;
   announce(found.map(({ text }) => text).join(". ") || $("headline").textContent);
 }
 
-/** To screen readers: what is new, and not how the seconds pass. */
+/** Tell screen readers what is new, but not how the seconds pass. */
 function announce(text) {
   const gist = text.replace(/[\d.]+ (s|min|h|ms)\b/g, "");
   if (gist === spoken) return;
@@ -239,25 +239,25 @@ function showNode(node, now) {
   const { cells } = row(node);
   const { last } = node;
   const here = snapshot.nodes.includes(last);
-  node.row.className = here ? state(last) : snapshot.why ? "unasked" : "gone";
+  node.row.className = here ? state(last) : snapshot.reason ? "unasked" : "gone";
   write(cells[0].children[0], last.node);
   write(cells[0].children[1], last.id === snapshot.id ? `${last.version}, this node` : last.version);
-  const words = here ? redisInWords(last.redis) : `${snapshot.why ? "not asked" : "no answer"} for ${long(now - node.seen)}`;
+  const words = here ? redisInWords(last.redis) : `${snapshot.reason ? "not asked" : "no answer"} for ${long(now - node.seen)}`;
   write(cells[1].children[0], words);
   const strip = cells[1].children[1];
   STATES.forEach((name) => trace(strip, name, band(node.band, now, name)));
-  strip.setAttribute("aria-label", `${downtime(node)} of the last five minutes without Redis`);
+  strip.setAttribute("aria-label", `Redis outages in the last five minutes: ${downtime(node)}`);
   write(cells[2], here ? count(last.sessions) : "–");
   const rates = ["registered", "delivered"].map((counter) => (here ? rate(node, counter) : null));
   [cells[3], cells[4]].forEach((cell, index) => write(cell, rates[index] === null ? "–" : perSecond(rates[index])));
   write(cells[5], here ? long(last.up) : "–");
 }
 
-function redisInWords({ connected, lines, servers_up: up, down_for: downFor, probe_age: probeAge, round_trip: trip }) {
-  if (!connected) return (lines > 1 ? `${up} of ${lines} servers` : "away") + (downFor === null ? "" : ` for ${long(downFor)}`);
+function redisInWords({ connected, servers: all, servers_up: up, down_for: downFor, probe_age: probeAge, round_trip: trip }) {
+  if (!connected) return (all > 1 ? `${up} of ${all} servers` : "outage") + (downFor === null ? "" : ` for ${long(downFor)}`);
   if (probeAge > SILENCE) return `no probe received for ${long(probeAge)}`;
-  const servers = lines > 1 ? `${lines} servers, ` : "";
-  return servers + (trip === null ? "connected" : `heard in ${short(trip)}`);
+  const servers = all > 1 ? `${all} servers, ` : "";
+  return servers + (trip === null ? "connected" : `round trip ${short(trip)}`);
 }
 
 const downtime = (node) => long(node.band.filter(([, is]) => is === "down").length);
@@ -272,7 +272,7 @@ function showNodes(now) {
   if (shown.some((tr, index) => tr !== present[index]) || shown.length !== present.length) $("nodes").replaceChildren(...shown);
 }
 
-// Once a second, and when the stream says something.
+// Once a second, and at each event.
 
 function show() {
   if (paused || !snapshot) return;
@@ -293,7 +293,7 @@ function listen() {
     show();
   };
   source.onerror = () => {
-    if (source.readyState === EventSource.CLOSED) setTimeout(listen, RETRY); // an answer other than 200 is final to it
+    if (source.readyState === EventSource.CLOSED) setTimeout(listen, RETRY); // an EventSource does not retry after an answer other than 200
     if (!snapshot) write($("headline"), "The node does not answer yet");
   };
 }
@@ -301,8 +301,8 @@ function listen() {
 function pause() {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
-  write($("pause"), paused ? "Go on" : "Pause");
-  if (paused) write($("seen"), `Paused at ${clock(new Date())}; the page listens on`);
+  write($("pause"), paused ? "Resume" : "Pause");
+  if (paused) write($("seen"), `Paused at ${clock(new Date())}`);
   show();
 }
 
@@ -314,22 +314,22 @@ async function lookUp(event) {
   const shown = $("found");
   shown.replaceChildren(element("p", "", "Asking all nodes …"));
   try {
-    const answer = await fetch(`live/session?${new URLSearchParams({ webSocketId: id })}`, { cache: "no-store" });
+    const answer = await fetch(`dashboard/session?${new URLSearchParams({ webSocketId: id })}`, { cache: "no-store" });
     const body = await answer.json();
-    shown.replaceChildren(...(answer.ok ? told(body) : [element("p", "bad", body.error.message)]));
+    shown.replaceChildren(...(answer.ok ? found(body) : [element("p", "bad", body.error.message)]));
   } catch {
     shown.replaceChildren(element("p", "bad", "The node does not answer"));
   }
 }
 
-function told({ sessions, more, retained, silent, why, nodes: asked }) {
+function found({ sessions, more, retained, silent, reason, nodes: asked }) {
   const parts = [];
-  const nobody = `None of the ${plural(asked, "node", "nodes")} that answered holds it.`;
-  if (!sessions.length) parts.push(element("p", "", asked === 1 ? "The one node that answered does not hold it." : nobody));
+  const nobody = `None of the ${plural(asked, "node", "nodes")} that answered holds this id.`;
+  if (!sessions.length) parts.push(element("p", "", asked === 1 ? "The one node that answered does not hold this id." : nobody));
   parts.push(...sessions.map(sessionInWords));
   if (more) parts.push(element("p", "", `${plural(more, "further session", "further sessions")} with this id.`));
   if (silent) parts.push(element("p", "bad", `${plural(silent, "node", "nodes")} did not answer.`));
-  if (why) parts.push(element("p", "warn", `Other nodes could not be asked: ${why}`));
+  if (reason) parts.push(element("p", "warn", `Other nodes could not be asked: ${reason}`));
   parts.push(element("p", "", retainedInWords(retained)));
   return parts;
 }
@@ -338,10 +338,10 @@ function sessionInWords(session) {
   const pairs = [
     ["Node", session.node],
     ["State", session.state],
-    ["Speaks", `${session.protocol} over ${session.transport}`],
+    ["Protocol", `${session.protocol} over ${session.transport}`],
     ["Client", session.address],
     ["Registered", since(session.registered_for)],
-    ["Results", `${count(session.results)}${session.degraded ? ", and cannot hear any at present" : ""}`],
+    ["Results", `${count(session.results)}${session.degraded ? "; degraded: the node has lost Redis" : ""}`],
     ["messageIds", session.message_ids.length ? session.message_ids.join(", ") : "none"],
   ];
   return element("dl", "", ...pairs.map(([name, text]) => element("div", "", element("dt", "", name), element("dd", "", text))));
@@ -352,14 +352,14 @@ function since(seconds) {
   return `${clock(new Date(Date.now() - seconds * 1000))}, ${long(seconds)} ago`;
 }
 
-function retainedInWords({ present, seconds, why }) {
-  if (present === null) return `Whether Redis has a retained result is unknown: ${why}`;
-  if (!present) return "Redis has no retained result for it.";
-  return `Redis has a retained result for it${seconds === null ? ", for ever" : `, for ${long(seconds)} more`}.`;
+function retainedInWords({ present, seconds, reason }) {
+  if (present === null) return `Whether Redis has a retained result is unknown: ${reason}`;
+  if (!present) return "Redis has no retained result for this id.";
+  return `Redis has a retained result for this id, ${seconds === null ? "without an expiry" : `for ${long(seconds)} more`}.`;
 }
 
 Array.from($("charts").children).forEach(prepare);
 $("pause").addEventListener("click", pause);
 $("lookup").addEventListener("submit", lookUp);
-setInterval(() => performance.now() / 1000 - heardAt > 1.5 && show(), 1000); // no news is news too
+setInterval(() => performance.now() / 1000 - heardAt > 1.5 && show(), 1000); // without events, the page says so
 listen();

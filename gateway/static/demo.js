@@ -1,9 +1,9 @@
-// The demo page: shows what client.js reports, and the commands that make it report something.
+// The demo page: shows what client.js reports, and the commands that publish a result.
 
 import { ResultClient, isValidId } from "./client.js";
 
-const SLOW = 2000; // ms: a registration takes a few; Redis is away when it takes so long
-const KEPT = 500; // ms: a kept result comes in the same breath as the registration's answer
+const SLOW = 2000; // ms: a registration takes a few; if it takes this long, Redis is away
+const RETAINED = 500; // ms: a retained result follows the registration's answer at once
 const SHOWN_RESULTS = 50;
 const SHOWN_FRAMES = 30;
 const RETAIN_SECONDS = 300;
@@ -12,16 +12,16 @@ const BAD = /FAIL|CANCEL|REJECT|DENIED|EXPIRED|ERROR/;
 const $ = (id) => document.getElementById(id);
 const page = document.documentElement;
 const CONNECTING = $("story").textContent;
-let info = {}; // what /demo/info tells; any member may be missing
+let info = {}; // the answer of /demo/info; any member may be missing
 let id = "";
 let client = null;
 let countdown = 0;
 let slow = 0;
-let trouble = ""; // why the connection was lost, until it is back
+let lostReason = ""; // why the connection was lost, until it is back
 let arrival = ""; // how the newest result came
 let registeredAt = 0;
 
-// The id: from the address, else the one this tab had before a reload, else a new one.
+// The id: from the address bar, else the one that this tab had before a reload, else a new one.
 
 function randomId() {
   const bytes = crypto.getRandomValues(new Uint8Array(4));
@@ -32,7 +32,7 @@ function remembered() {
   try {
     return sessionStorage.getItem("webSocketId");
   } catch {
-    return null; // storage is switched off: a reload then makes a new id
+    return null; // storage is off: a reload makes a new id
   }
 }
 
@@ -52,8 +52,8 @@ function use(newId) {
   showCommands();
   forgetResults();
   if (!isValidId(id)) {
-    const message = "an id is 1 to 200 of A-Z a-z 0-9 . _ ~ -";
-    return showState("refused", { code: "invalid_id", message });
+    const message = "an id must be 1 to 200 of A-Z a-z 0-9 . _ ~ -";
+    return showState("rejected", { code: "invalid_id", message });
   }
   remember(id);
   const url = new URL("ws", location.href.replace(/^http/, "ws"));
@@ -62,7 +62,7 @@ function use(newId) {
     state: showState,
     result: showResult,
     push: showPush,
-    error: ({ message }) => announce(`The gateway says: ${message}`),
+    error: ({ message }) => announce(`Error from the gateway: ${message}`),
     frame: showFrame,
   });
   client.open();
@@ -80,7 +80,7 @@ function showCommands() {
     redisUrl && `--redis ${quoted(redisUrl)}`,
     channelPrefix !== "websocket:" && `--channel-prefix ${quoted(channelPrefix)}`,
     `--retain ${RETAIN_SECONDS}`,
-    id.startsWith("-") && "--", // or it would be taken for an option
+    id.startsWith("-") && "--", // else the id would be taken for an option
   ];
   $("command-plain").textContent = `${redisCli} PUBLISH ${channel} CONFIRMED`;
   $("command-data").textContent = `${redisCli} PUBLISH ${channel} ${quoted(JSON.stringify(payload))}`;
@@ -100,7 +100,7 @@ async function copied(source) {
     await navigator.clipboard.writeText(source.textContent);
     return true;
   } catch {
-    // No clipboard outside https and localhost: a phone on the same network, for one. The old way still works.
+    // There is no clipboard outside https and localhost, for example on a phone in the same network. This still works.
     getSelection().selectAllChildren(source);
     return document.execCommand("copy");
   }
@@ -108,58 +108,58 @@ async function copied(source) {
 
 // The state of the connection.
 
-const isBlind = () => page.dataset.push === "degraded";
+const isDegraded = () => page.dataset.push === "degraded";
 
 const STATES = {
   connecting: () => "Connecting",
   registering: () => "Connected, registering",
   registered: () =>
     (info.node ? `Registered on node ${info.node}` : "Registered") +
-    (isBlind() ? ", but the node has lost Redis" : ""),
+    (isDegraded() ? ", but the node has lost Redis" : ""),
   waiting: ({ until, reason }) => {
     const seconds = Math.max(0, (until - Date.now()) / 1000).toFixed(1);
     return `Reconnecting in ${seconds} s${reason ? ` (${reason})` : ""}`;
   },
-  refused: (error) => `Refused: ${error?.message ?? "no reason given"}`,
-  closed: () => "Offline, because you asked for it",
+  rejected: (error) => `Rejected: ${error?.message ?? "no reason given"}`,
+  closed: () => "Offline",
 };
 
-const WAITS = "This browser waits. Play the phone with a command below: the result is here at once.";
-const BLIND = "Nothing can arrive before the node has Redis back. A page of your own would ask its server meanwhile.";
+const WAITS = "This browser waits for a result. Run a command below to approve.";
+const DEGRADED = "No result can arrive until the node has Redis again. Your own page would ask its server meanwhile.";
 
 const STORIES = {
-  connecting: () => trouble || CONNECTING,
-  registering: () => trouble || CONNECTING,
-  registered: () => (isBlind() ? BLIND : arrival || WAITS),
-  waiting: () => trouble,
-  refused: () => "This id cannot be registered: take a new one.",
-  closed: () => "Nothing reaches this page now; a result sent with the second command is kept for it.",
+  connecting: () => lostReason || CONNECTING,
+  registering: () => lostReason || CONNECTING,
+  registered: () => (isDegraded() ? DEGRADED : arrival || WAITS),
+  waiting: () => lostReason,
+  rejected: () => "This id cannot be registered. Choose a new id.",
+  closed: () => "No result can arrive now. A result that you publish with the second command is retained for this page.",
 };
 
 function whyLost({ code, reason }) {
-  if (!code) return "The node does not answer. Trying again."; // it was the client that gave up
-  if (code === 1012) return "The node restarts. Trying again.";
-  if (code === 1013) return "The node cannot hear Redis; its log says why. Trying again.";
-  if (reason) return `The connection ended: ${reason}. Trying again.`;
-  return "The node gave no reason, and may be down. Trying again.";
+  if (!code) return "The node does not answer. Reconnecting."; // the client gave up
+  if (code === 1012) return "The node restarts. Reconnecting.";
+  if (code === 1013) return "The node has no connection to Redis; its log says why. Reconnecting.";
+  if (reason) return `The connection was closed: ${reason}. Reconnecting.`;
+  return "The connection was lost without a reason. Reconnecting.";
 }
 
 function showStory() {
   $("story").textContent = STORIES[page.dataset.state]();
 }
 
-function showSlowness() {
-  $("story").textContent = "The node is waiting for Redis, and registers this page as soon as it is there.";
+function showWaitingForRedis() {
+  $("story").textContent = "The node waits for Redis, and registers this page as soon as it is connected.";
   announce($("story").textContent);
 }
 
 function showPush(name) {
   page.dataset.push = name;
-  if (page.dataset.state === "registering" && isBlind()) showSlowness();
-  if (page.dataset.state !== "registered") return; // else the connection's own state says more
+  if (page.dataset.state === "registering" && isDegraded()) showWaitingForRedis();
+  if (page.dataset.state !== "registered") return; // otherwise the state of the connection says more
   $("state").textContent = STATES.registered();
   showStory();
-  announce(isBlind() ? BLIND : "The node has Redis back.");
+  announce(isDegraded() ? DEGRADED : "The node has Redis again.");
 }
 
 async function showState(state, detail) {
@@ -170,18 +170,18 @@ async function showState(state, detail) {
   const show = () => ($("state").textContent = STATES[state](detail));
   show();
   if (state === "waiting") countdown = setInterval(show, 100);
-  if (state === "registering") slow = setTimeout(showSlowness, SLOW);
-  if (state === "waiting") trouble = whyLost(detail);
-  if (["registered", "refused", "closed"].includes(state)) trouble = "";
-  $("offline").textContent = state === "closed" ? "Come back" : "Go offline";
-  $("offline").disabled = state === "refused";
+  if (state === "registering") slow = setTimeout(showWaitingForRedis, SLOW);
+  if (state === "waiting") lostReason = whyLost(detail);
+  if (["registered", "rejected", "closed"].includes(state)) lostReason = "";
+  $("offline").textContent = state === "closed" ? "Go online" : "Go offline";
+  $("offline").disabled = state === "rejected";
   showHeadline();
   showStory();
   if (!isNews) return;
-  announce(state === "waiting" ? `Connection lost. ${trouble}` : $("state").textContent);
+  announce(state === "waiting" ? `Connection lost. ${lostReason}` : $("state").textContent);
   if (state === "registered") {
     registeredAt = performance.now();
-    await loadInfo(); // after a reconnect it may be another node that answers
+    await loadInfo(); // after a reconnect it may be another node
     if (page.dataset.state === state) show();
   }
 }
@@ -191,7 +191,7 @@ const HEADLINES = {
   registering: "Connecting",
   registered: "Waiting for your approval",
   waiting: "Connection lost",
-  refused: "Refused",
+  rejected: "Rejected",
   closed: "Offline",
 };
 
@@ -205,7 +205,7 @@ async function loadInfo() {
     const answer = await fetch("demo/info", { cache: "no-store" });
     info = answer.ok ? await answer.json() : { ...info, node: undefined };
   } catch {
-    return; // the connection's own state says what is wrong
+    return; // the state of the connection says what is wrong
   }
   $("node").textContent = info.node ?? "unnamed";
   const port = /:(\d+)(\/|$)/.exec(info.redisUrl)?.[1];
@@ -224,24 +224,24 @@ function element(tag, className, text) {
 }
 
 function showResult({ authResult, messageId, data }) {
-  const kept = performance.now() - registeredAt < KEPT;
+  const retained = performance.now() - registeredAt < RETAINED;
   const now = new Date();
   const time = element("time", "", now.toTimeString().slice(0, 8));
   time.dateTime = now.toISOString();
   const row = element("li", BAD.test(authResult) ? "bad" : "good", "");
   row.append(element("strong", "", authResult), time);
-  if (kept) row.append(element("span", "", "was waiting for this page"));
+  if (retained) row.append(element("span", "", "was retained for this page"));
   if (messageId !== undefined) row.append(element("span", "", `messageId ${messageId}`));
   if (data !== undefined) row.append(element("pre", "", JSON.stringify(data, null, 1).replace(/\n */g, " ")));
   $("results").prepend(row);
   while ($("results").children.length > SHOWN_RESULTS) $("results").lastChild.remove();
   page.dataset.result = authResult;
   page.dataset.outcome = row.className;
-  const way = kept ? ", after waiting for this page" : info.node ? ` through ${info.node}` : "";
-  arrival = `Arrived at ${time.textContent}${way}. Run it again, or take a new id.`;
+  const way = retained ? ", retained until this page registered" : info.node ? ` through ${info.node}` : "";
+  arrival = `Arrived at ${time.textContent}${way}. Run it again, or choose a new id.`;
   showHeadline();
   showStory();
-  announce(`${authResult} arrived at ${time.textContent}${kept ? way : ""}`);
+  announce(`${authResult} arrived at ${time.textContent}${retained ? way : ""}`);
   lightUp();
 }
 
@@ -254,7 +254,7 @@ function forgetResults() {
 
 function lightUp() {
   $("path").classList.remove("lit");
-  void $("path").offsetWidth; // a second result during the first one's animation starts it anew
+  void $("path").offsetWidth; // restarts the animation if a second result comes during the first
   $("path").classList.add("lit");
 }
 
@@ -271,12 +271,12 @@ for (const button of document.querySelectorAll("[data-copies]")) {
   button.addEventListener("click", () => copy(button));
 }
 $("new-id").addEventListener("click", () => {
-  history.replaceState(null, "", location.pathname); // an id in the address would come back on reload
+  history.replaceState(null, "", location.pathname); // a reload would read the id from the address again
   use(randomId());
 });
 $("offline").addEventListener("click", () => {
   if (page.dataset.state === "closed") client.open();
   else client.close();
 });
-loadInfo(); // not only once registered: with Redis away the commands should be right all the same
+loadInfo(); // also before the registration, so that the commands are right while Redis is away
 use(new URLSearchParams(location.search).get("id") ?? remembered() ?? randomId());

@@ -1,7 +1,7 @@
-"""How long things take, counted in buckets: a result from its publishing to the socket. Pure.
+"""Durations in histograms: above all, of a result from publishing to the socket. Pure.
 
-Results that arrive together are timed together, once all of them are written: one look at the clock for each
-batch, and the time of the last for each of them.
+Results that arrive together are timed together, once all of them are written: one reading of the clock a
+batch, and the time of the last result counts for all of them.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Final
 from ..messages import Origin
 
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds. A result takes half a millisecond through Redis and the node when both are idle."""
+"""Seconds. A result takes half a millisecond through an idle Redis and an idle node."""
 
 MAX_LATENCY: Final = 60.0
-"""Seconds that a live result can have been on its way: a link that is silent for 4 s is dropped, and Redis
-drops a subscriber that is slower than this. What seems to have taken longer was stamped by a wrong clock."""
+"""Seconds that a result can have taken: a connection that is silent for 4 s is dropped, and Redis drops a
+subscriber that is slower than this. If a result seems to have taken longer, clocks differ."""
 
 
 class Histogram:
@@ -32,7 +32,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, seconds: float, count: int = 1) -> None:
-        """`count` of them took `seconds` each."""
+        """Count `count` durations of `seconds` each."""
         self._counts[bisect_left(self.bounds, seconds)] += count
         self.sum += seconds * count
 
@@ -41,12 +41,12 @@ class Histogram:
         return sum(self._counts)
 
     def cumulative(self) -> Iterator[tuple[float, int]]:
-        """For each bound, infinity at the end, how many were not longer."""
+        """For each bound, infinity at the end, the number of durations up to it."""
         return zip((*self.bounds, float("inf")), accumulate(self._counts), strict=True)
 
 
 class Latency:
-    """From publishing to the socket, for live results. Whoever delivers one says so just before:
+    """From publishing to the socket, for results that are not retained. Before a delivery, the caller does:
 
         if not latency.running:
             latency.begin()
@@ -54,7 +54,7 @@ class Latency:
         if result.origin is not None:
             latency.origins.append(result.origin)
 
-    It is a hot path, and these lines cost a third of a call.
+    On this hot path, these lines cost a third of a call.
     """
 
     __slots__ = (
@@ -63,12 +63,12 @@ class Latency:
         "_start",
         "_trace",
         "_wall",
+        "clock_skews",
         "from_arrival",
         "from_publisher",
         "origins",
         "running",
         "under_way",
-        "wrong_clocks",
     )
 
     def __init__(
@@ -78,7 +78,7 @@ class Latency:
         wall: Callable[[], float],
         trace: Callable[[Origin, float, float], None] | None = None,
     ) -> None:
-        """`soon` calls a function when what is being written now is with the kernel.
+        """`soon` calls a function after what is written now has reached the kernel.
 
         `clock` is monotonic and `wall` the time since 1970, both in seconds and finer than a millisecond.
         `trace` gets each result's origin, and when it arrived and was written, in seconds since 1970.
@@ -89,20 +89,20 @@ class Latency:
         self._wall = wall
         self._start = 0.0
         self.running = False
-        """Whether results are being written, whose time is not known yet."""
+        """Whether results are being written that are not timed yet."""
         self.under_way = 0
-        """How many they are."""
+        """Their number."""
         self.origins: list[Origin] = []
-        """What some of them say of where they come from."""
+        """The origins of those that have one."""
         self.from_publisher = Histogram()
         """Of results that say when they were published."""
         self.from_arrival = Histogram()
-        """Of all others, from when Redis's bytes reached the node."""
-        self.wrong_clocks = 0
-        """Results whose publisher's clock, or this node's, was seen to be wrong."""
+        """Of all others, since Redis's bytes reached the node."""
+        self.clock_skews = 0
+        """Results whose publisher's clock differs from this node's."""
 
     def begin(self) -> None:
-        """The first of the results that have come together is about to be written."""
+        """Begin a batch: its first result is about to be written."""
         self.running = True
         self._start = self._clock()
         self._soon(self._written)
@@ -118,7 +118,7 @@ class Latency:
             self.from_arrival.observe(taken, count)
 
     def _observe_all(self, origins: list[Origin], taken: float) -> int:
-        """How many of them say when they were published."""
+        """Time the results that have an origin; returns how many of them say when they were published."""
         wall = self._wall()
         stamps = [origin.published_at for origin in origins if origin.published_at is not None]
         for published_at in stamps:
@@ -128,14 +128,14 @@ class Latency:
                 self._trace(origin, wall - taken, wall)
         return len(stamps)
 
-    def _observe(self, on_its_way: float, in_node: float) -> None:
-        """It has been on its way so long by two clocks, and in this node for so long by one.
+    def _observe(self, total: float, in_node: float) -> None:
+        """Count a result that took `total` seconds by two clocks, `in_node` of them by this node's alone.
 
-        Clocks differ by milliseconds even where they are kept well. Nothing can have taken less than its time
-        in the node, so that is what counts then; likewise when it seems to have taken for ever.
+        Even good clocks differ by milliseconds. If `total` is less than `in_node` or impossibly long,
+        `in_node` counts.
         """
-        if in_node <= on_its_way <= MAX_LATENCY:
-            self.from_publisher.observe(on_its_way)
+        if in_node <= total <= MAX_LATENCY:
+            self.from_publisher.observe(total)
         else:
-            self.wrong_clocks += 1
+            self.clock_skews += 1
             self.from_publisher.observe(in_node)

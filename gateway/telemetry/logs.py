@@ -1,10 +1,11 @@
-"""Logging: one line an event on stderr, for people or for machines, whoever logs it.
+"""Logging: one line for each event on stderr, for people or for machines.
 
     log = structlog.get_logger()
     log.warning("redis connection lost", reason="no answer for 5 s")
 
-What clients and publishers send may stand in a line, cut to a bearable length; it can neither end the line
-nor reach the terminal as a control character. A webSocketId is a secret of its browser: log `short_id` of it.
+An event is a short stable phrase, its facts are fields. Text from clients and publishers is cut, cannot end
+the line, and cannot reach a terminal as control characters. A webSocketId is a secret of its browser: log
+`short_id` of it.
 """
 
 from __future__ import annotations
@@ -21,23 +22,20 @@ import structlog
 
 LogEvent = MutableMapping[str, Any]
 
-MAX_TEXT = 500  # characters of one value; a client chooses what stands in some of them
+MAX_TEXT = 500  # characters of one value; clients choose some values
 WINDOW_SECONDS = 1.0
-LINES_PER_WINDOW = {
-    True: 1,
-    False: 10,
-}  # lines in a window: with a `kind`, which others can cause at will, and without
-MAX_WINDOWS = 1_000  # far more than there are events in the code; what reaches it is a mistake
+LINES_PER_WINDOW = {True: 1, False: 10}  # with a `kind`, which clients can cause at will, and without
+MAX_WINDOWS = 1_000  # far more than there are events in the code: a limit for mistakes
 
 
 class Folding:
-    """A processor that folds bursts: what repeats within a second is counted instead of logged.
+    """A processor that folds bursts: lines that repeat within a second are counted instead of logged.
 
-    Lines are alike when level, event, `kind` and `code` are. An event with a `kind` tells of what others
-    send and passes once a second; any other passes ten times. The next line that passes has `folded`, the
-    number of lines left out since the last; `flush` logs the last line left out when no other follows. So
-    the lines and all their `folded` add up to what happened. Debug lines all pass: who asks for them wants
-    to follow one session among many.
+    Two lines are the same if level, event, `kind` and `code` are. An event with a `kind` is caused by clients
+    or publishers and passes once a second; any other passes ten times. The next line that passes has
+    `folded`, the number of lines left out since the last one; `flush` logs the last line left out if no other
+    follows. So the lines and all their `folded` add up. Debug lines always pass: they serve to follow one
+    session.
 
     `now` returns seconds on a clock that only goes forward.
     """
@@ -67,13 +65,13 @@ class Folding:
         raise structlog.DropEvent
 
     def due(self, *, at_once: bool = False) -> list[tuple[str, dict[str, Any]]]:
-        """The level and the members of a line for each burst whose second is over, or of all `at_once`."""
+        """The level and fields of a line for each burst whose second is over, or for all bursts `at_once`."""
         now = self._now()
         over = [
             key for key, window in self._windows.items() if at_once or now - window.start >= WINDOW_SECONDS
         ]
         windows = [(str(key[0]), self._windows.pop(key)) for key in over]
-        return [(method, window.told()) for method, window in windows if window.folded]
+        return [(method, window.folded_line()) for method, window in windows if window.folded]
 
 
 class _Window:
@@ -85,13 +83,13 @@ class _Window:
         self.folded = 0
         self.last: dict[str, Any] = {}
 
-    def told(self) -> dict[str, Any]:
-        # The line that is logged for them stands for one of them itself.
+    def folded_line(self) -> dict[str, Any]:
+        # The line that is logged stands for one of them.
         return {**self.last, "folded": self.folded - 1} if self.folded > 1 else self.last
 
 
 class _FromStandardLibrary(logging.Handler):
-    """Hands what aiohttp, asyncio and redis-py log to the same processors."""
+    """Passes what aiohttp, asyncio and redis-py log to the same processors."""
 
     def emit(self, record: logging.LogRecord) -> None:
         level = min(record.levelno // 10 * 10, logging.CRITICAL) or logging.DEBUG  # structlog knows no others
@@ -102,8 +100,8 @@ class _FromStandardLibrary(logging.Handler):
 _folding = Folding()
 
 debugging = False
-"""Whether debug lines are logged. Ask before making one where it would be made for each session or result:
-structlog takes some microseconds to find out by itself."""
+"""Whether debug lines are logged. Check it where a line would be made for each session or result: structlog
+needs some microseconds to check by itself."""
 
 
 def configure(
@@ -116,9 +114,8 @@ def configure(
 ) -> None:
     """Send every event of `level` and above to `stream`, stderr by default.
 
-    Each line has `node` and the number of the `worker`, if there are any.
-
-    `form` is the setting log_format. May be called again, when the node's name has become known.
+    Each line has `node` and `worker`, if they are given. `form` is the setting log_format. Call it again when
+    the node's name is known.
     """
     global _folding, debugging
     _folding = Folding()
@@ -145,18 +142,18 @@ def configure(
 
 
 def flush(*, at_once: bool = False) -> None:
-    """Log what bursts have left untold: called once a second or so, and `at_once` when the node stops."""
+    """Log the lines that `Folding` has left out: called about once a second, and `at_once` at the end."""
     for method, event in _folding.due(at_once=at_once):
         getattr(structlog.get_logger(), method)(**event)
 
 
 def short_id(web_socket_id: str) -> str:
-    """The first 8 characters of an id, at most half: enough to find it again, too few to register it."""
+    """The first 8 characters of an id, at most half of it: enough to find it, too few to register it."""
     return web_socket_id[: min(8, len(web_socket_id) // 2)] + "…"
 
 
 def _members(node: str, worker: int) -> Callable[[object, str, LogEvent], LogEvent]:
-    """A processor that puts what every line has in front."""
+    """A processor that puts the fields of every line first."""
     fixed: dict[str, object] = {"node": node} if node else {}
     if worker:
         fixed["worker"] = worker
@@ -185,7 +182,7 @@ def _cut(_logger: object, _method: str, event: LogEvent) -> LogEvent:
 def _json(_logger: object, _method: str, event: LogEvent) -> str:
     try:
         return orjson.dumps(event, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
-    except TypeError:  # a lone surrogate, which a path that is not UTF-8 turns into
+    except TypeError:  # a lone surrogate, from a path that is not UTF-8
         return json.dumps(event, default=repr)
 
 
@@ -201,7 +198,7 @@ def _escape(_logger: object, _method: str, event: LogEvent) -> LogEvent:
         if key == "exception":
             event[key] = "\n".join(map(visible, value.split("\n")))
         elif not isinstance(value, (int, float)):
-            # The renderer puts values with spaces into quotes, so that none looks like further members.
+            # The renderer quotes values with spaces, so that none looks like further fields.
             event[key] = visible(value if isinstance(value, str) else repr(value))
     return event
 

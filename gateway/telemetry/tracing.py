@@ -1,7 +1,7 @@
-"""Traces by OpenTelemetry: a span for each result whose publisher has sent a trace along.
+"""OpenTelemetry: a span for each result that has a traceparent.
 
-It is imported only where the setting `tracing` asks for it, and sees only results that say where they come
-from, once they are written. Where spans go, and how many, is said by OpenTelemetry's own variables
+This module is imported only if the setting `tracing` is on. It gets results that have an origin, after they
+are written. OpenTelemetry's own variables say where spans go and how many are sampled
 (OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_TRACES_SAMPLER, …).
 """
 
@@ -25,26 +25,26 @@ from .latency import MAX_LATENCY
 SERVICE_NAME: Final = "webflow-gateway"
 
 LAST_SPANS: Final = 2.0
-"""Seconds for the last spans to go out when the node stops; a collector that is away must not keep it."""
+"""Seconds for the last spans when the node stops; an unreachable collector must not hold it up."""
 
 GIVING_UP: Final = 1.0
 """Seconds for the exporter to end after that. One that awaits a collector's answer goes on in its thread."""
 
 
 class Tracing:
-    """Makes spans, from a result's publishing to the browser's socket: see `Latency.trace`."""
+    """Makes spans from publishing to the browser's socket; `Latency` calls it."""
 
     def __init__(self, node: str, exporter: SpanExporter | None = None) -> None:
         """`node` is this node's name. Without an `exporter`, OTLP over HTTP."""
         self._extract = TraceContextTextMapPropagator().extract
-        # It ends with the node (see `close`), and not by waiting for a collector when the process exits.
+        # `close` ends it; it must not wait for a collector when the process exits.
         self._provider = TracerProvider(resource=_resource(node), shutdown_on_exit=False)
         self._exporter = exporter or OTLPSpanExporter()
         self._provider.add_span_processor(BatchSpanProcessor(self._exporter))
         self._tracer = self._provider.get_tracer(SERVICE_NAME, __version__)
 
     def __call__(self, origin: Origin, arrived: float, written: float) -> None:
-        """A result has been written. Nothing comes of it unless it brings a trace."""
+        """A result has been written: make a span if it has a valid traceparent."""
         given = origin.traceparent
         if not isinstance(given, str) or not TRACEPARENT.fullmatch(given):
             return
@@ -62,7 +62,7 @@ class Tracing:
         span.end(_nanoseconds(written))
 
     async def close(self) -> None:
-        """Send what is left, within LAST_SPANS."""
+        """Send the last spans, within LAST_SPANS."""
         sending = threading.Thread(target=self._provider.shutdown, name="last spans", daemon=True)
         sending.start()
         if not await _ended(sending, LAST_SPANS):
@@ -83,7 +83,7 @@ def _nanoseconds(seconds: float) -> int:
 
 
 def _resource(node: str) -> Resource:
-    """Who says so: what OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES say goes first."""
+    """The service; OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence."""
     own = Resource(
         {"service.name": SERVICE_NAME, "service.version": __version__, "service.instance.id": node}
     )

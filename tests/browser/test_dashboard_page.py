@@ -1,4 +1,4 @@
-"""The live page in a real Chromium, over nodes and a Valkey in processes of their own, under load."""
+"""The dashboard in a real Chromium, over nodes and a Valkey in processes of their own, under load."""
 
 from __future__ import annotations
 
@@ -131,11 +131,11 @@ def number(browser: Browser, chart: str) -> str:
 
 def test_shows_every_node_and_what_they_do_together(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
-    says(browser, "All 2 nodes are well")
+    says(browser, "All 2 nodes are healthy")
     assert tone(browser) == "good"
-    assert browser.driver.title == "All well · Webflow Gateway"
+    assert browser.driver.title == "All healthy · Webflow Gateway"
     assert [(row[0], row[2]) for row in rows(browser)] == [("node-1", "20"), ("node-2", "20")]
-    assert all(re.fullmatch(r"heard in [\d.]+ m?s", row[1]) for row in rows(browser))
+    assert all(re.fullmatch(r"round trip [\d.]+ m?s", row[1]) for row in rows(browser))
     browser.wait(lambda: number(browser, "sessions") == str(SESSIONS), "the sessions are counted together")
     browser.wait(lambda: float(number(browser, "delivered").removesuffix("/s")) > 10, "results come")
     for chart in ("latency", "roundTrip", "lag"):
@@ -180,7 +180,7 @@ def test_finds_an_id_by_the_keyboard_alone(well: list[NodeProcess], browser: Bro
     expected = {
         "Node": "node-2",
         "State": "registered",
-        "Speaks": "json over websocket",
+        "Protocol": "json over websocket",
         "Client": "127.0.0.1",
     }
     assert expected.items() <= found.items()
@@ -210,13 +210,13 @@ def test_speaks_to_screen_readers(well: list[NodeProcess], browser: Browser) -> 
     for start in ("Sessions, the last five minutes: from", "Registrations", "Deliveries", "Redis round trip"):
         assert any(name.startswith(start) for name in images), start
     assert any(re.search(r"; now [\d.,]+ m?s$", name) for name in images)
-    assert ("heading", "All 2 nodes are well") in named
+    assert ("heading", "All 2 nodes are healthy") in named
     assert ("textbox", "webSocketId") in named
     roles = [role for role, _ in named]
     assert (roles.count("row"), roles.count("columnheader"), roles.count("rowheader")) == (3, 6, 2)
     controls = {"button", "heading", "link", "textbox", "image"}
     assert [role for role, name in named if role in controls and not name] == []
-    assert browser.text("announcement") == "All 2 nodes are well"
+    assert browser.text("announcement") == "All 2 nodes are healthy"
 
 
 def test_stands_still_while_it_is_paused(well: list[NodeProcess], browser: Browser) -> None:
@@ -267,7 +267,7 @@ def test_names_a_node_that_is_gone_and_nothing_jumps(browser: Browser) -> None:
             "window.shifts = 0; new PerformanceObserver((list) => list.getEntries().forEach("
             "({ value }) => { shifts += value; })).observe({ type: 'layout-shift' })"
         )
-        says(browser, "All 2 nodes are well")
+        says(browser, "All 2 nodes are healthy")
         before = browser.run(PLACES)
         two.kill()
         says(browser, r"node-2 has not answered for \d s")
@@ -281,7 +281,7 @@ def test_names_a_node_that_is_gone_and_nothing_jumps(browser: Browser) -> None:
         says(browser, r"node-2 has not answered for [3-9] s")
         assert browser.text("announcement") == announced, "seconds that pass are no news"
         two.start()
-        says(browser, "All 2 nodes are well")
+        says(browser, "All 2 nodes are healthy")
         assert [row[0] for row in rows(browser)] == ["node-1", "node-2"]
         strip = browser.run("return document.querySelectorAll('#nodes path.up')[1].getAttribute('d')")
         assert strip.count("Z") > 2, "what it was before its new start is remembered"
@@ -295,23 +295,23 @@ def test_says_so_when_redis_is_away_and_shows_its_own_node(browser: Browser) -> 
         says(browser, r"node-1 has been without Redis for \d+ s")
         browser.wait(lambda: troubles(browser), "it says why node-2 is missing")
         assert troubles(browser) == ["Other nodes cannot be shown: this node has no connection to Redis"]
-        assert rows(browser)[0][1].startswith("away for")
+        assert rows(browser)[0][1].startswith("outage for")
         assert rows(browser)[1][1].startswith("not asked for")
         assert browser.run(PLACES) == before
         assert browser.run("return document.querySelector('#nodes path.down').getAttribute('d')").startswith(
             "M"
         )
         valkey.start()
-        says(browser, "All 2 nodes are well")
-        browser.wait(lambda: rows(browser)[1][1].startswith("heard in"), "node-2 is back")
+        says(browser, "All 2 nodes are healthy")
+        browser.wait(lambda: rows(browser)[1][1].startswith("round trip"), "node-2 is back")
 
 
 def test_says_so_when_a_node_cannot_prove_that_it_hears(browser: Browser) -> None:
     with fleet(names=("node-1",)) as (valkey, (one,)):
         opened(browser, one, nodes=1)
-        says(browser, "The only node is well")
+        says(browser, "The only node is healthy")
         valkey.ask("ACL", "SETUSER", "default", "-publish")
-        says(browser, r"node-1 has not heard its probe for \d+ s \(.*NOPERM")
+        says(browser, r"node-1 has not received its probe for \d+ s \(.*NOPERM")
         assert tone(browser) == "warn"
 
 
@@ -319,11 +319,11 @@ def test_says_so_when_its_own_node_is_gone(browser: Browser) -> None:
     with fleet(names=("node-1",)) as (_valkey, (one,)):
         opened(browser, one, nodes=1)
         one.kill()
-        says(browser, r"This page has heard nothing for \d+ s: the node at 127.0.0.1:\d+ is down")
+        says(browser, r"This page has received nothing for \d+ s: the node at 127.0.0.1:\d+ is down")
         assert tone(browser) == "bad"
         assert browser.text("seen") == "No connection to the node"
         one.start()
-        says(browser, "The only node is well")
+        says(browser, "The only node is healthy")
 
 
 @pytest.mark.parametrize("away", [False, True], ids=["well", "Redis away"])

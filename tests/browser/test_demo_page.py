@@ -28,7 +28,9 @@ from .chromium import Browser, chromium
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
 
-KEPT = "was waiting for this page"  # how the page marks a result that came with the registration's answer
+RETAINED = (
+    "was retained for this page"  # how the page marks a result that came with the registration's answer
+)
 PHONE = 360  # px: the narrowest screen that is common
 READABLE = 4.5  # WCAG 2.2, 1.4.3: the least contrast of ordinary text
 
@@ -193,7 +195,7 @@ def test_shows_the_id_its_node_and_each_result_newest_first(
     browser.wait(lambda: node in browser.text("state"), "the state names the node")
     assert browser.text("node") == node
     assert browser.text("headline") == "Waiting for your approval"
-    assert browser.text("story").startswith("This browser waits.")
+    assert browser.text("story").startswith("This browser waits for a result.")
 
     assert publish(web_socket_id, "CONFIRMED") == 1
     shows(browser, "CONFIRMED")
@@ -314,9 +316,9 @@ def test_a_reload_keeps_the_id_and_a_button_makes_a_new_one(
 @pytest.mark.parametrize("bad", ["a%20b", "caf%C3%A9", "x" * 201, "%3Cb%3E"])
 def test_an_id_that_no_node_takes_is_refused_with_the_reason(dev: Dev, browser: Browser, bad: str) -> None:
     browser.open(f"{dev.url}?id={bad}")
-    browser.wait(lambda: state(browser) == "refused", "the page refuses the id")
+    browser.wait(lambda: state(browser) == "rejected", "the page rejects the id")
     assert "1 to 200" in browser.text("state")
-    assert browser.text("story") == "This id cannot be registered: take a new one."
+    assert browser.text("story") == "This id cannot be registered. Choose a new id."
     assert not [url for url in browser.requests() if url.startswith("ws")]
     browser.click("new-id")
     settled(browser)
@@ -333,7 +335,7 @@ def test_a_refusal_by_the_node_is_final(dev: Dev, browser: Browser) -> None:
           const client = new ResultClient(location.origin.replace("http", "ws") + "/ws", "not an id", {
             state: (name, detail) => {
               states.push(name);
-              if (name === "refused") setTimeout(() => done([...states, detail.code]), 1000);
+              if (name === "rejected") setTimeout(() => done([...states, detail.code]), 1000);
             },
           });
           client.open();
@@ -341,7 +343,7 @@ def test_a_refusal_by_the_node_is_final(dev: Dev, browser: Browser) -> None:
         """
     )
     # A second is twice the longest first wait, so a client that tried again would be seen.
-    assert states == ["connecting", "registering", "refused", "invalid_id"]
+    assert states == ["connecting", "registering", "rejected", "invalid_id"]
 
 
 def test_a_result_kept_while_the_browser_was_away_arrives_when_it_is_back(dev: Dev, browser: Browser) -> None:
@@ -351,15 +353,15 @@ def test_a_result_kept_while_the_browser_was_away_arrives_when_it_is_back(dev: D
     with redis.Redis.from_url(dev.redis_url) as client:
         wait_until(lambda: client.pubsub_numsub(f"websocket:{web_socket_id}")[0][1] == 0, "nobody is there")
         assert gateway.publish(client, web_socket_id, "CONFIRMED", retain=60).receivers == 0
-        assert browser.text("story").startswith("Nothing reaches this page now")
+        assert browser.text("story").startswith("No result can arrive now")
         browser.click("offline")
         shows(browser, "CONFIRMED")
-        assert KEPT in browser.text("results")
+        assert RETAINED in browser.text("results")
         assert browser.text("story").startswith("Arrived at")
         browser.run("const now = performance.now(); performance.now = () => now + 60_000")  # a minute later
         gateway.publish(client, web_socket_id, "DONE")
         shows(browser, "DONE", "CONFIRMED")
-        assert browser.text("results").count(KEPT) == 1
+        assert browser.text("results").count(RETAINED) == 1
 
 
 def test_says_what_it_waits_for_while_redis_is_away_and_while_the_node_restarts(browser: Browser) -> None:
@@ -377,19 +379,19 @@ def test_says_what_it_waits_for_while_redis_is_away_and_while_the_node_restarts(
                 browser.wait(partial(browser.run, found, place, sentence), f"{place}: {sentence}")
 
         dev.process.terminate()
-        says("The node restarts. Trying again.")  # 1012
+        says("The node restarts. Reconnecting.")  # 1012
         dev.process.wait()
-        says("The node gave no reason, and may be down. Trying again.")
+        says("The connection was lost without a reason. Reconnecting.")
         valkey.kill()
         options = ("--registration-timeout", "3")
         with NodeProcess(valkey.url, *options, port=dev.port, wait_ready=False):
             browser.run("dispatchEvent(new Event('online'))")
-            says("The node is waiting for Redis, and registers this page as soon as it is there.")
-            says("The node cannot hear Redis; its log says why. Trying again.")  # 1013
+            says("The node waits for Redis, and registers this page as soon as it is connected.")
+            says("The node has no connection to Redis; its log says why. Reconnecting.")  # 1013
             valkey.start()
             browser.run("dispatchEvent(new Event('online'))")
             browser.wait(lambda: state(browser) == "registered", "the page registers")
-            assert browser.text("story").startswith("This browser waits.")
+            assert browser.text("story").startswith("This browser waits for a result.")
 
 
 # A client of its own beside the page's: what it is told of push, and what it sends.
@@ -419,7 +421,7 @@ def test_says_that_its_node_has_lost_redis_and_that_it_has_it_back(browser: Brow
             valkey.kill()
             browser.wait(lambda: "the node has lost Redis" in browser.text("state"), "the page says so")
             assert state(browser) == "registered"
-            assert browser.text("story").startswith("Nothing can arrive before the node has Redis back.")
+            assert browser.text("story").startswith("No result can arrive until the node has Redis again.")
             assert browser.text("announcement") == browser.text("story")
             browser.wait(lambda: browser.run("return told") == ["degraded"], "the other client is told")
             browser.run("document.dispatchEvent(new Event('visibilitychange'))")  # registers again
@@ -434,14 +436,14 @@ def test_says_that_its_node_has_lost_redis_and_that_it_has_it_back(browser: Brow
             browser.run("dispatchEvent(new Event('online'))")
             settled(browser)
             assert "lost Redis" not in browser.text("state")
-            assert browser.text("story").startswith("This browser waits.")
+            assert browser.text("story").startswith("This browser waits for a result.")
             browser.wait(lambda: browser.run("return told") == ["degraded", "restored"], "the other one too")
 
             valkey.kill()
             browser.wait(lambda: "the node has lost Redis" in browser.text("state"), "the page says so again")
             valkey.start()
             browser.wait(lambda: "lost Redis" not in browser.text("state"), "and that it is over")
-            assert browser.text("announcement") == "The node has Redis back."
+            assert browser.text("announcement") == "The node has Redis again."
             with valkey.client() as client:
                 client.publish(f"websocket:{web_socket_id}", "CONFIRMED")
             shows(browser, "CONFIRMED")

@@ -92,7 +92,7 @@ def test_dev_ends_when_its_valkey_does() -> None:
             pid = client.info("server")["process_id"]
         os.kill(pid, signal.SIGKILL)
         assert dev.ended() == 1
-    assert dev.err[-1] == f"Error: the Valkey (pid {pid}) ended with -9"
+    assert dev.err[-1] == f"Error: the embedded Valkey (pid {pid}) ended with -9"
 
 
 def test_dev_takes_the_next_free_port_and_says_so() -> None:

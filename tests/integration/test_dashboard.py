@@ -111,7 +111,7 @@ async def test_each_node_tells_of_all(nodes: tuple[ValkeyProcess, list[NodeProce
                 "both nodes tell what they have delivered, and how late they are",
             )
             assert names(snapshot) == ["node-1", "node-2"]
-            assert (snapshot["silent"], snapshot["why"]) == (0, "")
+            assert (snapshot["silent"], snapshot["reason"]) == (0, "")
             (other,) = [report for report in snapshot["nodes"] if report["node"] == "node-2"]
             counted = {name: other[name] for name in ("sessions", "registered", "invalid", "draining")}
             assert counted == {"sessions": 5, "registered": 5, "invalid": 1, "draining": False}
@@ -142,7 +142,7 @@ async def test_finds_a_session_from_another_node(nodes: tuple[ValkeyProcess, lis
         "message_ids": ["m-1", "m-2"],
         "degraded": False,
     }
-    assert (found["nodes"], found["more"], found["silent"], found["why"]) == (2, 0, 0, "")
+    assert (found["nodes"], found["more"], found["silent"], found["reason"]) == (2, 0, 0, "")
     assert found["retained"]["present"]
     assert 290 < found["retained"]["seconds"] <= 300
     for node in (one, two):
@@ -158,7 +158,7 @@ async def test_finds_nobody_where_there_is_nobody(nodes: tuple[ValkeyProcess, li
     status, found = await look_up(one.admin_port, "nobody")
     assert status == 200
     assert (found["sessions"], found["nodes"]) == ([], 2)
-    assert found["retained"] == {"present": False, "seconds": None, "why": ""}
+    assert found["retained"] == {"present": False, "seconds": None, "reason": ""}
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "é", "*", "x" * 201, "a\n"])
@@ -180,17 +180,17 @@ async def test_says_why_the_others_are_missing_while_redis_is_away(
         while own(snapshot)["redis"]["connected"]:
             snapshot = await told()
         assert names(snapshot) == ["node-1"]
-        assert snapshot["why"] == NOT_CONNECTED
+        assert snapshot["reason"] == NOT_CONNECTED
         (trouble,) = own(snapshot)["troubles"]
         assert trouble["tone"] == "bad"
         assert trouble["text"].startswith("has been without Redis for")
         _, found = await look_up(one.admin_port, "nobody")
-        assert (found["nodes"], found["why"]) == (1, NOT_CONNECTED)
-        assert found["retained"] == {"present": None, "seconds": None, "why": NOT_CONNECTED}
+        assert (found["nodes"], found["reason"]) == (1, NOT_CONNECTED)
+        assert found["retained"] == {"present": None, "seconds": None, "reason": NOT_CONNECTED}
         valkey.start()
         while len((snapshot := await told())["nodes"]) < 2:
             pass
-        assert snapshot["why"] == ""
+        assert snapshot["reason"] == ""
         assert own(snapshot)["redis"]["outages"] == 1
 
 
@@ -200,7 +200,7 @@ async def test_a_frozen_redis_is_not_waited_for(nodes: tuple[ValkeyProcess, list
         await told()
         with valkey.frozen():
             snapshot = await told()
-            while not snapshot["why"]:
+            while not snapshot["reason"]:
                 snapshot = await told()
         assert names(snapshot) == ["node-1"]
 
@@ -210,7 +210,7 @@ async def test_counts_a_node_that_is_frozen(nodes: tuple[ValkeyProcess, list[Nod
     with two.frozen():
         snapshot = await until_told(one.admin_port, lambda told: told["silent"], "node-2 is missed")
         assert names(snapshot) == ["node-1"]
-        assert (snapshot["silent"], snapshot["why"]) == (1, "")
+        assert (snapshot["silent"], snapshot["reason"]) == (1, "")
     await until_told(one.admin_port, lambda told: len(told["nodes"]) == 2, "node-2 is back")
 
 
@@ -219,12 +219,12 @@ async def test_a_node_without_the_right_to_publish_says_so() -> None:
         valkey.ask("ACL", "SETUSER", "node", "on", ">secret", "resetchannels", *RIGHTS.split())
         url = f"redis://node:secret@127.0.0.1:{valkey.port}"
         async with gateway_here(url) as here:
-            snapshot = await until_told(admin_port_of(here), lambda told: told["why"], "it says why")
-            assert "NOPERM" in snapshot["why"]
+            snapshot = await until_told(admin_port_of(here), lambda told: told["reason"], "it says why")
+            assert "NOPERM" in snapshot["reason"]
             assert len(snapshot["nodes"]) == 1
             _, found = await look_up(admin_port_of(here), "nobody")
             assert found["retained"]["present"] is None
-            assert "pttl" in found["retained"]["why"]
+            assert "pttl" in found["retained"]["reason"]
 
 
 # One node
@@ -238,12 +238,12 @@ async def node_here(valkey: ValkeyProcess) -> AsyncIterator[Node]:
 
 async def test_asks_others_only_while_a_page_is_open(node_here: Node) -> None:
     feed = feed_of(node_here)
-    assert not feed._making
+    assert not feed._updating
     async with page(admin_port_of(node_here)) as told, page(admin_port_of(node_here)) as told_too:
-        making = feed._making or pytest.fail("nobody asks")
+        making = feed._updating or pytest.fail("nobody asks")
         assert (await told())["id"] == (await told_too())["id"]
-        assert feed._making is making
-    await until(lambda: feed._making is None, "nobody asks any more")
+        assert feed._updating is making
+    await until(lambda: feed._updating is None, "nobody asks any more")
     await until(making.done, "the last round ends")
 
 

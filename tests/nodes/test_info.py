@@ -38,7 +38,7 @@ REFUSED = "[Errno 111] Connection refused"
 def redis(**different: Any) -> RedisInfo:
     well = {
         "connected": True,
-        "lines": 1,
+        "servers": 1,
         "servers_up": 1,
         "down_for": None,
         "probe_age": 0.4,
@@ -58,13 +58,13 @@ DOWN = redis(connected=False, servers_up=0, down_for=12.7, probe_age=None)
         (redis(), "", "", True, None),
         (redis(), "", "no answer", True, None),  # one missed probe is nothing yet
         (redis(probe_age=2.9), "", "", True, None),
-        (redis(probe_age=4.2), "", "", True, ("bad", "has not heard its probe for 4 s")),
-        (redis(probe_age=4.2), "", "NOPERM", True, ("warn", "has not heard its probe for 4 s (NOPERM)")),
+        (redis(probe_age=4.2), "", "", True, ("bad", "has not received its probe for 4 s")),
+        (redis(probe_age=4.2), "", "NOPERM", True, ("warn", "has not received its probe for 4 s (NOPERM)")),
         (DOWN, "", "", True, ("bad", "has been without Redis for 12 s")),
         (DOWN, REFUSED, "", True, ("bad", "has been without Redis for 12 s (Connection refused)")),
         (DOWN, REFUSED, "", False, ("bad", "has not reached Redis for 12 s (Connection refused)")),
         (
-            redis(connected=False, lines=3, servers_up=2, down_for=125.0),
+            redis(connected=False, servers=3, servers_up=2, down_for=125.0),
             "",
             "",
             True,
@@ -92,9 +92,9 @@ def test_a_long_reason_is_cut() -> None:
     [
         (0, False, []),
         (899, False, []),
-        (900, False, [("warn", "has 900 of the 1,000 sessions that it takes")]),
-        (1_000, False, [("bad", "is full: it has 1,000 sessions and refuses more")]),
-        (3, True, [("note", "is draining: it closes its sessions and takes no new ones")]),
+        (900, False, [("warn", "has 900 of at most 1,000 sessions")]),
+        (1_000, False, [("bad", "is full: it has 1,000 sessions and rejects more")]),
+        (3, True, [("note", "is draining: it closes its sessions and accepts no new ones")]),
     ],
 )
 def test_says_what_is_to_know_of_the_node(
@@ -147,7 +147,7 @@ class Scene:
             (),
             Counter(),
         )
-        self.reporter = InfoSource("node-1", sources)
+        self.info = InfoSource("node-1", sources)
 
     def registered(self, name: str = "12345678") -> Session:
         self.node.admission.admit("192.0.2.1")
@@ -158,9 +158,7 @@ class Scene:
 
     def told(self) -> dict[str, Any]:
         """Its report, as it comes out at another node."""
-        answer = orjson.loads(
-            orjson.dumps({**self.reporter.answer({"ask": NODE_QUESTION}), "from": "f" * 16})
-        )
+        answer = orjson.loads(orjson.dumps({**self.info.answer({"ask": NODE_QUESTION}), "from": "f" * 16}))
         report = parse_node_info(answer)
         assert report is not None
         return report.model_dump()
@@ -224,13 +222,13 @@ def test_reports_its_troubles() -> None:
     ],
 )
 def test_a_report_of_another_form_is_none(different: dict[str, Any]) -> None:
-    answer = {**Scene().reporter.report(), "from": "f" * 16}
+    answer = {**Scene().info.node_info(), "from": "f" * 16}
     assert parse_node_info(answer) is not None
     assert parse_node_info({**answer, **different}) is None
 
 
 def test_what_a_newer_version_tells_besides_is_left_out() -> None:
-    answer = {**Scene().reporter.report(), "from": "f" * 16, "colour": "blue"}
+    answer = {**Scene().info.node_info(), "from": "f" * 16, "colour": "blue"}
     report = parse_node_info(answer)
     assert report is not None
     assert "colour" not in report.model_dump()
@@ -247,7 +245,7 @@ def test_what_a_newer_version_tells_besides_is_left_out() -> None:
     ],
 )
 def test_what_it_does_not_understand_it_answers_with_its_name(question: dict[str, Any]) -> None:
-    answer = Scene().reporter.answer(question)
+    answer = Scene().info.answer(question)
     assert answer == {"node": "node-1"}
     assert parse_node_info(answer) is None
     assert parse_holder_info(answer) is None
@@ -264,7 +262,7 @@ def test_tells_of_a_session_what_it_was_sent_and_since_when() -> None:
     session.deliver(b"12345678", Result("CONFIRMED", f"m-{number}"))  # which is not sent again
     session.deliver(b"12345678", Result("CONFIRMED"))
     scene.clock.now += 90
-    held = parse_holder_info(scene.reporter.answer({"ask": SESSION_QUESTION, "webSocketId": "12345678"}))
+    held = parse_holder_info(scene.info.answer({"ask": SESSION_QUESTION, "webSocketId": "12345678"}))
     assert held is not None
     (found,) = held.sessions
     assert found.model_dump() == {
@@ -284,13 +282,13 @@ def test_tells_of_one_that_waits_for_its_answer() -> None:
     scene = Scene()
     scene.node.admission.admit("192.0.2.1")
     Spoken(scene.node).message_received(b'{"webSocketId":"12345678"}')
-    held = parse_holder_info(scene.reporter.held("12345678"))
+    held = parse_holder_info(scene.info.holder_info("12345678"))
     assert held is not None
     assert [(found.state, found.registered_for) for found in held.sessions] == [("waiting", None)]
 
 
 def test_tells_of_an_id_that_nobody_has() -> None:
-    assert Scene().reporter.held("12345678") == {"node": "node-1", "sessions": [], "more": 0}
+    assert Scene().info.holder_info("12345678") == {"node": "node-1", "sessions": [], "more": 0}
 
 
 def test_the_largest_answer_fits_into_a_message() -> None:
@@ -300,7 +298,7 @@ def test_the_largest_answer_fits_into_a_message() -> None:
         session = scene.registered(LONGEST)
         for number in range(MAX_REMEMBERED_IDS):
             session.deliver(LONGEST.encode(), Result("CONFIRMED", f"{number:0200}"))
-    answer = orjson.dumps(scene.reporter.held(LONGEST))
+    answer = orjson.dumps(scene.info.holder_info(LONGEST))
     assert len(answer) < MAX_MESSAGE - 200
     held = parse_holder_info(orjson.loads(answer))
     assert held is not None

@@ -47,7 +47,7 @@ class Bus:
 
 
 class FakeLink:
-    """As much of a link as the roster uses."""
+    """As much of a link as the survey uses."""
 
     commands = SubscriberConnection.commands
 
@@ -78,14 +78,14 @@ class FakeLink:
 
 
 class Peer:
-    """A node with a roster; without a link it has lost Redis."""
+    """A node with a survey; without a link it has lost Redis."""
 
     def __init__(self, bus: Bus, name: str, clock: Clock) -> None:
         self.link: FakeLink | None = FakeLink(bus)
         self.questions: list[Mapping[str, Any]] = []
         self.name = name
-        self.roster = Survey(self, "websocket:", self.answer, clock)
-        self._hearing = asyncio.create_task(self.roster.run())
+        self.survey = Survey(self, "websocket:", self.answer, clock)
+        self._hearing = asyncio.create_task(self.survey.run())
 
     def connection_for(self, name: bytes) -> SubscriberConnection | None:
         assert name == SHARED
@@ -124,19 +124,19 @@ def names(answers: SurveyAnswers) -> list[str]:
 @virtual
 async def test_asks_all_others_and_not_itself() -> None:
     async with Scene(3) as (one, two, three):
-        answers = await one.roster.ask({"ask": "report"})
+        answers = await one.survey.ask({"ask": "report"})
         assert names(answers) == ["node-2", "node-3"]
         assert answers[1:] == (0, "")
         assert not one.questions
         assert [question["ask"] for question in (*two.questions, *three.questions)] == ["report"] * 2
-        assert {answer["from"] for answer in answers.answers} == {two.roster.name, three.roster.name}
+        assert {answer["from"] for answer in answers.answers} == {two.survey.name, three.survey.name}
 
 
 @virtual
 async def test_a_node_alone_has_nobody_to_wait_for() -> None:
     async with Scene(1) as (one,):
         before = asyncio.get_running_loop().time()
-        assert await one.roster.ask({}) == ([], 0, "")
+        assert await one.survey.ask({}) == ([], 0, "")
         assert asyncio.get_running_loop().time() == before
 
 
@@ -154,7 +154,7 @@ async def test_counts_those_that_hear_and_say_nothing() -> None:
         assert three.link is not None
         three.link.service_channels[SHARED] = lambda _message: None
         start = asyncio.get_running_loop().time()
-        answers = await one.roster.ask({})
+        answers = await one.survey.ask({})
         assert names(answers) == ["node-2"]
         assert answers[1:] == (1, "")
         assert asyncio.get_running_loop().time() - start == pytest.approx(SURVEY_TIMEOUT)
@@ -164,7 +164,7 @@ async def test_counts_those_that_hear_and_say_nothing() -> None:
 async def test_without_redis_it_says_so_at_once() -> None:
     async with Scene(2) as (one, _two):
         one.link = None
-        assert await one.roster.ask({}) == ([], 0, NOT_CONNECTED)
+        assert await one.survey.ask({}) == ([], 0, NOT_CONNECTED)
 
 
 @virtual
@@ -172,7 +172,7 @@ async def test_a_redis_that_hangs_is_not_waited_for() -> None:
     async with Scene(2) as (one, _two):
         assert one.link is not None
         one.link.hangs = True
-        assert await one.roster.ask({}) == ([], 0, "Redis gave no answer in 0.5 s")
+        assert await one.survey.ask({}) == ([], 0, "Redis gave no answer in 0.5 s")
 
 
 @virtual
@@ -180,9 +180,9 @@ async def test_what_redis_forbids_is_the_reason() -> None:
     async with Scene(2) as (one, _two):
         assert one.link is not None
         one.link.forbidden = True
-        answers = await one.roster.ask({})
+        answers = await one.survey.ask({})
         assert not answers.answers
-        assert NOPERM in answers.why
+        assert NOPERM in answers.reason
 
 
 @virtual
@@ -191,9 +191,9 @@ async def test_a_node_that_may_not_answer_says_so_once_in_its_log() -> None:
         assert two.link is not None
         two.link.forbidden = True
         with capture_logs() as logs:
-            assert [(await one.roster.ask({})).silent for _ in range(3)] == [1, 1, 1]
-        assert [line["event"] for line in logs] == ["other nodes cannot be talked to"]
-        assert NOPERM in logs[0]["why"]
+            assert [(await one.survey.ask({})).silent for _ in range(3)] == [1, 1, 1]
+        assert [line["event"] for line in logs] == ["survey failed"]
+        assert NOPERM in logs[0]["reason"]
 
 
 @virtual
@@ -201,10 +201,10 @@ async def test_a_new_link_hears_within_a_second() -> None:
     scene = Scene(2)
     async with scene as (one, two):
         two.link = FakeLink(scene.bus)  # the old one is still counted, as by a Redis that has not noticed
-        assert names(await one.roster.ask({})) == ["node-2"]
+        assert names(await one.survey.ask({})) == ["node-2"]
         await asyncio.sleep(1)
         scene.bus.links.remove(scene.bus.links[1])
-        assert names(await one.roster.ask({})) == ["node-2"]
+        assert names(await one.survey.ask({})) == ["node-2"]
 
 
 @virtual
@@ -218,7 +218,7 @@ async def test_a_channel_that_cannot_be_had_is_asked_for_again() -> None:
         assert len(logs) == 1
         two.link.forbidden = False
         await asyncio.sleep(1)
-        assert names(await one.roster.ask({})) == ["node-2"]
+        assert names(await one.survey.ask({})) == ["node-2"]
 
 
 @virtual
@@ -228,10 +228,10 @@ async def test_a_failure_is_told_and_nothing_ends_with_it() -> None:
         two.link.service_channels = cast("dict[bytes, Heard]", None)
         with capture_logs() as logs:
             await asyncio.sleep(1)
-        assert [line["event"] for line in logs] == ["questions of other nodes are not heard"]
+        assert [line["event"] for line in logs] == ["survey: not subscribed"]
         two.link.service_channels = {}
         await asyncio.sleep(1)
-        assert names(await one.roster.ask({})) == ["node-2"]
+        assert names(await one.survey.ask({})) == ["node-2"]
 
 
 @virtual
@@ -239,11 +239,11 @@ async def test_only_so_many_rounds_at_a_time() -> None:
     async with Scene(2) as (one, two):
         assert two.link is not None
         two.link.service_channels[SHARED] = lambda _message: None
-        rounds = [asyncio.create_task(one.roster.ask({})) for _ in range(MAX_OPEN_QUESTIONS)]
+        rounds = [asyncio.create_task(one.survey.ask({})) for _ in range(MAX_OPEN_QUESTIONS)]
         await turns()
-        assert "too much at a time" in (await one.roster.ask({})).why
+        assert "too many open questions" in (await one.survey.ask({})).reason
         assert {(await task).silent for task in rounds} == {1}
-        assert (await one.roster.ask({})).why == ""
+        assert (await one.survey.ask({})).reason == ""
 
 
 # What others publish on these channels
@@ -266,11 +266,11 @@ def test_noise_is_ignored(noise: bytes) -> None:
     async def ignored() -> None:
         scene = Scene(2)
         async with scene as (one, two):
-            for channel in (SHARED, one.roster.channel(one.roster.name)):
+            for channel in (SHARED, one.survey.channel(one.survey.name)):
                 scene.bus.publish(channel, noise)
             await turns()
             assert not one.questions
-            assert names(await one.roster.ask({})) == ["node-2"]
+            assert names(await one.survey.ask({})) == ["node-2"]
             assert len(two.questions) == 1
 
     ignored()
@@ -280,11 +280,11 @@ def test_noise_is_ignored(noise: bytes) -> None:
 async def test_an_answer_to_no_question_is_ignored() -> None:
     scene = Scene(2)
     async with scene as (one, _two):
-        await one.roster.ask({})
+        await one.survey.ask({})
         forged = {"token": "t", "from": "f", "node": "forged"}
-        scene.bus.publish(one.roster.channel(one.roster.name), json.dumps(forged).encode())
+        scene.bus.publish(one.survey.channel(one.survey.name), json.dumps(forged).encode())
         await turns()
-        assert names(await one.roster.ask({})) == ["node-2"]
+        assert names(await one.survey.ask({})) == ["node-2"]
 
 
 @virtual
@@ -309,10 +309,10 @@ async def test_an_answer_that_fails_harms_nothing_else() -> None:
         def fails(_question: Mapping[str, Any]) -> Mapping[str, object]:
             raise KeyError("missing")
 
-        two.roster._answer = fails
+        two.survey._answer = fails
         with capture_logs() as logs:
-            assert (await one.roster.ask({})).silent == 1
-        assert [line["event"] for line in logs] == ["no answer for another node"]
+            assert (await one.survey.ask({})).silent == 1
+        assert [line["event"] for line in logs] == ["survey: not answered"]
 
 
 @virtual
@@ -321,4 +321,4 @@ async def test_a_link_that_ends_meanwhile_is_the_reason() -> None:
         assert one.link is not None
 
         one.link.lost = True
-        assert await one.roster.ask({}) == ([], 0, "reset by peer")
+        assert await one.survey.ask({}) == ([], 0, "reset by peer")

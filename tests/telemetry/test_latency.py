@@ -72,7 +72,7 @@ def test_what_says_when_it_was_published_is_timed_from_then() -> None:
     scene.write(0.01)
     assert scene.latency.from_publisher.sum == pytest.approx(0.21)
     assert (scene.latency.from_publisher.count, scene.latency.from_arrival.count) == (1, 1)
-    assert scene.latency.wrong_clocks == 0
+    assert scene.latency.clock_skews == 0
 
 
 @pytest.mark.parametrize("published_at", [WALL + 0.5, WALL - MAX_LATENCY - 1, 0.001, -math.inf, 1e300])
@@ -84,4 +84,4 @@ def test_no_clock_makes_a_result_faster_than_its_time_in_the_node_or_take_for_ev
     scene.write(0.01)
     assert scene.latency.from_publisher.sum == pytest.approx(0.01)
     assert scene.latency.from_publisher.count == 1
-    assert scene.latency.wrong_clocks == 1
+    assert scene.latency.clock_skews == 1
