@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gateway.drill.fleet import (
     START_SECONDS,
-    Balancer,
     NodeProcess,
     Process,
     SentinelGroup,
@@ -18,7 +17,6 @@ from gateway.drill.fleet.process import spawn
 
 __all__ = [
     "START_SECONDS",
-    "Balancer",
     "ValkeyCluster",
     "NodeProcess",
     "Process",
