@@ -10,11 +10,11 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing.api import SCRIPT
 
 from .clients import SECONDS
 from .integration import stomp
-from .processes import ValkeyProcess
 
 TRANSPORTS = ["xhr", "xhr_streaming", "eventsource"]
 

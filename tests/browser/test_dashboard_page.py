@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from selenium.webdriver.common.keys import Keys
 
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
 from ..integration.load import Backend, crowd
-from ..processes import NodeProcess, ValkeyProcess
 from .chromium import Browser, chromium
 from .test_demo_page import CONTRASTS, PHONE, READABLE, TOO_WIDE
 

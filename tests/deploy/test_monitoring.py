@@ -24,10 +24,10 @@ import yaml
 
 import gateway
 from gateway.admin import metrics
+from gateway.drill.fleet import NodeProcess, Process, ValkeyProcess, free_port, spawn, wait_until
 
 from ..integration.load import crowd
 from ..paths import ROOT
-from ..processes import NodeProcess, Process, ValkeyProcess, free_port, spawn, wait_until
 
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"

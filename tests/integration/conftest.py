@@ -13,7 +13,8 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
 from .here import admin_port_of, gateway_here, port_of
 
 Line = dict[str, Any]

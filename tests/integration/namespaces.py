@@ -16,9 +16,7 @@ from pathlib import Path
 import redis
 
 from gateway import embedded
-from gateway.drill.fleet.process import spawn
-
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, spawn
 
 
 def run(command: str) -> None:

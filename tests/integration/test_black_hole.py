@@ -10,9 +10,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.drill.fleet import logged_at
+from gateway.drill.fleet import NodeProcess, logged_at
 
-from ..processes import NodeProcess
 from .conftest import Measured, complaints
 from .load import SECONDS, Backend, Browser, nobody_was_disturbed, until, without_theirs
 from .namespaces import Namespaces, NotAllowed, RemoteNode, RemoteValkey

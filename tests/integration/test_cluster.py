@@ -14,13 +14,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis.asyncio
 
-from gateway.drill.fleet import ClusterNodeProcess
+from gateway.drill.fleet import ClusterNodeProcess, NodeProcess, Process, ValkeyCluster
 from gateway.node import Node
 from gateway.redis.cluster import slots
 from gateway.redis.cluster.broker import ClusterBroker as Lines
 from gateway.redis.cluster.broker import ShardEventFilter
 
-from ..processes import NodeProcess, Process, ValkeyCluster
 from .conftest import Measured, nodes_on
 from .faults import never_move, never_resubscribe
 from .here import gateway_here, port_of

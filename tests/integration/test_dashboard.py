@@ -13,12 +13,12 @@ import aiohttp
 import pytest
 
 from gateway.admin.dashboard import MAX_PAGES, EventFeed
+from gateway.drill.fleet import NodeProcess, ValkeyCluster, ValkeyProcess, wait_until
 from gateway.node import Node
 from gateway.nodes.survey import NOT_CONNECTED
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import key_slot
 
-from ..processes import NodeProcess, ValkeyCluster, ValkeyProcess, wait_until
 from .here import admin_port_of, gateway_here, port_of
 from .load import SECONDS, crowd, until
 

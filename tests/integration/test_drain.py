@@ -15,7 +15,8 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
 from .conftest import complaints
 from .here import readiness
 from .load import HANDSHAKE, SECONDS, Backend, crowd, frame, result_of, text, until, without_theirs

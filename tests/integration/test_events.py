@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 from gateway.wire.sse import REJECTED_EVENT_ID
 
-from ..processes import ValkeyProcess
 from .conftest import Place
 from .here import gateway_here, port_of, unconnected_here
 from .load import SECONDS, until

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 
-from ..processes import ValkeyProcess
 from .conftest import Line, Place
 from .here import gateway_here, port_of, readiness, until_status
 from .load import text, until

@@ -9,7 +9,8 @@ from typing import Any
 
 import redis.asyncio
 
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
 from .here import until_status
 from .load import crowd, until
 from .raw import Raw

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.redis import subscriber as link
 
-from ..processes import ValkeyProcess
 from .here import gateway_here, port_of
 from .load import until
 from .raw import Raw

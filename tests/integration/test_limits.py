@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from ..processes import ValkeyProcess
+from gateway.drill.fleet import ValkeyProcess
+
 from .conftest import Place
 from .here import gateway_here, port_of
 from .load import HANDSHAKE, frame, text, until

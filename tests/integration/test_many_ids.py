@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import subscriber as link
 
-from ..processes import ValkeyProcess
 from .conftest import Measured
 from .here import gateway_here
 from .load import until

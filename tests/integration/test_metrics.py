@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import gateway
 from gateway.admin import metrics
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
-from ..processes import NodeProcess, ValkeyProcess
 from .load import crowd, text
 from .raw import Raw
 

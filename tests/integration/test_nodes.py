@@ -6,7 +6,8 @@ import asyncio
 import resource
 from functools import partial
 
-from ..processes import ValkeyProcess
+from gateway.drill.fleet import ValkeyProcess
+
 from .conftest import nodes_on
 from .here import readiness
 from .load import Backend, Browser, crowd, until, without_theirs

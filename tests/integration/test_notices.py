@@ -13,12 +13,11 @@ import orjson
 import pytest
 import redis.asyncio
 
-from gateway.drill.fleet.cluster import ValkeyCluster
+from gateway.drill.fleet import ValkeyCluster, ValkeyProcess, free_port
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import key_slot
 from gateway.redis.outage import NOTIFY_AFTER
 
-from ..processes import ValkeyProcess, free_port
 from . import stomp
 from .conftest import Measured, Place, nodes_on
 from .here import port_of, unconnected_here

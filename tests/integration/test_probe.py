@@ -7,12 +7,12 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis.server_broker import ServerBroker
 from gateway.redis.topology import Server
 
-from ..processes import ValkeyProcess
 from .conftest import Line
 from .faults import Proxy, never_probe
 from .here import gateway_here, port_of

@@ -15,12 +15,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.drill.fleet import SentinelGroup, ValkeyCluster, ValkeyProcess
 from gateway.node import Node
 from gateway.publishing.publisher import PUBLISH_TIMEOUT
 from gateway.redis.pool import PUBLISHER_NAME
 
 from ..paths import DOCS
-from ..processes import SentinelGroup, ValkeyCluster, ValkeyProcess
 from .conftest import Line
 from .faults import Proxy
 from .here import admin_port_of, gateway_here, port_of

@@ -13,11 +13,11 @@ import hiredis
 import redis.asyncio
 
 from gateway.core.hub import Member
+from gateway.drill.fleet import ValkeyProcess
 from gateway.messages import Problem, Result
 from gateway.node import Node
 from gateway.publishing.api import SCRIPT
 
-from ..processes import ValkeyProcess
 from .here import gateway_here
 from .load import until
 

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import reconciler as audit
 from gateway.redis.server_broker import ServerBroker
 from gateway.redis.subscriber import SubscriberConnection
 
-from ..processes import ValkeyProcess
 from .conftest import Line
 from .here import gateway_here, port_of
 from .load import SECONDS, Backend, crowd, nobody_was_disturbed, result_of, until, without_theirs

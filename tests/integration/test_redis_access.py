@@ -12,10 +12,10 @@ import pytest
 import redis
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 
 from ..certificates import self_signed
-from ..processes import ValkeyProcess
 from .conftest import Line
 from .faults import Proxy
 from .here import gateway_here, port_of, unconnected_here

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, free_port
 from gateway.node import Node
 from gateway.redis import subscriber as link
 
-from ..processes import NodeProcess, ValkeyProcess, free_port
 from .conftest import Line, Measured, nodes_on
 from .faults import Proxy, never_reread, never_resubscribe
 from .here import admin_port_of, gateway_here, port_of, readiness, unconnected_here

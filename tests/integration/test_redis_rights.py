@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from gateway.drill.fleet import ValkeyCluster, ValkeyProcess
 from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis import reconciler as audit
@@ -15,7 +16,6 @@ from gateway.redis.cluster.slots import SLOT_COUNT as SLOTS
 from gateway.redis.server_broker import ServerBroker
 
 from ..paths import DOCS
-from ..processes import ValkeyCluster, ValkeyProcess
 from .conftest import Line
 from .here import port_of, unconnected_here
 from .load import SECONDS, PublisherBackend, crowd, until, without_theirs

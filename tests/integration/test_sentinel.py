@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gateway.drill.fleet import logged_at
+from gateway.drill.fleet import NodeProcess, SentinelGroup, ValkeyProcess, logged_at
 
-from ..processes import NodeProcess, SentinelGroup, ValkeyProcess
 from .conftest import Line, Measured, nodes_on
 from .faults import ask_once, never_probe
 from .here import gateway_here, port_of

@@ -12,10 +12,10 @@ import pytest
 import redis.asyncio
 from yarl import URL
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 from gateway.transports import sockjs
 
-from ..processes import ValkeyProcess
 from . import stomp
 from .conftest import Line, Place
 from .here import gateway_here, port_of

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 
-from ..processes import ValkeyProcess
 from . import stomp
 from .conftest import Place
 from .here import gateway_here, port_of

@@ -17,10 +17,10 @@ import pytest
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, free_port
 from gateway.errors import EmbeddedError
 from gateway.server.affinity import owner
 
-from ..processes import NodeProcess, ValkeyProcess, free_port
 from . import stomp
 from .conftest import complaints
 from .here import readiness

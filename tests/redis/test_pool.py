@@ -10,10 +10,9 @@ import hiredis
 import pytest
 import redis
 
+from gateway.drill.fleet import ValkeyProcess, free_port
 from gateway.redis.pool import PUBLISHER_NAME, ConnectionPool, PipelineConnection
 from gateway.redis.topology import Server
-
-from ..processes import ValkeyProcess, free_port
 
 HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
 
