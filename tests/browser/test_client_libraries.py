@@ -27,7 +27,7 @@ from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 from gateway.publishing.api import publish
 
 from ..integration.conftest import complaints
-from ..integration.here import until_status
+from ..integration.in_process import until_status
 from ..integration.raw import Raw
 from ..paths import DOCS
 from . import clientlib
