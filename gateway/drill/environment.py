@@ -24,7 +24,7 @@ from .fleet import (
 )
 from .report import NodeOutage, count, seconds
 
-SLOW_CONSUMER = "1008 slow consumer"  # the key in the member `ended` of /readyz
+SLOW_CONSUMER = "1008 slow consumer"  # a key in the member `closed` of /readyz
 
 Body = dict[str, Any]
 Redis = TypeVar("Redis", bound=ValkeyProcess | SentinelGroup | ValkeyCluster)
@@ -128,7 +128,7 @@ class Environment(Generic[Redis]):
 
     def slow_consumers(self) -> int:
         """How many sessions the nodes have closed because their clients did not read."""
-        return sum(body["ended"].get(SLOW_CONSUMER, 0) for body in self.readyz() if body is not None)
+        return sum(body["closed"].get(SLOW_CONSUMER, 0) for body in self.readyz() if body is not None)
 
     def node_outages(self) -> list[NodeOutage]:
         """The figures of each node, summed over all processes that it has had."""

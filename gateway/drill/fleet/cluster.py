@@ -178,9 +178,7 @@ class ValkeyCluster(ProcessGroup):
         for number, master in enumerate(masters):
             first, last = SLOTS * number // self._masters, SLOTS * (number + 1) // self._masters - 1
             master.ask("CLUSTER", "ADDSLOTSRANGE", first, last)
-        for epoch, node in enumerate(
-            self.nodes, 1
-        ):  # different ones, so that the servers need not agree on them first
+        for epoch, node in enumerate(self.nodes, 1):  # different epochs, so the servers need not agree first
             node.ask("CLUSTER", "SET-CONFIG-EPOCH", epoch)
         for node in self.nodes[1:]:
             node.ask("CLUSTER", "MEET", "127.0.0.1", self.nodes[0].port, self.nodes[0].bus_port)
