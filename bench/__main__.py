@@ -1,4 +1,4 @@
-"""`python -m bench`: what the gateway costs, beside a floor in C measured in the same run."""
+"""`python -m bench`: the cost of the gateway, beside a minimal server in C measured in the same run."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ from bench.errors import BenchError
 from bench.figures import WARM_UP_SESSIONS, Figures, Load, measure
 from bench.report import WITH_FLOOR, WITH_JSON, document, table
 from bench.servers import compile_floor, cores, on_core, raise_descriptor_limit, redis_server, running
+from gateway.errors import EmbeddedError
 
 MAX_LOAD = 0.5  # of the last minute
 
 
 @click.command()
-@click.option("--sessions", default=8000, show_default=True, help="Sessions held at once.")
-@click.option("--rounds", default=3, show_default=True, help="How often each server is measured, in turns.")
+@click.option("--sessions", default=8000, show_default=True, help="Concurrent sessions.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds; each measures every server once.")
 @click.option(
-    "--messages", default=2000, show_default=True, help="Messages to take the latency of, at 500/s."
+    "--messages", default=2000, show_default=True, help="Messages whose latency is measured, at 500/s."
 )
-@click.option("--in-flight", default=64, show_default=True, help="Handshakes under way at once.")
-@click.option("--only", type=click.Choice(["floor", "gateway"]), help="Measure one server alone.")
-@click.option("--peer", is_flag=True, help="Also WebSocketResponse with redis-py's PubSub.")
-@click.option("--stomp", is_flag=True, help="Also STOMP over WebSocket beside JSON, in a table of its own.")
-@click.option("--redis", "address", metavar="URL", help="redis://HOST:PORT instead of a Valkey of its own.")
+@click.option("--in-flight", default=64, show_default=True, help="Concurrent handshakes.")
+@click.option("--only", type=click.Choice(["floor", "gateway"]), help="Measure only this server.")
+@click.option("--peer", is_flag=True, help="Also measure WebSocketResponse with redis-py's PubSub.")
+@click.option(
+    "--stomp",
+    is_flag=True,
+    help="Also measure STOMP over WebSocket, and compare it with JSON in a second table.",
+)
+@click.option("--redis", "address", metavar="URL", help="Use redis://HOST:PORT instead of starting a Valkey.")
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
 @click.option(
-    "--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Also write all figures here."
+    "--json",
+    "file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Also write all figures to this file.",
 )
 def main(
     *,
@@ -50,18 +58,18 @@ def main(
 ) -> None:
     """Measure CPU per registration, delivery and disconnect, memory per session, and latency.
 
-    The floor is a small C program that does the same work without a check. It and the gateway are measured
-    in turns; each ratio is of one round. A cell shows the median, and the smallest and largest in brackets.
-    The exit code says only whether everything could be measured.
+    The floor is a small C program that does the same work without any checks. Each round measures it and the
+    gateway one after the other, and each ratio is of one round. A cell shows the median, and the smallest and
+    largest value in brackets. The exit code is 0 if everything could be measured; limits do not change it.
     """
     load = Load(sessions, in_flight, messages)
     names = [only] if only else ["floor", "gateway"]
     names += (["stomp", "stomp-at-once"] if stomp else []) + (["peer"] if peer else [])
     try:
         _check(load, rounds)
-        _warn_of_company()
+        _warn_if_busy()
         taken = _measure(names, rounds, load, address)
-    except BenchError as error:
+    except (BenchError, EmbeddedError) as error:
         click.echo(f"bench: {error}", err=True)
         sys.exit(1)
     setting = _setting(load, rounds)
@@ -111,17 +119,19 @@ def _setting(load: Load, rounds: int) -> dict[str, object]:
 def _yardstick() -> float:
     """µs for a loop in C over Python's integers: 8 to 10 on a common core, twice that without optimisation.
 
-    Distributions compile their interpreter with profile-guided optimisation, and one that was compiled by
-    hand often lacks it. The floor does not care, so the ratios do; this says which interpreter it was.
+    Distributions compile their interpreter with profile-guided optimisation; one compiled by hand often lacks
+    it. That changes the ratios, because it slows down the gateway and not the floor.
     """
     return min(timeit.repeat("sum(range(1000))", number=2000, repeat=10)) / 2000 * 1e6
 
 
-def _warn_of_company() -> None:
-    """Other programs on the same cores cost the gateway more than the floor: it has more cache to lose."""
+def _warn_if_busy() -> None:
+    """Other programs on the same cores slow the gateway down more than the floor, which needs less cache."""
     busy = os.getloadavg()[0]
     if busy > MAX_LOAD:
-        click.echo(f"bench: the machine is busy (load {busy:.1f}): expect worse figures and ratios", err=True)
+        click.echo(
+            f"bench: the machine is busy (load {busy:.1f}): figures and ratios will be worse", err=True
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """`python -m bench.codecs`: WebSocket frame codecs for the server's side, by speed, memory and strictness.
 
 The codecs are the gateway's own, aiohttp's reader and writer, wsproto and the sans-I/O layer of websockets.
-Each reads masked text frames of a client and hands the text on, and writes text frames. What each does to a
-transport, a task or a future is not in the figures; what it keeps for a connection that is idle is.
+Each reads masked text frames of a client, returns the text, and writes text frames. The figures leave out
+transports, tasks and futures; they include the memory that an idle connection needs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ REPEATS = 7
 SMALL, LARGE = 150, 16_000
 
 
-class Refused(Exception):
+class Rejected(Exception):
     """The codec would close the connection on this input."""
 
 
@@ -46,7 +46,7 @@ class Codec(Protocol):
     """One connection's reader and writer."""
 
     def receive(self, data: bytes) -> int:
-        """Take bytes in; how many text messages came out. Raises Refused."""
+        """Read bytes. Returns the number of text messages. Raises Rejected."""
 
     def write(self, text: bytes) -> object:
         """Make a text frame of UTF-8 `text`."""
@@ -62,14 +62,14 @@ class Own:
         try:
             return sum(opcode is frames.Opcode.TEXT for opcode, _ in self._reader.feed(data))
         except WireError as error:
-            raise Refused from error
+            raise Rejected from error
 
     def write(self, text: bytes) -> bytes:
         return frames.text(text)
 
 
 class _Sink(asyncio.Transport):
-    """A transport that swallows what is written."""
+    """A transport that drops what is written."""
 
     def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
         pass
@@ -96,7 +96,7 @@ class Aiohttp:
     def receive(self, data: bytes) -> int:
         failed, _ = self._reader.feed_data(data)
         if failed:
-            raise Refused
+            raise Rejected
         count = 0
         while self._queue._buffer:
             _finish(self._queue.read())
@@ -118,7 +118,7 @@ class Wsproto:
         self._connection.receive_data(data)
         for event in self._connection.events():
             if isinstance(event, CloseConnection) and event.code in (1002, 1007):
-                raise Refused  # its parser reports its own failures as a close with these codes
+                raise Rejected  # its parser reports its own failures as a close with these codes
             count += isinstance(event, TextMessage) and event.message_finished
         return count
 
@@ -136,14 +136,14 @@ class Websockets:
         self._protocol.receive_data(data)
         events = self._protocol.events_received()
         if self._protocol.parser_exc is not None:
-            raise Refused
+            raise Rejected
         count = 0
         for event in events:
             if isinstance(event, Frame) and event.opcode is WebsocketsOpcode.TEXT and event.fin:
                 try:
                     bytes(event.data).decode()
                 except UnicodeDecodeError as error:
-                    raise Refused from error
+                    raise Rejected from error
                 count += 1
         return count
 
@@ -161,7 +161,7 @@ CODECS: dict[str, Callable[[], Codec]] = {
 
 
 def _finish(coroutine: Coroutine[object, None, object]) -> object:
-    """Run a coroutine that has nothing to wait for."""
+    """Run a coroutine that never waits."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
@@ -178,25 +178,25 @@ def _masked(first: int, payload: bytes) -> bytes:
     return bytes([first, 0x80 | len(payload)]) + _MASK + payload
 
 
-# What breaks RFC 6455, and where it says so.
-BROKEN = {
+# What violates RFC 6455, with the section.
+INVALID = {
     "client frame without a mask (5.1)": b"\x81\x02{}",
     "reserved bit (5.2)": _masked(0xC1, b"{}"),
     "reserved opcode (5.2)": _masked(0x83, b"{}"),
     "length not in its shortest form (5.2)": b"\x81\xfe\x00\x02" + _MASK + b"{}",
     "control frame in fragments (5.5)": _masked(0x09, b""),
     "control frame of 126 bytes (5.5)": b"\x89\xfe\x00\x7e" + _MASK + bytes(126),
-    "Close with half a code (5.5.1)": _masked(0x88, b"\x03"),
-    "Close with code 1006 (7.4.1)": _masked(0x88, (1006).to_bytes(2, "big")),
-    "Close with a reason that is not UTF-8 (5.5.1)": _masked(0x88, (1000).to_bytes(2, "big") + b"\xff"),
+    "close frame with half a code (5.5.1)": _masked(0x88, b"\x03"),
+    "close frame with code 1006 (7.4.1)": _masked(0x88, (1006).to_bytes(2, "big")),
+    "close frame with a reason that is not UTF-8 (5.5.1)": _masked(0x88, (1000).to_bytes(2, "big") + b"\xff"),
     "continuation of nothing (5.4)": _masked(0x80, b"{}"),
     "new message inside a fragmented one (5.4)": _masked(0x01, b"{") + _masked(0x81, b"{}"),
     "text that is not UTF-8 (8.1)": _masked(0x81, b'"\xff"'),
     "the same, at once in the first of two fragments (8.1)": _masked(0x01, b'"\xff'),
     "the same, at once in the first half of a frame (8.1)": _masked(0x81, b'"\xff"')[:-1],
-    "over the size limit, told by the header alone (10.4)": b"\x81\xfe\xff\xff" + _MASK,
+    "over the size limit, by the header alone (10.4)": b"\x81\xfe\xff\xff" + _MASK,
 }
-SOUND = {
+VALID = {
     "one frame": _masked(0x81, b"{}"),
     "fragments with a ping between, cut inside a character": (
         _masked(0x01, b'"\xc3') + _masked(0x89, b"") + _masked(0x80, b'\xa9"')
@@ -204,11 +204,11 @@ SOUND = {
 }
 
 
-def refuses(make: Callable[[], Codec], data: bytes) -> bool:
+def rejects(make: Callable[[], Codec], data: bytes) -> bool:
     """Whether a fresh codec would close the connection on this."""
     try:
         make().receive(data)
-    except Refused:
+    except Rejected:
         return True
     return False
 
@@ -217,7 +217,7 @@ def refuses(make: Callable[[], Codec], data: bytes) -> bool:
 
 
 def microseconds(call: Callable[[], object], calls: int) -> float:
-    """µs of CPU for one `call`: the best of some runs, since nothing makes code faster than it is."""
+    """µs of CPU time for one `call`: the best of several runs, because other work only makes code slower."""
     best = float("inf")
     for _ in range(REPEATS):
         begin = time.process_time_ns()
@@ -228,7 +228,7 @@ def microseconds(call: Callable[[], object], calls: int) -> float:
 
 
 def idle_bytes(make: Callable[[], Codec]) -> float:
-    """Bytes that Python keeps for a connection that has read and written a message and is silent now."""
+    """Bytes that Python keeps for an idle connection that has read and written a message."""
     message = client_frame(1, b"x" * SMALL)
 
     def connection() -> Codec:
@@ -237,7 +237,7 @@ def idle_bytes(make: Callable[[], Codec]) -> float:
         codec.write(b"x" * SMALL)
         return codec
 
-    connection()  # what is made once for all is no connection's
+    connection()  # what exists once for all connections does not count
     sizes = []
     for _ in range(3):
         gc.collect()
@@ -262,23 +262,23 @@ def _figures(make: Callable[[], Codec]) -> list[str]:
         f"{microseconds(lambda: codec.receive(large), 2_000):.1f}",
         f"{microseconds(lambda: codec.write(answer), 20_000):.2f}",
         f"{idle_bytes(make):,.0f}",
-        f"{sum(refuses(make, data) for data in BROKEN.values())} of {len(BROKEN)}",
+        f"{sum(rejects(make, data) for data in INVALID.values())} of {len(INVALID)}",
     ]
 
 
 @click.command()
 def main() -> None:
-    """Print what each codec costs, and what each lets pass that RFC 6455 forbids."""
+    """Print the cost of each codec, and the violations of RFC 6455 that it accepts."""
     names = list(CODECS)
-    titles = [f"read {SMALL} B, µs", f"read {LARGE} B, µs", f"write {SMALL} B, µs", "idle, B", "refuses"]
+    titles = [f"read {SMALL} B, µs", f"read {LARGE} B, µs", f"write {SMALL} B, µs", "idle, B", "rejects"]
     click.echo(plain([["codec", *titles], *([name, *_figures(CODECS[name])] for name in names)]))
     lines = [
-        [what, *("refused" if refuses(CODECS[name], data) else "ACCEPTED" for name in names)]
-        for what, data in BROKEN.items()
+        [what, *("rejected" if rejects(CODECS[name], data) else "ACCEPTED" for name in names)]
+        for what, data in INVALID.items()
     ]
     lines += [
-        [f"sound: {what}", *("REFUSED" if refuses(CODECS[name], data) else "accepted" for name in names)]
-        for what, data in SOUND.items()
+        [f"valid: {what}", *("REJECTED" if rejects(CODECS[name], data) else "accepted" for name in names)]
+        for what, data in VALID.items()
     ]
     click.echo("\n" + plain([["input (section of RFC 6455)", *names], *lines]))
 

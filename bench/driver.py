@@ -1,13 +1,13 @@
-"""The load: browsers on raw sockets, and a backend that publishes, in one epoll loop of one process.
+"""The load: clients on raw sockets, and a backend that publishes, in one epoll loop.
 
-The driver shares its core with Valkey, so it does as little as it can per operation: frames are made before
-the phase that sends them, and what arrives is compared with the bytes that must arrive. Every answer is
-checked; a client that got another's result, a second result or anything else that it should not have raises
-`BenchError`.
+It is not the drills' load, which reacts to whatever happens: the driver shares its core with Valkey, so it
+does as little as possible per operation. Frames are made before the phase that sends them, and what arrives
+is compared with the expected bytes. Every answer is checked: a client that gets another client's result, a
+second result or anything else unexpected raises `BenchError`.
 
-Outside the latency phase the driver looks for answers once a millisecond. Were it to wait for them, every
-frame of the server under test would have to wake the other core, and on a virtual machine that alone costs
-more than the work that is to be measured.
+Outside the latency phase the driver polls for answers once a millisecond. If it waited for them, every frame
+of the server under test would wake the other core, and on a virtual machine that alone costs more than the
+work that is measured.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import ClassVar, NamedTuple
 from bench.errors import BenchError
 from gateway.drill import connection
 
-STALL_SECONDS = 20.0  # nothing moved for so long: the server hangs
+STALL_SECONDS = 20.0  # without any answer for so long, the server hangs
 TICK_SECONDS = 0.001
 EVENTS = 1024
-GOING_AWAY = (1001).to_bytes(2, "big")  # RFC 6455 section 7.4.1: the code of a browser that leaves the page
-CLOSED = b"\x88\x02" + GOING_AWAY  # the code comes back, section 5.5.1; aiohttp answers 1000
+GOING_AWAY = (1001).to_bytes(2, "big")  # RFC 6455 section 7.4.1: the user leaves the page
+CLOSED = b"\x88\x02" + GOING_AWAY  # the server echoes the code, section 5.5.1; aiohttp answers 1000
 CLOSED_NORMALLY = b"\x88\x02\x03\xe8"
 RESULT = b"CONFIRMED"
 CSRF_TOKEN = b"0f8fad5b-d9cb-469f-a165-70867728950e"  # the page sends one; Spring's is a UUID
@@ -43,12 +43,12 @@ _ACCEPT = base64.b64encode(hashlib.sha1(_KEY.encode() + _GUID).digest())
 
 
 def client_frame(opcode: int, payload: bytes) -> bytes:
-    """One masked frame, as RFC 6455 section 5.1 wants it from a client."""
+    """A masked frame, as RFC 6455 section 5.1 requires from a client."""
     return connection.frame(opcode, payload, key=_MASK)
 
 
 def server_frame(opcode: int, payload: bytes) -> bytes:
-    """One frame as a server sends it: unmasked; payloads under 64 KB."""
+    """An unmasked frame, as a server sends it, with a payload under 64 KB. Independent of `gateway.wire`."""
     size = len(payload)
     length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
     return bytes([0x80 | opcode]) + length + payload
@@ -59,14 +59,14 @@ def _dump(**members: object) -> bytes:
 
 
 class Step(NamedTuple):
-    """Part of a client's opening: what it sends, each in a write of its own, and what must come back."""
+    """Part of a client's opening: the frames that it sends, one write each, and the expected answer."""
 
     frames: tuple[bytes, ...]
     answer: bytes
 
 
 class Browser:
-    """One client: its socket, the bytes it waits for, and what it says once they are there."""
+    """One client: its socket, the bytes it expects, and what it sends once they have arrived."""
 
     __slots__ = (
         "authorization",
@@ -82,7 +82,7 @@ class Browser:
 
     path: ClassVar = "/ws"
     subscription: ClassVar = b""
-    """What it says once it is registered, without an answer: a frame, or nothing."""
+    """A frame that it sends after its registration, without an answer, or nothing."""
 
     def __init__(self, name: str) -> None:
         topic = "/user/topic/registration"
@@ -110,12 +110,12 @@ class Browser:
         self.sent_at = 0
 
     def next_result(self) -> bytes:
-        """The bytes in which the next result must come."""
+        """The bytes of the next result."""
         return self.authorization
 
 
 class StompBrowser(Browser):
-    """Web Flow's page, on a plain WebSocket: each frame is a message, and a packet, of its own.
+    """Web Flow's page on a plain WebSocket: each STOMP frame is one WebSocket message and one packet.
 
     The page's library asks for heart-beats every 10 s, both ways. It sends SUBSCRIBE and SEND one right after
     the other, once CONNECTED has come, and subscribes to the result when its next screen opens.
@@ -160,7 +160,7 @@ class StompBrowser(Browser):
 
 
 class BatchingBrowser(StompBrowser):
-    """As `StompBrowser`, but says all that it has to say at once: four messages in one packet."""
+    """As `StompBrowser`, but sends everything at once: four messages in one packet."""
 
     __slots__ = ()
 
@@ -174,12 +174,12 @@ class BatchingBrowser(StompBrowser):
 
 
 def browsers(count: int, kind: type[Browser] = Browser) -> list[Browser]:
-    """`count` browsers with ids of 128 lower-case hexadecimal characters, as a SHA-512 has them."""
+    """`count` clients with ids of 128 lower-case hexadecimal characters, as of a SHA-512."""
     return [kind(os.urandom(64).hex()) for _ in range(count)]
 
 
 class Driver:
-    """All browsers of one server, and one connection to publish with. Close it with `close`."""
+    """All clients of one server, and one connection to publish with. Call `close` at the end."""
 
     def __init__(self, port: int, redis: tuple[str, int], in_flight: int, path: str) -> None:
         self._port = port
@@ -208,9 +208,9 @@ class Driver:
         self._in_turn(arriving, self._connect, self._registration_step)
 
     def subscribe(self, registered: Sequence[Browser], slice_size: int, slice_seconds: float) -> None:
-        """Have each subscribe to its result, `slice_size` of them every `slice_seconds`.
+        """Subscribe each client to its result, `slice_size` of them every `slice_seconds`.
 
-        Nothing answers that; a server that has not understood will not deliver.
+        The server does not answer; if it has not understood, it will not deliver.
         """
         due = time.monotonic()
         for start in range(0, len(registered), slice_size):
@@ -220,13 +220,13 @@ class Driver:
             time.sleep(max(0.0, due - time.monotonic()))
 
     def disconnect(self, leaving: Sequence[Browser]) -> None:
-        """Leave as a page does: Close 1001, the server's Close, the end of TCP; `in_flight` at a time."""
-        farewell = client_frame(8, GOING_AWAY)
+        """Leave as a page does: close frame 1001, the server's, the end of TCP; `in_flight` at a time."""
+        close_frame = client_frame(8, GOING_AWAY)
 
         def start(browser: Browser) -> None:
-            browser.socket.send(farewell)
+            browser.socket.send(close_frame)
 
-        self._in_turn(leaving, start, self._farewell_step)
+        self._in_turn(leaving, start, self._close_step)
 
     def deliver(self, receivers: Sequence[Browser], slice_size: int, slice_seconds: float) -> None:
         """Publish one result to each, `slice_size` in one pipelined write every `slice_seconds`."""
@@ -256,7 +256,7 @@ class Driver:
             self._until(begin + number / per_second, arrived)
             browser = receivers[number % len(receivers)]
             if browser.expected:
-                raise BenchError("a result is still on its way when the same client's next is due")
+                raise BenchError("a result is still in flight when the next one for the same client is due")
             browser.expected = browser.next_result()
             browser.sent_at = time.monotonic_ns()
             self._publisher.sendall(browser.publish)
@@ -267,10 +267,10 @@ class Driver:
         return taken
 
     def quiet(self, seconds: float) -> None:
-        """Let everything settle; what arrives meanwhile, a heartbeat's ping apart, is an answer too many."""
+        """Wait until everything has settled. Anything that arrives, except a ping, is an error."""
         self._until(time.monotonic() + seconds, self._receive)
 
-    # --- one browser after another, a bounded number under way ---
+    # --- one client after another, with a limit of concurrent ones ---
 
     def _in_turn(
         self, everyone: Sequence[Browser], start: Callable[[Browser], None], step: Callable[[Browser], bool]
@@ -314,17 +314,17 @@ class Driver:
             browser.socket.send(frame)
         return False
 
-    def _farewell_step(self, browser: Browser) -> bool:
+    def _close_step(self, browser: Browser) -> bool:
         try:
             data = browser.socket.recv(4096)
             while data:
                 browser.inbox += data
                 data = browser.socket.recv(4096)
         except BlockingIOError:
-            return False  # the end of the connection is a packet of its own, and not here yet
+            return False  # the end of the connection comes in another packet
         browser.inbox = _answer_heartbeats(browser, browser.inbox)
         if browser.inbox not in (CLOSED, CLOSED_NORMALLY):
-            raise BenchError(f"expected a Close frame and the end, received {browser.inbox!r}")
+            raise BenchError(f"expected a close frame and the end, received {browser.inbox!r}")
         del self._by_descriptor[browser.socket.fileno()]
         browser.socket.close()
         return True
@@ -338,7 +338,7 @@ class Driver:
         return data
 
     def _receive(self, browser: Browser) -> bool:
-        """Read; True once all that was expected is there. Raises BenchError when something else is."""
+        """Read. True once all expected bytes have arrived. Raises BenchError for any other bytes."""
         inbox = _answer_heartbeats(browser, browser.inbox + self._read(browser))
         if not inbox:
             return False
@@ -360,7 +360,7 @@ class Driver:
             raise BenchError(f"a PUBLISH did not reach exactly one subscriber: {got[:200]!r}")
 
     def _await(self, count: int, step: Callable[[Browser], bool]) -> None:
-        """Look every TICK_SECONDS what came, until `step` was true `count` times."""
+        """Read what has arrived every TICK_SECONDS, until `step` was true `count` times."""
         moved = time.monotonic()
         while count > 0:
             time.sleep(TICK_SECONDS)
@@ -369,7 +369,7 @@ class Driver:
             if ready:
                 moved = now
             elif now > moved + STALL_SECONDS:
-                raise BenchError(f"nothing came for {STALL_SECONDS} s; {count} answers are missing")
+                raise BenchError(f"nothing arrived for {STALL_SECONDS} s; {count} answers are missing")
             for descriptor, _ in ready:
                 count -= step(self._by_descriptor[descriptor])
 
@@ -381,10 +381,10 @@ class Driver:
 
 
 def _answer_heartbeats(browser: Browser, inbox: bytes) -> bytes:
-    """Answer the heart-beats that `inbox` begins with; what is left of it.
+    """Answer the heartbeats at the beginning of `inbox`, and return the rest.
 
-    A ping is too short to be cut. A STOMP client that answers the server's heart-beats is not late with its
-    own, which are due as often.
+    A ping is too short to be cut. A STOMP client that answers each heartbeat of the server sends its own
+    often enough, because both are due at the same interval.
     """
     while True:
         if inbox.startswith(HEART_BEAT):
@@ -401,6 +401,6 @@ def _answer_heartbeats(browser: Browser, inbox: bytes) -> bytes:
 
 def _check_upgrade(response: bytes) -> None:
     if not response.startswith(b"HTTP/1.1 101 ") or _ACCEPT not in response:
-        raise BenchError(f"the upgrade was refused: {response[:200]!r}")
+        raise BenchError(f"the upgrade was rejected: {response[:200]!r}")
     if not response.endswith(b"\r\n\r\n") or b"sec-websocket-extensions" in response.lower():
-        raise BenchError(f"the upgrade's answer says too much: {response!r}")
+        raise BenchError(f"the answer to the upgrade has more than expected: {response!r}")

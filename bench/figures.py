@@ -1,4 +1,4 @@
-"""What is measured: one server, from its start to its end, through the phases of a session's life."""
+"""What is measured: one server, through the phases of a session: register, deliver, disconnect."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from bench.errors import BenchError
 from bench.servers import Address, Server
 
 WARM_UP_SESSIONS = 400
-SETTLE_SECONDS = 0.5  # replies to the last UNSUBSCRIBE, callbacks put off: part of what the phase costs
-IDLE_SECONDS = 3.0  # longer than the 2 s between two of a node's PINGs to Redis
-DELIVERIES = 3  # to each session: once to each would be a tenth of a second of CPU, too short to trust
+SETTLE_SECONDS = 0.5  # for the last replies and delayed callbacks, which are part of the phase's cost
+IDLE_SECONDS = 3.0  # longer than the 2 s between two PINGs of a node to Redis
+DELIVERIES = 3  # to each session: one each takes a tenth of a second of CPU, too short for a stable figure
 DELIVERY_SLICE = 100
 DELIVERY_SLICE_SECONDS = 0.005
 LATENCY_PER_SECOND = 500
 BROWSERS: dict[str, type[Browser]] = {"stomp": StompBrowser, "stomp-at-once": BatchingBrowser}
-"""What the clients of a server speak, by its name; where none is given, JSON."""
+"""The clients of a server, by its name; clients of all others speak JSON."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How much to do: sessions, handshakes under way at once, messages whose latency is taken."""
+    """The load: sessions, concurrent handshakes, and messages whose latency is measured."""
 
     sessions: int
     in_flight: int
@@ -34,12 +34,12 @@ class Load:
 
 @dataclass(frozen=True)
 class Figures:
-    """One server's figures from one run, CPU being its process's own.
+    """The figures of one server from one run; CPU time is that of its process.
 
-    `registration`, `subscription`, `delivery`, `disconnect`, `delivery_alone`: µs per operation; there is no
-    subscription where a registration is all that a client says. `memory`: KB per session.
-    `idle`: µs per second while all sessions are open and silent. `p50`, `p99`, `longest`: ms from PUBLISH
-    to the client's socket. `ids_per_subscribe`: ids in one SUBSCRIBE on average.
+    `registration`, `subscription`, `delivery`, `disconnect`, `delivery_alone`: µs per operation, and 0 for
+    `subscription` where a client only registers. `memory`: KB per session. `idle`: µs per second while all
+    sessions are open and silent. `p50`, `p99`, `longest`: ms from PUBLISH to the client's socket.
+    `ids_per_subscribe`: ids in one SUBSCRIBE on average.
     """
 
     registration: float
@@ -56,7 +56,7 @@ class Figures:
 
 
 class _Phase:
-    """µs of the server's CPU per operation, over what happens between the constructor and `end`."""
+    """µs of the server's CPU time per operation, between the constructor and `end`."""
 
     def __init__(self, server: Server) -> None:
         self._server = server
@@ -67,7 +67,7 @@ class _Phase:
 
 
 def measure(server: Server, address: Address, load: Load) -> Figures:
-    """Take one running server through all phases; raises BenchError when it does not do as it should."""
+    """Run one server through all phases. Raises BenchError if it answers wrongly."""
     kind = BROWSERS.get(server.name, Browser)
     driver = Driver(server.port, address, load.in_flight, kind.path)
     with redis.Redis(host=address[0], port=address[1]) as observer:
@@ -96,7 +96,7 @@ def _phases(
     _subscribe(driver, clients)
     subscription = phase.end(len(clients))
 
-    # As many sessions as the warm-up had may have grown nothing, in memory that it gave back: errs high.
+    # The sessions may use memory that the warm-up has freed, so its number is subtracted: errs high.
     memory = (server.memory() - bytes_before) / (len(clients) - WARM_UP_SESSIONS) / 1024
     ids_per_subscribe = len(clients) / max(1, _subscribe_commands(observer) - commands_before)
 
@@ -144,7 +144,7 @@ def _subscribe(driver: Driver, clients: list[Browser]) -> None:
 
 
 def _warm_up(server: Server, kind: type[Browser], driver: Driver) -> None:
-    """Touch every code path and let the allocator take its first memory before anything is counted."""
+    """Run every code path, and let the allocator take its first memory, before anything is measured."""
     clients = browsers(WARM_UP_SESSIONS, kind)
     driver.register(clients)
     _subscribe(driver, clients)
@@ -160,9 +160,9 @@ def _subscribe_commands(observer: redis.Redis) -> int:
 
 
 def _wait_until_all_gone(observer: redis.Redis) -> None:
-    """Wait until the server has unsubscribed every channel: clients may be let go long before."""
+    """Wait until the server has unsubscribed every channel; it may close clients long before."""
     end = time.monotonic() + STALL_SECONDS
-    while left := observer.pubsub_channels("websocket:[^:]*"):  # all but the channel of the node's probe
+    while left := observer.pubsub_channels("websocket:[^:]*"):  # without the channel of the node's probe
         if time.monotonic() > end:
             raise BenchError(f"{len(left)} channels are still subscribed after the last client left")
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Ratios, limits and verdicts, as a table to read, as Markdown and as JSON."""
+"""Ratios, limits and verdicts, as a text table, as Markdown and as JSON."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ Rounds = Mapping[str, Sequence[Figures]]  # by the server's name; the same numbe
 
 @dataclass(frozen=True)
 class Row:
-    """One figure: its member of `Figures`, what it says, and the limit to hold, if any.
+    """One figure: its member of `Figures`, its title, and its limit, if it has one.
 
-    A limit that is `relative` bounds the ratio in the same round; any other bounds the figure itself.
+    A `relative` limit is for the ratio within a round; any other is for the figure itself.
     """
 
     member: str
@@ -53,14 +53,14 @@ STOMP_ROWS = (
 
 
 class Comparison(NamedTuple):
-    """Servers beside one of them: ratios are to `base`, limits and verdicts are `subject`'s."""
+    """Servers compared with one of them: ratios are to `base`, limits and verdicts are for `subject`."""
 
     base: str
     subject: str
     others: tuple[str, ...]
     rows: tuple[Row, ...]
     titles: Mapping[str, str]
-    """The heads of columns that do not have the server's name."""
+    """Column titles that differ from the name of the server."""
 
     def title(self, name: str) -> str:
         return self.titles.get(name, name)
@@ -87,7 +87,7 @@ def table(rounds: Rounds, comparison: Comparison, *, markdown: bool) -> str:
     head += [title(name) for name in (base, *others) if name in rounds]
     for name in others if base in rounds else []:
         head.append(f"{title(name)} / {title(base)}" if len(others) > 1 else "ratio")
-    head += ["to hold", "verdict"] if subject in rounds else []
+    head += ["limit", "verdict"] if subject in rounds else []
     lines = [head] + [_cells(row, rounds, comparison, others) for row in comparison.rows]
     return _markdown(lines) if markdown else plain(lines)
 
@@ -104,22 +104,22 @@ def _cells(row: Row, rounds: Rounds, comparison: Comparison, others: Sequence[st
 
 
 def ratios(row: Row, rounds: Rounds, name: str, base: str) -> list[float]:
-    """The server's figure over the base's, round by round: the two ran one right after the other."""
+    """The figure of the server divided by that of the base, for each round."""
     pairs = zip(_values(row, rounds[name]), _values(row, rounds[base]), strict=True)
     return [value / divisor if divisor else float("inf") for value, divisor in pairs]
 
 
 def verdict(row: Row, rounds: Rounds, comparison: Comparison) -> str:
-    """`holds` or `MISSED`, for the subject's median; empty without a limit, or without the base it needs."""
+    """`pass` or `MISSED`, for the subject's median; empty without a limit, or without the base it needs."""
     base, subject = comparison.base, comparison.subject
     if row.limit is None or (row.relative and base not in rounds):
         return ""
     values = ratios(row, rounds, subject, base) if row.relative else _values(row, rounds[subject])
-    return "holds" if median(values) <= row.limit else "MISSED"
+    return "pass" if median(values) <= row.limit else "MISSED"
 
 
 def document(rounds: Rounds, setting: Mapping[str, object]) -> dict[str, object]:
-    """All that was measured, for a program: the setting, every round's figures, the verdicts, by server."""
+    """Everything measured, for a program: the setting, the figures of every round, the verdicts."""
     return {
         "setting": dict(setting),
         "rounds": {name: [asdict(figures) for figures in taken] for name, taken in rounds.items()},
@@ -153,7 +153,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _number(value: float) -> str:
-    """Three significant digits, as far as the decimals go."""
+    """Three significant digits, with two decimals at most."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 

@@ -2,121 +2,129 @@
 
 from __future__ import annotations
 
-import json
 import os
 import resource
+import shutil
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.errors import BenchError
-from tests.processes import ValkeyProcess, free_port
+from gateway.drill.fleet import NodeProcess, Process, ValkeyProcess, free_port, spawn
 
 ROOT = Path(__file__).parent.parent
 BUILD = ROOT / ".bench"
-SPARE_DESCRIPTORS = 500  # listeners, logs, libraries: all that is no session
-START_SECONDS = 20.0
+SPARE_DESCRIPTORS = 500  # listeners, logs, libraries: everything that is not a session
 
 Address = tuple[str, int]  # host and port
 
 
 class Server:
-    """A server under test: its process, and the counters that the kernel keeps of it."""
+    """A process under test, and the counters that the kernel keeps of it."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, process: Process, port: int = 0) -> None:
         self.name = name
-        self.port = 0
+        self.port = port
         self._process = process
 
     def cpu(self) -> int:
-        """Nanoseconds of CPU, user and system, that all threads of the process have had so far.
-
-        From `schedstat`, which the scheduler keeps to the nanosecond. The `utime` and `stime` of
-        `/proc/PID/stat` come in ticks of 10 ms: over 8,000 deliveries that is more than 1 µs each, too coarse
-        where the floor takes about 10.
-        """
+        """Nanoseconds of CPU time, user and system, of all threads of the process so far."""
         self.check()
-        tasks = Path(f"/proc/{self._process.pid}/task").glob("*/schedstat")
-        return sum(int(task.read_text().split()[0]) for task in tasks)
+        return cpu(self._process.process.pid)
 
     def memory(self) -> int:
-        """Bytes of memory: the proportional set size, so that shared libraries do not count in full."""
+        """Bytes of memory of the process."""
         self.check()
-        return memory(self._process.pid)
+        return memory(self._process.process.pid)
 
     def check(self) -> None:
         """Raise BenchError when the process has ended."""
-        if self._process.poll() is not None:
-            raise BenchError(f"the {self.name} ended with {self._process.returncode}: see {_log(self.name)}")
+        if not self._process.running:
+            raise BenchError(f"the {self.name} ended with {self._process.process.returncode}")
 
-    def stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+
+def cpu(process: int) -> int:
+    """Nanoseconds of CPU time of the process with this id.
+
+    From `schedstat`, which the scheduler keeps to the nanosecond. The `utime` and `stime` of
+    `/proc/PID/stat` come in ticks of 10 ms: over 8,000 deliveries that is more than 1 µs each, too coarse
+    where the floor takes about 10.
+    """
+    tasks = Path(f"/proc/{process}/task").glob("*/schedstat")
+    return sum(int(task.read_text().split()[0]) for task in tasks)
 
 
 def memory(process: int) -> int:
-    """Bytes of memory of the process with this id: the proportional set size."""
+    """Bytes of memory of the process with this id: its proportional set size (shared pages count in part)."""
     for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
-    raise BenchError("this kernel does not tell a process's Pss")
+    raise BenchError("this kernel does not report a process's Pss")
+
+
+# --- what to start ---
+
+
+class PinnedNode(NodeProcess):
+    """The gateway on one core, with limits for so many sessions."""
+
+    def __init__(self, redis: Address, sessions: int, core: int | None) -> None:
+        self._core = core
+        port = free_port()
+        options = {
+            # All sessions come from one address, and no default limit may end the run.
+            "--max-sessions": str(2 * sessions),
+            "--max-sessions-per-ip": str(2 * sessions),
+            "--allowed-origins": f"http://127.0.0.1:{port}",
+        }
+        flags = [word for pair in options.items() for word in pair]
+        super().__init__(f"redis://{redis[0]}:{redis[1]}", *flags, port=port)
+
+    def _command(self) -> list[str]:
+        return [*pinned_to(self._core), *super()._command()]
+
+
+class PrintingServer(Process):
+    """A server on one core whose first line of output is its port. Its output goes to a file in .bench/."""
+
+    def __init__(self, name: str, command: Sequence[str], core: int | None) -> None:
+        self._log = BUILD / f"{name}.log"
+        with self._log.open("wb") as log:
+            self.process = spawn([*pinned_to(core), *command], stdout=log, stderr=log, folder=ROOT)
+        self._await_start(lambda: self._lines()[:1], f"the {name}", lambda: "\n".join(self._lines()))
+        self.port = int(self._lines()[0])
+
+    def _lines(self) -> list[str]:
+        return self._log.read_text().splitlines()
+
+
+def _floor(redis: Address, _sessions: int, core: int | None) -> PrintingServer:
+    return PrintingServer("floor", [str(BUILD / "floor"), redis[0], str(redis[1])], core)
+
+
+def _peer(redis: Address, _sessions: int, core: int | None) -> PrintingServer:
+    command = [sys.executable, "-m", "bench.peer", redis[0], str(redis[1])]
+    return PrintingServer("peer", command, core)
+
+
+START: dict[str, Callable[[Address, int, int | None], PinnedNode | PrintingServer]] = {
+    "floor": _floor,
+    "gateway": PinnedNode,
+    "stomp": PinnedNode,
+    "stomp-at-once": PinnedNode,
+    "peer": _peer,
+}
 
 
 @contextmanager
 def running(name: str, redis: Address, sessions: int, core: int | None) -> Iterator[Server]:
     """Start the server called `name` on `core`, and stop it at the end of the block."""
-    command = COMMANDS[name](redis, sessions)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("GATEWAY_")}
-    with _log(name).open("wb") as log, on_core(core):
-        process = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT, env=environment)
-    server = Server(name, process)
-    try:
-        server.port = _wait_for_port(server)
-        yield server
-    finally:
-        server.stop()
-
-
-def _wait_for_port(server: Server) -> int:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end:
-        server.check()
-        lines = _log(server.name).read_text().splitlines()
-        port = _announced(lines)
-        if port is not None:
-            return port
-        time.sleep(0.02)
-    raise BenchError(f"the {server.name} did not say where it listens: see {_log(server.name)}")
-
-
-def _announced(lines: list[str]) -> int | None:
-    """The port out of a server's first lines: a bare number, or the gateway's log once it has Redis."""
-    if lines and lines[0].isdecimal():
-        return int(lines[0])
-    events = {}
-    for line in lines:
-        if line.startswith("{"):
-            entry = json.loads(line)
-            events[entry.get("event")] = entry
-    if "listening" in events and "redis connected" in events:
-        return int(events["listening"]["port"])
-    return None
-
-
-def _log(name: str) -> Path:
-    return BUILD / f"{name}.log"
-
-
-# --- what to start ---
+    with START[name](redis, sessions, core) as process:
+        yield Server(name, process, process.port)
 
 
 def compile_floor() -> None:
@@ -131,45 +139,11 @@ def compile_floor() -> None:
         raise BenchError("the floor did not compile: see the compiler's message above") from None
 
 
-def _floor(redis: Address, _sessions: int) -> list[str]:
-    return [str(BUILD / "floor"), redis[0], str(redis[1])]
-
-
-def _gateway(redis: Address, sessions: int) -> list[str]:
-    port = free_port()
-    options = {
-        "--redis": f"redis://{redis[0]}:{redis[1]}",
-        "--host": "127.0.0.1",
-        "--port": str(port),
-        "--admin-port": "0",
-        "--log-format": "json",
-        # One address holds all sessions here, and no limit that a node has by default may end the run.
-        "--max-sessions": str(2 * sessions),
-        "--max-sessions-per-ip": str(2 * sessions),
-        "--allowed-origins": f"http://127.0.0.1:{port}",
-        "--drain-delay": "0",
-        "--drain-seconds": "0",
-    }
-    return [sys.executable, "-m", "gateway", "serve", *(word for pair in options.items() for word in pair)]
-
-
-def _peer(redis: Address, _sessions: int) -> list[str]:
-    return [sys.executable, "-m", "bench.peer", redis[0], str(redis[1])]
-
-
-COMMANDS: dict[str, Callable[[Address, int], list[str]]] = {
-    "floor": _floor,
-    "gateway": _gateway,
-    "stomp": _gateway,
-    "stomp-at-once": _gateway,
-    "peer": _peer,
-}
-
 # --- the machine ---
 
 
 def raise_descriptor_limit(sessions: int) -> None:
-    """Let this process and its children have a descriptor per session; BenchError where that is forbidden."""
+    """Allow a descriptor for each session, here and in children. Raises BenchError if not permitted."""
     wanted = sessions + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted:
@@ -184,14 +158,22 @@ def raise_descriptor_limit(sessions: int) -> None:
 
 
 def cores() -> tuple[int | None, int | None]:
-    """The core of the server under test and that of everything else; (None, None) where there is but one."""
+    """The core for the server under test, and the core for the rest; (None, None) if there is only one."""
     allowed = sorted(os.sched_getaffinity(0))
     return (allowed[0], allowed[1]) if len(allowed) > 1 else (None, None)
 
 
+def pinned_to(core: int | None) -> list[str]:
+    """Put before a command, this runs it on one core only; None changes nothing."""
+    return [] if core is None else [shutil.which("taskset") or "taskset", "-c", str(core)]
+
+
 @contextmanager
 def on_core(core: int | None) -> Iterator[None]:
-    """Run the block, and every process started in it, on this core alone; None changes nothing."""
+    """Run the block on this core only; None changes nothing.
+
+    The fleet's thread that starts processes inherits the core if the first process starts in this block.
+    """
     before = os.sched_getaffinity(0)
     if core is not None:
         os.sched_setaffinity(0, {core})
@@ -203,7 +185,7 @@ def on_core(core: int | None) -> Iterator[None]:
 
 @contextmanager
 def redis_server(address: str | None) -> Iterator[Address]:
-    """The Redis to measure with: the one at `address` (`redis://HOST:PORT`), else a Valkey of our own."""
+    """The Redis to measure with: the one at `address` (`redis://HOST:PORT`), or a new Valkey."""
     if address is not None:
         yield _parse(address)
         return
@@ -212,7 +194,7 @@ def redis_server(address: str | None) -> Iterator[Address]:
 
 
 def _parse(address: str) -> Address:
-    """Host, as a number, and port of a `redis://` URL; the floor understands nothing more than that."""
+    """Host, as a number, and port of a `redis://` URL: all that the floor understands."""
     url = urlsplit(address)
     if url.scheme != "redis" or not url.hostname or url.username or url.password or url.path not in ("", "/"):
         raise BenchError(f"{address}: the floor connects to a plain redis://HOST:PORT only")

@@ -1,13 +1,12 @@
 """`python -m bench.sizing`: what Redis, the kernel and a node need for each id, message and socket.
 
-The figures of docs/sizing.md that `python -m bench` does not have. Redis is asked in the words of a node and
-of a publisher (`gateway.redis.subscriber`, `gateway.publishing.api`); its CPU is its process's own, from the
-scheduler.
+The figures of docs/sizing.md that `python -m bench` does not have. Redis gets the commands of a node and of
+a publisher (`gateway.redis.subscriber`, `gateway.publishing.api`). Its CPU time is that of its process, from
+the scheduler.
 """
 
 from __future__ import annotations
 
-import resource
 import select
 import shutil
 import socket
@@ -17,7 +16,6 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import sha512
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
 
 import click
@@ -26,13 +24,12 @@ import hiredis
 from bench.driver import client_frame
 from bench.errors import BenchError
 from bench.report import plain
-from bench.servers import SPARE_DESCRIPTORS, Server, memory
-from gateway.drill.fleet.balancer import configuration
+from bench.servers import ROOT, SPARE_DESCRIPTORS, Server, memory
+from gateway.drill.connection import HANDSHAKE
+from gateway.drill.fleet import HAProxyProcess, NginxProcess, NodeGroup, NodeProcess, ValkeyProcess
 from gateway.publishing.api import RETAIN_SECONDS, SCRIPT
 from gateway.redis.subscriber import MAX_READ, READ_SCRIPT, SUBSCRIBE_BATCH
-from tests.deploy.nginx import before
-from tests.processes import Balancer, NodeProcess, ValkeyProcess
-from tests.running_nodes import started
+from gateway.system import raise_nofile_limit
 
 PAYLOAD = '{"authResult":"CONFIRMED","messageId":"01234567-89ab-cdef-0123-456789abcdef"}'
 MAX_RESULT_SIZE = 65_536
@@ -42,11 +39,6 @@ NODE_SESSIONS = 900  # below the default limit for an address
 PINGS = 5  # to each of them
 PONG = client_frame(0xA, b"")
 SECONDS = 60.0  # for any one answer; only a hang takes that long
-
-HANDSHAKE = (
-    b"GET /ws HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
-)
 
 Command = tuple[str | int, ...]
 
@@ -103,7 +95,7 @@ class RedisCosts:
 
     def __init__(self, valkey: ValkeyProcess, ids: int) -> None:
         self.costs: list[Cost] = []
-        self._server = Server("server", valkey.process)
+        self._server = Server("server", valkey)
         self._control = valkey.client()
         self._names = [f"websocket:{sha512(str(number).encode()).hexdigest()}" for number in range(ids)]
         self._node, self._backend = Client(valkey.port), Client(valkey.port)
@@ -193,24 +185,20 @@ def measure_sockets(count: int) -> dict[str, float]:
 def measure_proxies(count: int) -> Iterator[tuple[str, float]]:
     """For each proxy that is installed, KB of its own memory for a WebSocket that it passes on."""
     options = [
-        "--max-sessions",
-        str(count + 1000),
-        "--max-sessions-per-ip",
-        "0",
-        "--registration-timeout",
-        "600",
+        *("--max-sessions", str(count + 1000), "--max-sessions-per-ip", "0"),
+        *("--registration-timeout", "600", "--trusted-proxies", "127.0.0.0/8", "--close-timeout", "0.2"),
     ]
     connections = 4 * (count + WARM_UP)
-    with started(options) as nodes:
+    with ValkeyProcess() as valkey, NodeGroup(valkey.url, options, balanced=True) as nodes:
         if shutil.which("haproxy"):
-            with Balancer(nodes.nodes, configuration(), files=connections) as haproxy:
+            with HAProxyProcess(nodes.nodes, files=connections) as haproxy:
                 yield "HAProxy", _grown(haproxy.port, count, lambda: [haproxy.process.pid])
         if shutil.which("nginx"):
-            with (
-                TemporaryDirectory() as folder,
-                before(nodes, Path(folder), connections=connections) as nginx,
-            ):
-                yield "nginx", _grown(nginx.port, count, lambda: map(int, nginx.workers()))
+            conf, servers = (
+                (ROOT / "deploy" / name).read_text() for name in ("nginx.conf", "nginx-nodes.conf")
+            )
+            with NginxProcess(conf, servers, nodes.addresses, nodes.port, connections=connections) as nginx:
+                yield "nginx", _grown(nginx.port, count, nginx.workers)
 
 
 def _grown(port: int, count: int, processes: Callable[[], Iterable[int]]) -> float:
@@ -231,7 +219,7 @@ def measure_node(count: int) -> tuple[float, float]:
     """Megabytes of a node without sessions, and µs of its CPU for a ping to a session and the pong to it."""
     options = ["--heartbeat", "1"]
     with ValkeyProcess() as valkey, NodeProcess(valkey.url, *options) as node, ExitStack() as sockets:
-        server = Server("gateway", node.process)
+        server = Server("gateway", node)
         empty = server.memory()
         waiting = sockets.enter_context(select.epoll())
         websockets = {}
@@ -263,7 +251,7 @@ def _answer_pings(waiting: select.epoll, websockets: Mapping[int, socket.socket]
 def _websocket(port: int) -> socket.socket:
     """A WebSocket at /ws. Raises BenchError when it is refused."""
     websocket = socket.create_connection(("127.0.0.1", port), SECONDS)
-    websocket.sendall(HANDSHAKE)
+    websocket.sendall(f"{HANDSHAKE}\r\n".encode())
     if not websocket.recv(4096).startswith(b"HTTP/1.1 101 "):
         raise BenchError("a handshake was refused")
     return websocket
@@ -286,9 +274,7 @@ def main(ids: int, sockets: int, server: str) -> None:
     print(plain([("what", "CPU, µs", "memory, bytes"), *rows]))
     empty, ping = measure_node(NODE_SESSIONS)
     print(f"\na node without sessions: {empty:.0f} MB; a ping and its pong: {ping:.0f} µs of its CPU")
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-    count = min(sockets, (limit - SPARE_DESCRIPTORS) // 4)
+    count = min(sockets, (raise_nofile_limit() - SPARE_DESCRIPTORS) // 4)
     for proxy, kilobytes in measure_proxies(count):
         print(f"{proxy}, for each of {count:,} WebSockets: {kilobytes:.1f} KB of its own")
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
@@ -18,14 +17,14 @@ import click
 from bench.driver import Browser, Driver, browsers
 from bench.errors import BenchError
 from bench.report import plain
-from bench.servers import memory, raise_descriptor_limit
-from tests.processes import NodeProcess, ValkeyProcess
+from bench.servers import cpu, memory, raise_descriptor_limit
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
 WARM_UP = 400
 
 
-class Taken(NamedTuple):
-    """One run: registrations a second, and of how many cores' time each had its part; MB of memory."""
+class Run(NamedTuple):
+    """One run: registrations a second, the cores that each process used, and MB of memory of the node."""
 
     rate: float
     node: float
@@ -41,23 +40,23 @@ class Taken(NamedTuple):
 @click.option("--rounds", default=3, show_default=True, help="How often each is measured, in turns.")
 def main(counts: Sequence[int], sessions: int, in_flight: int, rounds: int) -> None:
     """Measure registrations a second with each number of workers."""
-    taken: dict[int, list[Taken]] = {count: [] for count in counts}
+    runs_by_count: dict[int, list[Run]] = {count: [] for count in counts}
     try:
         raise_descriptor_limit(sessions)
         for _ in range(rounds):
             for count in counts:
-                taken[count].append(_measure(count, sessions, in_flight))
+                runs_by_count[count].append(_measure(count, sessions, in_flight))
     except (BenchError, OSError) as error:
         click.echo(f"bench: {error}", err=True)
         sys.exit(1)
     rows = [
         ["workers", "registrations/s", "CPU for each, µs", "cores: node", "Valkey", "driver", "memory, MB"],
-        *([str(count), *_cells(runs)] for count, runs in taken.items()),
+        *([str(count), *_cells(runs)] for count, runs in runs_by_count.items()),
     ]
     click.echo(plain(rows))
 
 
-def _cells(runs: Sequence[Taken]) -> list[str]:
+def _cells(runs: Sequence[Run]) -> list[str]:
     rates = [run.rate for run in runs]
     rate = f"{median(rates):,.0f} ({min(rates):,.0f}-{max(rates):,.0f})"
     cost = f"{median(run.node / run.rate for run in runs) * 1e6:.0f}"
@@ -65,7 +64,7 @@ def _cells(runs: Sequence[Taken]) -> list[str]:
     return [rate, cost, *cores, f"{median(run.memory for run in runs):.0f}"]
 
 
-def _measure(workers: int, sessions: int, in_flight: int) -> Taken:
+def _measure(workers: int, sessions: int, in_flight: int) -> Run:
     limits = ("--max-sessions-per-ip", "0", "--max-sessions", str(4 * sessions))
     with ValkeyProcess() as valkey, NodeProcess(valkey.url, "--workers", str(workers), *limits) as node:
         processes = [node.process.pid, *_workers(node)]
@@ -81,7 +80,7 @@ def _measure(workers: int, sessions: int, in_flight: int) -> Taken:
                 (there - here) / seconds for here, there in zip(before, after, strict=True)
             )
             memory_used = sum(map(memory, processes)) / 2**20
-            return Taken(sessions / seconds, node_share, valkey_share, own, memory_used)
+            return Run(sessions / seconds, node_share, valkey_share, own, memory_used)
         finally:
             driver.close()
 
@@ -93,9 +92,8 @@ def _workers(node: NodeProcess) -> list[int]:
 
 
 def _cpu(processes: Sequence[int]) -> float:
-    """Seconds of CPU that these processes have had."""
-    tasks = [task for pid in processes for task in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return sum(int(task.read_text().split()[0]) for task in tasks) / 1e9
+    """Seconds of CPU time of these processes so far."""
+    return sum(map(cpu, processes)) / 1e9
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.drill.fleet import wait_until
 from gateway.publishing.api import SCRIPT
 from tests.clients import Clients, clients_at
-from tests.processes import wait_until
 
 ROOT = Path(__file__).parent.parent
 PROJECT = "webflow-gateway-test"

@@ -1,4 +1,8 @@
-"""Clients for tests: they speak JSON on `/ws`, by way of aiohttp."""
+"""Clients that speak JSON on `/ws`, with aiohttp.
+
+What passes through load balancers and containers is judged by this independent implementation, and not by the
+clients of the drills.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,23 @@ SECONDS = 10.0  # for any one answer; only a hang takes that long
 
 
 class Clients:
-    """Clients that stay connected until the test ends."""
+    """Clients that stay connected until `close`."""
 
     def __init__(self, http: aiohttp.ClientSession) -> None:
         self._http = http
-        self._open: list[aiohttp.ClientWebSocketResponse] = []  # one that nobody holds closes itself
+        self._open: list[
+            aiohttp.ClientWebSocketResponse
+        ] = []  # aiohttp closes a WebSocket that nobody references
 
     async def connect(self, url: str, **headers: str) -> aiohttp.ClientWebSocketResponse:
-        """A connection; raises aiohttp's WSServerHandshakeError when it is refused."""
+        """Connect. Raises aiohttp's WSServerHandshakeError if the node rejects it."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         websocket = await self._http.ws_connect(url, headers=named)
         self._open.append(websocket)
         return websocket
 
     async def register(self, url: str, name: str) -> aiohttp.ClientWebSocketResponse:
-        """A connection on which the registration of `name` has been answered."""
+        """Connect, and register `name`. Returns once the registration is confirmed."""
         websocket = await self.connect(url)
         await websocket.send_json({"webSocketId": name})
         answer = await websocket.receive_json(timeout=SECONDS)

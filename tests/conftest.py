@@ -16,11 +16,10 @@ import pytest
 from xdist.remote import Producer
 from xdist.scheduler import Scheduling as AnyScheduling
 
-from gateway.drill.fleet import process
+from gateway.drill.fleet import ValkeyProcess, process
 
 from . import scheduling
 from .guard import Guard
-from .processes import ValkeyProcess
 
 # Where it is set, each of the hundreds of processes that tests start would compile the whole package again.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -1,4 +1,4 @@
-"""Pages that use SockJS without a WebSocket, as sockjs-client does: a session is many requests."""
+"""Pages that use SockJS without a WebSocket, as sockjs-client does: one session is many requests."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing.api import SCRIPT
 
 from .clients import SECONDS
 from .integration import stomp
-from .processes import ValkeyProcess
 
 TRANSPORTS = ["xhr", "xhr_streaming", "eventsource"]
 
 
 class Lost(Exception):
-    """The session is no more; sockjs-client would close with 1006."""
+    """The session is lost; sockjs-client would close with 1006."""
 
 
 class Page:
-    """A page on its own connections: one it keeps for its next request, or a new one for each."""
+    """A page with its own connections: one that it keeps alive, or a new one for each request."""
 
     def __init__(self, port: int, transport: str, http: aiohttp.ClientSession) -> None:
         self._at = f"http://127.0.0.1:{port}/websocket"
@@ -36,7 +36,7 @@ class Page:
         self._heard: asyncio.Queue[str | Lost] = asyncio.Queue()
 
     async def register(self, name: str) -> None:
-        """Open a session by an id of its own, as sockjs-client does, and register `name`. Raises Lost."""
+        """Open a session with a new id, as sockjs-client does, and register `name`. Raises Lost."""
         await self.close()
         self._session = f"{secrets.randbelow(1000):03}/{secrets.token_hex(4)}"
         self._opened = False
@@ -51,7 +51,7 @@ class Page:
         assert stomp.message(await self.hear()) == stomp.registered(name)
 
     async def send(self, message: str) -> int:
-        """The status of the request that says `message`."""
+        """Send `message`, and return the HTTP status."""
         url = f"{self._at}/{self._session}/xhr_send"
         async with self._http.post(url, data=json.dumps([message])) as answer:
             return answer.status
@@ -64,7 +64,7 @@ class Page:
         return heard
 
     async def close(self) -> None:
-        """Leave without a word."""
+        """Leave without closing the session."""
         if self._listener is not None:
             self._listener.cancel()
             await asyncio.wait([self._listener])
@@ -100,7 +100,7 @@ class Page:
 
 @asynccontextmanager
 async def pages(port: int, count: int, prefix: str = "page") -> AsyncIterator[dict[str, Page]]:
-    """Pages by name, of every transport; every other one makes a new connection for each request."""
+    """Pages by name, of every transport; every second one makes a new connection for each request."""
     async with AsyncExitStack() as stack:
         opened = {}
         for number in range(count):
@@ -117,7 +117,7 @@ async def pages(port: int, count: int, prefix: str = "page") -> AsyncIterator[di
 
 
 def publish(valkey: ValkeyProcess, names: Sequence[str], result: str) -> list[int]:
-    """Publish `result` and the number in its name to each, with retention; how many nodes held each."""
+    """Publish `result` and the number in its name to each, with retention. Returns the receivers of each."""
     with valkey.client() as client:
         arguments = [(f"websocket:{name}", f"{result}_{name.rpartition('-')[2]}") for name in names]
         return [int(str(client.eval(SCRIPT, 1, channel, said, "60"))) for channel, said in arguments]
@@ -130,7 +130,7 @@ async def result(page: Page) -> str:
 
 
 async def register(opened: Mapping[str, Page]) -> list[str]:
-    """The names of those whose registration failed."""
+    """Register all pages. Returns the names of those that failed."""
     outcomes = await asyncio.gather(
         *(page.register(name) for name, page in opened.items()), return_exceptions=True
     )

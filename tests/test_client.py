@@ -12,8 +12,7 @@ from aiohttp.test_utils import TestServer
 
 from gateway.backoff import Backoff
 from gateway.client import ClientRejected, origin_of, watch
-
-from .processes import free_port
+from gateway.drill.fleet import free_port
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 AiohttpServer = Callable[[web.Application], Awaitable[TestServer]]

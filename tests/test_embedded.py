@@ -15,9 +15,8 @@ import pytest
 import redis
 
 from gateway import embedded
+from gateway.drill.fleet import free_port, wait_until
 from gateway.errors import EmbeddedError
-
-from .processes import free_port, wait_until
 
 pytestmark = pytest.mark.real
 

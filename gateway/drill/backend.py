@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Self
 
 from ..errors import Unconfirmed
-from ..messages import NO_DATA
 from ..publishing.api import Published, outgoing
 from ..publishing.publisher import Publisher
 
@@ -29,17 +28,16 @@ class Backend:
         await self._publisher.close()
 
     async def publish(
-        self, web_socket_id: str, message_id: str, *, retain: int, data: object = NO_DATA
-    ) -> None:
+        self, web_socket_id: str, message_id: str, *, retain: int, result: str = RESULT
+    ) -> Published:
         """Publish a result. Returns once Redis has accepted it; the caller may cancel."""
         while True:
             try:
-                await self._publisher.publish(
-                    web_socket_id, RESULT, message_id=message_id, retain=retain, data=data
+                return await self._publisher.publish(
+                    web_socket_id, result, message_id=message_id, retain=retain
                 )
             except Unconfirmed:  # the publisher has given up; somebody waits for the result, so try again
                 continue
-            return
 
     async def publish_once(self, ids: Sequence[str], message_id: str, data: object) -> list[int]:
         """Publish one result to all ids at once, without retention. Returns the receivers of each."""

@@ -6,7 +6,6 @@ All calls block. Everything listens on this machine's loopback, in processes tha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -15,15 +14,13 @@ from typing import Any, Generic, TypeVar
 from ..messages import SLOW_CONSUMER, CloseCode
 from .clients import NodeAddress
 from .fleet import (
-    Balancer,
+    HAProxyProcess,
+    NodeGroup,
     NodeProcess,
     SentinelGroup,
     ValkeyCluster,
     ValkeyProcess,
-    address,
-    available,
-    configuration,
-    free_port,
+    haproxy_available,
     wait_until,
 )
 from .report import NodeOutage, count, seconds
@@ -53,7 +50,7 @@ class Environment(Generic[Redis]):
         """`nodes` is the number of nodes, `workers` the number of processes of each."""
         self.redis: Redis
         self.nodes: list[NodeProcess] = []
-        self.balancer: Balancer | None = None
+        self.balancer: HAProxyProcess | None = None
         self.states: list[str] = []
         """The state of each node at the last `poll_nodes`, in a few words."""
         self._plan = plan
@@ -72,34 +69,24 @@ class Environment(Generic[Redis]):
 
     def start_nodes(self, clients: int) -> None:
         """Start all nodes at once, and HAProxy with enough file descriptors for `clients`."""
-        balanced = self._plan.balanced and available()
-        # Behind HAProxy all nodes have the same ports, and each has its own address.
-        ports = (free_port(), free_port()) if balanced else (0, 0)
-        hosts = [address(number) if balanced else "127.0.0.1" for number in range(self._count)]
-        with ThreadPoolExecutor(self._count) as pool:
-            self.nodes = list(pool.map(partial(self._start_node, *ports), range(self._count), hosts))
+        balanced = self._plan.balanced and haproxy_available()
+        common = ("--max-sessions-per-ip", "0", "--trusted-proxies", "127.0.0.0/8")
+        options = [
+            ("--node", f"node-{number}", *common, *self._worker_options, *self._plan.node_options)
+            for number in range(1, self._count + 1)
+        ]
+        group = NodeGroup(self.redis.url, *options, balanced=balanced, preface=self._plan.preface)
+        self.nodes = self._running.enter_context(group).nodes
         wait_until(lambda: all(map(_connected, self.readyz())), "every node is connected to all of Redis")
         if balanced:
             files = 4 * clients + 1_000  # two for each client, and as many again while clients reconnect
-            self.balancer = self._running.enter_context(Balancer(self.nodes, configuration(), files=files))
-
-    def _start_node(self, port: int, admin_port: int, number: int, host: str) -> NodeProcess:
-        node = NodeProcess(
-            self.redis.url,
-            *("--node", f"node-{number + 1}", "--max-sessions-per-ip", "0"),
-            *("--trusted-proxies", "127.0.0.0/8", *self._worker_options, *self._plan.node_options),
-            host=host,
-            port=port,
-            admin_port=admin_port,
-            preface=self._plan.preface,
-        )
-        return self._running.enter_context(node)  # now: another node may fail to start
+            self.balancer = self._running.enter_context(HAProxyProcess(self.nodes, files=files))
 
     def restart(self, node: NodeProcess) -> None:
         """Start a node that has ended. Returns when clients are sent to it."""
         node.start()
         if self.balancer is not None:
-            wait_until(partial(self.balancer.gives_to, self._count), "HAProxy sends clients to the node")
+            wait_until(partial(self.balancer.serves_nodes, self._count), "HAProxy sends clients to the node")
 
     def add_downtime(self, node: NodeProcess, seconds: float) -> None:
         """Count the time that a node was down."""

@@ -140,7 +140,7 @@ def as_json(report: DrillReport) -> dict[str, Any]:
             }
             for measure in report.measures
         ],
-        "outages": [node._asdict() for node in report.nodes],
+        "outages": [node._replace(down_for=round(node.down_for, 4))._asdict() for node in report.nodes],
         "disconnects": {
             **report.clients._asdict(),
             "longest": round(report.clients.longest, 4),

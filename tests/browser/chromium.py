@@ -1,4 +1,4 @@
-"""A headless Chromium that talks to nobody but the page under test."""
+"""A headless Chromium without background requests of its own."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _FLAGS = (
 
 
 class Browser:
-    """One tab. What waits, waits for a condition, and raises TimeoutException when that takes too long."""
+    """One tab. `wait` polls a condition, and raises TimeoutException when that takes too long."""
 
     def __init__(self, driver: webdriver.Chrome) -> None:
         self.driver = driver
@@ -64,11 +64,11 @@ class Browser:
         WebDriverWait(self.driver, seconds, poll_frequency=0.02).until(lambda _: condition(), what)
 
     def errors(self) -> list[str]:
-        """What the console has complained of since the last call."""
+        """The errors on the console since the last call."""
         return [entry["message"] for entry in self._log("browser") if entry["level"] == "SEVERE"]
 
     def requests(self) -> list[str]:
-        """The addresses asked for since the last call, WebSockets included."""
+        """The URLs that were requested since the last call, WebSockets included."""
         urls: list[str] = []
         for entry in self._log("performance"):
             message = json.loads(entry["message"])["message"]
@@ -86,7 +86,7 @@ class Browser:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser with a profile of its own; browser and profile are gone when the block ends."""
+    """A browser with an empty profile; browser and profile are removed at the end."""
     with tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or "chromium"

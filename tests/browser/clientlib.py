@@ -42,9 +42,9 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """Serve `folder` until the block ends; the value is the origin, which is also another site's.
+    """Serve `folder` until the block ends. Yields the origin, which is another site than the nodes.
 
-    Browsers take `localhost` and `127.0.0.1`, where nodes listen, for different sites.
+    For browsers `localhost` and `127.0.0.1`, where nodes listen, are different sites.
     """
     handler = functools.partial(_Handler, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

@@ -23,13 +23,13 @@ from selenium.webdriver.support.expected_conditions import alert_is_present
 from selenium.webdriver.support.ui import WebDriverWait
 from stompman.connection_ws import WebSocketConnection
 
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 from gateway.publishing.api import publish
 
 from ..integration.conftest import complaints
-from ..integration.here import until_status
+from ..integration.in_process import until_status
 from ..integration.raw import Raw
 from ..paths import DOCS
-from ..processes import NodeProcess, ValkeyProcess, wait_until
 from . import clientlib
 from .chromium import WAIT_SECONDS, Browser, chromium
 

@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import pytest
 from selenium.webdriver.common.keys import Keys
 
-from ..integration.load import Backend, crowd
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
+from ..integration.load import Backend, load_clients
 from .chromium import Browser, chromium
 from .test_demo_page import CONTRASTS, PHONE, READABLE, TOO_WIDE
 
@@ -52,11 +53,11 @@ def under_load(nodes: Sequence[NodeProcess], valkey: ValkeyProcess) -> Iterator[
     names = [f"b-{number}" for number in range(SESSIONS)]
 
     async def run() -> None:
-        async with Backend.on(valkey.url) as backend, crowd([node.port for node in nodes], names):
+        async with Backend.on(valkey.url) as backend, load_clients([node.port for node in nodes], names):
             ready.set()
             while not over.is_set():
                 with contextlib.suppress(Exception):  # Redis may be away
-                    await backend.publish_plainly(names)
+                    await backend.publish_once(names)
                 await asyncio.to_thread(over.wait, 0.5)
 
     thread = threading.Thread(target=asyncio.run, args=(run(),), daemon=True)

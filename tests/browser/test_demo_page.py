@@ -21,9 +21,9 @@ import redis
 from selenium.webdriver.common.keys import Keys
 
 import gateway
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 
 from ..paths import ROOT
-from ..processes import NodeProcess, ValkeyProcess, wait_until
 from .chromium import Browser, chromium
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]

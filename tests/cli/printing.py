@@ -9,8 +9,9 @@ import sys
 import threading
 from typing import IO
 
+from gateway.drill.fleet import Process, wait_until
+
 from ..paths import ROOT
-from ..processes import Process, wait_until
 
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.
 AS_IN_A_TERMINAL = (

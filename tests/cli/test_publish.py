@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
+from gateway.drill.fleet import ValkeyProcess, free_port
+
 from ..paths import ROOT
-from ..processes import ValkeyProcess, free_port
 from .conftest import Run
 from .printing import environment
 

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from gateway import embedded
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 
-from ..processes import NodeProcess, ValkeyProcess, wait_until
 from .conftest import Run
 from .printing import Printing
 

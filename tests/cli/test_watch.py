@@ -8,8 +8,8 @@ import signal
 import pytest
 
 from gateway.cli.watch import print_sentence
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
-from ..processes import NodeProcess, ValkeyProcess
 from .conftest import Run
 from .printing import Printing
 

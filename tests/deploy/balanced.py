@@ -10,13 +10,13 @@ from contextlib import AsyncExitStack
 import aiohttp
 import pytest
 
+from gateway.drill.fleet import wait_until
 from gateway.publishing.api import SCRIPT
 
 from .. import sockjs_pages
 from ..clients import SECONDS, Clients, clients_at
 from ..integration import stomp
-from ..processes import wait_until
-from ..running_nodes import LoadBalancer, Nodes
+from ..running_nodes import BalancedNodes, LoadBalancer
 from ..sockjs_pages import Lost, Page, pages, publish, register
 
 CLIENTS = 99
@@ -25,7 +25,7 @@ AT_ONCE = 4.0  # seconds, well before the next heartbeat would tell
 
 
 async def clients_of_a_killed_node_get_their_results(
-    nodes: Nodes, balancer: LoadBalancer, clients: Clients
+    nodes: BalancedNodes, balancer: LoadBalancer, clients: Clients
 ) -> None:
     away: list[str] = []
     published = asyncio.Event()
@@ -47,7 +47,7 @@ async def clients_of_a_killed_node_get_their_results(
     names = [f"client-{number}" for number in range(CLIENTS)]
     sockets = await asyncio.gather(*(clients.register(balancer.ws_url, name) for name in names))
     connected = dict(zip(names, sockets, strict=True))
-    held = nodes.held()
+    held = nodes.sessions()
     assert sum(held) == CLIENTS
     assert min(held) >= CLIENTS // 3 - 5, "the one with the fewest is next, so they are spread evenly"
 
@@ -65,14 +65,14 @@ async def clients_of_a_killed_node_get_their_results(
 
 
 async def a_client_refused_by_a_full_node_is_taken_to_another(
-    nodes: Nodes, balancer: LoadBalancer, clients: Clients
+    nodes: BalancedNodes, balancer: LoadBalancer, clients: Clients
 ) -> None:
     """The first of two nodes takes one session, the second as many as come."""
     # Not through the balancer, so that it believes the full node to be the emptiest.
     await clients.register(f"ws://{nodes.addresses[0]}:{nodes.port}/ws", "direct")
     for number in range(6):
         await clients.register(balancer.ws_url, f"client-{number}")
-    assert nodes.held() == [1, 6]
+    assert nodes.sessions() == [1, 6]
 
 
 async def a_client_cannot_say_where_it_comes_from(balancer: LoadBalancer, clients: Clients) -> None:
@@ -88,7 +88,7 @@ async def a_client_cannot_say_where_it_comes_from(balancer: LoadBalancer, client
         await elsewhere.register(balancer.ws_url, "elsewhere")
 
 
-async def every_sockjs_transport_survives_a_killed_node(nodes: Nodes, balancer: LoadBalancer) -> None:
+async def every_sockjs_transport_survives_a_killed_node(nodes: BalancedNodes, balancer: LoadBalancer) -> None:
     """No node has a session at first."""
     lost: dict[str, str] = {}
     published = asyncio.Event()
@@ -107,7 +107,7 @@ async def every_sockjs_transport_survives_a_killed_node(nodes: Nodes, balancer: 
 
     async with pages(balancer.port, PAGES) as opened:
         assert await register(opened) == []
-        held = nodes.held()
+        held = nodes.sessions()
         assert sum(held) == PAGES
         assert all(held), "each node has some"
 
@@ -124,24 +124,28 @@ async def every_sockjs_transport_survives_a_killed_node(nodes: Nodes, balancer: 
         assert len(lost) == held[0], "nobody else was disturbed"
 
 
-async def the_node_hears_of_pages_that_leave_while_they_listen(nodes: Nodes, balancer: LoadBalancer) -> None:
+async def the_node_hears_of_pages_that_leave_while_they_listen(
+    nodes: BalancedNodes, balancer: LoadBalancer
+) -> None:
     """No node has a session at first."""
     async with pages(balancer.port, 6) as opened:
         assert await register(opened) == []
         for page in opened.values():
             await page.send("\n")  # by now they listen again
-        assert sum(nodes.held()) == 6
-    await asyncio.to_thread(wait_until, lambda: sum(nodes.held()) == 0, "the nodes notice", AT_ONCE)
+        assert sum(nodes.sessions()) == 6
+    await asyncio.to_thread(wait_until, lambda: sum(nodes.sessions()) == 0, "the nodes notice", AT_ONCE)
 
 
-async def sockjs_websockets_go_to_the_node_with_the_fewest(nodes: Nodes, balancer: LoadBalancer) -> None:
+async def sockjs_websockets_go_to_the_node_with_the_fewest(
+    nodes: BalancedNodes, balancer: LoadBalancer
+) -> None:
     """Three nodes, and none has a session at first."""
     async with aiohttp.ClientSession() as http, AsyncExitStack() as sockets:
         for number in range(12):
             url = f"http://127.0.0.1:{balancer.port}/websocket/000/session-{number}/websocket"
             websocket = await sockets.enter_async_context(http.ws_connect(url))
             assert await websocket.receive_str(timeout=SECONDS) == "o"
-        assert nodes.held() == [4, 4, 4]
+        assert nodes.sessions() == [4, 4, 4]
 
 
 async def most_sockjs_sessions_are_lost_at_once(balancer: LoadBalancer) -> None:

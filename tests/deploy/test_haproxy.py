@@ -11,23 +11,23 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 import aiohttp
 import pytest
 
-from gateway.drill.fleet.balancer import configuration
+from gateway.drill.fleet import HAProxyProcess, wait_until
 
 from .. import running_nodes as nodes
 from ..clients import SECONDS, Clients, clients_at
-from ..processes import Balancer, wait_until
-from ..running_nodes import Nodes, sessions
+from ..paths import DEPLOY
+from ..running_nodes import BalancedNodes
 from . import balanced
 
 pytestmark = pytest.mark.needs("haproxy")
 
-CONFIGURATION = configuration()
+CONFIGURATION = DEPLOY / "haproxy.cfg"
 
 
 @contextlib.contextmanager
-def started(*options_by_node: Sequence[str]) -> Iterator[tuple[Nodes, Balancer]]:
+def started(*options_by_node: Sequence[str]) -> Iterator[tuple[BalancedNodes, HAProxyProcess]]:
     """A node for each of the lists of options, behind HAProxy."""
-    with nodes.started(*options_by_node) as behind, Balancer(behind.nodes, CONFIGURATION) as balancer:
+    with nodes.started(*options_by_node) as behind, HAProxyProcess(behind.nodes) as balancer:
         yield behind, balancer
 
 
@@ -56,13 +56,13 @@ async def test_a_node_that_stops_closes_its_clients_itself_and_gets_no_new_ones(
     with started(drain, drain) as (behind, balancer):
         sockets = [await clients.register(balancer.ws_url, f"first-{number}") for number in range(8)]
         closes = [asyncio.create_task(websocket.receive(SECONDS)) for websocket in sockets]
-        held = sessions(behind.nodes[0])
+        held = behind.nodes[0].sessions()
         behind.nodes[0].signal(signal.SIGTERM)
-        await asyncio.to_thread(wait_until, lambda: balancer.gives_to(1), "HAProxy notices")
+        await asyncio.to_thread(wait_until, lambda: balancer.serves_nodes(1), "HAProxy notices")
         assert not any(closed.done() for closed in closes), "the node closes them, HAProxy does not"
         for number in range(8):
             await clients.register(balancer.ws_url, f"second-{number}")
-        assert sessions(behind.nodes[1]) == 16 - held
+        assert behind.nodes[1].sessions() == 16 - held
         await asyncio.to_thread(
             wait_until, lambda: sum(closed.done() for closed in closes) >= held, "the node closes its clients"
         )

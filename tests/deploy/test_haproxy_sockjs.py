@@ -14,16 +14,18 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from pytest_aiohttp import AiohttpServer
 
+from gateway.drill.fleet import HAProxyProcess, wait_until
+
 from ..clients import SECONDS
-from ..processes import Balancer, wait_until
-from ..running_nodes import Nodes, sessions, started
+from ..paths import DOCS
+from ..running_nodes import BalancedNodes, started
 from ..sockjs_pages import pages, publish, register, result
 from . import balanced
 from .test_haproxy import CONFIGURATION
 
 pytestmark = pytest.mark.needs("haproxy")
 
-MIGRATION = (CONFIGURATION.parent.parent / "docs" / "migration.md").read_text()
+MIGRATION = (DOCS / "migration.md").read_text()
 
 
 def configuration(folder: Path, *without: str) -> Path:
@@ -41,20 +43,20 @@ HASH = ("balance hash", "hash-type")
 
 
 class Stack(NamedTuple):
-    behind: Nodes
-    balancer: Balancer
+    behind: BalancedNodes
+    balancer: HAProxyProcess
 
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Stack]:
-    with started([], [], []) as behind, Balancer(behind.nodes, CONFIGURATION) as balancer:
+    with started([], [], []) as behind, HAProxyProcess(behind.nodes) as balancer:
         yield Stack(behind, balancer)
 
 
 @pytest.fixture
 async def stack(shared: Stack) -> Stack:
     """Three running nodes, whatever the test before did to them."""
-    shared.behind.restart_dead()
+    shared.behind.restart_ended()
     await ready(3, shared.balancer)
     return shared
 
@@ -62,13 +64,13 @@ async def stack(shared: Stack) -> Stack:
 @pytest.fixture
 async def idle(stack: Stack) -> Stack:
     """Three running nodes without sessions."""
-    stack.behind.until_idle()
+    stack.behind.await_idle()
     return stack
 
 
-async def ready(count: int, *balancers: Balancer) -> None:
+async def ready(count: int, *balancers: HAProxyProcess) -> None:
     def seen() -> bool:
-        return all(balancer.gives_to(count) for balancer in balancers)
+        return all(balancer.serves_nodes(count) for balancer in balancers)
 
     await asyncio.to_thread(wait_until, seen, f"HAProxy gives clients to {count} nodes")
 
@@ -79,8 +81,9 @@ async def test_every_transport_survives_a_killed_node(idle: Stack) -> None:
 
 @pytest.mark.adds_to("shared")
 async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, tmp_path: Path) -> None:
-    (nodes, valkey), balancer = stack
-    with Balancer(stack.behind.nodes, configuration(tmp_path, *STICKY)) as control:
+    behind, balancer = stack
+    nodes = behind.nodes
+    with HAProxyProcess(behind.nodes, configuration(tmp_path, *STICKY)) as control:
         nodes[1].kill()
         await ready(2, balancer, control)
         async with pages(balancer.port, 30, "first") as opened, pages(control.port, 30, "control") as others:
@@ -89,12 +92,12 @@ async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, 
             await ready(3, balancer, control)
             assert 404 in [await page.send("\n") for page in others.values()]
             assert [await page.send("\n") for page in opened.values()] == [204] * 30
-            assert publish(valkey, list(opened), "RESULT") == [1] * 30
+            assert publish(behind.valkey, list(opened), "RESULT") == [1] * 30
             results = await asyncio.gather(*map(result, opened.values()))
             assert results == [f"RESULT_{number}" for number in range(30)]
-            before = sessions(nodes[1])
+            before = nodes[1].sessions()
             assert await register(opened) == []
-            assert sessions(nodes[1]) > before, "new ones are shared with it"
+            assert nodes[1].sessions() > before, "new ones are shared with it"
 
 
 async def test_the_node_hears_of_clients_that_leave_while_they_listen(idle: Stack) -> None:
@@ -107,7 +110,7 @@ async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(idle: St
 
 async def test_without_the_hash_sessions_are_lost_at_once(stack: Stack, tmp_path: Path) -> None:
     """The control: each request goes to the node that is next."""
-    with Balancer(stack.behind.nodes, configuration(tmp_path, *HASH, *STICKY)) as control:
+    with HAProxyProcess(stack.behind.nodes, configuration(tmp_path, *HASH, *STICKY)) as control:
         await balanced.most_sockjs_sessions_are_lost_at_once(control)
 
 
@@ -143,7 +146,9 @@ def beside(web_flow: TestServer, folder: Path, rules: str) -> Path:
     return path
 
 
-async def ask(balancer: Balancer, below: str, *, post: bool = False, cookie: str = "", ip: int = 1) -> str:
+async def ask(
+    balancer: HAProxyProcess, below: str, *, post: bool = False, cookie: str = "", ip: int = 1
+) -> str:
     url = f"http://127.0.0.1:{balancer.port}/powerauth-webflow{below}"
     connector = aiohttp.TCPConnector(local_addr=(f"127.0.0.{ip}", 0))
     async with (
@@ -158,7 +163,7 @@ async def test_the_sockets_of_chosen_browsers_go_to_the_gateway(
 ) -> None:
     path = beside(web_flow, tmp_path, documented("frontend"))
     chosen = "JSESSIONID=1; webflow_gateway=1"
-    with Balancer(stack.behind.nodes, path) as balancer:
+    with HAProxyProcess(stack.behind.nodes, path) as balancer:
         for below in ("/", "/api/auth", "/websockets"):
             assert await ask(balancer, below, cookie=chosen) == f"Web Flow at /powerauth-webflow{below}"
         for below in ("/websocket/info", "/websocket/000/one/xhr"):
@@ -180,7 +185,7 @@ async def test_the_sockets_of_a_percentage_go_to_the_gateway(
     rules = documented("frontend").splitlines(keepends=True)
     rules = [documented("percentage") if "acl chosen" in rule else rule for rule in rules]
     path = beside(web_flow, tmp_path, "".join(rules))
-    with Balancer(stack.behind.nodes, path) as balancer:
+    with HAProxyProcess(stack.behind.nodes, path) as balancer:
         addresses = range(1, 201)
         answers = [await ask(balancer, "/websocket/info", ip=number) for number in addresses]
         at_gateway = sum("cookie_needed" in answer for answer in answers)

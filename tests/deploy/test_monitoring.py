@@ -24,10 +24,10 @@ import yaml
 
 import gateway
 from gateway.admin import metrics
+from gateway.drill.fleet import NodeProcess, Process, ValkeyProcess, free_port, spawn, wait_until
 
-from ..integration.load import crowd
+from ..integration.load import load_clients
 from ..paths import ROOT
-from ..processes import NodeProcess, Process, ValkeyProcess, free_port, spawn, wait_until
 
 MONITORING = ROOT / "deploy" / "monitoring"
 ALERTS = MONITORING / "alerts.yml"
@@ -275,7 +275,7 @@ async def test_a_real_prometheus_understands_and_answers_everything(
 ) -> None:
     ids = [f"monitored-{number}" for number in range(BROWSERS)]
     with Prometheus([node.admin_port]) as prometheus:
-        async with crowd([node.port], ids), redis.asyncio.Redis(port=valkey.port) as backend:
+        async with load_clients([node.port], ids), redis.asyncio.Redis(port=valkey.port) as backend:
             enough = asyncio.Event()
 
             async def publish() -> None:

@@ -10,53 +10,62 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import aiohttp
 import pytest
 
+from gateway.drill.fleet import NginxProcess, wait_until
+from gateway.drill.fleet.nginx import replaced
+
 from .. import running_nodes as behind
 from ..clients import SECONDS, Clients, clients_at
-from ..processes import wait_until
-from ..running_nodes import Nodes, sessions
+from ..paths import DEPLOY
+from ..running_nodes import BalancedNodes
 from ..sockjs_pages import pages, publish, register, result
 from . import balanced
-from .nginx import CONFIGURATION, NODES, Nginx, before, replaced
 
 pytestmark = pytest.mark.needs("nginx")
 
+CONFIGURATION = (DEPLOY / "nginx.conf").read_text()
+NODES = (DEPLOY / "nginx-nodes.conf").read_text()
+
+
+def in_front_of(nodes: BalancedNodes, configuration: str = CONFIGURATION) -> NginxProcess:
+    """nginx in front of these nodes, as shipped or with another configuration."""
+    return NginxProcess(configuration, NODES, nodes.addresses, nodes.port)
+
 
 @contextlib.contextmanager
-def started(folder: Path, *options_by_node: Sequence[str]) -> Iterator[tuple[Nodes, Nginx]]:
+def started(*options_by_node: Sequence[str]) -> Iterator[tuple[BalancedNodes, NginxProcess]]:
     """A node for each of the lists of options, behind nginx."""
-    with behind.started(*options_by_node) as nodes, before(nodes, folder) as nginx:
+    with behind.started(*options_by_node) as nodes, in_front_of(nodes) as nginx:
         yield nodes, nginx
 
 
 class Stack(NamedTuple):
-    nodes: Nodes
-    nginx: Nginx
+    nodes: BalancedNodes
+    nginx: NginxProcess
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[Nodes]:
+def shared() -> Iterator[BalancedNodes]:
     with behind.started([], [], []) as nodes:
         yield nodes
 
 
 @pytest.fixture
-async def nodes(shared: Nodes) -> Nodes:
+async def nodes(shared: BalancedNodes) -> BalancedNodes:
     """Three running nodes without sessions, whatever the test before did to them."""
-    shared.restart_dead()
-    shared.until_idle()
+    shared.restart_ended()
+    shared.await_idle()
     return shared
 
 
 @pytest.fixture
-async def stack(nodes: Nodes, tmp_path: Path) -> AsyncIterator[Stack]:
+async def stack(nodes: BalancedNodes) -> AsyncIterator[Stack]:
     """They are behind an nginx that has not seen any fail."""
-    with before(nodes, tmp_path) as nginx:
+    with in_front_of(nodes) as nginx:
         yield Stack(nodes, nginx)
 
 
@@ -66,10 +75,10 @@ async def clients() -> AsyncIterator[Clients]:
         yield opened
 
 
-def test_nginx_finds_nothing_wrong_with_it(tmp_path: Path) -> None:
-    nginx = Nginx(tmp_path)
-    (tmp_path / "nginx-nodes.conf").write_text(NODES)
-    check = subprocess.run(nginx.command("-t"), capture_output=True, text=True, check=False)
+def test_nginx_finds_nothing_wrong_with_it() -> None:
+    with NginxProcess(CONFIGURATION, NODES, ["127.0.0.1"], 1) as nginx:
+        (nginx.folder / "nginx-nodes.conf").write_text(NODES)
+        check = subprocess.run(nginx.command("-t"), capture_output=True, text=True, check=False)
     assert check.returncode == 0, check.stderr
     assert "[warn]" not in check.stderr
 
@@ -81,15 +90,13 @@ async def test_the_clients_of_a_killed_node_still_get_their_results(stack: Stack
     await balanced.clients_of_a_killed_node_get_their_results(*stack, clients)
 
 
-async def test_a_client_that_a_full_node_refuses_is_taken_to_another(
-    tmp_path: Path, clients: Clients
-) -> None:
-    with started(tmp_path, ["--max-sessions", "1"], []) as (nodes, nginx):
+async def test_a_client_that_a_full_node_refuses_is_taken_to_another(clients: Clients) -> None:
+    with started(["--max-sessions", "1"], []) as (nodes, nginx):
         await balanced.a_client_refused_by_a_full_node_is_taken_to_another(nodes, nginx, clients)
 
 
-async def test_a_client_cannot_say_where_it_comes_from(tmp_path: Path, clients: Clients) -> None:
-    with started(tmp_path, ["--max-sessions-per-ip", "2"]) as (_, nginx):
+async def test_a_client_cannot_say_where_it_comes_from(clients: Clients) -> None:
+    with started(["--max-sessions-per-ip", "2"]) as (_, nginx):
         await balanced.a_client_cannot_say_where_it_comes_from(nginx, clients)
 
 
@@ -105,10 +112,10 @@ async def test_sessions_with_a_websocket_go_to_the_node_with_the_fewest(stack: S
     await balanced.sockjs_websockets_go_to_the_node_with_the_fewest(*stack)
 
 
-async def test_without_the_hash_sessions_are_lost_at_once(nodes: Nodes, tmp_path: Path) -> None:
+async def test_without_the_hash_sessions_are_lost_at_once(nodes: BalancedNodes) -> None:
     """The control: each request goes to the node that is next."""
     configuration = replaced(CONFIGURATION, "hash $sockjs_session consistent;", "")
-    with before(nodes, tmp_path, configuration) as control:
+    with in_front_of(nodes, configuration) as control:
         await balanced.most_sockjs_sessions_are_lost_at_once(control)
 
 
@@ -116,23 +123,23 @@ async def test_without_the_hash_sessions_are_lost_at_once(nodes: Nodes, tmp_path
 
 
 async def test_a_node_that_stops_gets_new_clients_until_it_no_longer_listens_and_none_is_refused(
-    tmp_path: Path, clients: Clients
+    clients: Clients,
 ) -> None:
     drain = ["--drain-delay", "3", "--drain-seconds", "4"]
-    with started(tmp_path, drain, drain) as (nodes, nginx):
+    with started(drain, drain) as (nodes, nginx):
         stopping = nodes.nodes[0]
         first = [await clients.register(nginx.ws_url, f"first-{number}") for number in range(8)]
         stopping.signal(signal.SIGTERM)
         await asyncio.to_thread(wait_until, lambda: stopping.logged("draining"), "it drains")
         second = [await clients.register(nginx.ws_url, f"second-{number}") for number in range(8)]
         closes = [asyncio.create_task(websocket.receive(SECONDS)) for websocket in [*first, *second]]
-        assert sessions(nodes.nodes[1]) == 8, "half of the new ones went to the node that stops"
+        assert nodes.nodes[1].sessions() == 8, "half of the new ones went to the node that stops"
 
         await asyncio.to_thread(wait_until, lambda: refuses(nodes), "it no longer listens")
         assert stopping.process.poll() is None, "and closes its clients evenly meanwhile"
         for number in range(12):  # of which nginx tries some on it
             await clients.register(nginx.ws_url, f"third-{number}")
-        assert sessions(nodes.nodes[1]) == 20
+        assert nodes.nodes[1].sessions() == 20
 
         await asyncio.to_thread(stopping.process.wait, SECONDS)
         await asyncio.to_thread(
@@ -145,21 +152,21 @@ async def test_a_node_that_stops_gets_new_clients_until_it_no_longer_listens_and
     assert codes == [aiohttp.WSCloseCode.SERVICE_RESTART] * 8
 
 
-def refuses(nodes: Nodes) -> bool:
+def refuses(nodes: BalancedNodes) -> bool:
     """Whether the first node refuses connections."""
     with socket.socket() as probe:
         return bool(probe.connect_ex((nodes.addresses[0], nodes.port)))
 
 
 async def test_without_a_second_try_clients_of_a_dead_node_are_refused(
-    nodes: Nodes, clients: Clients, tmp_path: Path
+    nodes: BalancedNodes, clients: Clients
 ) -> None:
     """The control."""
     configuration = replaced(
         CONFIGURATION, "proxy_next_upstream error timeout http_503;", "proxy_next_upstream off;"
     )
     nodes.nodes[0].kill()
-    with before(nodes, tmp_path, configuration) as control:
+    with in_front_of(nodes, configuration) as control:
         tries = (clients.register(control.ws_url, f"client-{number}") for number in range(3))
         outcomes = await asyncio.gather(*tries, return_exceptions=True)
         refused = [one for one in outcomes if isinstance(one, aiohttp.WSServerHandshakeError)]
@@ -185,22 +192,20 @@ async def test_a_node_that_comes_back_takes_its_share_of_the_sockjs_sessions(sta
 
 
 async def test_a_reload_takes_other_nodes_and_leaves_sockets_open(
-    nodes: Nodes, clients: Clients, tmp_path: Path
+    nodes: BalancedNodes, clients: Clients
 ) -> None:
-    nginx = Nginx(tmp_path)
-    nginx.name(nodes.addresses[:1], nodes.port)
-    with nginx.running():
+    with NginxProcess(CONFIGURATION, NODES, nodes.addresses[:1], nodes.port) as nginx:
         old = await clients.register(nginx.ws_url, "old-1")
-        nginx.name(nodes.addresses[1:2], nodes.port)
+        nginx.set_nodes(nodes.addresses[1:2], nodes.port)
         await asyncio.to_thread(nginx.reload)
         new = await clients.register(nginx.ws_url, "new-2")
-        assert nodes.held() == [1, 1, 0]
+        assert nodes.sessions() == [1, 1, 0]
         assert publish(nodes.valkey, ["old-1", "new-2"], "RESULT") == [1, 1]
         for number, websocket in (1, old), (2, new):
             assert (await websocket.receive_json(timeout=SECONDS))["authResult"] == f"RESULT_{number}"
 
 
-async def events(http: aiohttp.ClientSession, nginx: Nginx, name: str) -> aiohttp.ClientResponse:
+async def events(http: aiohttp.ClientSession, nginx: NginxProcess, name: str) -> aiohttp.ClientResponse:
     """The stream of events of `name`, up to its registration."""
     answer = await http.get(f"http://127.0.0.1:{nginx.port}/events?webSocketId={name}")
     async for line in answer.content:
@@ -228,20 +233,20 @@ async def test_streams_are_not_kept_back(stack: Stack, http: aiohttp.ClientSessi
 
 
 async def test_with_what_nginx_does_by_default_streams_would_be_kept_back(
-    nodes: Nodes, http: aiohttp.ClientSession, tmp_path: Path
+    nodes: BalancedNodes, http: aiohttp.ClientSession
 ) -> None:
     """The control. Without chunks, that is; and the gateway's own header asks for no buffer as well."""
     default = replaced(CONFIGURATION, "proxy_buffering off;", "proxy_ignore_headers X-Accel-Buffering;")
     default = replaced(default, "proxy_http_version 1.1;", "proxy_http_version 1.0;")
-    with before(nodes, tmp_path, default) as control, pytest.raises(TimeoutError):
+    with in_front_of(nodes, default) as control, pytest.raises(TimeoutError):
         async with asyncio.timeout(1):
             await events(http, control, "kept-back")
 
 
-async def test_what_stands_in_front_is_believed_once_it_is_named(tmp_path: Path, clients: Clients) -> None:
+async def test_what_stands_in_front_is_believed_once_it_is_named(clients: Clients) -> None:
     named = replaced(CONFIGURATION, "#set_real_ip_from 192.0.2.0/24;", "set_real_ip_from 127.0.0.1;")
     named = replaced(replaced(named, "#real_ip_header", "real_ip_header"), "#real_ip_rec", "real_ip_rec")
-    with behind.started(["--max-sessions-per-ip", "1"]) as nodes, before(nodes, tmp_path, named) as nginx:
+    with behind.started(["--max-sessions-per-ip", "1"]) as nodes, in_front_of(nodes, named) as nginx:
         for number in range(3):  # the last hop is the one that the front has seen
             await clients.connect(nginx.ws_url, X_Forwarded_For=f"198.51.100.7, 203.0.113.{number}")
         with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
@@ -249,8 +254,8 @@ async def test_what_stands_in_front_is_believed_once_it_is_named(tmp_path: Path,
         assert refused.value.status == 429
 
 
-async def test_no_web_socket_id_is_logged(tmp_path: Path, http: aiohttp.ClientSession) -> None:
-    with behind.started([]) as nodes, before(nodes, tmp_path) as nginx:
+async def test_no_web_socket_id_is_logged(http: aiohttp.ClientSession) -> None:
+    with behind.started([]) as nodes, in_front_of(nodes) as nginx:
         stream = await events(http, nginx, "secret-1")
         stream.close()
         nodes.nodes[0].kill()
@@ -258,6 +263,7 @@ async def test_no_web_socket_id_is_logged(tmp_path: Path, http: aiohttp.ClientSe
         assert answer.status == 502
         url = f"http://127.0.0.1:{nginx.port}/websocket/info"
         assert (await http.get(url)).status == 502
-    assert "GET /events HTTP/1.1" in nginx.logged
-    assert "Connection refused" in nginx.logged, "errors are"
-    assert "secret" not in nginx.logged
+        logs = nginx.logs()
+    assert "GET /events HTTP/1.1" in logs
+    assert "Connection refused" in logs, "errors are logged"
+    assert "secret" not in logs

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.drill.fleet import NodeProcess, ValkeyCluster, ValkeyProcess
 from gateway.publishing.api import SCRIPT
 from gateway.redis.cluster.slots import key_slot
 
 from ..paths import ROOT
-from ..processes import NodeProcess, ValkeyCluster, ValkeyProcess
 
 README = (ROOT / "README.md").read_text()
 PUBLISHING = (ROOT / "docs" / "publishing.md").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.drill.environment import state
-from gateway.drill.fleet import configuration
+from gateway.drill.fleet.haproxy import CONFIGURATION
 
 from ..paths import DEPLOY, ROOT
 
@@ -26,9 +26,10 @@ def test_the_state_of_a_node_in_words() -> None:
 
 
 def test_drills_use_the_shipped_configuration() -> None:
-    assert configuration().read_text() == (DEPLOY / "haproxy.cfg").read_text()
+    assert CONFIGURATION.read_text() == (DEPLOY / "haproxy.cfg").read_text()
 
 
+@pytest.mark.real  # builds the wheel in a process
 def test_a_wheel_has_the_configuration(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="builds a wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]

@@ -13,8 +13,9 @@ import pytest
 import redis.asyncio
 from structlog.testing import capture_logs
 
-from ..processes import NodeProcess, ValkeyProcess
-from .here import admin_port_of, gateway_here, port_of
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
+from .in_process import admin_port_of, node_in_process, port_of
 
 Line = dict[str, Any]
 Measured = Callable[[str, float], None]
@@ -97,7 +98,7 @@ async def place(request: pytest.FixtureRequest, valkey: ValkeyProcess) -> AsyncI
         yield Place(node.port, node.admin_port, 3 if request.param == "three_workers" else 1)
         assert not complaints(node.logs)[before:]
         return
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         yield Place(port_of(gateway), admin_port_of(gateway))
 
 

@@ -1,4 +1,8 @@
-"""Browsers by the thousand, and a backend that publishes to them; light, since nodes need the cores too."""
+"""Load for integration tests: many clients, and backends that publish to them.
+
+The clients are those of the drills' load (`gateway.drill.connection`). They keep every message, because tests
+look at content and order; a drill only counts results in its ledger.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +18,21 @@ import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from gateway.drill import backend as drill
 from gateway.drill.connection import HANDSHAKE as HANDSHAKE
 from gateway.drill.connection import ClientConnection
 from gateway.drill.connection import frame as frame
 from gateway.drill.connection import take_frame as take_frame
 from gateway.drill.connection import text as text
 from gateway.publishing import api as publishing
-from gateway.publishing.publisher import Publisher
 
 SECONDS = 10.0  # for anything that takes milliseconds; only a hang takes that long
 
-CONNECTING = 200  # handshakes that a crowd has under way at a time
+CONNECTING = 200  # concurrent handshakes
 
 
 async def until(condition: Callable[[], object], what: str, seconds: float = SECONDS) -> None:
-    """Poll `condition` until it is true; raises TimeoutError, naming `what`, after `seconds`."""
+    """Poll `condition` until it is true. Raises TimeoutError, which names `what`, after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -36,63 +40,70 @@ async def until(condition: Callable[[], object], what: str, seconds: float = SEC
         await asyncio.sleep(0.005)
 
 
-class Browser(ClientConnection):
-    """Registers `name` on `/ws` as soon as it is connected, and keeps what it is told."""
+class LoadClient(ClientConnection):
+    """Registers `name` on `/ws` as soon as it is connected, and keeps every message."""
 
     def __init__(self, name: str) -> None:
         super().__init__({"webSocketId": name})
         self.name = name
-        self.told: list[dict[str, Any]] = []
-        self.answered = asyncio.Event()
+        self.messages: list[dict[str, Any]] = []
+        self.registered = asyncio.Event()
         """Set once the registration has succeeded."""
-        self.lost_at: float | None = None
+        self.closed_at: float | None = None
         """When the connection ended, by time.monotonic(); None while it is open."""
 
     @property
     def results(self) -> list[str]:
-        return [message["authResult"] for message in self.told if "authResult" in message]
+        return [message["authResult"] for message in self.messages if "authResult" in message]
 
     def on_message(self, message: dict[str, Any]) -> None:
-        self.told.append(message)
+        self.messages.append(message)
         if message.get("registrationSucceeded"):
-            self.answered.set()
+            self.registered.set()
 
     def on_rejection(self, head: bytes) -> None:
         raise AssertionError(head)
 
     def on_close(self) -> None:
-        self.lost_at = time.monotonic()
+        self.closed_at = time.monotonic()
 
 
 @contextlib.asynccontextmanager
-async def crowd(
+async def load_clients(
     ports: Sequence[int], names: Iterable[str], *, registered: bool = True
-) -> AsyncIterator[list[Browser]]:
-    """Browsers with these `names`, spread over the nodes on `ports`, and registered unless told otherwise."""
+) -> AsyncIterator[list[LoadClient]]:
+    """A client for each of `names`, spread over the nodes on `ports`; waits until all are registered.
+
+    With `registered=False` it waits for the connections only.
+    """
     loop = asyncio.get_running_loop()
     turns = asyncio.Semaphore(CONNECTING)
 
-    async def connect(number: int, browser: Browser) -> None:
+    async def connect(number: int, client: LoadClient) -> None:
         async with turns:
-            await loop.create_connection(lambda: browser, "127.0.0.1", ports[number % len(ports)])
+            await loop.create_connection(lambda: client, "127.0.0.1", ports[number % len(ports)])
             if registered:
-                await asyncio.wait_for(browser.answered.wait(), SECONDS)
+                await asyncio.wait_for(client.registered.wait(), SECONDS)
 
-    browsers = [Browser(name) for name in names]
+    clients = [LoadClient(name) for name in names]
     try:
-        await asyncio.gather(*(connect(number, browser) for number, browser in enumerate(browsers)))
-        yield browsers
+        await asyncio.gather(*(connect(number, client) for number, client in enumerate(clients)))
+        yield clients
     finally:
-        for browser in browsers:
-            browser.leave()
+        for client in clients:
+            client.leave()
         await until(
-            lambda: all(b.lost_at or b._transport is None for b in browsers), "the browsers have left"
+            lambda: all(client.closed_at or client._transport is None for client in clients),
+            "all connections have ended",
         )
 
 
 @dataclass(frozen=True)
 class Accepted:
-    """Redis took a result: for whom, when (by time.time()), and how many nodes it said held the id."""
+    """A result that Redis has accepted: its id, when, and how many subscribers Redis counted.
+
+    `at` is by time.time(), to compare it with log lines of nodes; a drill's ledger has a monotonic clock.
+    """
 
     name: str
     at: float
@@ -100,7 +111,10 @@ class Accepted:
 
 
 class Backend:
-    """Publishes as a careful backend does: until Redis has accepted the result, under one messageId."""
+    """Retries each result under the same messageId until Redis has accepted it.
+
+    It uses a plain redis-py client, as a service without this package's Publisher does.
+    """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self.client = client
@@ -116,20 +130,20 @@ class Backend:
             yield cls(client)
 
     async def publish(self, name: str, result: str, *, retain: int = 60) -> None:
-        """Publish `result`, again and again if need be."""
+        """Publish `result`. Returns once Redis has accepted it."""
         while True:
             try:
                 published = await publishing.publish(
                     self.client, name, result, message_id=f"of-{name}-{result}", retain=retain
                 )
             except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
-                await asyncio.sleep(0.02)  # as anybody would who does not want to spin
+                await asyncio.sleep(0.02)
             else:
                 self.accepted.append(Accepted(name, time.time(), published.receivers))
                 return
 
-    async def publish_plainly(self, names: Iterable[str]) -> list[int]:
-        """PUBLISH each of `names` its result, once and in one go; returns Redis's replies."""
+    async def publish_once(self, names: Iterable[str]) -> list[int]:
+        """PUBLISH to each of `names` its result, once and in one go. Returns the replies of Redis."""
         pipeline = self.client.pipeline(transaction=False)
         for name in names:
             pipeline.publish(f"websocket:{name}", result_of(name))
@@ -137,7 +151,7 @@ class Backend:
         return replies
 
     async def publish_all(self, names: Iterable[str], a_second: float, *, retain: int = 60) -> None:
-        """Publish a result to each of `names`, so many `a_second`; returns when all are accepted."""
+        """Publish a result to each of `names`, so many `a_second`. Returns when all are accepted."""
         async with asyncio.TaskGroup() as publishing_all:
             for name in names:
                 publishing_all.create_task(self.publish(name, result_of(name), retain=retain))
@@ -145,34 +159,34 @@ class Backend:
 
 
 class PublisherBackend(Backend):
-    """Leaves it to the project's own Publisher, which knows every kind of Redis, and gives it a minute."""
+    """The same with the drills' backend, and so with the Publisher, which knows Sentinel and Cluster."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, backend: drill.Backend) -> None:
         self.accepted = []
-        self._publisher = publisher
+        self._backend = backend
 
     @classmethod
     @contextlib.asynccontextmanager
     async def to(cls, url: str) -> AsyncIterator[PublisherBackend]:
-        async with Publisher(url, timeout=60) as publisher:
-            yield cls(publisher)
+        async with drill.Backend(url) as backend:
+            yield cls(backend)
 
     async def publish(self, name: str, result: str, *, retain: int = 60) -> None:
         message_id = f"of-{name}-{result}"
-        published = await self._publisher.publish(name, result, message_id=message_id, retain=retain)
+        published = await self._backend.publish(name, message_id, retain=retain, result=result)
         self.accepted.append(Accepted(name, time.time(), published.receivers))
 
 
-def nobody_was_disturbed(browsers: Iterable[Browser]) -> bool:
-    """Whether all connections are open, and none has been asked to close."""
-    return not any(browser.lost_at or browser.close_code for browser in browsers)
+def all_undisturbed(clients: Iterable[LoadClient]) -> bool:
+    """Whether all connections are open, and none has got a close frame."""
+    return not any(client.closed_at or client.close_code for client in clients)
 
 
 def result_of(name: str) -> str:
-    """The authResult that belongs to the browser called `name` and to no other."""
+    """The authResult of this client, which no other client has."""
     return "OF_" + hashlib.sha256(name.encode()).hexdigest()[:32].upper()
 
 
-def without_theirs(browsers: Iterable[Browser]) -> list[str]:
-    """The names of those that have anything but exactly their own result, once."""
-    return [browser.name for browser in browsers if browser.results != [result_of(browser.name)]]
+def without_their_result(clients: Iterable[LoadClient]) -> list[str]:
+    """The names of clients that have anything else than exactly their own result, once."""
+    return [client.name for client in clients if client.results != [result_of(client.name)]]

@@ -1,4 +1,4 @@
-"""A network of the test's own, between two namespaces, and packet filters in it."""
+"""A network between two namespaces, with packet filters."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from pathlib import Path
 import redis
 
 from gateway import embedded
-from gateway.drill.fleet.process import spawn
-
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, spawn
 
 
 def run(command: str) -> None:
@@ -26,16 +24,16 @@ def run(command: str) -> None:
 
 
 def within(namespace: str) -> list[str]:
-    """What to put before a command, so that it runs there."""
+    """Put before a command, this runs it in the namespace."""
     return [shutil.which("ip") or "ip", "netns", "exec", namespace]
 
 
 class NotAllowed(Exception):
-    """This process may not make namespaces."""
+    """This process has no right to create namespaces."""
 
 
 class Namespaces:
-    """Redis's side and the nodes' side, with one cable between them. Needs root, `ip` and `iptables`."""
+    """One namespace for Redis and one for nodes, joined by a veth pair. Needs root, `ip` and `iptables`."""
 
     redis_host = "10.0.0.1"
 
@@ -69,7 +67,7 @@ class Namespaces:
 
     @contextmanager
     def dropping(self, *chains: str) -> Iterator[None]:
-        """What comes to Redis (INPUT), what it sends (OUTPUT), or both vanish."""
+        """Drop packets to Redis (INPUT), from Redis (OUTPUT), or both."""
         iptables = f"ip netns exec {self.redis} iptables"
         for chain in chains:
             run(f"{iptables} -A {chain} -j DROP")
@@ -79,7 +77,7 @@ class Namespaces:
             run(f"{iptables} -F")
 
     def connect(self, port: int, count: int) -> list[socket.socket]:
-        """So many connections to a node that listens on `port`, as if from its own machine."""
+        """Open `count` connections to a node on `port`, from the namespace of the nodes."""
         made: list[socket.socket] = []
 
         def connect() -> None:
@@ -97,7 +95,7 @@ class Namespaces:
 
 
 class RemoteValkey(ValkeyProcess):
-    """One on Redis's side; this process reaches it by its Unix socket, at `url`."""
+    """A Valkey in the namespace for Redis; this process connects to its Unix socket, at `url`."""
 
     def __init__(self, namespaces: Namespaces) -> None:
         self._namespace = namespaces.redis
@@ -125,7 +123,7 @@ class RemoteValkey(ValkeyProcess):
 
 
 class RemoteNode(NodeProcess):
-    """One on the nodes' side."""
+    """A node in the namespace for nodes."""
 
     def __init__(self, namespaces: Namespaces, redis_url: str, *, preface: str = "") -> None:
         self._namespace = namespaces.nodes

@@ -1,4 +1,7 @@
-"""One client whose every byte the test chooses."""
+"""One client whose every byte the test chooses.
+
+It reads when the test asks for something. `ClientConnection`, the client for load, reacts to what arrives.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from .load import HANDSHAKE, SECONDS, take_frame, text
 
 
 class Raw:
-    """A TCP connection to a node. What the node sends is waited for, `SECONDS` at most."""
+    """A TCP connection to a node. Every call that reads waits for `SECONDS` at most."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -61,7 +64,7 @@ class Raw:
         self._writer.write(data)
 
     def end(self) -> None:
-        """Half-close: no more comes from here."""
+        """Half-close: the client sends nothing more."""
         self._writer.write_eof()
 
     async def register(self, name: str) -> None:
@@ -87,7 +90,7 @@ class Raw:
         async with asyncio.timeout(SECONDS):
             while not (found := take_frame(self._buffer)):
                 data = await self._reader.read(65536)
-                assert data, f"the node has closed the connection amid {self._buffer!r}"
+                assert data, f"the node has closed the connection within a frame: {self._buffer!r}"
                 self._buffer += data
         opcode, payload, self._buffer = found
         return opcode, payload
@@ -106,12 +109,12 @@ class Raw:
         return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
     async def until(self, end: bytes) -> bytes:
-        """What comes up to `end`, and `end`."""
+        """The bytes up to and including `end`."""
         async with asyncio.timeout(SECONDS):
             return await self._reader.readuntil(end)
 
     async def rest(self) -> bytes:
-        """What comes until the node ends the connection."""
+        """The bytes until the node ends the connection."""
         data = self._buffer
         with contextlib.suppress(ConnectionError):
             async with asyncio.timeout(SECONDS):

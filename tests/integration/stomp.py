@@ -1,4 +1,7 @@
-"""STOMP frames as Web Flow's own page writes and reads them, over whatever carries text."""
+"""STOMP frames as Web Flow's own page writes and reads them, independent of the transport.
+
+They are written and parsed here, and not by `gateway.wire`, which is under test.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ def send(name: str, **members: object) -> str:
 
 
 def conversation(name: str) -> list[str]:
-    """What the page says until it waits for its result."""
+    """What the page sends before it waits for its result."""
     return [CONNECT, TO_REGISTRATION, send(name), TO_AUTHORIZATION]
 
 
@@ -36,7 +39,7 @@ class Frame(NamedTuple):
 
 
 def parse(text: str) -> Frame:
-    """The one frame that `text` is."""
+    """Parse the one frame in `text`."""
     head, _, body = text.partition("\n\n")
     command, *lines = head.split("\n")
     assert body.endswith("\0"), text
@@ -52,7 +55,7 @@ def authorized(name: str, auth_result: str, **members: object) -> tuple[str, dic
 
 
 def message(text: str) -> tuple[str, dict[str, object]]:
-    """Destination and body of the MESSAGE that `text` is."""
+    """Destination and body of the MESSAGE frame in `text`."""
     frame = parse(text)
     assert frame.command == "MESSAGE", text
     return frame.headers["destination"], frame.said

@@ -10,11 +10,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from gateway.drill.fleet import logged_at
+from gateway.drill.fleet import NodeProcess, logged_at
 
-from ..processes import NodeProcess
 from .conftest import Measured, complaints
-from .load import SECONDS, Backend, Browser, nobody_was_disturbed, until, without_theirs
+from .load import SECONDS, Backend, LoadClient, all_undisturbed, until, without_their_result
 from .namespaces import Namespaces, NotAllowed, RemoteNode, RemoteValkey
 
 pytestmark = [
@@ -44,13 +43,15 @@ def namespaces() -> Iterator[Namespaces]:
 
 
 @asynccontextmanager
-async def crowd(namespaces: Namespaces, node: NodeProcess, stem: str) -> AsyncIterator[list[Browser]]:
+async def load_clients(
+    namespaces: Namespaces, node: NodeProcess, stem: str
+) -> AsyncIterator[list[LoadClient]]:
     """Browsers that are registered at `node`."""
     loop = asyncio.get_running_loop()
-    browsers = [Browser(f"{stem}-{number}") for number in range(BROWSERS)]
+    browsers = [LoadClient(f"{stem}-{number}") for number in range(BROWSERS)]
     for browser, connection in zip(browsers, namespaces.connect(node.port, BROWSERS), strict=True):
         await loop.create_connection(lambda browser=browser: browser, sock=connection)  # type: ignore[misc]
-    await asyncio.wait_for(asyncio.gather(*(browser.answered.wait() for browser in browsers)), SECONDS)
+    await asyncio.wait_for(asyncio.gather(*(browser.registered.wait() for browser in browsers)), SECONDS)
     try:
         yield browsers
     finally:
@@ -71,8 +72,8 @@ async def test_a_black_hole_is_noticed_and_nothing_retained_is_lost(
     ):
         async with (
             Backend.on(valkey.url) as backend,
-            crowd(namespaces, node, "hole") as browsers,
-            crowd(namespaces, control, "control"),
+            load_clients(namespaces, node, "hole") as browsers,
+            load_clients(namespaces, control, "control"),
         ):
             with namespaces.dropping(*chains):
                 start = time.time()
@@ -87,10 +88,10 @@ async def test_a_black_hole_is_noticed_and_nothing_retained_is_lost(
                     "control: without the deadlines it waits for ever"
                 )
             healed = time.time()
-            await until(lambda: not without_theirs(browsers), "every result arrives")
+            await until(lambda: not without_their_result(browsers), "every result arrives")
             measured(
                 f"black hole {' and '.join(chains)}: all results there, once it was gone",
                 time.time() - healed,
             )
-            assert nobody_was_disturbed(browsers)
+            assert all_undisturbed(browsers)
         assert not complaints(node.logs)

@@ -14,17 +14,16 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import pytest
 import redis.asyncio
 
-from gateway.drill.fleet import ClusterNodeProcess
+from gateway.drill.fleet import ClusterNodeProcess, NodeProcess, Process, ValkeyCluster
 from gateway.node import Node
 from gateway.redis.cluster import slots
 from gateway.redis.cluster.broker import ClusterBroker as Lines
 from gateway.redis.cluster.broker import ShardEventFilter
 
-from ..processes import NodeProcess, Process, ValkeyCluster
 from .conftest import Measured, nodes_on
 from .faults import never_move, never_resubscribe
-from .here import gateway_here, port_of
-from .load import SECONDS, PublisherBackend, crowd, nobody_was_disturbed, until, without_theirs
+from .in_process import node_in_process, port_of
+from .load import SECONDS, PublisherBackend, all_undisturbed, load_clients, until, without_their_result
 from .test_race import Waiting
 
 BROWSERS = 240
@@ -60,7 +59,7 @@ def nodes(cluster: ValkeyCluster) -> Iterator[list[NodeProcess]]:
 @pytest.fixture
 async def here(cluster: ValkeyCluster) -> AsyncIterator[Node]:
     """A gateway that a test can look into."""
-    async with gateway_here(cluster.url) as gateway:
+    async with node_in_process(cluster.url) as gateway:
         yield gateway
 
 
@@ -151,17 +150,17 @@ async def test_registrations_and_results_are_spread_over_all_masters(
 ) -> None:
     names = [f"spread-{number}" for number in range(BROWSERS)]
     async with (
-        crowd([*(node.port for node in nodes), port_of(here)], names) as browsers,
+        load_clients([*(node.port for node in nodes), port_of(here)], names) as browsers,
         PublisherBackend.to(cluster.url) as backend,
     ):
         await backend.publish_all(names, 1_000)
         assert {accepted.receivers for accepted in backend.accepted} == {1}
-        await until(lambda: not without_theirs(browsers), "every result arrives")
+        await until(lambda: not without_their_result(browsers), "every result arrives")
         for master in cluster.masters:
             assert len(master.ask("PUBSUB", "SHARDCHANNELS", "websocket:spread-*")) > BROWSERS // 6
             assert not master.ask("PUBSUB", "CHANNELS")
-        async with crowd([node.port for node in nodes], names) as again:
-            await until(lambda: not without_theirs(again), "what was retained arrives")
+        async with load_clients([node.port for node in nodes], names) as again:
+            await until(lambda: not without_their_result(again), "what was retained arrives")
         await audited(here, nodes)
 
 
@@ -183,18 +182,18 @@ async def test_a_master_fails(
     ports = [*(node.port for node in nodes), port_of(here)]
     async with (
         PublisherBackend.to(cluster.url) as backend,
-        gateway_here(cluster.url) as control,
-        crowd([port_of(control)], control_names) as control_browsers,
-        crowd(ports, names) as browsers,
+        node_in_process(cluster.url) as control,
+        load_clients([port_of(control)], control_names) as control_browsers,
+        load_clients(ports, names) as browsers,
     ):
         never_move(control)
         publishing = asyncio.create_task(backend.publish_all(names + newcomer_names, A_SECOND))
         await until(lambda: len(backend.accepted) >= 40, "the load is on")
         harm(first)
-        async with crowd(ports, newcomer_names, registered=False) as newcomers:
+        async with load_clients(ports, newcomer_names, registered=False) as newcomers:
             second = await asyncio.to_thread(cluster.await_failover, first, 0)
             promoted = time.monotonic()
-            assert not any(newcomer.told or newcomer.lost_at for newcomer in newcomers), "not refused"
+            assert not any(newcomer.messages or newcomer.closed_at for newcomer in newcomers), "not refused"
             theirs = [name for name in names + newcomer_names if slots.key_slot(channel(name)) in its_own]
             await heard(second, theirs)
             took = time.monotonic() - promoted
@@ -204,9 +203,11 @@ async def test_a_master_fails(
             await backend.publish_all(control_names, 1_000)
             if how == "freeze":  # it takes itself for the master still
                 first.thaw()
-            await until(lambda: not without_theirs(browsers + newcomers), "every result arrives")
-            assert nobody_was_disturbed(browsers + newcomers)
-            assert len(without_theirs(control_browsers)) == CONTROLS, "control: stays where its slots were"
+            await until(lambda: not without_their_result(browsers + newcomers), "every result arrives")
+            assert all_undisturbed(browsers + newcomers)
+            assert len(without_their_result(control_browsers)) == CONTROLS, (
+                "control: stays where its slots were"
+            )
             if how == "kill":
                 await asyncio.to_thread(first.start)
             await asyncio.to_thread(cluster.await_health)
@@ -247,9 +248,9 @@ async def test_slots_move_to_a_new_node_and_back(
     (ticking,) = names_in(f"{stem}-ticking", MOVING[12:13], 1)
     async with (
         PublisherBackend.to(cluster.url) as backend,
-        gateway_here(cluster.url) as control,
-        crowd([port_of(control)], control_names) as control_browsers,
-        crowd(ports, names) as browsers,
+        node_in_process(cluster.url) as control,
+        load_clients([port_of(control)], control_names) as control_browsers,
+        load_clients(ports, names) as browsers,
         Ticks.to(here, ticking, backend) as ticks,
         AsyncExitStack() as also,
     ):
@@ -262,7 +263,7 @@ async def test_slots_move_to_a_new_node_and_back(
             while not moving.done():
                 name = next(newcomers)
                 await backend.publish_all([name], 1_000)
-                everybody += await also.enter_async_context(crowd([ports[len(everybody) % 3]], [name]))
+                everybody += await also.enter_async_context(load_clients([ports[len(everybody) % 3]], [name]))
             await moving
             moved = time.monotonic()
             await heard(back, [browser.name for browser in everybody])
@@ -270,14 +271,14 @@ async def test_slots_move_to_a_new_node_and_back(
             measured(f"slots moved {stem}: all heard at the new node, once they had", took)
             assert took <= SLOT_MOVED
         await publishing
-        await until(lambda: not without_theirs(everybody), "every result arrives")
+        await until(lambda: not without_their_result(everybody), "every result arrives")
         measured(f"slots moved {stem}: nothing was heard there for at most", ticks.deaf())
         assert ticks.deaf() <= SLOT_MOVED
         await backend.publish_all(control_names, 1_000)
-        async with crowd([port_of(here)], control_names) as witnesses:
-            await until(lambda: not without_theirs(witnesses), "they are there to be read")
-        assert len(without_theirs(control_browsers)) == CONTROLS, "control: deaf since the slots moved"
-        assert nobody_was_disturbed(everybody)
+        async with load_clients([port_of(here)], control_names) as witnesses:
+            await until(lambda: not without_their_result(witnesses), "they are there to be read")
+        assert len(without_their_result(control_browsers)) == CONTROLS, "control: deaf since the slots moved"
+        assert all_undisturbed(everybody)
         await audited(here, nodes)
 
 
@@ -290,26 +291,30 @@ async def test_a_slot_is_on_its_way_for_long(
         monkeypatch.setattr(ShardEventFilter, "migrating", lambda *_said: None)
     source = cluster.owner(SLOW)
     early, registered, new = names_in(f"slow-{cure}", [SLOW], 3)
-    async with PublisherBackend.to(cluster.url) as backend, gateway_here(cluster.url) as gateway:
+    async with PublisherBackend.to(cluster.url) as backend, node_in_process(cluster.url) as gateway:
         await backend.publish_all([early], 1_000)
         added.ask("CLUSTER", "SETSLOT", SLOW, "IMPORTING", source.id)
         source.ask("CLUSTER", "SETSLOT", SLOW, "MIGRATING", added.id)
-        async with crowd([port_of(gateway)], [early]) as first:
-            await until(lambda: not without_theirs(first), "what has not moved yet is read where it is")
+        async with load_clients([port_of(gateway)], [early]) as first:
+            await until(lambda: not without_their_result(first), "what has not moved yet is read where it is")
             await backend.publish_all([new], 1_000)
             holders = [node.ask("CLUSTER", "GETKEYSINSLOT", SLOW, 10) for node in (source, added)]
             assert [f"websocket:{early}" in keys for keys in holders] == [True, False], "it has not moved yet"
             assert [f"websocket:{new}" in keys for keys in holders] == [False, True], (
                 "new ones go there at once"
             )
-            async with crowd([port_of(gateway)], [registered, new], registered=cure) as browsers:
+            async with load_clients([port_of(gateway)], [registered, new], registered=cure) as browsers:
                 if not cure:
                     with pytest.raises(TimeoutError):
-                        await until(lambda: any(browser.told for browser in browsers), "an answer", 0.5)
+                        await until(lambda: any(browser.messages for browser in browsers), "an answer", 0.5)
                 else:
-                    await until(lambda: not without_theirs(browsers[1:]), "it is read where it has gone")
+                    await until(
+                        lambda: not without_their_result(browsers[1:]), "it is read where it has gone"
+                    )
                     await backend.publish_all([registered], 1_000)
-                    await until(lambda: not without_theirs(browsers), "who is there already is told at once")
+                    await until(
+                        lambda: not without_their_result(browsers), "who is there already is told at once"
+                    )
                     await audited(gateway, [])
                 await asyncio.to_thread(cluster.move_slots, source, added, [SLOW])
                 await asyncio.to_thread(cluster.move_slots, added, source, [SLOW])
@@ -323,25 +328,25 @@ async def test_the_whole_cluster_is_restarted(
 ) -> None:
     names = [f"restart-{cure}-{number}" for number in range(BROWSERS)]
     newcomer_names = [f"restart-{cure}-newcomer-{number}" for number in range(AFFECTED)]
-    async with PublisherBackend.to(cluster.url) as backend, gateway_here(cluster.url) as here:
+    async with PublisherBackend.to(cluster.url) as backend, node_in_process(cluster.url) as here:
         ports = [*(node.port for node in nodes), port_of(here)] if cure else [port_of(here)]
         if not cure:
             never_resubscribe(here)
-        async with crowd(ports, names) as browsers:
+        async with load_clients(ports, names) as browsers:
             publishing = asyncio.create_task(backend.publish_all(names + newcomer_names, A_SECOND))
             await until(lambda: len(backend.accepted) >= 40, "the load is on")
             for node in cluster.nodes:
                 node.kill()
             before = len(backend.accepted)
-            async with crowd(ports, newcomer_names, registered=False) as newcomers:
+            async with load_clients(ports, newcomer_names, registered=False) as newcomers:
                 await asyncio.gather(*(asyncio.to_thread(node.start) for node in cluster.nodes))
                 await asyncio.to_thread(cluster.await_health)
                 start = time.monotonic()
                 await publishing
                 if not cure:
-                    assert len(without_theirs(browsers)) >= BROWSERS - before
+                    assert len(without_their_result(browsers)) >= BROWSERS - before
                     return
-                await until(lambda: not without_theirs(browsers + newcomers), "every result arrives")
+                await until(lambda: not without_their_result(browsers + newcomers), "every result arrives")
                 measured("whole Cluster restarted: all results there, once it was", time.monotonic() - start)
-                assert nobody_was_disturbed(browsers + newcomers)
+                assert all_undisturbed(browsers + newcomers)
                 await audited(here, nodes)

@@ -13,14 +13,14 @@ import aiohttp
 import pytest
 
 from gateway.admin.dashboard import MAX_PAGES, EventFeed
+from gateway.drill.fleet import NodeProcess, ValkeyCluster, ValkeyProcess, wait_until
 from gateway.node import Node
 from gateway.nodes.survey import NOT_CONNECTED
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import key_slot
 
-from ..processes import NodeProcess, ValkeyCluster, ValkeyProcess, wait_until
-from .here import admin_port_of, gateway_here, port_of
-from .load import SECONDS, crowd, until
+from .in_process import admin_port_of, node_in_process, port_of
+from .load import SECONDS, load_clients, until
 
 SHARED = "websocket::{nodes}"
 RIGHTS = "-@all +hello +client|setname +ping +subscribe +unsubscribe +eval_ro +get &websocket:* ~websocket:*"
@@ -97,7 +97,7 @@ def nodes() -> Iterator[tuple[ValkeyProcess, list[NodeProcess]]]:
 async def test_each_node_tells_of_all(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     valkey, (one, two) = nodes
     browsers = [f"b-{number}" for number in range(5)]
-    async with crowd([two.port], browsers):
+    async with load_clients([two.port], browsers):
         with valkey.client() as backend:
             assert [backend.publish(f"websocket:{name}", "CONFIRMED") for name in browsers] == [1] * 5
             backend.publish("websocket:b-0", "confirmed")
@@ -123,7 +123,7 @@ async def test_each_node_tells_of_all(nodes: tuple[ValkeyProcess, list[NodeProce
 async def test_finds_a_session_from_another_node(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
     valkey, (one, two) = nodes
     name = "0123456789abcdef" * 8
-    async with crowd([two.port], [name]) as (browser,):
+    async with load_clients([two.port], [name]) as (browser,):
         with valkey.client() as backend:
             publishing.publish(backend, name, "CONTINUE", message_id="m-1", retain=300)
             publishing.publish(backend, name, "CONFIRMED", message_id="m-2", retain=300)
@@ -218,7 +218,7 @@ async def test_a_node_without_the_right_to_publish_says_so() -> None:
     with await asyncio.to_thread(ValkeyProcess) as valkey:
         valkey.ask("ACL", "SETUSER", "node", "on", ">secret", "resetchannels", *RIGHTS.split())
         url = f"redis://node:secret@127.0.0.1:{valkey.port}"
-        async with gateway_here(url) as here:
+        async with node_in_process(url) as here:
             snapshot = await until_told(admin_port_of(here), lambda told: told["reason"], "it says why")
             assert "NOPERM" in snapshot["reason"]
             assert len(snapshot["nodes"]) == 1
@@ -232,7 +232,7 @@ async def test_a_node_without_the_right_to_publish_says_so() -> None:
 
 @pytest.fixture
 async def node_here(valkey: ValkeyProcess) -> AsyncIterator[Node]:
-    async with gateway_here(valkey.url) as here:
+    async with node_in_process(valkey.url) as here:
         yield here
 
 
@@ -268,7 +268,7 @@ def feed_of(node: Node) -> EventFeed:
 
 
 async def test_a_node_that_stops_ends_its_streams(valkey: ValkeyProcess) -> None:
-    async with gateway_here(valkey.url) as here, page(admin_port_of(here)) as told:
+    async with node_in_process(valkey.url) as here, page(admin_port_of(here)) as told:
         await told()
         await here.stop()
         with contextlib.suppress(EOFError):  # else `told` fails for want of an event or an end
@@ -320,7 +320,7 @@ async def test_the_page_and_its_files_let_nothing_else_in(node_here: Node) -> No
     [("127.0.0.1", "only this machine reaches it"), ("0.0.0.0", "whoever reaches it sees this page")],
 )
 async def test_says_who_reaches_the_port(valkey: ValkeyProcess, host: str, expected: str) -> None:
-    async with gateway_here(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
+    async with node_in_process(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
         port = (await told())["port"]
         assert port == f"This port has no authentication. It listens on {host}: {expected}."
 
@@ -340,7 +340,7 @@ async def test_a_node_of_several_workers_tells_of_each() -> None:
     """The parent, which listens on the admin port, has no Redis of its own: any worker asks for it."""
     async with several_workers() as node:
         names_of_both = ["one worker 1", "one worker 2"]
-        async with crowd([node.port], [f"w-{number}" for number in range(20)]):
+        async with load_clients([node.port], [f"w-{number}" for number in range(20)]):
             snapshot = await until_told(
                 node.admin_port,
                 lambda told: sum(report["sessions"] for report in told["nodes"]) == 20,
@@ -373,12 +373,15 @@ def both(snapshot: Snapshot) -> bool:
 
 
 async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: ValkeyCluster) -> None:
-    async with gateway_here(cluster.url, node="one") as one, gateway_here(cluster.url, node="two") as two:
+    async with (
+        node_in_process(cluster.url, node="one") as one,
+        node_in_process(cluster.url, node="two") as two,
+    ):
         ports = [admin_port_of(gateway) for gateway in (one, two)]
         for port in ports:
             snapshot = await until_told(port, both, "both nodes are there")
             assert (own(snapshot)["redis"]["lines"], own(snapshot)["redis"]["servers_up"]) == (3, 3)
-        async with crowd([port_of(two)], ["in-a-cluster"]):
+        async with load_clients([port_of(two)], ["in-a-cluster"]):
             _, found = await look_up(ports[0], "in-a-cluster")
             assert [session["node"] for session in found["sessions"]] == ["two"]
             assert found["retained"]["present"] is False

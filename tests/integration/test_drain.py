@@ -15,10 +15,21 @@ import aiohttp
 import pytest
 import redis.asyncio
 
-from ..processes import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
 from .conftest import complaints
-from .here import readiness
-from .load import HANDSHAKE, SECONDS, Backend, crowd, frame, result_of, text, until, without_theirs
+from .in_process import readiness
+from .load import (
+    HANDSHAKE,
+    SECONDS,
+    Backend,
+    frame,
+    load_clients,
+    result_of,
+    text,
+    until,
+    without_their_result,
+)
 from .raw import Raw
 
 SOON = 2.0  # seconds: what takes no time, on a machine that is busy
@@ -50,7 +61,7 @@ async def test_sigterm_drains(valkey: ValkeyProcess) -> None:
     names = [f"drained-{number}" for number in range(BROWSERS)]
     with draining_node(valkey, DELAY, DRAIN) as node:
         async with (
-            crowd([node.port], names) as browsers,
+            load_clients([node.port], names) as browsers,
             Backend.on(valkey.url) as backend,
             Raw.connected(node.port) as slow,
         ):
@@ -63,9 +74,11 @@ async def test_sigterm_drains(valkey: ValkeyProcess) -> None:
 
             # The balancer has not noticed yet: browsers still come, and results too.
             async with Raw.registered(node.port, "drained-late") as late:
-                await backend.publish_plainly([*names, "drained-late"])
+                await backend.publish_once([*names, "drained-late"])
                 assert (await late.message())["authResult"]
-                await until(lambda: not without_theirs(browsers), "results arrive while the node drains")
+                await until(
+                    lambda: not without_their_result(browsers), "results arrive while the node drains"
+                )
                 assert not any(browser.close_code for browser in browsers)
 
                 await until(lambda: any(browser.close_code for browser in browsers), "the first is closed")
@@ -81,9 +94,9 @@ async def test_sigterm_drains(valkey: ValkeyProcess) -> None:
 
             assert await exit_of(node) == 0
             took = time.monotonic() - start
-            await until(lambda: all(browser.lost_at for browser in browsers), "all connections have ended")
+            await until(lambda: all(browser.closed_at for browser in browsers), "all connections have ended")
         assert {browser.close_code for browser in browsers} == {1012}
-        closed = sorted(browser.lost_at - start for browser in browsers if browser.lost_at)
+        closed = sorted(browser.closed_at - start for browser in browsers if browser.closed_at)
         for number, moment in enumerate(closed):  # a busy machine may be late, and must not be early
             assert moment >= DELAY + DRAIN * number / BROWSERS - 0.15, f"{number} are closed too soon"
         assert DELAY + DRAIN - 0.15 < took < DELAY + DRAIN + SOON
@@ -235,7 +248,7 @@ async def test_redis_goes_away_amid_the_drain(workers: str) -> None:
         draining_node(valkey, 0.5, 1, "--close-timeout", MUTE, "--workers", workers) as node,
     ):
         names = [f"amid-{number}" for number in range(20)]
-        async with crowd([node.port], names) as browsers:
+        async with load_clients([node.port], names) as browsers:
             valkey.freeze()
             try:
                 start = time.monotonic()
@@ -247,7 +260,7 @@ async def test_redis_goes_away_amid_the_drain(workers: str) -> None:
                 assert time.monotonic() - start < 1.5 + float(MUTE) + PATIENCE + SOON
             finally:
                 valkey.thaw()
-            await until(lambda: all(browser.lost_at for browser in browsers), "all connections have ended")
+            await until(lambda: all(browser.closed_at for browser in browsers), "all connections have ended")
         assert {browser.close_code for browser in browsers} == {1012}
 
 
@@ -258,7 +271,7 @@ async def test_results_come_in_by_http_until_the_end(valkey: ValkeyProcess, work
         names = [f"until-{number}" for number in range(20)]
         url = f"http://127.0.0.1:{node.admin_port}/publish"
         async with (
-            crowd([node.port], names) as browsers,
+            load_clients([node.port], names) as browsers,
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {TOKEN}"}) as http,
         ):
             node.signal(signal.SIGTERM)
@@ -272,7 +285,7 @@ async def test_results_come_in_by_http_until_the_end(valkey: ValkeyProcess, work
                     sent.append(name)
             assert set(sent) == set(names), "it went on all the while"
             assert await exit_of(node) == 0
-            await until(lambda: all(browser.lost_at for browser in browsers), "all connections have ended")
+            await until(lambda: all(browser.closed_at for browser in browsers), "all connections have ended")
             assert [browser for browser in browsers if browser.results == [result_of(browser.name)]]
 
 

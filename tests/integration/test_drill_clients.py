@@ -10,9 +10,9 @@ import pytest
 
 from gateway.drill.backend import Backend
 from gateway.drill.clients import Clients, NodeAddress
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
 from gateway.drill.ledger import Ledger
 
-from ..processes import NodeProcess, ValkeyProcess
 from .load import until
 
 OPTIONS = ("--max-sessions-per-ip", "0")

@@ -19,11 +19,10 @@ from click.testing import CliRunner, Result
 from gateway.cli.main import commands
 from gateway.drill import DRILLS, Drill, Plan
 from gateway.drill import runner as drill_runner
-from gateway.drill.fleet import ValkeyProcess
+from gateway.drill.fleet import ValkeyProcess, wait_until
 from gateway.drill.runner import Runner
 
 from ..paths import DOCS
-from ..processes import wait_until
 
 DOCUMENTED = set(DRILLS)
 # A child of a process that ignores SIGINT, as a shell's background job does, would ignore it too.

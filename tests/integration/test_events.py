@@ -12,12 +12,12 @@ import aiohttp
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 from gateway.wire.sse import REJECTED_EVENT_ID
 
-from ..processes import ValkeyProcess
 from .conftest import Place
-from .here import gateway_here, port_of, unconnected_here
+from .in_process import node_in_process, port_of, unconnected_node
 from .load import SECONDS, until
 from .raw import Raw
 
@@ -159,7 +159,7 @@ async def test_who_has_been_refused_need_not_come_again(
     valkey: ValkeyProcess, http: Http, new_id: NewId
 ) -> None:
     """204 ends an EventSource for good; tests/browser/test_client_libraries.py has a real one."""
-    async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
+    async with node_in_process(valkey.url, allowed_origins=ORIGIN) as gateway:
         where = f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId={new_id()}"
         for query, headers in (
             ("", {"Last-Event-ID": REJECTED_EVENT_ID}),
@@ -178,7 +178,7 @@ async def test_other_methods(place: Place, http: Http, method: str) -> None:
 
 
 async def test_origins(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
+    async with node_in_process(valkey.url, allowed_origins=ORIGIN) as gateway:
         where = f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId="
         async with http.get(where + new_id(), headers={"Origin": "http://evil.example"}) as answer:
             assert answer.status == 403
@@ -194,7 +194,7 @@ async def test_origins(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None
 async def test_limits(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
     for setting, status in (("max_sessions", 503), ("max_sessions_per_ip", 429)):
         settings: dict[str, Any] = {setting: 1}
-        async with gateway_here(valkey.url, **settings) as gateway:
+        async with node_in_process(valkey.url, **settings) as gateway:
             source = await listen(http, port_of(gateway), new_id())
             async with http.get(f"http://127.0.0.1:{port_of(gateway)}/events?webSocketId=a") as answer:
                 assert (answer.status, answer.headers["Retry-After"]) == (status, "5")
@@ -204,7 +204,7 @@ async def test_limits(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
 
 
 async def test_comments_keep_the_stream_alive(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, heartbeat=0.2) as gateway:
+    async with node_in_process(valkey.url, heartbeat=0.2) as gateway:
         name = new_id()
         source = await listen(http, port_of(gateway), name)
         assert await source.event() == registered(name)
@@ -213,7 +213,7 @@ async def test_comments_keep_the_stream_alive(valkey: ValkeyProcess, http: Http,
 
 
 async def test_a_node_that_stops_ends_the_stream(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         name = new_id()
         source = await listen(http, port_of(gateway), name)
         assert await source.event() == registered(name)
@@ -224,7 +224,7 @@ async def test_a_node_that_stops_ends_the_stream(valkey: ValkeyProcess, http: Ht
 
 
 async def test_redis_out_of_reach_ends_the_stream_and_refuses_nothing(http: Http, new_id: NewId) -> None:
-    async with unconnected_here("redis://127.0.0.1:1/0", registration_timeout=0.3) as gateway:
+    async with unconnected_node("redis://127.0.0.1:1/0", registration_timeout=0.3) as gateway:
         source = await listen(http, port_of(gateway), new_id())
         assert await source.block() == {"": "1013 registration not confirmed in time"}
         assert await source.block() == {}
@@ -233,7 +233,7 @@ async def test_redis_out_of_reach_ends_the_stream_and_refuses_nothing(http: Http
 async def test_a_client_that_does_not_read(
     valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
-    async with gateway_here(valkey.url, close_timeout=0.2) as gateway:
+    async with node_in_process(valkey.url, close_timeout=0.2) as gateway:
         name = new_id()
         async with Raw.connected(port_of(gateway), receive_buffer=4096) as client:
             client.send(f"GET /events?webSocketId={name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 
-from ..processes import ValkeyProcess
 from .conftest import Line, Place
-from .here import gateway_here, port_of, readiness, until_status
+from .in_process import node_in_process, port_of, readiness, until_status
 from .load import text, until
 from .raw import Raw
 
@@ -102,7 +102,7 @@ async def test_two_browsers_with_one_id_both_get_the_result(
     async with (
         Raw.registered(place.port, name) as first,
         Raw.registered(place.port, name) as second,
-        gateway_here(valkey.url) as other,
+        node_in_process(valkey.url) as other,
         Raw.registered(port_of(other), name) as third,
     ):
         nodes = await backend.publish(f"websocket:{name}", "CONFIRMED")
@@ -176,7 +176,7 @@ async def test_invalid_payloads_are_counted_and_go_nowhere(
     valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId, logged: list[Line]
 ) -> None:
     name = new_id()
-    async with gateway_here(valkey.url) as gateway, Raw.registered(port_of(gateway), name) as browser:
+    async with node_in_process(valkey.url) as gateway, Raw.registered(port_of(gateway), name) as browser:
         for payload in INVALID:
             assert await backend.publish(f"websocket:{name}", payload) == 1
         await backend.publish(f"websocket:{name}", "VALID")
@@ -272,7 +272,7 @@ async def test_another_prefix_is_another_gateway(
 ) -> None:
     name = new_id()
     async with (
-        gateway_here(valkey.url, channel_prefix="other/") as other,
+        node_in_process(valkey.url, channel_prefix="other/") as other,
         Raw.registered(port_of(other), name) as there,
         Raw.registered(place.port, name) as here,
     ):
@@ -283,7 +283,7 @@ async def test_another_prefix_is_another_gateway(
 
 
 async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, node="node-7") as gateway:
+    async with node_in_process(valkey.url, node="node-7") as gateway:
         assert gateway.listening is not None
         admin = gateway.listening.admin_port
         async with Raw.connected(admin) as operator:

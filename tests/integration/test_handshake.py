@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from ..processes import ValkeyProcess
+from gateway.drill.fleet import ValkeyProcess
+
 from .conftest import Place
-from .here import gateway_here, port_of
+from .in_process import node_in_process, port_of
 from .load import HANDSHAKE, frame, text, until
 from .raw import Raw
 
@@ -117,7 +118,7 @@ async def test_a_handshake_on_a_connection_that_has_carried_requests(
     valkey: ValkeyProcess, new_id: NewId
 ) -> None:
     """Proxies reuse connections, so an upgrade can come behind other requests, and with frames."""
-    async with gateway_here(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
+    async with node_in_process(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
         for _ in range(2):
             browser.send(b"GET /demo/info HTTP/1.1\r\nHost: a\r\n\r\n")
             assert (await browser.answer())[0] == 200
@@ -129,7 +130,7 @@ async def test_a_handshake_on_a_connection_that_has_carried_requests(
 
 
 async def test_a_refusal_on_a_connection_that_has_carried_requests(valkey: ValkeyProcess) -> None:
-    async with gateway_here(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
+    async with node_in_process(valkey.url, demo=True) as gateway, Raw.connected(port_of(gateway)) as browser:
         browser.send(b"GET /demo/info HTTP/1.1\r\nHost: a\r\n\r\n")
         assert (await browser.answer())[0] == 200
         browser.send(REFUSED["version 8"][0].encode())
@@ -176,7 +177,7 @@ async def test_a_broken_frame_that_comes_with_the_handshake(place: Place) -> Non
 
 
 async def test_a_client_that_is_gone_before_its_answer(valkey: ValkeyProcess, new_id: NewId) -> None:
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         for _ in range(50):
             async with Raw.connected(port_of(gateway)) as browser:
                 browser.send(GOOD.encode() + text({"webSocketId": new_id()}))
@@ -211,6 +212,6 @@ async def test_a_client_that_is_gone_before_its_answer(valkey: ValkeyProcess, ne
     ],
 )
 async def test_origins(valkey: ValkeyProcess, settings: dict[str, Any], headers: str, status: int) -> None:
-    async with gateway_here(valkey.url, **settings) as gateway, Raw.connected(port_of(gateway)) as browser:
+    async with node_in_process(valkey.url, **settings) as gateway, Raw.connected(port_of(gateway)) as browser:
         browser.send(f"{HANDSHAKE}{headers}\r\n\r\n".encode())
         assert int((await browser.head()).split()[1]) == status

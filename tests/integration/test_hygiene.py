@@ -9,9 +9,10 @@ from typing import Any
 
 import redis.asyncio
 
-from ..processes import NodeProcess, ValkeyProcess
-from .here import until_status
-from .load import crowd, until
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
+
+from .in_process import until_status
+from .load import load_clients, until
 from .raw import Raw
 
 CYCLES = 2_000
@@ -43,7 +44,7 @@ async def test_nothing_is_left_of_browsers_that_have_gone() -> None:
             before = open_files(node)
             for start in range(0, CYCLES, AT_A_TIME):
                 names = [f"cycle-{number}" for number in range(start, start + AT_A_TIME)]
-                async with crowd([node.port], names) as browsers:
+                async with load_clients([node.port], names) as browsers:
                     for browser in browsers[::3]:  # some go without a word
                         browser.abort()
             body = await until_status(node.admin_port, "all are gone", sessions=0, channels=0, handshakes=0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.redis import subscriber as link
 
-from ..processes import ValkeyProcess
-from .here import gateway_here, port_of
+from .in_process import node_in_process, port_of
 from .load import until
 from .raw import Raw
 
@@ -26,7 +26,7 @@ async def test_a_huge_retained_result_deafens_nobody(
         monkeypatch.setattr(link, "READ_SCRIPT", UNBOUNDED)
     await backend.set("websocket:huge", b"A" * 40_000_000, ex=60)
     try:
-        async with gateway_here(valkey.url) as gateway, Raw.upgraded(port_of(gateway)) as victim:
+        async with node_in_process(valkey.url) as gateway, Raw.upgraded(port_of(gateway)) as victim:
             victim.send(b"")
             async with Raw.registered(port_of(gateway), "innocent") as browser:
                 if not cure:
@@ -53,7 +53,7 @@ async def test_many_large_results_come_in_their_turn(
     for name in names:
         await backend.set(f"websocket:{name}", payload, ex=60)
     try:
-        async with gateway_here(valkey.url) as gateway:
+        async with node_in_process(valkey.url) as gateway:
             members = [_Deaf() for _ in names]
             for name, member in zip(names, members, strict=True):
                 gateway._hub.register(name.encode(), member)

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import redis.asyncio
 
-from ..processes import ValkeyProcess
+from gateway.drill.fleet import ValkeyProcess
+
 from .conftest import Place
-from .here import gateway_here, port_of
+from .in_process import node_in_process, port_of
 from .load import HANDSHAKE, frame, text, until
 from .raw import Raw
 
@@ -98,7 +99,7 @@ async def test_a_clients_close_is_answered_and_the_connection_ends(place: Place,
 
 
 async def test_a_full_node(valkey: ValkeyProcess, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, max_sessions=2) as gateway:
+    async with node_in_process(valkey.url, max_sessions=2) as gateway:
         port = port_of(gateway)
         async with Raw.registered(port, new_id()), Raw.upgraded(port), Raw.connected(port) as third:
             third.send(f"{HANDSHAKE}\r\n".encode())
@@ -158,7 +159,7 @@ async def status_of(port: int, headers: str) -> int:
 async def test_sessions_per_address(
     valkey: ValkeyProcess, trusted: list[str], held: str, others: dict[str, int]
 ) -> None:
-    async with gateway_here(valkey.url, max_sessions_per_ip=1, trusted_proxies=trusted) as gateway:
+    async with node_in_process(valkey.url, max_sessions_per_ip=1, trusted_proxies=trusted) as gateway:
         port = port_of(gateway)
         async with Raw.upgraded(port, held):
             for headers, status in others.items():
@@ -170,7 +171,7 @@ async def test_sessions_per_address(
 
 async def test_a_refusal_per_address_names_a_time(valkey: ValkeyProcess) -> None:
     async with (
-        gateway_here(valkey.url, max_sessions_per_ip=1) as gateway,
+        node_in_process(valkey.url, max_sessions_per_ip=1) as gateway,
         Raw.upgraded(port_of(gateway)),
         Raw.connected(port_of(gateway)) as client,
     ):
@@ -181,7 +182,7 @@ async def test_a_refusal_per_address_names_a_time(valkey: ValkeyProcess) -> None
 
 
 async def test_a_client_that_never_registers(valkey: ValkeyProcess, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, registration_timeout=0.3) as gateway:
+    async with node_in_process(valkey.url, registration_timeout=0.3) as gateway:
         port = port_of(gateway)
         start = time.monotonic()
         async with (
@@ -200,7 +201,7 @@ async def test_a_client_that_never_registers(valkey: ValkeyProcess, new_id: NewI
 
 
 async def test_handshakes_that_are_never_finished(valkey: ValkeyProcess) -> None:
-    async with gateway_here(valkey.url, handshake_timeout=0.5) as gateway:
+    async with node_in_process(valkey.url, handshake_timeout=0.5) as gateway:
         port = port_of(gateway)
 
         async def seconds_until_dropped(dribble: bytes) -> float:
@@ -227,7 +228,7 @@ async def test_handshakes_that_are_never_finished(valkey: ValkeyProcess) -> None
 
 async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with (
-        gateway_here(valkey.url, max_handshakes=2) as gateway,
+        node_in_process(valkey.url, max_handshakes=2) as gateway,
         Raw.registered(port_of(gateway), new_id()),
         Raw.upgraded(port_of(gateway)),  # these two are through the door
         Raw.connected(port_of(gateway)),
@@ -248,7 +249,7 @@ async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> Non
 async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(
     valkey: ValkeyProcess, new_id: NewId
 ) -> None:
-    async with gateway_here(valkey.url, heartbeat=0.3) as gateway:
+    async with node_in_process(valkey.url, heartbeat=0.3) as gateway:
         port = port_of(gateway)
         async with Raw.registered(port, new_id()) as lively, Raw.registered(port, new_id()) as dead:
             for _ in range(3):
@@ -261,7 +262,7 @@ async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(
 @pytest.mark.parametrize("backlog", [4096, 17])
 async def test_the_backlog_is_what_the_setting_says(valkey: ValkeyProcess, backlog: int) -> None:
     settings: dict[str, Any] = {} if backlog == 4096 else {"backlog": backlog}
-    async with gateway_here(valkey.url, **settings) as gateway:
+    async with node_in_process(valkey.url, **settings) as gateway:
         listener = gateway._public_port._listeners[0]
         # Of a listening socket, tcpi_sacked in struct tcp_info is how long its queue may be.
         information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)

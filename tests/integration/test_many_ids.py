@@ -11,12 +11,12 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import subscriber as link
 
-from ..processes import ValkeyProcess
 from .conftest import Measured
-from .here import gateway_here
+from .in_process import node_in_process
 from .load import until
 from .test_race import Waiting
 
@@ -73,7 +73,7 @@ class Pinging:
 async def many_ids(measured: Measured) -> AsyncIterator[tuple[ValkeyProcess, Node, Pinging]]:
     """A gateway with so many on its one connection to a Redis with default limits, which others use too."""
     with await asyncio.to_thread(ValkeyProcess) as valkey:
-        async with gateway_here(valkey.url) as gateway:
+        async with node_in_process(valkey.url) as gateway:
             members = [Waiting(f"{number:0128}") for number in range(IDS)]
             start = time.monotonic()
             for member in members:

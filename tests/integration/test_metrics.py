@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 import gateway
 from gateway.admin import metrics
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
-from ..processes import NodeProcess, ValkeyProcess
-from .load import crowd, text
+from .load import load_clients, text
 from .raw import Raw
 
 TIMEOUT = aiohttp.ClientTimeout(10)
@@ -73,7 +73,7 @@ async def test_the_numbers_are_those_of_what_was_done(
     with NodeProcess(valkey.url, "--publish-token", TOKEN) as node:
         scrapes = Scrapes(http, node.admin_port)
         await scrapes.until({JSON: 0, CONFIRMED: 0, DELIVERED: 0, STAMPED: 0, OTHERS: 0})
-        async with crowd([node.port], names), redis.asyncio.Redis(port=valkey.port) as backend:
+        async with load_clients([node.port], names), redis.asyncio.Redis(port=valkey.port) as backend:
             held = {"gateway_redis_channels{state=wanted}": BROWSERS, CONFIRMED: BROWSERS, JSON: BROWSERS}
             await scrapes.until({**held, "gateway_redis_channels{state=confirmed}": BROWSERS})
 
@@ -145,7 +145,7 @@ async def test_a_redis_that_goes_is_seen_in_the_numbers(http: aiohttp.ClientSess
         scrapes = Scrapes(http, node.admin_port)
         line = f"gateway_redis_connected{{server={redis_server.url}}}"
         channels = "gateway_redis_channels{state=confirmed}"
-        async with crowd([node.port], ["one", "two"]):
+        async with load_clients([node.port], ["one", "two"]):
             await scrapes.until({line: 1, channels: 2, "gateway_redis_outage_seconds_total{}": 0})
             redis_server.kill()
             gone = await scrapes.until({line: 0, channels: 0, "gateway_redis_outages_total{}": 1, JSON: 2})

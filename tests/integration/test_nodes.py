@@ -6,10 +6,11 @@ import asyncio
 import resource
 from functools import partial
 
-from ..processes import ValkeyProcess
+from gateway.drill.fleet import ValkeyProcess
+
 from .conftest import nodes_on
-from .here import readiness
-from .load import Backend, Browser, crowd, until, without_theirs
+from .in_process import readiness
+from .load import Backend, LoadClient, load_clients, until, without_their_result
 
 BROWSERS = 1_000
 ON_TWO_NODES = 100
@@ -22,30 +23,30 @@ async def test_every_browser_gets_its_own_result_and_no_others() -> None:
     with ValkeyProcess() as valkey, nodes_on(valkey.url, 3) as nodes:
         ports = [node.port for node in nodes]
         async with (
-            crowd(ports, names) as browsers,
-            crowd(ports[1:] + ports[:1], twice) as doubles,  # the same ids, each on the next node
+            load_clients(ports, names) as browsers,
+            load_clients(ports[1:] + ports[:1], twice) as doubles,  # the same ids, each on the next node
             Backend.on(valkey.url) as backend,
         ):
             bodies = [(await readiness(node.admin_port))[1] for node in nodes]
             assert sum(body["sessions"] for body in bodies) == BROWSERS + ON_TWO_NODES
             assert min(body["sessions"] for body in bodies) >= BROWSERS // 3
 
-            counts = await backend.publish_plainly(names)
+            counts = await backend.publish_once(names)
             assert counts == [2] * ON_TWO_NODES + [1] * (BROWSERS - ON_TWO_NODES)
             everybody = browsers + doubles
             await until(lambda: all(browser.results for browser in everybody), "everybody has a result")
             for last in browsers[-3:]:  # one on each node: whatever was still on its way comes before this
                 await backend.client.publish(f"websocket:{last.name}", "LAST")
                 await until(partial(last_came, last), "the last result")
-                last.told.pop()
-            assert without_theirs(everybody) == []
-            assert not any(browser.lost_at for browser in everybody)
+                last.messages.pop()
+            assert without_their_result(everybody) == []
+            assert not any(browser.closed_at for browser in everybody)
         for node in nodes:
             await asyncio.to_thread(node.stop)
             assert node.process.returncode == 0
 
 
-def last_came(browser: Browser) -> bool:
+def last_came(browser: LoadClient) -> bool:
     return browser.results[-1] == "LAST"
 
 

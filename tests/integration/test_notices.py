@@ -13,15 +13,14 @@ import orjson
 import pytest
 import redis.asyncio
 
-from gateway.drill.fleet.cluster import ValkeyCluster
+from gateway.drill.fleet import ValkeyCluster, ValkeyProcess, free_port
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import key_slot
 from gateway.redis.outage import NOTIFY_AFTER
 
-from ..processes import ValkeyProcess, free_port
 from . import stomp
 from .conftest import Measured, Place, nodes_on
-from .here import port_of, unconnected_here
+from .in_process import port_of, unconnected_node
 from .load import SECONDS, Backend
 from .test_events import listen
 
@@ -245,7 +244,7 @@ async def test_of_a_cluster_those_are_told_whose_part_is_gone() -> None:
 @pytest.mark.parametrize("kind", ["redis", "redis+cluster"])
 async def test_a_redis_that_never_was_there_is_missed_as_well(kind: str) -> None:
     async with (
-        unconnected_here(f"{kind}://127.0.0.1:{free_port()}") as gateway,
+        unconnected_node(f"{kind}://127.0.0.1:{free_port()}") as gateway,
         Clients.at(port_of(gateway)) as clients,
     ):
         for client in await clients.watching("a"):

@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis.server import Server
 from gateway.redis.server_broker import ServerBroker
 
-from ..processes import ValkeyProcess
 from .conftest import Line
 from .faults import Proxy, never_probe
-from .here import gateway_here, port_of
-from .load import Backend, crowd, nobody_was_disturbed, until, without_theirs
+from .in_process import node_in_process, port_of
+from .load import Backend, all_undisturbed, load_clients, until, without_their_result
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +39,7 @@ async def probed(gateway: Node, times: int) -> None:
 
 
 async def test_probes_come_through_and_have_a_round_trip(valkey: ValkeyProcess) -> None:
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         await probed(gateway, 10)
         found = broker_of(gateway).probe
         assert found.round_trip is not None
@@ -54,10 +54,10 @@ async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: 
     with await asyncio.to_thread(ValkeyProcess) as new:
         async with (
             Proxy.before(valkey.port) as proxy,
-            gateway_here(proxy.url) as gateway,
-            gateway_here(proxy.url) as control,
-            crowd([port_of(gateway)], names) as browsers,
-            crowd([port_of(control)], control_names) as control_browsers,
+            node_in_process(proxy.url) as gateway,
+            node_in_process(proxy.url) as control,
+            load_clients([port_of(gateway)], names) as browsers,
+            load_clients([port_of(control)], control_names) as control_browsers,
         ):
             never_probe(control)
             await probed(gateway, 1)
@@ -65,13 +65,15 @@ async def test_the_name_of_redis_leads_elsewhere(valkey: ValkeyProcess, logged: 
             async with Backend.on(proxy.url) as backend:
                 await backend.publish_all(names + control_names, 10_000)
                 assert {accepted.receivers for accepted in backend.accepted} == {0}, "nobody is there yet"
-                await until(lambda: not without_theirs(browsers), "every result arrives")
+                await until(lambda: not without_their_result(browsers), "every result arrives")
                 await backend.publish("elsewhere-0", "LIVE", retain=0)
                 assert backend.accepted[-1].receivers == 1
             await probed(gateway, 10)
             assert broker_of(gateway).outages == broker_of(gateway).probe.missed == 1
-            assert nobody_was_disturbed(browsers)
-            assert len(without_theirs(control_browsers)) == len(control_browsers), "control: it stays deaf"
+            assert all_undisturbed(browsers)
+            assert len(without_their_result(control_browsers)) == len(control_browsers), (
+                "control: it stays deaf"
+            )
             assert broker_of(control).outages == 0
     (lost,) = (line for line in logged if line["event"] == "redis connection lost")
     assert lost["reason"] == "a published probe did not arrive on it"
@@ -89,13 +91,13 @@ async def test_a_node_that_may_not_probe_works_on(
     valkey.ask("ACL", "SETUSER", "mute", "on", ">secret", *RIGHTS, *rules)
     names = [f"mute-{len(rules)}-{number}" for number in range(10)]
     async with (
-        gateway_here(valkey.url.replace("//", "//mute:secret@")) as gateway,
-        crowd([port_of(gateway)], names) as browsers,
+        node_in_process(valkey.url.replace("//", "//mute:secret@")) as gateway,
+        load_clients([port_of(gateway)], names) as browsers,
         Backend.on(valkey.url) as backend,
     ):
         await until(lambda: broker_of(gateway).probe.not_published >= 5, "it has tried")
         await backend.publish_all(names, 10_000)
-        await until(lambda: not without_theirs(browsers), "every result arrives")
+        await until(lambda: not without_their_result(browsers), "every result arrives")
         assert broker_of(gateway).outages == 0
         assert broker_of(gateway).probe.missed == 0
     warnings = [line["event"] for line in logged if line["log_level"] == "warning"]
@@ -110,7 +112,7 @@ async def test_while_a_master_hangs_the_next_one_is_looked_for_no_less_often(
     monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.3)
     monkeypatch.setattr(probe, "PROBE_TIMEOUT", 0.3)
     with await asyncio.to_thread(ValkeyProcess) as valkey:
-        async with gateway_here(valkey.url) as gateway:
+        async with node_in_process(valkey.url) as gateway:
             topology = broker_of(gateway)._topology
             find: Callable[[], object] = topology.find
             looks = 0

@@ -11,13 +11,13 @@ import orjson
 import pytest
 
 from gateway import publish
+from gateway.drill.fleet import SentinelGroup, SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from gateway.errors import PublishError, Unconfirmed
 from gateway.publishing import publisher as publisher_module
 from gateway.publishing.api import Outgoing, Published, outgoing
 from gateway.publishing.publisher import ATTEMPT_TIMEOUT, PUBLISH_TIMEOUT, Publisher
 from gateway.redis.cluster.slots import key_slot
 
-from ..processes import SentinelGroup, SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from ..redis.test_sentinel import black_hole
 from ..redis.test_server import HELLO, saying
 

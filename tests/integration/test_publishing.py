@@ -15,15 +15,15 @@ from typing import Any
 import aiohttp
 import pytest
 
+from gateway.drill.fleet import SentinelGroup, ValkeyCluster, ValkeyProcess
 from gateway.node import Node
 from gateway.publishing.publisher import PUBLISH_TIMEOUT
 from gateway.redis.pool import PUBLISHER_NAME
 
 from ..paths import DOCS
-from ..processes import SentinelGroup, ValkeyCluster, ValkeyProcess
 from .conftest import Line
 from .faults import Proxy
-from .here import admin_port_of, gateway_here, port_of
+from .in_process import admin_port_of, node_in_process, port_of
 from .load import until
 from .raw import Raw
 
@@ -54,7 +54,7 @@ class Backend:
 
 
 def node(redis_url: str) -> contextlib.AbstractAsyncContextManager[Node]:
-    return gateway_here(redis_url, publish_token=TOKEN)
+    return node_in_process(redis_url, publish_token=TOKEN)
 
 
 def result(name: str, message_id: str, word: str = "CONFIRMED") -> dict[str, object]:
@@ -103,7 +103,7 @@ async def test_a_thousand_at_once(valkey: ValkeyProcess) -> None:
 
 
 async def test_off_by_default_and_only_on_the_admin_port(valkey: ValkeyProcess) -> None:
-    async with gateway_here(valkey.url) as gateway, Backend.of(gateway) as backend:
+    async with node_in_process(valkey.url) as gateway, Backend.of(gateway) as backend:
         status, answer = await backend.post(result("off", "m"))
         assert status == 403
         assert "off on this node" in answer["error"]["message"]

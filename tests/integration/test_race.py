@@ -13,12 +13,12 @@ import hiredis
 import redis.asyncio
 
 from gateway.core.hub import Member
+from gateway.drill.fleet import ValkeyProcess
 from gateway.messages import Problem, Result
 from gateway.node import Node
 from gateway.publishing.api import SCRIPT
 
-from ..processes import ValkeyProcess
-from .here import gateway_here
+from .in_process import node_in_process
 from .load import until
 
 ROUNDS = {True: 10_000, False: 2_000}  # with the cure and without
@@ -173,7 +173,7 @@ async def race(
     publisher = Publisher()
     transport = await publisher.connect(valkey)
     pool = redis.asyncio.BlockingConnectionPool(port=valkey.port, max_connections=16)
-    async with gateway_here(valkey.url) as gateway, redis.asyncio.Redis.from_pool(pool) as client:
+    async with node_in_process(valkey.url) as gateway, redis.asyncio.Redis.from_pool(pool) as client:
         if control is not None:
             control(gateway, client)
         yield await lost_in_a_race(gateway, publisher, ROUNDS[control is None], retain)

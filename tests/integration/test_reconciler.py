@@ -7,15 +7,15 @@ import random
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import reconciler as audit
 from gateway.redis.server_broker import ServerBroker
 from gateway.redis.subscriber import SubscriberConnection
 
-from ..processes import ValkeyProcess
 from .conftest import Line
-from .here import gateway_here, port_of
-from .load import SECONDS, Backend, crowd, nobody_was_disturbed, result_of, until, without_theirs
+from .in_process import node_in_process, port_of
+from .load import SECONDS, Backend, all_undisturbed, load_clients, result_of, until, without_their_result
 from .test_race import Waiting
 
 CHURN_SECONDS = 1.5
@@ -45,9 +45,9 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
 ) -> None:
     names = [f"missing-{number}" for number in range(20)]
     async with (
-        gateway_here(valkey.url) as gateway,
+        node_in_process(valkey.url) as gateway,
         Backend.on(valkey.url) as backend,
-        crowd([port_of(gateway)], names) as browsers,
+        load_clients([port_of(gateway)], names) as browsers,
     ):
         # The table takes for confirmed what has never been asked for.
         gateway._hub.broker = _Liar(gateway)
@@ -57,14 +57,14 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
         assert member.told == ["registered"]
         await backend.publish_all([*names, "missing"], 10_000)
         assert [accepted.name for accepted in backend.accepted if not accepted.receivers] == ["missing"]
-        await until(lambda: not without_theirs(browsers), "the others hear")
+        await until(lambda: not without_their_result(browsers), "the others hear")
         assert member.told == ["registered"], "control: without the audit it never hears"
         assert await audited(gateway) == 1
         await until(lambda: member.told[1:] == [result_of("missing")], "what was retained arrives")
-        assert await backend.publish_plainly(["missing"]) == [1]
+        assert await backend.publish_once(["missing"]) == [1]
         assert await audited(gateway) == 0
         assert broker_of(gateway).outages == 0
-        assert nobody_was_disturbed(browsers)
+        assert all_undisturbed(browsers)
         gateway._hub.leave(b"websocket:missing", member)
     take_out("reconciler: subscriptions missing", logged)
 
@@ -98,23 +98,23 @@ async def test_with_a_channel_too_many_the_link_is_given_up(
 ) -> None:
     names = [f"surplus-{number}" for number in range(20)]
     async with (
-        gateway_here(valkey.url) as gateway,
+        node_in_process(valkey.url) as gateway,
         Backend.on(valkey.url) as backend,
-        crowd([port_of(gateway)], names) as browsers,
+        load_clients([port_of(gateway)], names) as browsers,
     ):
         member = Waiting("forgotten")
         gateway._hub.register(b"forgotten", member)
         await until(lambda: member.told, "it is registered")
         del gateway._hub._table._channels[b"websocket:forgotten"]
-        assert await backend.publish_plainly(["forgotten"]) == [1]
+        assert await backend.publish_once(["forgotten"]) == [1]
         assert await audited(gateway) == 1
         await until(lambda: not broker_of(gateway).connected, "the link is given up")
         await until(lambda: broker_of(gateway).connected, "there is another")
         await backend.publish_all(names, 10_000)
-        await until(lambda: not without_theirs(browsers), "the others hear")
-        assert await backend.publish_plainly(["forgotten"]) == [0]
+        await until(lambda: not without_their_result(browsers), "the others hear")
+        assert await backend.publish_once(["forgotten"]) == [0]
         assert await audited(gateway) == 0
-        assert nobody_was_disturbed(browsers)
+        assert all_undisturbed(browsers)
     take_out("reconciler: subscription count differs from Redis", logged)
 
 
@@ -130,7 +130,7 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
         monkeypatch.setattr(SubscriberConnection, "idle", True)
     draw = random.Random(20260101)
     loop = asyncio.get_running_loop()
-    async with gateway_here(valkey.url) as gateway, Backend.on(valkey.url) as backend:
+    async with node_in_process(valkey.url) as gateway, Backend.on(valkey.url) as backend:
         hub, broker = gateway._hub, broker_of(gateway)
         members: list[Waiting] = []
         end = loop.time() + (CHURN_SECONDS if cure else SECONDS)

@@ -12,13 +12,13 @@ import pytest
 import redis
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 
 from ..certificates import self_signed
-from ..processes import ValkeyProcess
 from .conftest import Line
 from .faults import Proxy
-from .here import gateway_here, port_of, unconnected_here
+from .in_process import node_in_process, port_of, unconnected_node
 from .load import text, until
 from .raw import Raw
 from .test_redis_rights import ONE_SERVER
@@ -48,7 +48,7 @@ async def administrator(guarded: ValkeyProcess) -> AsyncIterator[redis.asyncio.R
 
 async def serves(url: str, backend: redis.asyncio.Redis, name: str) -> None:
     """A gateway on this Redis delivers a retained result and a live one."""
-    async with gateway_here(url) as gateway:
+    async with node_in_process(url) as gateway:
         await publishing.publish(backend, name, "RETAINED", message_id="1")
         async with Raw.registered(port_of(gateway), name) as browser:
             assert (await browser.message())["authResult"] == "RETAINED"
@@ -74,7 +74,7 @@ async def test_a_retained_result_in_another_database_is_not_seen(
 ) -> None:
     await publishing.publish(administrator, "elsewhere", "RETAINED")
     async with (
-        gateway_here(f"redis://127.0.0.1:{guarded.port}/5") as gateway,
+        node_in_process(f"redis://127.0.0.1:{guarded.port}/5") as gateway,
         Raw.registered(port_of(gateway), "elsewhere") as browser,
     ):
         # Channels, other than keys, belong to no database.
@@ -100,7 +100,7 @@ async def test_tls(
         address = f"rediss://node:{QUOTED}@localhost:{proxy.port}"
         await serves(f"{address}?ssl_ca_certs={certificate}", administrator, "tls")
         for wrong in (address, f"rediss://127.0.0.2:{proxy.port}?ssl_ca_certs={certificate}", proxy.url):
-            async with unconnected_here(wrong) as gateway:
+            async with unconnected_node(wrong) as gateway:
                 await until(
                     lambda: logged[-1]["event"] == "redis unreachable", "the certificate is looked at"
                 )
@@ -112,7 +112,7 @@ async def test_tls(
 async def test_a_node_that_redis_does_not_let_in_says_so_and_keeps_trying(
     guarded: ValkeyProcess, administrator: redis.asyncio.Redis, logged: list[Line], credentials: str
 ) -> None:
-    async with unconnected_here(f"redis://{credentials}@127.0.0.1:{guarded.port}") as gateway:
+    async with unconnected_node(f"redis://{credentials}@127.0.0.1:{guarded.port}") as gateway:
         await until(lambda: logged[-1]["event"] == "redis unreachable", "it says so")
         assert not gateway._broker.ever_connected
     (told,) = (line for line in logged if line["event"] == "redis unreachable")
@@ -141,7 +141,7 @@ async def test_a_node_that_may_not_read_what_is_retained_registers_nobody(
     """It would acknowledge them, and what was published before would never come."""
     await restricted("&websocket:*", "%R~websocket:*", "-get")
     url = f"redis://restricted:secret@127.0.0.1:{guarded.port}"
-    async with gateway_here(url) as gateway, Raw.upgraded(port_of(gateway)) as browser:
+    async with node_in_process(url) as gateway, Raw.upgraded(port_of(gateway)) as browser:
         browser.send(text({"webSocketId": "unreadable"}))
         await until(lambda: "redis connection lost" in [line["event"] for line in logged], "the node notices")
     why = next(line["reason"] for line in logged if line["event"] == "redis connection lost")
@@ -164,7 +164,7 @@ async def test_an_id_that_redis_forbids_harms_no_other(
     rules: tuple[str, ...],
 ) -> None:
     await restricted(*rules)
-    async with gateway_here(f"redis://restricted:secret@127.0.0.1:{guarded.port}") as gateway:
+    async with node_in_process(f"redis://restricted:secret@127.0.0.1:{guarded.port}") as gateway:
         port = port_of(gateway)
         async with (
             Raw.registered(port, "early") as early,
@@ -194,7 +194,7 @@ async def test_rights_that_are_taken_away_later(
     logged: list[Line],
 ) -> None:
     await restricted("&*", "~*")
-    async with gateway_here(f"redis://restricted:secret@127.0.0.1:{guarded.port}") as gateway:
+    async with node_in_process(f"redis://restricted:secret@127.0.0.1:{guarded.port}") as gateway:
         port = port_of(gateway)
         async with Raw.registered(port, "forbidden") as forbidden, Raw.registered(port, "other") as other:
             await restricted("&websocket:[^f]*", "~*")  # Redis drops who listens to what is no longer allowed

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, free_port
 from gateway.node import Node
 from gateway.redis import subscriber as link
 
-from ..processes import NodeProcess, ValkeyProcess, free_port
 from .conftest import Line, Measured, nodes_on
 from .faults import Proxy, never_reread, never_resubscribe
-from .here import admin_port_of, gateway_here, port_of, readiness, unconnected_here
-from .load import Backend, crowd, frame, nobody_was_disturbed, result_of, text, until, without_theirs
+from .in_process import admin_port_of, node_in_process, port_of, readiness, unconnected_node
+from .load import Backend, all_undisturbed, frame, load_clients, result_of, text, until, without_their_result
 from .raw import Raw
 from .test_race import Waiting
 
@@ -68,7 +68,7 @@ async def subscribe_calls(client: redis.asyncio.Redis) -> int:
 @pytest.mark.adds_to("cluster")
 async def test_redis_is_killed_and_restarted_under_load(cluster: Cluster, measured: Measured) -> None:
     names = [f"killed-{number}" for number in range(BROWSERS)]
-    async with crowd(cluster.ports, names) as browsers, Backend.on(cluster.valkey.url) as backend:
+    async with load_clients(cluster.ports, names) as browsers, Backend.on(cluster.valkey.url) as backend:
         publishing = asyncio.create_task(backend.publish_all(names, A_SECOND))
         await until(lambda: len(backend.accepted) >= 60, "the load is on")
         killed = time.time()
@@ -78,8 +78,8 @@ async def test_redis_is_killed_and_restarted_under_load(cluster: Cluster, measur
         restarted = time.time()
         await asyncio.to_thread(cluster.valkey.start)
         await publishing
-        await until(lambda: not without_theirs(browsers), "every result arrives")
-        assert nobody_was_disturbed(browsers)
+        await until(lambda: not without_their_result(browsers), "every result arrives")
+        assert all_undisturbed(browsers)
         back = max(cluster.last("redis connected")) - restarted
         measured("killed Redis, in use again after its restart", back)
         assert back < 2, "Valkey's own start, and half a second's pause at most"
@@ -91,14 +91,14 @@ async def test_redis_is_killed_and_restarted_under_load(cluster: Cluster, measur
 async def test_redis_cuts_its_subscribers_again_and_again_under_load(cluster: Cluster) -> None:
     names = [f"cut-{number}" for number in range(BROWSERS)]
     cuts = 0
-    async with crowd(cluster.ports, names) as browsers, Backend.on(cluster.valkey.url) as backend:
+    async with load_clients(cluster.ports, names) as browsers, Backend.on(cluster.valkey.url) as backend:
         publishing = asyncio.create_task(backend.publish_all(names, A_SECOND))
         while not publishing.done():
             cuts += await backend.client.client_kill_filter(_type="pubsub")
             await asyncio.wait((publishing,), timeout=0.1)
         await publishing
-        await until(lambda: not without_theirs(browsers), "every result arrives")
-        assert nobody_was_disturbed(browsers)
+        await until(lambda: not without_their_result(browsers), "every result arrives")
+        assert all_undisturbed(browsers)
         assert cuts >= 2 * len(cluster.nodes)
 
 
@@ -111,31 +111,33 @@ async def test_redis_is_frozen_under_load(
     monkeypatch.setattr(link, "DEAD_AFTER", 10**9)  # only in this process: for the control
     names = [f"frozen-{number}" for number in range(BROWSERS)]
     async with (
-        crowd(cluster.ports, names) as browsers,
+        load_clients(cluster.ports, names) as browsers,
         Backend.on(cluster.valkey.url) as backend,
-        gateway_here(cluster.valkey.url) as control,
+        node_in_process(cluster.valkey.url) as control,
     ):
         publishing = asyncio.create_task(backend.publish_all(names, A_SECOND))
         await until(lambda: len(backend.accepted) >= 60, "the load is on")
         with cluster.valkey.frozen():
             frozen = time.time()
-            async with crowd(cluster.ports, ["newcomer", "another"], registered=False) as newcomers:
+            async with load_clients(cluster.ports, ["newcomer", "another"], registered=False) as newcomers:
                 last = partial(cluster.last, "redis connection lost")
                 await until(lambda: min(last()) > frozen, "the nodes notice", FROZEN)
                 noticed = [when - frozen for when in last()]
                 measured("frozen Redis, noticed", max(noticed))
                 assert max(noticed) <= NOTICED
                 await asyncio.sleep(frozen + FROZEN - time.time())
-                assert not any(newcomer.told for newcomer in newcomers), "not refused: Redis may come back"
+                assert not any(newcomer.messages for newcomer in newcomers), (
+                    "not refused: Redis may come back"
+                )
                 bodies = [(await readiness(node.admin_port)) for node in cluster.nodes]
                 assert [status for status, _ in bodies] == [200, 200], "turning browsers away helps nobody"
                 assert not any(body["redis"]["connected"] for _, body in bodies)
                 cluster.valkey.thaw()
                 thawed = time.time()
-                await asyncio.gather(*(newcomer.answered.wait() for newcomer in newcomers))
+                await asyncio.gather(*(newcomer.registered.wait() for newcomer in newcomers))
         await publishing
-        await until(lambda: not without_theirs(browsers), "every result arrives")
-        assert nobody_was_disturbed(browsers)
+        await until(lambda: not without_their_result(browsers), "every result arrives")
+        assert all_undisturbed(browsers)
         back = max(cluster.last("redis connected")) - thawed
         measured("frozen Redis, in use again after the thaw", back)
         assert back < 3, "a handshake that hangs has 2 s, and then a pause of half a second at most"
@@ -155,24 +157,26 @@ async def test_a_connection_that_falls_silent_is_replaced(
     async with (
         Proxy.before(valkey.port) as proxy,
         Backend.on(valkey.url) as backend,
-        gateway_here(proxy.url) as control,
+        node_in_process(proxy.url) as control,
     ):
         with await asyncio.to_thread(NodeProcess, proxy.url) as node:
             async with (
-                crowd([node.port], names) as browsers,
-                crowd([port_of(control)], control_names) as control_browsers,
+                load_clients([node.port], names) as browsers,
+                load_clients([port_of(control)], control_names) as control_browsers,
             ):
                 proxy.silence()
                 start = time.monotonic()
                 await backend.publish_all(names + control_names, 10_000)
                 assert {accepted.receivers for accepted in backend.accepted} == {1}, "Redis notices nothing"
-                await until(lambda: not without_theirs(browsers), "every result arrives")
+                await until(lambda: not without_their_result(browsers), "every result arrives")
                 elapsed = time.monotonic() - start
                 measured("silent connection, replaced and results read again", elapsed)
                 assert elapsed < NOTICED + 1
                 await asyncio.sleep(start + NOTICED + 1 - time.monotonic())
-                assert nobody_was_disturbed(browsers)
-                assert len(without_theirs(control_browsers)) == len(control_browsers), "control: all is lost"
+                assert all_undisturbed(browsers)
+                assert len(without_their_result(control_browsers)) == len(control_browsers), (
+                    "control: all is lost"
+                )
             await asyncio.to_thread(node.stop)
 
 
@@ -192,20 +196,22 @@ async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
     async with (
         Proxy.before(valkey.port) as proxy,
         Backend.on(valkey.url) as backend,
-        gateway_here(proxy.url) as gateway,
+        node_in_process(proxy.url) as gateway,
     ):
         proxy.delay = LATE
         start = time.monotonic()
-        async with crowd([port_of(gateway)], names) as browsers:
+        async with load_clients([port_of(gateway)], names) as browsers:
             assert time.monotonic() - start >= 2 * LATE, "the answer waits for Redis"
             with proxy.paused():
                 await backend.publish_all(names, 10_000, retain=0)
                 await asyncio.sleep(PAUSED)
                 assert not any(browser.results for browser in browsers)
             if cure:
-                await until(lambda: not without_theirs(browsers), "every result arrives, without retention")
+                await until(
+                    lambda: not without_their_result(browsers), "every result arrives, without retention"
+                )
             assert (gateway._broker.outages == 0) is cure
-            assert nobody_was_disturbed(browsers)
+            assert all_undisturbed(browsers)
 
 
 async def missed(
@@ -216,7 +222,7 @@ async def missed(
     `strike` ends the connection to Redis; the proxy sees to it that the next one comes late enough.
     """
     names = [f"{stem}-{number}" for number in range(100)]
-    async with crowd([port_of(gateway)], names) as browsers:
+    async with load_clients([port_of(gateway)], names) as browsers:
         proxy.barred = True
         await strike()
         await until(lambda: not gateway._broker.connected, "the loss is noticed")
@@ -229,7 +235,7 @@ async def missed(
             for name in (*names, f"{stem}-last"):
                 await backend.client.publish(f"websocket:{name}", "LIVE")
             assert (await last.message())["authResult"] == "LIVE"
-        assert nobody_was_disturbed(browsers)
+        assert all_undisturbed(browsers)
         for browser in browsers:
             browser.send(frame(8, b"\x03\xe8"))  # its answer comes behind all results
         await until(lambda: all(browser.close_code for browser in browsers), "all have said goodbye")
@@ -251,7 +257,7 @@ async def test_results_published_while_redis_is_away(
         async with (
             Proxy.before(valkey.port) as proxy,
             Backend.on(valkey.url) as backend,
-            gateway_here(proxy.url) as gateway,
+            node_in_process(proxy.url) as gateway,
         ):
 
             async def kill_and_restart() -> None:
@@ -280,7 +286,7 @@ async def ids_come_back(
 ) -> None:
     monkeypatch.setattr(link, "SUBSCRIBE_BATCH", batch)
     ids = 1_000
-    async with gateway_here(valkey.url) as gateway, redis.asyncio.Redis(port=valkey.port) as backend:
+    async with node_in_process(valkey.url) as gateway, redis.asyncio.Redis(port=valkey.port) as backend:
         members = [Waiting(f"batches-{batch}-{number:0120}") for number in range(ids)]
         for member in members:
             gateway._hub.register(member.name.encode(), member)
@@ -310,9 +316,9 @@ async def test_browsers_that_register_before_redis_is_there(logged: list[Line]) 
     port = free_port()
     url = f"redis://127.0.0.1:{port}"
     async with (
-        unconnected_here(url, registration_timeout=8) as patient,
-        unconnected_here(url, registration_timeout=0.3) as impatient,
-        crowd([port_of(patient)], ["early-1", "early-2"], registered=False) as browsers,
+        unconnected_node(url, registration_timeout=8) as patient,
+        unconnected_node(url, registration_timeout=0.3) as impatient,
+        load_clients([port_of(patient)], ["early-1", "early-2"], registered=False) as browsers,
         Raw.upgraded(port_of(impatient)) as turned_away,
     ):
         status, body = await readiness(admin_port_of(patient))
@@ -321,16 +327,16 @@ async def test_browsers_that_register_before_redis_is_there(logged: list[Line]) 
         turned_away.send(text({"webSocketId": "early-3"}))
         code, _ = await turned_away.closed()  # and no registrationSucceeded: false before it
         assert code == 1013
-        assert not any(browser.told for browser in browsers)
+        assert not any(browser.messages for browser in browsers)
         with await asyncio.to_thread(ValkeyProcess, port=port) as valkey:
-            await asyncio.gather(*(browser.answered.wait() for browser in browsers))
+            await asyncio.gather(*(browser.registered.wait() for browser in browsers))
             assert (await readiness(admin_port_of(patient)))[0] == 200
             async with Backend.on(valkey.url) as backend:
                 await backend.publish_all(["early-1", "early-2"], 1_000, retain=0)
-                await until(lambda: not without_theirs(browsers), "they hear")
+                await until(lambda: not without_their_result(browsers), "they hear")
                 assert await backend.client.pubsub_numsub("websocket:early-3") == [(b"websocket:early-3", 0)]
             await until(lambda: impatient._broker.connected, "the other one finds it too")
-        assert nobody_was_disturbed(browsers)
+        assert all_undisturbed(browsers)
     assert [line["event"] for line in logged].count("redis unreachable") == 2, (
         "told once, not at each attempt"
     )
@@ -339,7 +345,7 @@ async def test_browsers_that_register_before_redis_is_there(logged: list[Line]) 
 async def test_redis_goes_while_a_browser_registers() -> None:
     with await asyncio.to_thread(ValkeyProcess) as valkey:
         async with (
-            gateway_here(valkey.url, registration_timeout=0.5) as gateway,
+            node_in_process(valkey.url, registration_timeout=0.5) as gateway,
             Raw.registered(port_of(gateway), "before") as before,
         ):
             await asyncio.to_thread(valkey.kill)

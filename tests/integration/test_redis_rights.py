@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from gateway.drill.fleet import ValkeyCluster, ValkeyProcess
 from gateway.node import Node
 from gateway.redis import probe
 from gateway.redis import reconciler as audit
@@ -15,10 +16,9 @@ from gateway.redis.cluster.slots import SLOT_COUNT as SLOTS
 from gateway.redis.server_broker import ServerBroker
 
 from ..paths import DOCS
-from ..processes import ValkeyCluster, ValkeyProcess
 from .conftest import Line
-from .here import port_of, unconnected_here
-from .load import SECONDS, PublisherBackend, crowd, until, without_theirs
+from .in_process import port_of, unconnected_node
+from .load import SECONDS, PublisherBackend, load_clients, until, without_their_result
 from .test_cluster import names_in
 
 ACCESS = DOCS / "redis-access.md"
@@ -63,12 +63,12 @@ async def what_works(url: str, names: list[str], backend: PublisherBackend, expe
     works: set[str] = set()
     serves = "serve" in expected
     deadline = SECONDS if serves else PATIENCE
-    async with unconnected_here(url, registration_timeout=deadline) as gateway:
+    async with unconnected_node(url, registration_timeout=deadline) as gateway:
         if not await comes("Redis", lambda: gateway._broker.connected, expected=serves):
             return works
         await backend.publish_all(names, 1_000)
-        async with crowd([port_of(gateway)], names, registered=False) as browsers:
-            if not await comes("the results", lambda: not without_theirs(browsers), expected=serves):
+        async with load_clients([port_of(gateway)], names, registered=False) as browsers:
+            if not await comes("the results", lambda: not without_their_result(browsers), expected=serves):
                 return works
             brokers = brokers_of(gateway)
             if await comes(

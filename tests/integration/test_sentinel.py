@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from gateway.drill.fleet import logged_at
+from gateway.drill.fleet import NodeProcess, SentinelGroup, ValkeyProcess, logged_at
 
-from ..processes import NodeProcess, SentinelGroup, ValkeyProcess
 from .conftest import Line, Measured, nodes_on
 from .faults import ask_once, never_probe
-from .here import gateway_here, port_of
-from .load import Backend, PublisherBackend, crowd, nobody_was_disturbed, until, without_theirs
+from .in_process import node_in_process, port_of
+from .load import Backend, PublisherBackend, all_undisturbed, load_clients, until, without_their_result
 
 BROWSERS = 300
 CONTROLS = 20
@@ -79,9 +78,9 @@ async def test_a_master_fails(
     with nodes_on(url_of(sentinels), 2) as nodes:
         async with (
             PublisherBackend.to(url_of(sentinels)) as backend,
-            gateway_here(url_of(sentinels)) as control,
-            crowd([node.port for node in nodes], names) as browsers,
-            crowd([port_of(control)], control_names) as control_browsers,
+            node_in_process(url_of(sentinels)) as control,
+            load_clients([node.port for node in nodes], names) as browsers,
+            load_clients([port_of(control)], control_names) as control_browsers,
         ):
             await ask_once(control)
             publishing = asyncio.create_task(backend.publish_all(names, A_SECOND))
@@ -95,11 +94,11 @@ async def test_a_master_fails(
             assert took <= MOVED
             await publishing
             await backend.publish_all(control_names, 1_000)
-            await until(lambda: not without_theirs(browsers), "every result arrives")
-            assert nobody_was_disturbed(browsers)
+            await until(lambda: not without_their_result(browsers), "every result arrives")
+            assert all_undisturbed(browsers)
             late = [accepted for accepted in backend.accepted if accepted.at > promoted]
             assert len(late) > BROWSERS // 4, "the load was on all the time"
-            assert len(without_theirs(control_browsers)) == CONTROLS, (
+            assert len(without_their_result(control_browsers)) == CONTROLS, (
                 "control: stays where there was a master"
             )
             await back_and_not_followed(sentinels, first, second, nodes)
@@ -134,9 +133,9 @@ async def test_a_master_is_deposed_and_does_not_know_it(sentinels: SentinelGroup
     with nodes_on(url_of(sentinels), 2) as nodes:
         async with (
             PublisherBackend.to(url_of(sentinels)) as backend,
-            gateway_here(url_of(sentinels)) as control,
-            crowd([node.port for node in nodes], names) as browsers,
-            crowd([port_of(control)], control_names) as control_browsers,
+            node_in_process(url_of(sentinels)) as control,
+            load_clients([node.port for node in nodes], names) as browsers,
+            load_clients([port_of(control)], control_names) as control_browsers,
         ):
             never_probe(control)
             half = BROWSERS // 2
@@ -152,8 +151,10 @@ async def test_a_master_is_deposed_and_does_not_know_it(sentinels: SentinelGroup
             took = max(moves(node, second)[0] for node in nodes) - promoted
             measured("deposed: on the new master, once it was there", took)
             assert took <= MOVED
-            await until(lambda: not without_theirs(browsers), "every result arrives")
-            assert nobody_was_disturbed(browsers)
+            await until(lambda: not without_their_result(browsers), "every result arrives")
+            assert all_undisturbed(browsers)
             assert first.ask("ROLE")[0] == "master", "it has never been told"
             assert control._broker.outages == 0, "control: without the probe the link looks well"
-            assert len(without_theirs(control_browsers)) == CONTROLS, "control: without the probe it is deaf"
+            assert len(without_their_result(control_browsers)) == CONTROLS, (
+                "control: without the probe it is deaf"
+            )

@@ -12,13 +12,13 @@ import pytest
 import redis.asyncio
 from yarl import URL
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 from gateway.transports import sockjs
 
-from ..processes import ValkeyProcess
 from . import stomp
 from .conftest import Line, Place
-from .here import gateway_here, port_of
+from .in_process import node_in_process, port_of
 from .load import SECONDS, until
 from .raw import Raw
 
@@ -262,7 +262,7 @@ async def test_who_may_embed_the_page_for_iframes(valkey: ValkeyProcess, http: H
         "allowed_origins": [ORIGIN, "same-origin"],
         "sockjs_url": "https://cdn.example/s.js",
     }
-    async with gateway_here(valkey.url, **settings) as gateway:
+    async with node_in_process(valkey.url, **settings) as gateway:
         answer = await http.get(url(port_of(gateway), "/iframe.html"))
         assert answer.headers["Content-Security-Policy"] == f"frame-ancestors {ORIGIN} 'self'"
         assert '<script src="https://cdn.example/s.js"></script>' in await answer.text()
@@ -338,7 +338,7 @@ POSTS = ["/0/0/xhr", "/0/0/xhr_send", "/0/0/xhr_streaming"]
 async def test_a_browser_asks_before_it_sends(
     valkey: ValkeyProcess, http: Http, path: str, origin: str
 ) -> None:
-    async with gateway_here(valkey.url, allowed_origins="*") as gateway:
+    async with node_in_process(valkey.url, allowed_origins="*") as gateway:
         for asked in ("content-type, x-csrf-token", ""):
             headers = {
                 "Origin": origin,
@@ -359,7 +359,7 @@ async def test_a_browser_asks_before_it_sends(
 
 
 async def test_only_pages_from_allowed_origins(valkey: ValkeyProcess, http: Http) -> None:
-    async with gateway_here(valkey.url, allowed_origins=ORIGIN) as gateway:
+    async with node_in_process(valkey.url, allowed_origins=ORIGIN) as gateway:
         requests = [("GET", "/info"), ("GET", "/0/1/eventsource"), *(("POST", path) for path in POSTS)]
         requests += [("OPTIONS", path) for path in POSTS]
         for method, path in requests:
@@ -504,7 +504,7 @@ async def test_a_client_that_does_not_come_back(
     valkey: ValkeyProcess, http: Http, new_id: NewId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sockjs, "DISCONNECT_DELAY", 0.3)
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         page = Page(http, port_of(gateway), new_id())
         assert await page.poll() == "o"
         assert gateway.sessions == 1
@@ -514,7 +514,7 @@ async def test_a_client_that_does_not_come_back(
 
 
 async def test_heartbeats(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, heartbeat=0.2) as gateway:
+    async with node_in_process(valkey.url, heartbeat=0.2) as gateway:
         name = new_id()
         page = Page(http, port_of(gateway), name)
         plain = [text.replace("10000,10000", "0,0") for text in stomp.conversation(name)]
@@ -541,7 +541,7 @@ async def test_heartbeats(valkey: ValkeyProcess, http: Http, new_id: NewId) -> N
 
 
 async def test_stomp_heart_beats_inside(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, heartbeat=1.0) as gateway:
+    async with node_in_process(valkey.url, heartbeat=1.0) as gateway:
         page = Page(http, port_of(gateway), new_id())
         listener = await stream(page, "xhr_streaming")
         assert await listener.frame() == "o"
@@ -561,7 +561,7 @@ async def test_a_stream_ends_when_the_browser_has_had_enough(
 ) -> None:
     name = new_id()
     page_data = {"text": "x%ä" * 10_000}
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         page = Page(http, port_of(gateway), name)
         listener = await stream(page, kind)
         assert await listener.frame() == "o"
@@ -647,7 +647,7 @@ async def test_http_1_0(place: Place, new_id: NewId) -> None:
 
 
 async def test_limits(valkey: ValkeyProcess, http: Http) -> None:
-    async with gateway_here(valkey.url, max_sessions_per_ip=1) as gateway:
+    async with node_in_process(valkey.url, max_sessions_per_ip=1) as gateway:
         page, other = Page(http, port_of(gateway), "one"), Page(http, port_of(gateway), "two")
         assert await page.poll() == "o"
         for kind in ("xhr", "xhr_streaming"):
@@ -658,7 +658,7 @@ async def test_limits(valkey: ValkeyProcess, http: Http) -> None:
             await http.ws_connect(other.at / "websocket")
         await page.say(stomp.CONNECT)  # who is in is not counted again
         await page.poll()
-    async with gateway_here(valkey.url, max_sessions=1) as gateway:
+    async with node_in_process(valkey.url, max_sessions=1) as gateway:
         listener = await stream(Page(http, port_of(gateway), "one"), "eventsource")
         async with http.get(Page(http, port_of(gateway), "two").at / "eventsource") as answer:
             assert answer.status == 503
@@ -668,7 +668,7 @@ async def test_limits(valkey: ValkeyProcess, http: Http) -> None:
 
 
 async def test_who_has_its_goodbye_takes_nobodys_place(valkey: ValkeyProcess, http: Http) -> None:
-    async with gateway_here(valkey.url, max_sessions=1) as gateway:
+    async with node_in_process(valkey.url, max_sessions=1) as gateway:
         for name in ("one", "two", "three"):
             page = Page(http, port_of(gateway), name)
             assert await page.poll() == "o", "there is room at once"
@@ -681,7 +681,7 @@ async def test_who_has_its_goodbye_takes_nobodys_place(valkey: ValkeyProcess, ht
 
 async def test_deadlines_and_rates(valkey: ValkeyProcess, http: Http) -> None:
     settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
-    async with gateway_here(valkey.url, **settings) as gateway:
+    async with node_in_process(valkey.url, **settings) as gateway:
         page = Page(http, port_of(gateway), "one")
         assert await page.poll() == "o"
         assert await page.poll() == 'c[1008,"registration timeout"]'
@@ -697,7 +697,7 @@ async def test_deadlines_and_rates(valkey: ValkeyProcess, http: Http) -> None:
 
 
 async def test_a_body_that_does_not_come(valkey: ValkeyProcess, new_id: NewId) -> None:
-    async with gateway_here(valkey.url, handshake_timeout=0.2) as gateway:
+    async with node_in_process(valkey.url, handshake_timeout=0.2) as gateway:
         for path in ("xhr", "xhr_streaming"):
             async with Raw.connected(port_of(gateway)) as client:
                 request = (
@@ -712,7 +712,7 @@ async def test_a_client_that_does_not_poll_is_not_kept_for(
     valkey: ValkeyProcess, http: Http, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     name = new_id()
-    async with gateway_here(valkey.url, write_buffer=2048) as gateway:
+    async with node_in_process(valkey.url, write_buffer=2048) as gateway:
         page = Page(http, port_of(gateway), name)
         await page.polled(name)
         while await backend.publish(f"websocket:{name}", "CONTINUE"):
@@ -724,7 +724,7 @@ async def test_a_client_that_does_not_read_its_stream(
     valkey: ValkeyProcess, http: Http, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     name = new_id()
-    async with gateway_here(valkey.url) as gateway:
+    async with node_in_process(valkey.url) as gateway:
         page = Page(http, port_of(gateway), name)
         await page.polled(name)
         async with Raw.connected(port_of(gateway), receive_buffer=4096) as client:
@@ -739,7 +739,7 @@ async def test_a_client_that_does_not_read_its_stream(
 async def test_a_node_that_stops_says_so(
     valkey: ValkeyProcess, http: Http, new_id: NewId, logged: list[Line]
 ) -> None:
-    async with gateway_here(valkey.url, close_timeout=0.1) as gateway:
+    async with node_in_process(valkey.url, close_timeout=0.1) as gateway:
         polling, streaming = Page(http, port_of(gateway), new_id()), Page(http, port_of(gateway), new_id())
         assert await polling.poll() == "o"
         listener = await stream(streaming, "xhr_streaming")

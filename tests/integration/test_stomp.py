@@ -11,12 +11,12 @@ import aiohttp
 import pytest
 import redis.asyncio
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.publishing import api as publishing
 
-from ..processes import ValkeyProcess
 from . import stomp
 from .conftest import Place
-from .here import gateway_here, port_of
+from .in_process import node_in_process, port_of
 from .load import SECONDS, until
 
 NewId = Callable[[], str]
@@ -168,7 +168,7 @@ async def test_limits_and_deadlines_are_those_of_json(
     valkey: ValkeyProcess, http: aiohttp.ClientSession, new_id: NewId
 ) -> None:
     settings: dict[str, Any] = {"registration_timeout": 0.3, "messages_per_second": 5}
-    async with gateway_here(valkey.url, **settings) as gateway:
+    async with node_in_process(valkey.url, **settings) as gateway:
         page = await connect(http, port_of(gateway), "/websocket/websocket")
         await page.say(stomp.CONNECT)
         await page.hear()
@@ -187,7 +187,7 @@ async def test_limits_and_deadlines_are_those_of_json(
 async def test_heart_beats_both_ways(
     valkey: ValkeyProcess, http: aiohttp.ClientSession, new_id: NewId
 ) -> None:
-    async with gateway_here(valkey.url, heartbeat=1.0) as gateway:
+    async with node_in_process(valkey.url, heartbeat=1.0) as gateway:
         page = await connect(http, port_of(gateway), "/ws", "v12.stomp")
         connect_with = stomp.CONNECT.replace("10000,10000", "0,100")
         await page.say(connect_with, stomp.TO_REGISTRATION)
@@ -205,7 +205,7 @@ async def test_a_client_that_answers_pings_may_break_its_promise(
     valkey: ValkeyProcess, http: aiohttp.ClientSession, backend: redis.asyncio.Redis, new_id: NewId
 ) -> None:
     """As a browser does whose page is frozen; another client, which answers nothing at all, is dropped."""
-    async with gateway_here(valkey.url, heartbeat=0.2) as gateway:
+    async with node_in_process(valkey.url, heartbeat=0.2) as gateway:
         mute = await connect(http, port_of(gateway), "/ws", "v12.stomp", autoping=False)
         page = await connect(http, port_of(gateway), "/ws", "v12.stomp")
         for each in (mute, page):

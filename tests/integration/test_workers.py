@@ -17,14 +17,14 @@ import pytest
 import redis.asyncio
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, free_port
 from gateway.errors import EmbeddedError
 from gateway.server.affinity import owner
 
-from ..processes import NodeProcess, ValkeyProcess, free_port
 from . import stomp
 from .conftest import complaints
-from .here import readiness
-from .load import SECONDS, Backend, Browser, crowd, frame, result_of, until, without_theirs
+from .in_process import readiness
+from .load import SECONDS, Backend, LoadClient, frame, load_clients, result_of, until, without_their_result
 from .raw import Raw
 
 COUNT = 3
@@ -94,12 +94,12 @@ async def test_browsers_are_spread_and_each_gets_its_result(
     valkey: ValkeyProcess, three_workers: NodeProcess
 ) -> None:
     names = [f"spread-{number}" for number in range(BROWSERS)]
-    async with crowd([three_workers.port], names) as browsers, Backend.on(valkey.url) as backend:
+    async with load_clients([three_workers.port], names) as browsers, Backend.on(valkey.url) as backend:
         held = await sessions(three_workers)
         assert sum(held) >= BROWSERS
         assert all(held), "each worker has a part"
-        await backend.publish_plainly(names)
-        await until(lambda: not without_theirs(browsers), "everybody has its result")
+        await backend.publish_once(names)
+        await until(lambda: not without_their_result(browsers), "everybody has its result")
 
 
 async def converse(raws: Sequence[Raw], session: str, name: str, backend: redis.asyncio.Redis) -> None:
@@ -206,7 +206,7 @@ async def test_results_come_in_by_http(valkey: ValkeyProcess) -> None:
 async def test_metrics_of_all_workers(valkey: ValkeyProcess) -> None:
     with node_of(valkey, "--publish-token", TOKEN) as node:
         async with (
-            crowd([node.port], [f"metrics-{number}" for number in range(30)]),
+            load_clients([node.port], [f"metrics-{number}" for number in range(30)]),
             aiohttp.ClientSession() as http,
         ):
             async with http.get(f"http://127.0.0.1:{node.admin_port}/metrics") as answer:
@@ -244,16 +244,16 @@ HANDSHAKE_BYTES = (
 async def test_a_worker_that_is_killed_is_replaced(valkey: ValkeyProcess) -> None:
     names = [f"killed-{number}" for number in range(BROWSERS)]
     with node_of(valkey) as node:
-        async with crowd([node.port], names) as browsers, Backend.on(valkey.url) as backend:
+        async with load_clients([node.port], names) as browsers, Backend.on(valkey.url) as backend:
             before = pids(node)
             os.kill(before[1], signal.SIGKILL)
             await until(lambda: pids(node)[1] not in (0, before[1]), "there is another")
-            lost = [browser for browser in browsers if browser.lost_at]
+            lost = [browser for browser in browsers if browser.closed_at]
             assert 0 < len(lost) < BROWSERS, "only its own sessions"
-            async with crowd([node.port], [browser.name for browser in lost]) as back:
-                await backend.publish_plainly(names)
+            async with load_clients([node.port], [browser.name for browser in lost]) as back:
+                await backend.publish_once(names)
                 stayed = [browser for browser in browsers if browser not in lost]
-                await until(lambda: not without_theirs([*stayed, *back]), "everybody has its result")
+                await until(lambda: not without_their_result([*stayed, *back]), "everybody has its result")
             assert [pid for pid in pids(node) if pid in before] == [before[0], before[2]]
         (ended,) = node.logged("worker ended")
         assert (ended["worker"], ended["signal"]) == (2, "SIGKILL")
@@ -261,10 +261,10 @@ async def test_a_worker_that_is_killed_is_replaced(valkey: ValkeyProcess) -> Non
 
 
 @contextlib.asynccontextmanager
-async def arrivals(node: NodeProcess, count: int) -> AsyncIterator[list[Browser]]:
+async def arrivals(node: NodeProcess, count: int) -> AsyncIterator[list[LoadClient]]:
     """Browsers that connect and may have to wait for their answer."""
     names = [f"arrival-{time.monotonic_ns()}-{number}" for number in range(count)]
-    async with crowd([node.port], names, registered=False) as browsers:
+    async with load_clients([node.port], names, registered=False) as browsers:
         yield browsers
 
 
@@ -279,11 +279,11 @@ async def test_others_take_what_comes_for_one_that_is_gone(valkey: ValkeyProcess
         started = time.monotonic()
         async with arrivals(node, 30) as browsers:
             if not relieved:
-                await until(lambda: sum(b.answered.is_set() for b in browsers) >= 10, "some are answered")
+                await until(lambda: sum(b.registered.is_set() for b in browsers) >= 10, "some are answered")
                 await asyncio.sleep(0.5)
-                assert not all(browser.answered.is_set() for browser in browsers)
+                assert not all(browser.registered.is_set() for browser in browsers)
                 return
-            await until(lambda: all(browser.answered.is_set() for browser in browsers), "all are answered")
+            await until(lambda: all(browser.registered.is_set() for browser in browsers), "all are answered")
             assert time.monotonic() - started < SOON
             async with Raw.connected(node.port) as raw:
                 raw.send(request(next(session_of(1)), "xhr"))
@@ -298,7 +298,7 @@ async def test_a_worker_that_hangs_is_relieved_and_then_replaced(valkey: ValkeyP
         hung = pids(node)[0]
         os.kill(hung, signal.SIGSTOP)
         async with arrivals(node, 30) as browsers:
-            await until(lambda: all(browser.answered.is_set() for browser in browsers), "all are answered")
+            await until(lambda: all(browser.registered.is_set() for browser in browsers), "all are answered")
         await until(lambda: node.logged("worker killed"), "the parent has noticed")
         await until(lambda: pids(node)[0] not in (0, hung), "there is another")
         assert not lives(hung)
@@ -328,7 +328,7 @@ async def test_a_worker_that_cannot_be_replaced_makes_the_node_ill(valkey: Valke
 async def test_one_worker_can_be_told_to_leave(valkey: ValkeyProcess) -> None:
     names = [f"left-{number}" for number in range(BROWSERS)]
     with node_of(valkey) as node:
-        async with crowd([node.port], names) as browsers:
+        async with load_clients([node.port], names) as browsers:
             before = pids(node)
             os.kill(before[0], signal.SIGTERM)
             await until(lambda: pids(node)[0] not in (0, before[0]), "there is another")
@@ -387,22 +387,24 @@ async def test_a_drain_covers_all_workers(valkey: ValkeyProcess) -> None:
     names = [f"drained-{number}" for number in range(BROWSERS)]
     delay, seconds = 1.0, 1.5
     with node_of(valkey, "--drain-delay", str(delay), "--drain-seconds", str(seconds)) as node:
-        async with crowd([node.port], names) as browsers, Backend.on(valkey.url) as backend:
+        async with load_clients([node.port], names) as browsers, Backend.on(valkey.url) as backend:
             start = time.monotonic()
             node.signal(signal.SIGTERM)
             await until(lambda: len(node.logged("draining")) == COUNT + 1, "all have heard")
             status, body = await readiness(node.admin_port)
             assert (status, body["ready"], body["reasons"]) == (503, False, ["draining"])
             async with Raw.registered(node.port, "drained-late") as late:
-                await backend.publish_plainly([*names, "drained-late"])
+                await backend.publish_once([*names, "drained-late"])
                 assert (await late.message())["authResult"] == result_of("drained-late")
-                await until(lambda: not without_theirs(browsers), "results arrive while the node drains")
+                await until(
+                    lambda: not without_their_result(browsers), "results arrive while the node drains"
+                )
                 assert await late.closed() == (1012, "service restart")
                 late.send(frame(8, b"\x03\xf4"))
             assert await exit_of(node) == 0
-            await until(lambda: all(browser.lost_at for browser in browsers), "all connections have ended")
+            await until(lambda: all(browser.closed_at for browser in browsers), "all connections have ended")
         assert {browser.close_code for browser in browsers} == {1012}
-        closed = sorted(browser.lost_at - start for browser in browsers if browser.lost_at)
+        closed = sorted(browser.closed_at - start for browser in browsers if browser.closed_at)
         for number, moment in enumerate(closed):  # each worker is even by itself, to one session
             assert moment >= delay + seconds * (number - COUNT) / BROWSERS - 0.15, f"{number} too soon"
         assert closed[-1] < delay + seconds + SOON

@@ -17,13 +17,13 @@ import redis
 import redis.asyncio
 
 import gateway
+from gateway.drill.fleet import SentinelProcess, ValkeyCluster, ValkeyProcess
 from gateway.errors import GatewayError, PublishError
 from gateway.messages import parse_result
 from gateway.publishing.api import SCRIPT, Published, publish
 from gateway.publishing.publisher import Publisher
 
 from ..paths import DOCS
-from ..processes import SentinelProcess, ValkeyCluster, ValkeyProcess
 
 CHANNEL = "websocket:12345678"
 ACCESS = DOCS / "redis-access.md"

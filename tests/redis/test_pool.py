@@ -6,10 +6,9 @@ import asyncio
 
 import pytest
 
+from gateway.drill.fleet import ValkeyProcess
 from gateway.redis.pool import PUBLISHER_NAME, ConnectionPool
 from gateway.redis.server import Server
-
-from ..processes import ValkeyProcess
 
 
 async def test_a_connection_is_kept_until_it_is_lost_or_dropped(valkey: ValkeyProcess) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.drill.fleet import SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from gateway.errors import NoMaster
 from gateway.redis import router as routers
 from gateway.redis.cluster import router as cluster_routers
@@ -17,7 +18,6 @@ from gateway.redis.router import Router
 from gateway.redis.sentinel import Sentinels
 from gateway.redis.url import Address, parse_redis_url
 
-from ..processes import SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from .test_sentinel import black_hole
 
 ASKED = Address("10.0.0.1", 7000)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from gateway.drill.fleet import SentinelProcess, ValkeyProcess, free_port, wait_until
 from gateway.errors import GatewayError, NoMaster
 from gateway.redis import sentinel as sentinels
 from gateway.redis.sentinel import Sentinels
@@ -21,7 +22,6 @@ from gateway.redis.url import Address, parse_redis_url
 from ..certificates import self_signed
 from ..integration.faults import Proxy
 from ..integration.load import until
-from ..processes import SentinelProcess, ValkeyProcess, free_port, wait_until
 
 BEFORE, AFTER = 7001, 7002  # ports of masters that need not exist
 

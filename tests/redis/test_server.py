@@ -13,10 +13,9 @@ import hiredis
 import pytest
 import redis
 
+from gateway.drill.fleet import ValkeyProcess, free_port
 from gateway.redis.connection import Connection, ConnectionLost, ReplyError
 from gateway.redis.server import Server
-
-from ..processes import ValkeyProcess, free_port
 
 HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
 

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from gateway.telemetry import logs
 
+from ..fakes import Clock
+
 
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
@@ -126,13 +128,6 @@ def test_what_json_does_not_know_is_written_all_the_same(stream: io.StringIO) ->
     logs.configure("info", "json", stream=stream)
     structlog.get_logger().info("odd", thing={1: object}, path="\udc80")
     assert parsed(stream)[0]["path"] == "\udc80"
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def passes(folding: logs.Folding, **event: object) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 import gateway
+from gateway.drill.fleet import NodeProcess, ValkeyProcess
 from gateway.messages import Origin
 from gateway.publishing.api import current_trace
 from gateway.telemetry import tracing as module
@@ -25,7 +26,6 @@ from gateway.telemetry.tracing import Tracing
 
 from ..integration.load import until
 from ..integration.raw import Raw
-from ..processes import NodeProcess, ValkeyProcess
 
 TRACE = 0x0AF7651916CD43DD8448EB211C80319C
 PARENT = 0xB7AD6B7169203331

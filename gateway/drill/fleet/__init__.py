@@ -1,21 +1,26 @@
-"""Real processes on ports of 127.0.0.1, for drills and for the tests: each is a block that leaves nothing.
+"""Real processes on ports of this machine's loopback, for drills, tests and benchmarks.
 
     process     a child process; free ports; waiting
     valkey      one server
-    sentinel    a master, replicas and three sentinels
-    cluster     a Cluster, its failover and the moving of its slots
+    sentinel    a master, replicas and three Sentinels
+    cluster     a Cluster, its failover, and moving its slots
     node        a gateway node
-    balancer    HAProxy with the shipped configuration
+    nodes       several of them on one Redis
+    haproxy     HAProxy with the shipped configuration
+    nginx       nginx with a given configuration
 
-They know nothing of drills. Starting and waiting blocks; code on an event loop calls it in a thread.
+Each is a context manager that leaves no process and no file behind. They know nothing of drills. Starting and
+waiting blocks; code on an event loop calls them in a thread.
 """
 
 from __future__ import annotations
 
-from .balancer import Balancer, address, available, configuration
 from .cluster import ClusterNodeProcess, ValkeyCluster
+from .haproxy import HAProxyProcess, haproxy_available
+from .nginx import NginxProcess
 from .node import NodeProcess, logged_at
-from .process import START_SECONDS, Process, free_port, wait_until
+from .nodes import NodeGroup
+from .process import START_SECONDS, Process, free_port, spawn, wait_until
 from .sentinel import SentinelGroup, SentinelProcess
 from .valkey import ValkeyProcess
 
@@ -23,6 +28,7 @@ __all__ = [
     "START_SECONDS",
     "Process",
     "free_port",
+    "spawn",
     "wait_until",
     "ValkeyProcess",
     "SentinelProcess",
@@ -30,9 +36,9 @@ __all__ = [
     "ClusterNodeProcess",
     "ValkeyCluster",
     "NodeProcess",
+    "NodeGroup",
     "logged_at",
-    "address",
-    "available",
-    "configuration",
-    "Balancer",
+    "HAProxyProcess",
+    "haproxy_available",
+    "NginxProcess",
 ]

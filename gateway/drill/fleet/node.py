@@ -1,4 +1,4 @@
-"""A gateway node in a process of its own, as `serve` runs it."""
+"""A gateway node, run as the command `serve`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,18 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .process import Process, free_port, spawn
+from .process import ANSWER_SECONDS, Process, free_port, spawn
 
-ROOT = Path(__file__).parents[3]  # where the package is found
-ANSWER_SECONDS = 2.0
+PACKAGE_PARENT = Path(__file__).parents[3]  # as working directory: nodes run this package's own code
 RUN = "from gateway.__main__ import main; main()"
 
 
 class NodeProcess(Process):
-    """A node on `host`, on free ports, ready once the constructor returns.
+    """A node on `host`, on free ports. It is connected to Redis once the constructor returns.
 
-    `options` are further command-line flags of `serve`. `logs` holds the log lines so far, parsed. `start`
-    after its end comes back on the same ports. `preface` is Python that the process runs first, by which a
-    cure can be taken out for a control.
+    `options` are more command-line flags of `serve`. `logs` holds the log lines so far, parsed. `start` after
+    the end of the process starts it on the same ports. `preface` is Python that the process runs first; a
+    control run disables a safeguard with it.
     """
 
     def __init__(
@@ -49,11 +48,13 @@ class NodeProcess(Process):
         self.start(wait_ready=wait_ready)
 
     def start(self, *, wait_ready: bool = True) -> None:
-        """Start it, and return when it listens and, unless told otherwise, has reached Redis."""
+        """Start the node. Returns when it listens and, with `wait_ready`, is connected to Redis."""
         before = len(self.logs)
-        # Nobody else's settings, and this package's own code.
+        # Without the settings of the user's environment.
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GATEWAY_")}
-        self.process = spawn(self._command(), stderr=subprocess.PIPE, environment=environment, folder=ROOT)
+        self.process = spawn(
+            self._command(), stderr=subprocess.PIPE, environment=environment, folder=PACKAGE_PARENT
+        )
         self._reader = threading.Thread(target=self._read_logs, args=(self.process,), daemon=True)
         self._reader.start()
 
@@ -70,14 +71,14 @@ class NodeProcess(Process):
         self.admin_port = listening["admin_port"]
         self.ws_url = f"ws://{self.host}:{self.port}/ws"
         if wait_ready:
-            self._await_start(lambda: any(logged("redis connected")), "the node's line to Redis", said)
+            self._await_start(lambda: any(logged("redis connected")), "the node's connection to Redis", said)
 
     def logged(self, event: str) -> list[dict[str, Any]]:
         """The log lines whose `event` is this one."""
         return [line for line in list(self.logs) if line.get("event") == event]
 
     def readyz(self) -> dict[str, Any] | None:
-        """What /readyz says, whatever its status; None when it does not answer."""
+        """The body of /readyz, whatever its status; None if the node does not answer."""
         url = f"http://{self.host}:{self.admin_port}/readyz"
         try:
             with urllib.request.urlopen(url, timeout=ANSWER_SECONDS) as answer:
@@ -89,12 +90,20 @@ class NodeProcess(Process):
             return None
         return body
 
+    def sessions(self) -> int:
+        """The number of sessions, as the node reports it. Raises TimeoutError if it does not answer."""
+        body = self.readyz()
+        if body is None:
+            raise TimeoutError(f"the node at {self.host}:{self.admin_port} does not answer")
+        count: int = body["sessions"]
+        return count
+
     def _command(self) -> list[str]:
         start = ["-c", f"{self._preface}\n{RUN}"] if self._preface else ["-m", "gateway"]
         where = ["--host", self.host, "--port", str(self.port)]
         where += ["--admin-host", self.host, "--admin-port", str(self.admin_port)]
-        quickly = ["--drain-delay", "0", "--drain-seconds", "0"]
-        serve = ["serve", "--redis", self._redis_url, *where, "--log-format", "json", *quickly]
+        no_drain = ["--drain-delay", "0", "--drain-seconds", "0"]
+        serve = ["serve", "--redis", self._redis_url, *where, "--log-format", "json", *no_drain]
         return [sys.executable, *start, *serve, *self._options]
 
     def _read_logs(self, process: subprocess.Popen[bytes]) -> None:
@@ -108,5 +117,5 @@ class NodeProcess(Process):
 
 
 def logged_at(line: dict[str, Any]) -> float:
-    """When a log line was written, by time.time()."""
+    """The time of a log line, as of time.time()."""
     return datetime.fromisoformat(line["timestamp"]).timestamp()

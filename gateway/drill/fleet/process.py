@@ -1,4 +1,4 @@
-"""A child process: ended, killed, frozen and thawed at will, and gone when its block ends."""
+"""A child process that can be stopped, killed and frozen, and that ends with its `with` block."""
 
 from __future__ import annotations
 
@@ -18,23 +18,24 @@ from typing import IO, Self
 from ... import embedded
 from ...errors import EmbeddedError
 
-START_SECONDS = 20.0  # far over what a start takes, so that only a hang fails
+START_SECONDS = 20.0  # far more than a start needs: only a hang reaches it
 STOP_SECONDS = 5.0
+ANSWER_SECONDS = 2.0  # for one HTTP answer of a process
 
-# Below the ports that Linux (from 32768) and macOS (from 49152) take for outgoing connections: the port of a
-# server that was killed must still be free when it starts again, and a client that tries to reach it
-# meanwhile must not be given that very port and connect to itself.
+# Below the ports that Linux (from 32768) and macOS (from 49152) use for outgoing connections. The port of a
+# killed server must still be free when it starts again, and a client that tries to reach it meanwhile must
+# not get this port as its own and connect to itself.
 PORTS = range(20_000, 32_768)
 
-# The kernel ends the children with the thread that started them, so they all get one that lives as long as
-# the process does.
+# The kernel ends children when the thread that started them ends. So one thread starts all of them, and it
+# lives as long as this process.
 _starter = ThreadPoolExecutor(1, "starts-processes")
 _given: set[int] = set()
 _giving = threading.Lock()
 
 
 def free_port() -> int:
-    """A port that nobody listens on at this moment, and that no other call in this process has given."""
+    """A port that is free now, and that no other call in this process has returned."""
     with _giving:
         while True:
             port = random.choice(PORTS)  # noqa: S311 - it only has to be free
@@ -47,14 +48,14 @@ def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("", port))  # on every address: a node may get one of its own
+            probe.bind(("", port))  # on every address: a node may have its own
         except OSError:
             return False
         return True
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = START_SECONDS) -> None:
-    """Poll `condition` until it is true; raises TimeoutError, naming `what`, after `seconds`."""
+    """Poll `condition` until it is true. Raises TimeoutError, which names `what`, after `seconds`."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -72,8 +73,8 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a program, named by its path.
 
-    It has a process group of its own, so that Ctrl-C leaves it to us to end it. On Linux it also dies with
-    this process, even by SIGKILL.
+    It runs in another process group, so Ctrl-C reaches only this process, which stops it. On Linux it also
+    ends when this process ends, even by SIGKILL.
     """
 
     def start() -> subprocess.Popen[bytes]:
@@ -91,13 +92,13 @@ def spawn(
 
 
 class ProcessGroup:
-    """Processes that start together, each in the block of all; nothing is left of them behind it."""
+    """Processes that start together. All of them end with the `with` block."""
 
     def __init__(self) -> None:
         self._running = ExitStack()
 
     def _start(self, running: ExitStack) -> None:
-        """Start them one by one; each goes into `running` at once."""
+        """Start the processes, and enter each into `running` as soon as it exists."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -113,7 +114,7 @@ class ProcessGroup:
 
 
 class Process:
-    """A child process that is gone, whatever happens, when its `with` block ends."""
+    """A child process that has ended when its `with` block ends, whatever happens."""
 
     process: subprocess.Popen[bytes]
 
@@ -125,7 +126,7 @@ class Process:
         self.process.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL: the process gets no chance to say goodbye."""
+        """SIGKILL: the process closes no connection properly."""
         self.process.kill()
         self.process.wait()
 
@@ -145,7 +146,7 @@ class Process:
             self.thaw()
 
     def stop(self) -> None:
-        """SIGTERM, and SIGKILL if it has not ended after STOP_SECONDS."""
+        """SIGTERM, then SIGKILL if the process has not ended after STOP_SECONDS."""
         if self.running:
             self.thaw()
             self.process.terminate()
@@ -162,8 +163,8 @@ class Process:
     ) -> None:
         self.stop()
 
-    def _await_start(self, ready: Callable[[], object], name: str, said: Callable[[], str]) -> None:
-        """Wait until it is `ready`. If it ends or hangs it is gone; EmbeddedError has what it `said`."""
+    def _await_start(self, ready: Callable[[], object], name: str, output: Callable[[], str]) -> None:
+        """Wait until the process is `ready`. Raises EmbeddedError with its `output` if it ends or hangs."""
         try:
             wait_until(lambda: ready() or not self.running, name)
         except TimeoutError as error:
@@ -175,7 +176,7 @@ class Process:
             if self.running:
                 return
             how = f"it ended with {self.process.returncode}"
-        self.kill()  # so that it has said everything
-        last_words = said()
+        self.kill()  # so that its output is complete
+        last_words = output()
         self.stop()
         raise EmbeddedError(f"{name} did not start: {how}; it said:\n{last_words}")

@@ -1,4 +1,4 @@
-"""A master, its replicas, and three sentinels that watch over them."""
+"""A master, its replicas, and three Sentinels that monitor them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import redis
 
 from ... import embedded
 from .process import ProcessGroup, wait_until
-from .valkey import ValkeyProcess, replicated
+from .valkey import ValkeyProcess, in_sync
 
 NAME = "mymaster"
 SENTINELS = 3
 QUORUM = 2
 
-# As in an installation that wants to be quick; the defaults are 30 s and 3 min.
+# For a fast failover; the defaults are 30 s and 3 min.
 TIMES = (f"down-after-milliseconds {NAME} 1000", f"failover-timeout {NAME} 3000")
 
 
 class SentinelProcess(ValkeyProcess):
-    """One that watches the servers at `master` as `mymaster`, with these `lines` more in its file.
+    """A Sentinel that monitors the master on port `master` as `mymaster`.
 
-    It waits half a second before it takes a server for down, and needs nobody's consent, unless told
-    otherwise by `lines` and `quorum`. `start` after `kill` goes on with the file as it has written it since.
+    It considers a server down after half a second and needs no other Sentinel's vote, unless `lines` (more
+    lines of its file) and `quorum` say otherwise. `start` after `kill` reads the file as it has written it.
     """
 
     def __init__(self, master: int, *lines: str, quorum: int = 1) -> None:
@@ -40,7 +40,7 @@ class SentinelProcess(ValkeyProcess):
         return redis.Redis(port=self.port, decode_responses=True)
 
     def master_port(self) -> int | None:
-        """Where it says that the master is; None when it does not answer."""
+        """The port of the master, as this Sentinel reports it; None if it does not answer."""
         try:
             said = self.ask("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
         except redis.RedisError:
@@ -48,7 +48,7 @@ class SentinelProcess(ValkeyProcess):
         return int(said[1]) if said else None
 
     def sees(self, sentinels: int, replicas: int) -> bool:
-        """Whether it knows of so many others and so many replicas, all well."""
+        """Whether it knows so many other Sentinels and so many replicas, and none is down."""
         try:
             state = self.ask("SENTINEL", "MASTER", NAME)
         except redis.RedisError:
@@ -68,11 +68,10 @@ class SentinelProcess(ValkeyProcess):
 
 
 class SentinelGroup(ProcessGroup):
-    """One master, `replicas` replicas and three sentinels, all in agreement once the block is entered.
+    """One master, `replicas` replicas and three Sentinels, which agree once the block is entered.
 
-    `options` are further ones of the servers, `lines` more lines of the sentinels' files. A server or
-    sentinel that was killed can be started again; a master that comes back is made a replica by the
-    sentinels.
+    `options` are more options of the servers, `lines` more lines of the Sentinels' files. A killed server or
+    Sentinel can be started again; the Sentinels make a master that comes back a replica.
     """
 
     def __init__(self, *options: str, replicas: int = 1, lines: Sequence[str] = ()) -> None:
@@ -93,7 +92,7 @@ class SentinelGroup(ProcessGroup):
 
     @property
     def master(self) -> ValkeyProcess:
-        """The server that at least a quorum of the sentinels calls the master and that is one.
+        """The server that a quorum of the Sentinels calls the master, and that is a master.
 
         Raises LookupError while there is none.
         """
@@ -104,7 +103,7 @@ class SentinelGroup(ProcessGroup):
         raise LookupError("no server is the master")
 
     def await_other_master(self, than: ValkeyProcess, seconds: float = 30.0) -> ValkeyProcess:
-        """The new master, as soon as a server other than `than` is one. Raises TimeoutError."""
+        """Wait until a server other than `than` is a master, and return it. Raises TimeoutError."""
         others = [server for server in self.servers if server is not than]
         found: list[ValkeyProcess] = []
 
@@ -112,22 +111,22 @@ class SentinelGroup(ProcessGroup):
             found.extend(other for other in others if other.info("replication").get("role") == "master")
             return bool(found)
 
-        wait_until(promoted, "a replica is made the master", seconds)
+        wait_until(promoted, "a replica becomes the master", seconds)
         return found[0]
 
     def await_health(self) -> None:
-        """Wait until all sentinels see all of the others, and the replicas follow. Raises TimeoutError."""
+        """Wait until all Sentinels see each other and the replicas are in sync. Raises TimeoutError."""
 
         def healthy() -> bool:
             try:
                 master = self.master
             except LookupError:
                 return False
-            return all(replicated(server) for server in self.servers if server is not master) and all(
+            return all(in_sync(server) for server in self.servers if server is not master) and all(
                 sentinel.sees(SENTINELS - 1, self._replicas) for sentinel in self.sentinels
             )
 
-        wait_until(healthy, "the sentinels see each other and the replicas", 30)
+        wait_until(healthy, "the Sentinels see each other and the replicas", 30)
 
     def _start(self, running: ExitStack) -> None:
         # Without the delay, 5 s, a master waits for further replicas before it sends the first its data.
@@ -137,8 +136,8 @@ class SentinelGroup(ProcessGroup):
         for _ in range(self._replicas):
             replica = ValkeyProcess(*options, "--replicaof", f"127.0.0.1 {master.port}")
             self.servers.append(running.enter_context(replica))
-        # Sentinel reads a master's replicas every 10 s, so they are there before it looks first.
-        wait_until(lambda: all(map(replicated, self.servers[1:])), "the replicas follow the master")
+        # Sentinel reads the replicas of a master every 10 s, so they must exist before the first time.
+        wait_until(lambda: all(map(in_sync, self.servers[1:])), "the replicas are in sync")
         self.sentinels = [
             running.enter_context(SentinelProcess(master.port, *TIMES, *self._lines, quorum=QUORUM))
             for _ in range(SENTINELS)

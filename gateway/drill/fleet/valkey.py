@@ -1,4 +1,4 @@
-"""A real Valkey server of the extra `embedded`, on a port of its own."""
+"""A real Valkey server, from the extra `embedded`, on a free port."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .process import Process, free_port, spawn
 
 
 class ValkeyProcess(Process):
-    """A server that keeps nothing on disk unless `options` say so, ready once the constructor returns.
+    """A server that writes nothing to disk unless `options` say so. It answers once the constructor returns.
 
-    `options` are further ones of its command line. `start` after `kill` comes back on the same port, with
-    what it has on disk.
+    `options` are more options of its command line. `start` after `kill` starts it on the same port, with the
+    data on its disk.
     """
 
     def __init__(self, *options: str, port: int = 0) -> None:
@@ -34,7 +34,7 @@ class ValkeyProcess(Process):
             raise
 
     def start(self) -> None:
-        """Start it, and return when it answers. Raises EmbeddedError if it does not."""
+        """Start the server. Returns when it answers, and raises EmbeddedError if it does not."""
         self.process = spawn(self._command(), stdout=self._log, stderr=self._log)
         self._await_start(
             lambda: embedded.answers(self.port), "Valkey", lambda: embedded.last_lines(self._log)
@@ -42,21 +42,21 @@ class ValkeyProcess(Process):
 
     @property
     def version(self) -> str:
-        """As `ValkeyProcess 9.1.2`."""
+        """As `Valkey 9.1.2`."""
         return f"Valkey {self.info('server').get('valkey_version', '?')}"
 
     def client(self) -> redis.Redis:
-        """A plain redis-py client, as a backend service would use; the caller closes it."""
+        """A plain redis-py client; the caller closes it."""
         return redis.Redis(port=self.port)
 
     def ask(self, *command: str | int) -> Any:
-        """One command on a connection of its own. Raises redis.RedisError."""
+        """Send one command on a new connection. Raises redis.RedisError."""
         never = Retry(NoBackoff(), 0)
         with redis.Redis(port=self.port, decode_responses=True, socket_timeout=2, retry=never) as client:
             return client.execute_command(*command)
 
     def info(self, section: str) -> dict[str, str]:
-        """What INFO says in a section; nothing if the server does not answer."""
+        """A section of INFO; empty if the server does not answer."""
         try:
             answer = self.ask("INFO", section)
         except redis.RedisError:
@@ -76,6 +76,6 @@ class ValkeyProcess(Process):
         return [str(embedded.binary()), *options, "--save", "", "--dir", self._folder.name, *self._options]
 
 
-def replicated(server: ValkeyProcess) -> bool:
-    """Whether a replica has all that its master has, and follows it."""
+def in_sync(server: ValkeyProcess) -> bool:
+    """Whether a replica is in sync with its master."""
     return server.info("replication").get("master_link_status") == "up"

@@ -1,7 +1,8 @@
-"""HAProxy with the shipped configuration, and the small DNS server by which it finds the nodes.
+"""HAProxy with the shipped configuration, and a small DNS server that names the nodes.
 
-The configuration finds the nodes by a DNS name, with one port for all. So every node gets a loopback
-address of its own here, and the DNS server names them, as Docker's does for the replicas of a service.
+The configuration finds the nodes by a DNS name, and expects the same port on all of them. So each node has
+its own loopback address (`NodeGroup`, balanced), and the DNS server returns these, as Docker's DNS server
+does for the replicas of a service.
 """
 
 from __future__ import annotations
@@ -17,27 +18,20 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Final
 
 from ... import embedded
 from .node import NodeProcess
-from .process import Process, free_port, spawn
+from .nodes import node_address
+from .process import ANSWER_SECONDS, Process, free_port, spawn
 
-PACKAGE = Path(__file__).parents[1]
+CONFIGURATION: Final = Path(__file__).parents[1] / "data" / "haproxy.cfg"
+"""The shipped configuration: in a checkout a link to deploy/haproxy.cfg, in a wheel the file itself."""
+
 NAME = "nodes.test"
-ANSWER_SECONDS = 2.0
 
 
-def configuration() -> Path:
-    """The shipped configuration. In a checkout it is a link to deploy/haproxy.cfg; a wheel has the file."""
-    return PACKAGE / "data" / "haproxy.cfg"
-
-
-def address(number: int) -> str:
-    """Where the `number`-th node behind HAProxy is, from 0."""
-    return f"127.0.0.{number + 2}"
-
-
-def available() -> bool:
+def haproxy_available() -> bool:
     """Whether HAProxy is installed, and loopback has the addresses that the nodes need.
 
     Linux has all of 127.0.0.0/8; on other systems an administrator must add them.
@@ -46,7 +40,7 @@ def available() -> bool:
         return False
     with socket.socket() as probe:
         try:
-            probe.bind((address(0), 0))
+            probe.bind((node_address(0), 0))
         except OSError:
             return False
         return True
@@ -54,7 +48,7 @@ def available() -> bool:
 
 @contextmanager
 def name_server(addresses: Sequence[str]) -> Iterator[str]:
-    """A DNS server that answers every question for A records with `addresses`; yields where it listens."""
+    """A DNS server that answers every query for A records with `addresses`. Yields its host and port."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         thread = threading.Thread(target=_answer, args=(server, addresses), daemon=True)
@@ -81,21 +75,20 @@ def _answer(server: socket.socket, addresses: Sequence[str]) -> None:
         server.sendto(header + query[12:end] + answer, client)
 
 
-class Balancer(Process):
-    """HAProxy on free ports; it has found all its nodes, and they are ready, once the constructor returns.
+class HAProxyProcess(Process):
+    """HAProxy on free ports. It sends clients to all `nodes` once the constructor returns."""
 
-    The nodes have one port and one admin port, each on an address of its own.
-    """
-
-    def __init__(self, nodes: Sequence[NodeProcess], configuration: Path, *, files: int = 1_000) -> None:
-        """`files` is how many descriptors it may have; two for each browser."""
+    def __init__(
+        self, nodes: Sequence[NodeProcess], configuration: Path = CONFIGURATION, *, files: int = 1_000
+    ) -> None:
+        """`files` is the limit of file descriptors; HAProxy needs two for each client."""
         self.port = free_port()
         self.ws_url = f"ws://127.0.0.1:{self.port}/ws"
         status_port = free_port()
         self._status = f"http://127.0.0.1:{status_port}/stats;csv"
-        self._also = ExitStack()
-        resolver = self._also.enter_context(name_server([node.host for node in nodes]))
-        self._log = self._also.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - that is one
+        self._resources = ExitStack()
+        resolver = self._resources.enter_context(name_server([node.host for node in nodes]))
+        self._log = self._resources.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - that is one
         environment = {
             **os.environ,
             "LB_LISTEN": f"127.0.0.1:{self.port}",
@@ -110,11 +103,11 @@ class Balancer(Process):
         command = [shutil.which("haproxy") or "haproxy", "-dW", "-db", "-f", str(configuration)]
         self.process = spawn(command, stdout=self._log, stderr=self._log, environment=environment)
         self._await_start(
-            lambda: self.gives_to(len(nodes)), "HAProxy", lambda: embedded.last_lines(self._log)
+            lambda: self.serves_nodes(len(nodes)), "HAProxy", lambda: embedded.last_lines(self._log)
         )
 
-    def gives_to(self, count: int) -> bool:
-        """Whether it gives clients to so many nodes, wherever they ask; False while HAProxy is not there."""
+    def serves_nodes(self, count: int) -> bool:
+        """Whether both backends use `count` nodes; False while HAProxy does not answer."""
         try:
             with urllib.request.urlopen(self._status, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - our own
                 lines = answer.read().decode().splitlines()
@@ -126,4 +119,4 @@ class Balancer(Process):
 
     def stop(self) -> None:
         super().stop()
-        self._also.close()
+        self._resources.close()

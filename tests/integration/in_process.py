@@ -1,4 +1,4 @@
-"""Gateways in the test's own process and event loop, where a test can reach into them."""
+"""Nodes in the process and event loop of the test, where a test can look into them and change them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from .load import SECONDS, until
 
 
 @contextlib.asynccontextmanager
-async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
-    """A gateway on free ports with these settings, whether it reaches Redis or not; stops at the end."""
+async def unconnected_node(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
+    """A node on free ports with these settings; it need not be connected to Redis. Stops at the end."""
     where = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": redis_url}
     gateway = await nodes.build(build(where | settings), demo={} if demo else None)
     await gateway.start()
@@ -29,20 +29,20 @@ async def unconnected_here(redis_url: str, *, demo: bool = False, **settings: An
 
 
 @contextlib.asynccontextmanager
-async def gateway_here(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
-    """The same, and it has reached Redis."""
-    async with unconnected_here(redis_url, demo=demo, **settings) as gateway:
-        await until(lambda: gateway._broker.connected, "the gateway reaches Redis")
+async def node_in_process(redis_url: str, *, demo: bool = False, **settings: Any) -> AsyncIterator[Node]:
+    """The same, connected to Redis."""
+    async with unconnected_node(redis_url, demo=demo, **settings) as gateway:
+        await until(lambda: gateway._broker.connected, "the node is connected to Redis")
         yield gateway
 
 
 def port_of(gateway: Node) -> int:
-    """The public port it got."""
+    """The public port of a node."""
     return gateway.listening.port
 
 
 def admin_port_of(gateway: Node) -> int:
-    """The admin port it got."""
+    """The admin port of a node."""
     return gateway.listening.admin_port
 
 
