@@ -270,8 +270,7 @@ class Guard:
         after = settings()
         changed = changes(self._settings, after) if self._settings else []
         self._settings = after
-        if left and (mark := item.get_closest_marker("adds_to")):
-            self._adopt(left, str(mark.args[0]))
+        if left and (mark := item.get_closest_marker("adds_to")) and self._adopt(left, str(mark.args[0])):
             left = set()
         if self._inventory.commands and not item.get_closest_marker("real"):
             changed.append(f"mark it `real`, because it starts a process: {self._inventory.commands[0]}")
@@ -295,10 +294,13 @@ class Guard:
             time.sleep(0.01)
         return left
 
-    def _adopt(self, things: set[Thing], name: str) -> None:
-        """They belong to the fixture called `name`, and must end with it."""
-        (owner,) = [fixture for fixture in self._made_by if fixture.argname == name]
-        self._made_by[owner] |= things
+    def _adopt(self, things: set[Thing], name: str) -> bool:
+        """They belong to the fixture called `name`, and must end with it; False if it is not in use."""
+        for fixture, made in self._made_by.items():
+            if fixture.argname == name:
+                made |= things
+                return True
+        return False
 
     def _watch_processes(self) -> None:
         start, fork = subprocess.Popen.__init__, os.fork

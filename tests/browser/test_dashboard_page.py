@@ -19,7 +19,11 @@ from ..processes import NodeProcess, ValkeyProcess
 from .chromium import Browser, chromium
 from .test_demo_page import CONTRASTS, PHONE, READABLE, TOO_WIDE
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
+pytestmark = [
+    pytest.mark.needs("chromium"),
+    pytest.mark.needs("chromedriver"),
+    pytest.mark.adds_to("browser"),  # selenium connects to the browser's driver anew now and then
+]
 
 SESSIONS = 40
 LONG_NAME = "a-node-with-a-name-as-long-as-any-" + "x" * 60

@@ -26,7 +26,11 @@ from ..paths import ROOT
 from ..processes import NodeProcess, ValkeyProcess, wait_until
 from .chromium import Browser, chromium
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
+pytestmark = [
+    pytest.mark.needs("chromium"),
+    pytest.mark.needs("chromedriver"),
+    pytest.mark.adds_to("browser"),  # selenium connects to the browser's driver anew now and then
+]
 
 KEPT = "was waiting for this page"  # how the page marks a result that came with the registration's answer
 PHONE = 360  # px: the narrowest screen that is common
