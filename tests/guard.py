@@ -36,8 +36,8 @@ PATIENCE = 2.0
 LASTING_THREADS = ("starts-processes",)
 """Beginnings of the names of threads that live as long as the process does, and may."""
 
-LOOK_UP = ["/sbin/ldconfig", "-p"]
-"""The process by which `ctypes.util`, imported by whomever, finds a library."""
+LOOK_UPS = (["/sbin/ldconfig", "-p"], ["uname", "-p"])
+"""Processes by which Python's own `ctypes.util` and `platform` find something out, once."""
 
 TURNS = 20
 """Turns of the event loop that tasks get to end in: one that was cancelled needs two or three."""
@@ -308,7 +308,7 @@ class Guard:
         @functools.wraps(start)
         def noted_start(process: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
             start(process, *args, **options)
-            if process.args != LOOK_UP:
+            if process.args not in LOOK_UPS:
                 self._inventory.started(process.pid, process.args)
 
         def noted_fork() -> int:

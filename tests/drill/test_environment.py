@@ -29,6 +29,7 @@ def test_drills_use_the_shipped_configuration() -> None:
     assert configuration().read_text() == (DEPLOY / "haproxy.cfg").read_text()
 
 
+@pytest.mark.real
 def test_a_wheel_has_the_configuration(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="builds a wheel")
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
