@@ -30,7 +30,7 @@ report = $(if $(JUNIT),--junitxml=$(JUNIT)/$(1).xml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two installations into one environment would get into each other's way
-.PHONY: help run test test-quick test-pythons lint types check bench compose-test lock clean
+.PHONY: help run test test-quick test-pythons coverage lint types check bench compose-test lock clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(TEST_READY) ## run all tests (ARGS='-k name' or a path narrows it)
 
 test-quick: $(TEST_READY) ## run the tests that start no process
 	@$(BIN)/python -m pytest -n auto -m 'not real' $(call report,quick) $(ARGS)
+
+coverage: $(TEST_READY) ## hold what each module's own tests reach of it against its floor (ARGS=--write raises floors)
+	@$(BIN)/python -m tests.coverage_floors -q $(ARGS)
 
 test-pythons: ## run test-quick on every Python that pyproject.toml names and this machine has
 	@$(MAKE) --no-print-directory --keep-going $(PYTHONS:%=test-python-%)

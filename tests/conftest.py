@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import Scheduling as AnyScheduling
 
@@ -26,6 +27,20 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 NEED_ALL = os.environ.get("GATEWAY_TEST_ALL") == "1"
+
+# Every run tries the same examples, and no limit of time makes a busy machine look like a bug. So a red run
+# says something about the change, and is red again when it is repeated. New examples have a profile of their
+# own: `make test-quick ARGS=--hypothesis-profile=explore`.
+_REPEAT = settings(
+    derandomize=True,
+    database=None,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("repeat", _REPEAT)
+settings.register_profile("explore", _REPEAT, derandomize=False, max_examples=2_000)
+settings.load_profile("repeat")
 
 GUARD = pytest.StashKey[Guard]()
 

@@ -36,8 +36,8 @@ PATIENCE = 2.0
 LASTING_THREADS = ("starts-processes",)
 """Beginnings of the names of threads that live as long as the process does, and may."""
 
-LOOK_UP = ["/sbin/ldconfig", "-p"]
-"""The process by which `ctypes.util`, imported by whomever, finds a library."""
+LOOK_UPS = (["/sbin/ldconfig", "-p"], ["uname", "-p"])
+"""Processes by which Python's own `ctypes.util` and `platform` find something out, once."""
 
 TURNS = 20
 """Turns of the event loop that tasks get to end in: one that was cancelled needs two or three."""
@@ -270,8 +270,7 @@ class Guard:
         after = settings()
         changed = changes(self._settings, after) if self._settings else []
         self._settings = after
-        if left and (mark := item.get_closest_marker("adds_to")):
-            self._adopt(left, str(mark.args[0]))
+        if left and (mark := item.get_closest_marker("adds_to")) and self._adopt(left, str(mark.args[0])):
             left = set()
         if self._inventory.commands and not item.get_closest_marker("real"):
             changed.append(f"mark it `real`, because it starts a process: {self._inventory.commands[0]}")
@@ -295,10 +294,13 @@ class Guard:
             time.sleep(0.01)
         return left
 
-    def _adopt(self, things: set[Thing], name: str) -> None:
-        """They belong to the fixture called `name`, and must end with it."""
-        (owner,) = [fixture for fixture in self._made_by if fixture.argname == name]
-        self._made_by[owner] |= things
+    def _adopt(self, things: set[Thing], name: str) -> bool:
+        """They belong to the fixture called `name`, and must end with it; False if it is not in use."""
+        for fixture, made in self._made_by.items():
+            if fixture.argname == name:
+                made |= things
+                return True
+        return False
 
     def _watch_processes(self) -> None:
         start, fork = subprocess.Popen.__init__, os.fork
@@ -306,7 +308,7 @@ class Guard:
         @functools.wraps(start)
         def noted_start(process: subprocess.Popen[Any], *args: Any, **options: Any) -> None:
             start(process, *args, **options)
-            if process.args != LOOK_UP:
+            if process.args not in LOOK_UPS:
                 self._inventory.started(process.pid, process.args)
 
         def noted_fork() -> int:

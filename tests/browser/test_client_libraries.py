@@ -294,6 +294,7 @@ def test_a_page_registers_gets_results_survives_its_node_and_leaves(
     untroubled(stage.node)
 
 
+@pytest.mark.alone
 @IN_BROWSER
 def test_heart_beats_keep_every_library_connected(stage: Stage) -> None:
     """Each library closes once none has come for two intervals, so three must have come in time."""

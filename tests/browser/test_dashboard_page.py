@@ -20,7 +20,11 @@ from ..integration.load import Backend, load_clients
 from .chromium import Browser, chromium
 from .test_demo_page import CONTRASTS, PHONE, READABLE, TOO_WIDE
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
+pytestmark = [
+    pytest.mark.needs("chromium"),
+    pytest.mark.needs("chromedriver"),
+    pytest.mark.adds_to("browser"),  # selenium connects to the browser's driver anew now and then
+]
 
 SESSIONS = 40
 LONG_NAME = "a-node-with-a-name-as-long-as-any-" + "x" * 60

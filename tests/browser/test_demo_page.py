@@ -26,7 +26,11 @@ from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 from ..paths import ROOT
 from .chromium import Browser, chromium
 
-pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("chromedriver")]
+pytestmark = [
+    pytest.mark.needs("chromium"),
+    pytest.mark.needs("chromedriver"),
+    pytest.mark.adds_to("browser"),  # selenium connects to the browser's driver anew now and then
+]
 
 RETAINED = (
     "was retained for this page"  # how the page marks a result that came with the registration's answer

@@ -1,0 +1,146 @@
+"""`python -m tests.coverage_floors`: what each module's own tests reach of it, held against a floor.
+
+A module counts as tested by what stands beside it in `tests/`, and by nothing else: a test of the whole
+gateway passes through many lines without a look at what each does. So all own tests run once, and coverage.py
+notes for each line and branch in which test file it ran.
+
+The floor of a pure module is 100 %, that of any other one is 95 %, of statements and branches together.
+`tests/coverage_floors.json` names the modules that are not there yet, each with the floor that it has now.
+`--write` writes the file anew: it raises floors, and takes modules out that have arrived. It lowers none.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import coverage
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLOORS = Path(__file__).with_suffix(".json")
+
+PURE = ("gateway/messages.py", "gateway/errors.py", "gateway/wire/", "gateway/core/")
+PURE_FLOOR = 100
+FLOOR = 95
+
+ELSEWHERE = {
+    # These are about processes: other programs' or several of our own. Their tests wait for those.
+    "gateway/admin/dashboard.py": ["integration/test_dashboard.py"],
+    "gateway/drill/": ["integration/test_drill_clients.py", "integration/test_drill_command.py"],
+    "gateway/drill/fleet/": ["integration/test_drill_fleet.py"],
+    "gateway/publishing/publisher.py": ["integration/test_publisher.py"],
+    # What ties modules together is tested by using what it has tied.
+    "gateway/node.py": ["integration/test_gateway.py", "integration/test_drain.py"],
+    "gateway/server/": ["integration/test_gateway.py", "integration/test_limits.py"],
+    "gateway/server/sockjs.py": ["integration/test_sockjs.py"],
+    "gateway/server/sse.py": ["integration/test_events.py"],
+    # The public face hands on what publishing.api has.
+    "gateway/__init__.py": ["publishing/test_api.py"],
+}
+"""Tests that are not beside a module: of a file, or of all files of a folder that have none there."""
+
+
+def own_tests(module: Path) -> list[Path]:
+    """The test files of a module: `wire/json.py` has `wire/test_json.py` and `wire/test_json_*.py`."""
+    relative = module.relative_to(ROOT / "gateway")
+    folder = ROOT / "tests" / relative.parent
+    beside = [folder / f"test_{module.stem}.py", *folder.glob(f"test_{module.stem}_*.py")]
+    found = [path for path in beside if path.exists()]
+    name = module.relative_to(ROOT).as_posix()
+    keys = (
+        [name] if name in ELSEWHERE else [] if found else [f"{module.relative_to(ROOT).parent.as_posix()}/"]
+    )
+    return found + [ROOT / "tests" / path for key in keys for path in ELSEWHERE.get(key, [])]
+
+
+def modules() -> list[Path]:
+    """All modules that have code."""
+    return [path for path in sorted((ROOT / "gateway").rglob("*.py")) if path.stat().st_size]
+
+
+class Contexts:
+    """Tells coverage.py which test file runs."""
+
+    def __init__(self, measured: coverage.Coverage) -> None:
+        self._measured = measured
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        self._measured.switch_context(item.path.relative_to(ROOT).as_posix())
+        try:
+            return (yield)
+        finally:
+            self._measured.switch_context("")
+
+
+def measure(data: Path, tests: list[Path], arguments: list[str]) -> tuple[coverage.Coverage, int]:
+    """Run `tests`; returns what was measured, and pytest's exit code."""
+    measured = coverage.Coverage(data_file=str(data), branch=True, source=["gateway"], config_file=False)
+    measured.start()
+    try:
+        code = pytest.main([*map(str, tests), *arguments], plugins=[Contexts(measured)])
+    finally:
+        measured.stop()
+        measured.save()
+    return measured, int(code)
+
+
+def reached(measured: coverage.Coverage, module: Path, tests: list[Path], folder: Path) -> tuple[float, str]:
+    """The percentage of `module` that `tests` reach, and what they miss."""
+    out = folder / "report.json"
+    # What runs when a module is imported is in no test's context.
+    contexts = ["^$", *(f"^{path.relative_to(ROOT).as_posix()}$" for path in tests)]
+    try:
+        measured.json_report(morfs=[str(module)], contexts=contexts, outfile=str(out))
+    except coverage.exceptions.NoDataError:
+        return 0.0, "everything"
+    (found,) = json.loads(out.read_text())["files"].values()
+    lines = [str(line) for line in found["missing_lines"]]
+    branches = [f"{start}->{end}" for start, end in found["missing_branches"] if str(start) not in lines]
+    return found["summary"]["percent_covered"], ", ".join([*lines, *branches])
+
+
+def goal(name: str) -> int:
+    return PURE_FLOOR if name.startswith(PURE) else FLOOR
+
+
+def main(arguments: list[str]) -> int:
+    write = "--write" in arguments
+    rest = [argument for argument in arguments if argument != "--write"]
+    floors: dict[str, int] = json.loads(FLOORS.read_text()) if FLOORS.exists() else {}
+    tests = {module: own_tests(module) for module in modules()}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = sorted({path for found in tests.values() for path in found})
+        measured, code = measure(folder / "data", files, rest)
+        found = {module: reached(measured, module, own, folder) for module, own in tests.items()}
+    failed = code != 0
+    written: dict[str, int] = {}
+    for module, (percent, missing) in found.items():
+        path = module.relative_to(ROOT).as_posix()
+        floor = floors.get(path, goal(path))
+        if write:
+            floor = int(percent) if path not in floors else max(floor, int(percent))
+            if floor < goal(path):
+                written[path] = floor
+        low = percent < floor
+        failed |= low
+        mark = (
+            "BELOW ITS FLOOR"
+            if low
+            else "raise its floor: --write"
+            if path in floors and percent >= floor + 1
+            else ""
+        )
+        print(f"{percent:6.1f} %  floor {floor:3}  {path}  {mark}{f': {missing}' if low else ''}")
+    if write:
+        FLOORS.write_text(json.dumps(written, indent=2) + "\n")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
