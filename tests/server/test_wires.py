@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator
-from typing import Any
 
-import aiohttp
 import pytest
 
 from gateway.config import Config
 from gateway.messages import Problem, Request, Result, parse_registration
-from gateway.server.listeners import listen, port_of
-from gateway.server.port import PublicPort
 from gateway.server.wires import WIRES, WireRow, WireTable, session_kinds
 
-from ..fakes import Subscriber, node
 from ..paths import DOCS
-
-ID = "12345678"
-CHANNEL = b"websocket:12345678"
+from .served import ID, served
 
 
 class TinyWire:
@@ -58,55 +48,6 @@ class BinaryWire(TinyWire):
 
 TEXT = WireRow("tiny", "Tiny", lambda _config: TinyWire, websocket="/tiny", sockjs="/sockjs/tiny")
 BINARY = WireRow("tiny", "Tiny", lambda _config: BinaryWire, websocket="/tiny")
-
-
-class Broker(Subscriber):
-    """Redis confirms each subscription in the next turn of the loop."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.hub: Any = None
-
-    def subscribe(self, name: bytes) -> None:
-        asyncio.get_running_loop().call_soon(self.hub.subscribed, name, None)
-
-
-class Served:
-    """A public port that listens, its hub, and a client of it."""
-
-    def __init__(self, hub: Any, client: aiohttp.ClientSession, port: int) -> None:
-        self._hub = hub
-        self._client = client
-        self._port = port
-
-    def publish(self, payload: bytes) -> None:
-        self._hub.received(CHANNEL, payload)
-
-    def websocket(self, path: str) -> Any:
-        return self._client.ws_connect(f"http://127.0.0.1:{self._port}{path}")
-
-    async def post(self, path: str, data: str = "") -> str:
-        async with self._client.post(f"http://127.0.0.1:{self._port}{path}", data=data) as response:
-            return await response.text()
-
-
-@contextlib.asynccontextmanager
-async def served(*rows: WireRow) -> AsyncIterator[Served]:
-    """The wires of these rows, besides all others, on a real port."""
-    broker = Broker()
-    context = node(None, broker)
-    broker.hub = context.hub
-    (listeners,) = listen("port", "127.0.0.1", 0, 10)
-    port = await PublicPort.build(context, listeners, 10, wires=(*WIRES, *rows))
-    await port.open()
-    try:
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(5)) as client:
-            yield Served(context.hub, client, port_of(listeners))
-    finally:
-        port.drop()
-        for session in list(context.deadlines):
-            session.abort()
-        await port.close()
 
 
 # A wire that one row adds

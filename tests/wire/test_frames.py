@@ -22,9 +22,9 @@ MAX = 2_000
 Messages = list[tuple[Opcode, bytes]]
 
 
-def read(*pieces: bytes, max_size: int = MAX) -> tuple[Messages, CloseCode | None]:
+def read(*pieces: bytes, max_size: int = MAX, binary: bool = False) -> tuple[Messages, CloseCode | None]:
     """What a reader makes of `pieces`: the messages, and the code of the error that ended it, if any."""
-    reader = FrameReader(max_size)
+    reader = FrameReader(max_size, binary=binary)
     messages: Messages = []
     try:
         for piece in pieces:
@@ -347,6 +347,31 @@ def test_we_read_what_a_client_writes(data: st.DataObject, sent: list[TextMessag
 
 def test_we_refuse_a_clients_binary_message() -> None:
     assert read(client().send(BytesMessage(data=b"a")))[1] is CloseCode.UNSUPPORTED_DATA
+
+
+@given(st.data(), st.lists(st.binary(max_size=300), max_size=4))
+def test_we_read_binary_messages_where_a_wire_wants_them(data: st.DataObject, sent: list[bytes]) -> None:
+    peer = client()
+    stream = b"".join(peer.send(BytesMessage(data=each)) for each in sent)
+    expected = [(Opcode.BINARY, each) for each in sent]
+    assert read(*data.draw(chunks(stream)), binary=True) == (expected, None)
+
+
+def test_a_binary_message_may_come_in_fragments() -> None:
+    stream = client_frame(Opcode.BINARY, b"\xff", final=False) + client_frame(Opcode.CONTINUATION, b"\xfe")
+    assert read(stream, binary=True) == ([(Opcode.CONTINUATION, b""), (Opcode.BINARY, b"\xff\xfe")], None)
+
+
+def test_a_text_message_is_an_error_where_a_wire_wants_binary_ones() -> None:
+    for final in (True, False):
+        assert read(text(b"a", final=final), binary=True) == ([], CloseCode.UNSUPPORTED_DATA)
+
+
+@given(st.binary(max_size=300) | st.sampled_from([b"x" * n for n in (125, 126, 127, 65_535, 65_536)]))
+def test_a_client_reads_our_binary_message(message: bytes) -> None:
+    told = events(frames.binary(message))
+    assert b"".join(event.data for event in told if isinstance(event, BytesMessage)) == message
+    assert all(isinstance(event, BytesMessage) for event in told)
 
 
 @given(st.sampled_from([1000, 1001, 1008, 3000, 4999]), st.text(max_size=30))

@@ -1,0 +1,61 @@
+"""Server-sent events over HTTP: what a request registers, and which requests are rejected."""
+
+from __future__ import annotations
+
+import pytest
+
+from gateway.wire.sse import REJECTED_EVENT_ID
+
+from .served import ID, served
+
+EVENTS = f"/events?webSocketId={ID}"
+EVIL = {"Origin": "https://evil.example"}
+
+
+async def test_registers_and_brings_results() -> None:
+    async with served() as at, at.request("GET", EVENTS) as response:
+        assert response.headers["Content-Type"] == "text/event-stream"
+        assert response.headers["X-Accel-Buffering"] == "no"
+        assert await response.content.readuntil(b"\n\n") == b"retry: 1000\n\n"
+        registered = b'event: registration\ndata: {"webSocketId":"12345678","registrationSucceeded":true}\n\n'
+        assert await response.content.readuntil(b"\n\n") == registered
+        at.publish(b'{"authResult":"DONE","messageId":"m1"}')
+        assert (await response.content.readuntil(b"\n\n")).startswith(b"id: m1\nevent: authorization\n")
+
+
+async def test_the_last_event_is_not_sent_again() -> None:
+    async with (
+        served() as at,
+        at.request("GET", f"{EVENTS}&lastEventId=m2", headers={"Last-Event-ID": "m1"}) as response,
+    ):
+        for _ in range(2):
+            await response.content.readuntil(b"\n\n")
+        for number in (1, 2, 3):
+            at.publish(b'{"authResult":"DONE","messageId":"m%d"}' % number)
+        assert (await response.content.readuntil(b"\n\n")).startswith(b"id: m3\n")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "body"),
+    [
+        ("POST", EVENTS, {}, 405, ""),
+        ("GET", "/events", {}, 400, '{"error":{"code":"missing_id","message":"webSocketId is missing"}}'),
+        ("GET", EVENTS, {"Last-Event-ID": REJECTED_EVENT_ID}, 204, ""),
+        ("GET", f"{EVENTS}&lastEventId={REJECTED_EVENT_ID}", {}, 204, ""),
+        ("GET", EVENTS, EVIL, 403, '{"error":{"code":"origin_not_allowed",'),
+    ],
+)
+async def test_rejections(method: str, path: str, headers: dict[str, str], status: int, body: str) -> None:
+    async with served() as at, at.request(method, path, headers=headers) as response:
+        assert response.status == status
+        assert (await response.text()).startswith(body)
+
+
+async def test_a_full_node() -> None:
+    async with (
+        served(max_sessions=1) as at,
+        at.request("GET", EVENTS) as response,
+        at.request("GET", EVENTS) as rejected,
+    ):
+        assert (response.status, rejected.status) == (200, 503)
+        assert rejected.headers["Retry-After"] == "5"
