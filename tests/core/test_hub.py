@@ -12,6 +12,7 @@ from gateway.core.hub import NOTICE_BATCH, Hub
 from gateway.core.subscriptions import Slots
 from gateway.messages import Result
 from gateway.redis.cluster.slots import key_slot
+from gateway.telemetry.latency import Latency
 
 from ..fakes import Member, Subscriber
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
@@ -352,3 +353,30 @@ def test_no_payload_harms_those_that_follow(payloads: list[bytes]) -> None:
     scene.hub.received(CHANNEL, b"CONFIRMED")
     assert member.heard[-1] == ("deliver", "CONFIRMED")
     assert scene.hub.delivered + scene.hub.invalid.total() == len(payloads) + 1
+
+
+def test_what_the_hub_knows_of_an_id() -> None:
+    scene = Scene()
+    member = scene.registered()
+    assert scene.hub.channel(b"id") == CHANNEL
+    assert (scene.hub.members(b"id"), scene.hub.members(b"other")) == ((member,), ())
+    assert (scene.hub.confirmed(), scene.hub.count_confirmed()) == ([CHANNEL], 1)
+
+
+def test_a_subscription_that_redis_ends_is_asked_for_again() -> None:
+    scene = Scene()
+    scene.registered()
+    scene.hub.lost(CHANNEL)
+    assert scene.broker.taken() == [("subscribe", CHANNEL)]
+
+
+def test_the_origin_of_a_live_result_is_measured() -> None:
+    latency = Latency(lambda _call: None, lambda: 0.0, lambda: 0.0)
+    broker = Subscriber()
+    hub = Hub("websocket:", 1_000, lambda _hub: broker, latency=latency)
+    hub.register(b"id", Member())
+    hub.subscribed(CHANNEL, None)
+    hub.received(CHANNEL, b'{"authResult":"DONE","publishedAt":1500}')
+    hub.received(CHANNEL, b"DONE")
+    assert [origin.published_at for origin in latency.origins] == [1.5]
+    assert latency.under_way == 2

@@ -731,3 +731,21 @@ def test_without_debug_lines_none_is_made() -> None:
         scene.node.hub.subscribed(CHANNEL, b"CONFIRMED")
         scene.session.ended()
     assert lines == []
+
+
+def test_the_facts_about_a_session() -> None:
+    scene = Scene()
+    assert scene.session.about()["registered_for"] is None
+    scene.register()
+    scene.node.hub.received(CHANNEL, b'{"authResult":"DONE","messageId":"m1"}')
+    scene.clock.now += 2
+    assert scene.session.about() == {
+        "state": "registered",
+        "protocol": "json",
+        "transport": "none",
+        "address": "192.0.2.1",
+        "registered_for": 2.0,
+        "results": 1,
+        "message_ids": ("m1",),
+        "degraded": False,
+    }

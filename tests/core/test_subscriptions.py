@@ -533,3 +533,15 @@ TestConversation = Conversation.TestCase
 TestConversation.settings = settings(max_examples=100, stateful_step_count=50)
 TestConversationBySlot = ConversationBySlot.TestCase
 TestConversationBySlot.settings = settings(max_examples=50, stateful_step_count=50)
+
+
+def test_members_in_slots() -> None:
+    """Channels of one slot come and go without a look at the others."""
+    table: Subscriptions[str] = Subscriptions(lambda name: name[0])
+    for name in (b"a1", b"a2", b"b1"):
+        table.join(name, name.decode(), connected=True)
+    assert table.members(b"a1") == ("a1",)
+    assert table.members(b"c1") == ()
+    assert table.denied(b"c1") == ()
+    assert table.denied(b"a1") == ("a1",)
+    assert sorted(table.names([ord("a"), ord("b")])) == [b"a2", b"b1"]

@@ -294,3 +294,26 @@ def test_every_first_request_is_accepted_or_served_or_rejected(data: bytes) -> N
         assert scene.acceptor.handshakes == 0
 
     arrived()
+
+
+@virtual
+async def test_a_connection_that_another_process_has_accepted() -> None:
+    for first in (b"", HANDSHAKE[:9]):
+        scene = Scene()
+        transport = Transport()
+        scene.acceptor.accept(transport, first)
+        assert scene.acceptor.handshakes == 1
+        transport.protocol.data_received(HANDSHAKE[len(first) :])
+        assert len(scene.entered) == 1
+        assert scene.acceptor.handshakes == 0
+
+
+@virtual
+async def test_all_connections_are_dropped_at_the_end() -> None:
+    scene = Scene()
+    _, pending = scene.visit()
+    kept, closing = Transport(), Transport()
+    scene.acceptor.keep_alive(kept, b"")
+    scene.acceptor.close_gracefully(closing)
+    scene.acceptor.abort_all()
+    assert [transport.aborted for transport in (pending, kept, closing)] == [True] * 3

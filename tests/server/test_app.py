@@ -49,3 +49,15 @@ async def test_an_error_ends_the_connection() -> None:
         first, headers, _ = await connection.ask("GET /nothing HTTP/1.1\nHost: gw\n\n")
         assert (first, headers["Connection"]) == ("HTTP/1.1 404 Not Found", "close")
         assert await connection.rest() == b""
+
+
+async def test_a_response_that_reports_an_error_ends_the_connection() -> None:
+    async with served_by_workers() as at, at.raw() as connection:
+        first, headers, _ = await connection.ask(INFO.replace("GET", "PATCH"))
+        assert (first, headers["Connection"]) == ("HTTP/1.1 405 Method Not Allowed", "close")
+        assert await connection.rest() == b""
+
+
+async def test_a_stream_keeps_its_connection() -> None:
+    async with served_by_workers() as at, at.request("GET", "/events?webSocketId=a") as response:
+        assert await response.content.readuntil(b"\n\n") == b"retry: 1000\n\n"

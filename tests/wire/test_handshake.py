@@ -12,6 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.wire.handshake import (
     BAD_KEY,
+    MALFORMED,
     NO_HOST,
     NO_UPGRADE,
     NODE_FULL,
@@ -61,13 +62,15 @@ def test_handshakes(changes: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "refusal"),
+    ("changes", "rejection"),
     [
         ({"Upgrade": None}, NO_UPGRADE),
         ({"Upgrade": "h2c"}, NO_UPGRADE),
         ({"Connection": None}, NO_UPGRADE),
         ({"Connection": "keep-alive"}, NO_UPGRADE),
         ({"Connection": "notupgrade"}, NO_UPGRADE),
+        ({"Content-Length": "3"}, MALFORMED),
+        ({"Transfer-Encoding": "chunked"}, MALFORMED),
         ({"Sec-WebSocket-Version": None}, VERSION),
         ({"Sec-WebSocket-Version": "8"}, VERSION),
         ({"Sec-WebSocket-Version": "7"}, VERSION),
@@ -82,8 +85,8 @@ def test_handshakes(changes: dict[str, str]) -> None:
         ({"Sec-WebSocket-Key": "é"}, BAD_KEY),
     ],
 )
-def test_no_handshakes(changes: dict[str, str | None], refusal: Rejection) -> None:
-    assert rejection_of(handshake(changes)) is refusal
+def test_no_handshakes(changes: dict[str, str | None], rejection: Rejection) -> None:
+    assert rejection_of(handshake(changes)) is rejection
 
 
 def test_http_1_0_cannot_upgrade() -> None:
@@ -123,7 +126,7 @@ def test_refuses_to_the_letter() -> None:
     assert NODE_FULL.body == body
 
 
-def test_a_header_of_the_refusal_itself_stands_once() -> None:
+def test_a_header_of_the_rejection_itself_stands_once() -> None:
     assert NO_UPGRADE.response.lower().count(b"\r\nconnection: ") == 1
 
 
