@@ -53,35 +53,39 @@ class Dispatcher:
         if self._hand_off is not None and self._hand_off(transport, head):
             return
         try:
-            answered = self._upgraded(transport, head)
+            parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
+            messages, upgrade, rest = parser.feed_data(head)
         except HttpProcessingError:
             reject(transport, MALFORMED)
             return
-        if not answered:
-            connection = self._server()
-            transport.set_protocol(connection)
-            connection.connection_made(transport)
-            connection.data_received(head)
+        if not messages:
+            reject(transport, MALFORMED)
+        elif len(head) > MAX_HEAD and len(head.partition(b"\r\n\r\n")[0]) > MAX_HEAD:
+            reject(transport, TOO_LARGE)
+        elif not upgrade or len(messages) > 1:
+            self._serve(transport, head)
+        else:
+            self._upgrade(transport, head, messages[0][0], rest)
 
-    def _upgraded(self, transport: asyncio.Transport, head: bytes) -> bool:
-        """Whether `head` was a handshake or too large, and has been answered. Raises HttpProcessingError."""
-        parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
-        messages, upgrade, rest = parser.feed_data(head)
-        if not messages or len(head.partition(b"\r\n\r\n")[0]) > MAX_HEAD:
-            reject(transport, TOO_LARGE if messages else MALFORMED)
-            return True
-        if not upgrade or len(messages) != 1:
-            return False
-        message: RawRequestMessage = messages[0][0]
+    def _upgrade(
+        self, transport: asyncio.Transport, head: bytes, message: RawRequestMessage, rest: bytes
+    ) -> None:
         endpoint = self._resolve(message.path.partition("?")[0])
         if endpoint is None or message.method != "GET" or _has_body(message):
-            return False
+            self._serve(transport, head)
+            return
         peer = transport.get_extra_info("peername")
         handshake = Handshake(message.version, message.headers, peer[0] if peer else "")
         rejection = endpoint(handshake, transport, rest)
         if rejection is not None:
             reject(transport, rejection)
-        return True
+
+    def _serve(self, transport: asyncio.Transport, head: bytes) -> None:
+        """Give the connection to aiohttp."""
+        connection = self._server()
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        connection.data_received(head)
 
 
 def _has_body(message: RawRequestMessage) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from aiohttp import web
 
@@ -16,19 +17,14 @@ from .access import AccessControl, handshake_of
 from .responses import rejection_response
 
 
-class SpokenWires:
-    """The wires at one path: `default`, and those that a client chooses by a WebSocket subprotocol."""
+class SpokenWires(NamedTuple):
+    """The wires at one path."""
 
-    def __init__(self, default: WireFactory, by_subprotocol: Mapping[str, WireFactory]) -> None:
-        """The subprotocols stand in the order in which the gateway prefers them."""
-        self.default = default
-        self._by_subprotocol = by_subprotocol
-        self._subprotocols: Sequence[str] = tuple(by_subprotocol)
-
-    def choose(self, handshake: Handshake) -> tuple[WireFactory, str | None]:
-        """The client's wire, and the subprotocol to confirm."""
-        chosen = subprotocol(handshake.headers, self._subprotocols)
-        return (self.default, None) if chosen is None else (self._by_subprotocol[chosen], chosen)
+    default: WireFactory
+    by_subprotocol: Mapping[str, WireFactory]
+    """Those that a client chooses by a WebSocket subprotocol."""
+    subprotocols: Sequence[str]
+    """The same subprotocols, in the order in which the gateway prefers them."""
 
 
 class WebSocketEndpoint:
@@ -71,5 +67,7 @@ class WebSocketEndpoint:
         return HIJACKED
 
     def _open(self, address: str, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> None:
-        new_wire, protocol = self._wires.choose(handshake)
+        wires = self._wires
+        protocol = subprotocol(handshake.headers, wires.subprotocols)
+        new_wire = wires.default if protocol is None else wires.by_subprotocol[protocol]
         open_session(self._context, new_wire(), address, handshake, transport, rest, protocol, self._session)

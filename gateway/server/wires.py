@@ -79,7 +79,7 @@ class WireTable:
             for path in _paths(row.websocket for row in rows)
         }
         self.sockjs: Mapping[str, SpokenWires] = {
-            row.sockjs: SpokenWires(factories[row.name], dict.fromkeys(row.subprotocols, factories[row.name]))
+            row.sockjs: _wires(factories[row.name], dict.fromkeys(row.subprotocols, factories[row.name]))
             for row in rows
             if row.sockjs
         }
@@ -97,7 +97,11 @@ def _spoken(path: str, rows: Sequence[WireRow], factories: Mapping[str, WireFact
     chosen = [(protocol, factories[row.name]) for row in rows for protocol in row.subprotocols]
     if len(dict(chosen)) < len(chosen):
         raise ValueError(f"{path}: two wires have the same subprotocol")
-    return SpokenWires(factories[defaults[0]], dict(chosen))
+    return _wires(factories[defaults[0]], dict(chosen))
+
+
+def _wires(default: WireFactory, by_subprotocol: Mapping[str, WireFactory]) -> SpokenWires:
+    return SpokenWires(default, by_subprotocol, tuple(by_subprotocol))
 
 
 def _check(rows: Sequence[WireRow], factories: Mapping[str, WireFactory]) -> None:

@@ -20,11 +20,13 @@ class Scene:
     def __init__(self) -> None:
         self.handed_off: list[bytes] = []
         self.served: list[asyncio.Protocol] = []
-        endpoints: dict[str, UpgradeEndpoint] = {"/ws": self._reject}
-        self.dispatcher = Dispatcher(endpoints.get, self._serve, self._hand_off)
+        self.dispatcher = Dispatcher(self._resolve, self._serve, self._hand_off)
         self.transport = Transport()
 
-    def _reject(self, _handshake: Handshake, _transport: asyncio.Transport, _rest: bytes) -> Rejection:
+    def _resolve(self, path: str) -> UpgradeEndpoint | None:
+        return self._reject if path == "/ws" else None
+
+    def _reject(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
         return NO_UPGRADE
 
     def _serve(self) -> asyncio.Protocol:
