@@ -140,7 +140,7 @@ async def test_control_in_one_command_they_do_not_come_back(
     """The confirmations alone are more than Redis's buffer for a subscriber may hold."""
     async with many_ids(measured) as (valkey, gateway, others):
         monkeypatch.setattr(link, "SUBSCRIBE_BATCH", IDS)
-        monkeypatch.setattr(link, "MAX_UNANSWERED", IDS)
+        monkeypatch.setattr(link, "MAX_PENDING_BATCHES", IDS)
         await asyncio.to_thread(cut, valkey, others)
         await until(lambda: gateway._broker.outages >= 3, "cut off again and again", 60)
         measured("control: the longest PING of somebody else", await asyncio.to_thread(others.longest))
