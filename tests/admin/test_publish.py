@@ -123,10 +123,7 @@ async def test_a_mix(client: Client, publisher: FakePublisher) -> None:
     assert (sent["messageId"], last["messageId"]) == ("m1", "m3")
     assert lost["messageId"] == "lost"
     assert lost["error"]["code"] == "unconfirmed"
-    assert (
-        "unknown whether the result was published: retry with messageId lost"
-        in lost["error"]["message"]
-    )
+    assert "unknown whether the result was published: retry with messageId lost" in lost["error"]["message"]
     assert wrong["webSocketId"] == "12345678"
     assert wrong["error"]["code"] == none["error"]["code"] == "invalid"
     assert "not 'done'" in wrong["error"]["message"]
