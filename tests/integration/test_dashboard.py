@@ -317,7 +317,10 @@ async def test_the_page_and_its_files_let_nothing_else_in(node_here: Node) -> No
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", "only this machine reaches it"), ("0.0.0.0", "whoever reaches it sees this page")],
+    [
+        ("127.0.0.1", "only this machine can open this page"),
+        ("0.0.0.0", "everybody who can connect sees this page"),
+    ],
 )
 async def test_says_who_reaches_the_port(valkey: ValkeyProcess, host: str, expected: str) -> None:
     async with node_in_process(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
