@@ -43,12 +43,12 @@ class HealthEndpoints:
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
-        """GET /healthz: 200 while the process, or every worker, is responsive."""
+        """GET /healthz: 200 while the process (every worker) is responsive. Use it as the liveness probe."""
         body = self._source.health()
         return private_json(body, _status(ok=body["status"] == OK))
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """GET /readyz: 200 if browsers should be sent to this node, else 503; the body says how it is."""
+        """GET /readyz: 200 if browsers should be sent here, else 503. Use it as the readiness probe."""
         body = await self._source.state()
         return private_json(body, _status(ok=body["ready"]))
 
