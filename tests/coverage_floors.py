@@ -34,7 +34,7 @@ ELSEWHERE = {
     "gateway/drill/fleet/": ["integration/test_drill_fleet.py"],
     "gateway/publishing/publisher.py": ["integration/test_publisher.py"],
     # What ties modules together is tested by using what it has tied.
-    "gateway/node.py": ["integration/test_gateway.py", "integration/test_drain.py"],
+    "gateway/node/": ["integration/test_gateway.py", "integration/test_drain.py"],
     "gateway/server/": ["integration/test_gateway.py", "integration/test_limits.py"],
     "gateway/server/sockjs.py": ["integration/test_sockjs.py"],
     "gateway/server/sse.py": ["integration/test_events.py"],

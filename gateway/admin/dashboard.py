@@ -32,7 +32,7 @@ from ..nodes.survey import NOT_CONNECTED, SURVEY_TIMEOUT, Survey
 from ..redis.broker import Broker
 from ..redis.connection import ConnectionLost
 from ..telemetry.logs import short_id
-from .responses import SSE_HEADERS, error_response, json_response
+from .responses import STREAM_HEADERS, error_response, private_json
 from .static import file_response
 
 UPDATE_INTERVAL: Final = 1.0
@@ -204,7 +204,7 @@ class Dashboard:
             return error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "busy", f"{MAX_PAGES} pages are open on this node already"
             )
-        response = web.StreamResponse(headers=SSE_HEADERS)
+        response = web.StreamResponse(headers=STREAM_HEADERS)
         with suppress(ConnectionError, TimeoutError):
             await response.prepare(request)
             await response.write(EVENT_SOURCE_RETRY)
@@ -228,7 +228,7 @@ class Dashboard:
             return error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "no_worker", "no worker of this node answers"
             )
-        return json_response(body)
+        return private_json(body)
 
 
 def _count(held: list[HolderInfo]) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
-from .responses import json_response
+from .responses import private_json
 from .static import STATIC, file_response
 
 
@@ -34,4 +34,4 @@ class DemoPages:
 
     async def describe(self, _request: web.Request) -> web.Response:
         """GET /demo/info: the node, and commands that publish to it."""
-        return json_response(self._info)
+        return private_json(self._info)

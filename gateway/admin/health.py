@@ -11,7 +11,7 @@ from aiohttp import web
 from ..nodes.sources import Sources
 from ..redis.probe import Probe
 from .metrics import CONTENT_TYPE, NodeMetrics
-from .responses import json_response
+from .responses import private_json
 
 OK: Final = "ok"
 
@@ -43,14 +43,14 @@ class HealthEndpoints:
         ]
 
     async def health(self, _request: web.Request) -> web.Response:
-        """GET /healthz: 200 while the process, or every worker, is responsive."""
+        """GET /healthz: 200 while the process (every worker) is responsive. Use it as the liveness probe."""
         body = self._source.health()
-        return json_response(body, _status(ok=body["status"] == OK))
+        return private_json(body, _status(ok=body["status"] == OK))
 
     async def ready(self, _request: web.Request) -> web.Response:
-        """GET /readyz: 200 if browsers should be sent to this node, else 503; the body says how it is."""
+        """GET /readyz: 200 if browsers should be sent here, else 503. Use it as the readiness probe."""
         body = await self._source.state()
-        return json_response(body, _status(ok=body["ready"]))
+        return private_json(body, _status(ok=body["ready"]))
 
     async def metrics(self, _request: web.Request) -> web.Response:
         return web.Response(body=await self._source.metrics(), headers={"Content-Type": CONTENT_TYPE})

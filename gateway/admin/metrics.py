@@ -277,10 +277,10 @@ class NodeMetrics(Collector):
 
     def _redis(self) -> dict[Family, Samples]:
         broker, hub = self._sources.broker, self._sources.context.hub
-        lines = {line.display_url: line for line in broker.server_brokers}
-        probes = {shown: line.probe for shown, line in lines.items()}
+        servers = {server.display_url: server for server in broker.server_brokers}
+        probes = {shown: server.probe for shown, server in servers.items()}
         return {
-            CONNECTED: {(shown,): float(line.connected) for shown, line in lines.items()},
+            CONNECTED: {(shown,): float(server.connected) for shown, server in servers.items()},
             OUTAGES: {(): broker.outages},
             OUTAGE_SECONDS: {(): broker.outage_seconds()},
             CHANNELS: {("wanted",): hub.channels, ("confirmed",): hub.count_confirmed()},
@@ -292,7 +292,7 @@ class NodeMetrics(Collector):
                 for shown, probe in probes.items()
                 for outcome in ("received", "not_published", "missed")
             },
-            RECONCILIATIONS: {(shown,): line.reconciler.runs for shown, line in lines.items()},
+            RECONCILIATIONS: {(shown,): server.reconciler.runs for shown, server in servers.items()},
             REPAIRED: {(): broker.repaired},
             MOVED: {(): broker.slots_moved},
         }
@@ -327,7 +327,7 @@ class ParentMetrics(Collector):
         used = resource.getrusage(resource.RUSAGE_SELF)
         accounts = self._accounts()
         samples: dict[Family, Samples] = {
-            WORKERS_UP: {(str(each["worker"]),): float(each["serves"]) for each in accounts},
+            WORKERS_UP: {(str(each["worker"]),): float(each["accepts"]) for each in accounts},
             WORKER_RESTARTS: {(str(each["worker"]),): each["restarts"] for each in accounts},
             PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
             CPU: {(): used.ru_utime + used.ru_stime},

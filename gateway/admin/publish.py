@@ -19,7 +19,8 @@ from aiohttp import web
 from ..errors import GatewayError, Unconfirmed
 from ..publishing.api import Published
 from ..publishing.publisher import Outcome, Publisher, outcome_as_json
-from .responses import JSON, error_response, json_response
+from ..server.responses import json_response
+from .responses import error_response
 
 MAX_RESULTS: Final = 1_000
 MAX_PUBLISH_BODY: Final = 2 << 20
@@ -122,8 +123,10 @@ class RejectedRequest(GatewayError):
 
 
 async def _body(request: web.Request) -> Any:
-    if request.content_type != JSON:
-        raise RejectedRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", f"Content-Type must be {JSON}")
+    if request.content_type != "application/json":
+        raise RejectedRequest(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "Content-Type must be application/json"
+        )
     try:
         return orjson.loads(await request.read())
     except web.HTTPRequestEntityTooLarge:

@@ -1,4 +1,4 @@
-"""Files of the pages, for browsers that may load nothing from elsewhere."""
+"""The files of the pages, with headers that let a page load nothing from other sites."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from aiohttp import web
 
 STATIC = Path(__file__).parents[1] / "static"
 
-
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -16,7 +15,7 @@ CONTENT_SECURITY_POLICY = (
 
 
 def file_response(name: str) -> web.FileResponse:
-    """A file of `STATIC`, for a page that loads nothing from elsewhere."""
+    """A file of `STATIC`, with these headers."""
     return web.FileResponse(
         STATIC / name,
         headers={

@@ -39,7 +39,7 @@ class WorkersHealth:
 
         It is "stuck" when a worker gives no sign of life for longer than a replacement takes.
         """
-        stuck = [account["worker"] for account in self._workers.accounts() if not account["turns"]]
+        stuck = [account["worker"] for account in self._workers.accounts() if not account["responsive"]]
         return {"status": "stuck" if stuck else OK, "node": self._workers.name, "stuck": stuck}
 
     async def state(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Command lines to show: ones that work when they are pasted into the shell that started this process."""
+"""Command lines that work when they are pasted into the shell that started this process."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def program() -> str:
 
 
 def redis_cli(url: str) -> str:
-    """The redis-cli that speaks to a `redis://` URL without a password, up to the command's own words."""
+    """The redis-cli command for a `redis://` URL without a password, without the Redis command."""
     parts = urlsplit(url)
     host = [] if parts.hostname in (None, "localhost", "127.0.0.1") else ["-h", str(parts.hostname)]
     return shlex.join(["redis-cli", *host, "-p", str(parts.port or 6379)])
 
 
 def _shortest(path: Path) -> str:
-    """The path from the current folder if it is below that, or else the whole path."""
+    """The relative path if it is below the current folder, else the absolute path."""
     whole = path.absolute()  # not resolve(): a virtual environment's python is a link
     here = Path.cwd()
     if whole.is_relative_to(here):

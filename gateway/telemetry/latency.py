@@ -36,10 +36,6 @@ class Histogram:
         self._counts[bisect_left(self.bounds, seconds)] += count
         self.sum += seconds * count
 
-    @property
-    def count(self) -> int:
-        return sum(self._counts)
-
     def cumulative(self) -> Iterator[tuple[float, int]]:
         """For each bound, infinity at the end, the number of durations up to it."""
         return zip((*self.bounds, float("inf")), accumulate(self._counts), strict=True)

@@ -66,6 +66,6 @@ class WorkerSlot:
             "worker": self.number,
             "pid": self.process.pid if self.process else None,
             "restarts": self.restarts,
-            "turns": not self.heartbeat.hung,
-            "serves": self.accepts,
+            "responsive": not self.heartbeat.hung,
+            "accepts": self.accepts,
         }

@@ -197,7 +197,7 @@ class Supervisor:
         if process is None:
             return
         match message:
-            case {"beat": _}:
+            case {"heartbeat": _}:
                 slot.heartbeat.beat()
             case {"listening": _}:
                 process.listening = True

@@ -139,7 +139,7 @@ class Worker:
 
     async def _send_heartbeats(self) -> None:
         while True:
-            self._control.send({"beat": True})
+            self._control.send({"heartbeat": True})
             await asyncio.sleep(HEARTBEAT_INTERVAL)
 
     def _on_message(self, message: Message) -> None:

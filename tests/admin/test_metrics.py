@@ -97,7 +97,7 @@ class Scene:
         acceptor = Acceptor(nobody, 10, 5.0, self.node.clock)
         broker: Any = self.broker
         self.readiness = Readiness(broker)
-        sources = Sources(
+        self.sources = Sources(
             "node-1",
             100,
             self.node,
@@ -110,7 +110,7 @@ class Scene:
             session_kinds(),
             self.published,
         )
-        self.metrics = NodeMetrics(sources)
+        self.metrics = NodeMetrics(self.sources)
 
     def session(self, name: bytes = b"id") -> Session:
         self.node.admission.admit("192.0.2.1")

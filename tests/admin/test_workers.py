@@ -26,10 +26,10 @@ class Workers:
     def __init__(self) -> None:
         self.draining = False
         self.second: dict[str, Any] | None = state()
-        self.turns = True
+        self.responsive = True
 
     def accounts(self) -> list[dict[str, Any]]:
-        return [{"worker": 1, "turns": True}, {"worker": 2, "turns": self.turns}]
+        return [{"worker": 1, "responsive": True}, {"worker": 2, "responsive": self.responsive}]
 
     async def ask(self, what: str) -> list[Any]:
         if what == "metrics":
@@ -52,7 +52,7 @@ async def test_health(aiohttp_client: Any) -> None:
     status, body = await get("/readyz")
     assert (status, body["sessions"], [each["worker"] for each in body["workers"]]) == (200, 4, [1, 2])
 
-    workers.turns, workers.second = False, None
+    workers.responsive, workers.second = False, None
     assert await get("/healthz") == (503, {"status": "stuck", "node": "n", "stuck": [2]})
     status, body = await get("/readyz")
     assert (status, body["sessions"], body["workers"][1]["state"]) == (200, 2, None)

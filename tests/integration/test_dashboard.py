@@ -147,8 +147,8 @@ async def test_finds_a_session_from_another_node(nodes: tuple[ValkeyProcess, lis
     assert 290 < found["retained"]["seconds"] <= 300
     for node in (one, two):
         assert name not in str(node.logs)
-    await until(lambda: one.logged("looked up"), "the look-up is logged")
-    assert [(line["id"], line["sessions"], line["nodes"]) for line in one.logged("looked up")] == [
+    await until(lambda: one.logged("id looked up"), "the look-up is logged")
+    assert [(line["id"], line["sessions"], line["nodes"]) for line in one.logged("id looked up")] == [
         ("01234567…", 1, 2)
     ]
 
@@ -277,7 +277,7 @@ async def test_a_node_that_stops_ends_its_streams(valkey: ValkeyProcess) -> None
 
 
 async def test_a_page_that_fails_once_goes_on(
-    node_here: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    node_here: Node, monkeypatch: pytest.MonkeyPatch, logged: list[dict[str, Any]]
 ) -> None:
     snapshot, failures = node_here.dashboard.snapshot, iter([RuntimeError("once")])
 
@@ -289,6 +289,9 @@ async def test_a_page_that_fails_once_goes_on(
     monkeypatch.setattr(node_here.dashboard, "snapshot", fails_once)
     async with page(admin_port_of(node_here)) as told:
         assert (await told())["nodes"]
+    (failure,) = [line for line in logged if line["log_level"] == "error"]
+    assert failure["event"] == "dashboard failed"
+    logged.remove(failure)
 
 
 async def test_the_page_and_its_files_let_nothing_else_in(node_here: Node) -> None:
@@ -317,12 +320,15 @@ async def test_the_page_and_its_files_let_nothing_else_in(node_here: Node) -> No
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("127.0.0.1", "only this machine reaches it"), ("0.0.0.0", "whoever reaches it sees this page")],
+    [
+        ("127.0.0.1", "only this machine can open this page"),
+        ("0.0.0.0", "everybody who can connect sees this page"),
+    ],
 )
 async def test_says_who_reaches_the_port(valkey: ValkeyProcess, host: str, expected: str) -> None:
     async with node_in_process(valkey.url, admin_host=host) as here, page(admin_port_of(here)) as told:
         port = (await told())["port"]
-        assert port == f"This port has no authentication. It listens on {host}: {expected}."
+        assert port == f"This page requires no authentication. The admin port listens on {host}: {expected}."
 
 
 # Several workers on one port
@@ -380,7 +386,7 @@ async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Valkey
         ports = [admin_port_of(gateway) for gateway in (one, two)]
         for port in ports:
             snapshot = await until_told(port, both, "both nodes are there")
-            assert (own(snapshot)["redis"]["lines"], own(snapshot)["redis"]["servers_up"]) == (3, 3)
+            assert (own(snapshot)["redis"]["servers"], own(snapshot)["redis"]["servers_up"]) == (3, 3)
         async with load_clients([port_of(two)], ["in-a-cluster"]):
             _, found = await look_up(ports[0], "in-a-cluster")
             assert [session["node"] for session in found["sessions"]] == ["two"]

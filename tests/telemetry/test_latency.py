@@ -42,6 +42,11 @@ class Scene:
         call()
 
 
+def count(histogram: Histogram) -> int:
+    """How many durations it has."""
+    return list(histogram.cumulative())[-1][1]
+
+
 @given(st.lists(st.floats(0, 100), max_size=30))
 def test_a_histogram_counts_what_is_not_longer_than_each_bound(durations: list[float]) -> None:
     histogram = Histogram()
@@ -49,7 +54,7 @@ def test_a_histogram_counts_what_is_not_longer_than_each_bound(durations: list[f
         histogram.observe(seconds)
     expected = [(bound, sum(each <= bound for each in durations)) for bound in (*BOUNDS, math.inf)]
     assert list(histogram.cumulative()) == expected
-    assert histogram.count == len(durations)
+    assert count(histogram) == len(durations)
     assert histogram.sum == pytest.approx(sum(durations))
 
 
@@ -60,9 +65,9 @@ def test_results_that_came_together_took_as_long_as_the_last() -> None:
     scene.write(0.004)
     scene.arrive()
     scene.write(0.3)
-    assert scene.latency.from_arrival.count == 4
+    assert count(scene.latency.from_arrival) == 4
     assert scene.latency.from_arrival.sum == pytest.approx(0.312)
-    assert scene.latency.from_publisher.count == 0
+    assert count(scene.latency.from_publisher) == 0
 
 
 def test_what_says_when_it_was_published_is_timed_from_then() -> None:
@@ -71,7 +76,7 @@ def test_what_says_when_it_was_published_is_timed_from_then() -> None:
     scene.arrive()
     scene.write(0.01)
     assert scene.latency.from_publisher.sum == pytest.approx(0.21)
-    assert (scene.latency.from_publisher.count, scene.latency.from_arrival.count) == (1, 1)
+    assert (count(scene.latency.from_publisher), count(scene.latency.from_arrival)) == (1, 1)
     assert scene.latency.clock_skews == 0
 
 
@@ -83,5 +88,5 @@ def test_no_clock_makes_a_result_faster_than_its_time_in_the_node_or_take_for_ev
     scene.arrive(published_at)
     scene.write(0.01)
     assert scene.latency.from_publisher.sum == pytest.approx(0.01)
-    assert scene.latency.from_publisher.count == 1
+    assert count(scene.latency.from_publisher) == 1
     assert scene.latency.clock_skews == 1

@@ -7,7 +7,7 @@ from gateway.workers.slots import WorkerSlot
 
 
 def test_an_account(slots: list[WorkerSlot]) -> None:
-    assert slots[1].account() == {"worker": 2, "pid": 1, "restarts": 0, "turns": True, "serves": True}
+    assert slots[1].account() == {"worker": 2, "pid": 1, "restarts": 0, "responsive": True, "accepts": True}
     slots[1].process = None
     assert slots[1].account()["pid"] is None
 

@@ -169,7 +169,7 @@ async def test_who_gives_no_sign_of_life_is_killed(
 
         async def beat() -> None:
             while True:
-                two.control.send({"beat": True})
+                two.control.send({"heartbeat": True})
                 await asyncio.sleep(0.005)
 
         beating = asyncio.create_task(beat())

@@ -31,7 +31,7 @@ class Parent:
         self.control = Control(self._hear, lambda: None)
 
     def _hear(self, message: Message) -> None:
-        if "beat" not in message:
+        if "heartbeat" not in message:
             self.heard.put_nowait(message)
 
     async def next(self) -> Message:
