@@ -1,4 +1,4 @@
-"""What goes wrong between a gateway and Redis, at the test's will."""
+"""Faults between a node and Redis that a test can cause, and safeguards that a control can disable."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from gateway.redis.subscriber import SubscriberConnection
 
 
 class Proxy:
-    """Stands between gateways and Redis: can refuse, cut, drop, hold up and delay what they say."""
+    """A TCP proxy in front of Redis that can reject, cut, drop, hold and delay."""
 
     def __init__(self, target: int) -> None:
         self.port = 0
-        self.barred = False
+        self.rejecting = False
         """While set, new connections are closed at once."""
         self.mute = False
-        """While set, new connections carry nothing, and stay open."""
+        """While set, new connections stay open and pass nothing on."""
         self.delay = 0.0
-        """Seconds that each piece is late, either way."""
+        """Seconds that data is delayed, in both directions."""
         self._target = target
         self._flowing = asyncio.Event()
         self._flowing.set()
@@ -74,7 +74,7 @@ class Proxy:
             writer.transport.abort()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.barred:
+        if self.rejecting:
             writer.transport.abort()
             return
         task = asyncio.current_task()
@@ -104,11 +104,11 @@ class Proxy:
             writer.transport.abort()
 
 
-# The cures, each taken out of one gateway, for the controls.
+# The safeguards, each disabled in one node, for the controls.
 
 
 def never_resubscribe(gateway: Node) -> None:
-    """After a loss of Redis nothing is subscribed again."""
+    """The node does not subscribe again after an outage of Redis."""
     connected = gateway._hub.connected
 
     def forget(slots: Slots | None = None) -> list[bytes]:
@@ -119,7 +119,7 @@ def never_resubscribe(gateway: Node) -> None:
 
 
 def never_reread(gateway: Node) -> None:
-    """Retained results are not read, neither at registration nor after a loss of Redis."""
+    """The node reads no retained results, neither at registration nor after an outage of Redis."""
     subscribed = gateway._hub.subscribed
 
     def ignore(name: bytes, retained: bytes | None) -> None:
@@ -129,7 +129,7 @@ def never_reread(gateway: Node) -> None:
 
 
 def never_probe(gateway: Node) -> None:
-    """Nobody looks whether the link hears what is published, or where the master is by now."""
+    """No probe is published, and nobody checks which server is the master."""
     assert isinstance(gateway._broker, ServerBroker)
 
     async def believe(connection: SubscriberConnection, server: Server) -> None:
@@ -139,7 +139,7 @@ def never_probe(gateway: Node) -> None:
 
 
 async def ask_once(gateway: Node) -> None:
-    """Where the master is remains what was found first."""
+    """The node keeps the first master that it has found."""
     assert isinstance(gateway._broker, ServerBroker)
     topology = gateway._broker._topology
     first = await topology.find()
@@ -151,7 +151,7 @@ async def ask_once(gateway: Node) -> None:
 
 
 def never_move(gateway: Node) -> None:
-    """What a Cluster says of who serves its slots is not listened to: the map, MOVED and `sunsubscribe`."""
+    """The node ignores everything that tells where slots are: the map, MOVED and `sunsubscribe`."""
     assert isinstance(gateway._broker, ClusterBroker)
 
     def ignore(*_said: object, **_more: object) -> None:

@@ -1,6 +1,6 @@
 """A Cluster's masters fail and its slots move under load: whoever serves a slot, its results arrive.
 
-Beside the nodes is a gateway that has a cure taken out, and is seen to stay deaf.
+Beside them runs a node without a safeguard, which stays without results.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MOVING = range(1_000, 1_024)
 SLOW = 1_100
 """A slot that takes its time."""
 
-OFTEN_AUDITED = "import gateway.redis.reconciler; gateway.redis.reconciler.RECONCILE_INTERVAL = 0.3"
+OFTEN_RECONCILED = "import gateway.redis.reconciler; gateway.redis.reconciler.RECONCILE_INTERVAL = 0.3"
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def cluster() -> Iterator[ValkeyCluster]:
 
 @pytest.fixture(scope="module")
 def nodes(cluster: ValkeyCluster) -> Iterator[list[NodeProcess]]:
-    """Two nodes; an audit that finds anything is a complaint in their logs."""
-    with nodes_on(cluster.url, 2, preface=OFTEN_AUDITED) as running:
+    """Two nodes. If their reconcilers find anything, that is a complaint in their logs."""
+    with nodes_on(cluster.url, 2, preface=OFTEN_RECONCILED) as running:
         yield running
 
 
@@ -92,7 +92,7 @@ async def heard(server: ClusterNodeProcess, names: Collection[str]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def audited(gateway: Node, nodes: list[NodeProcess]) -> None:
+async def reconciled(gateway: Node, nodes: list[NodeProcess]) -> None:
     """What Redis says is subscribed is what the tables say, now and whenever it was looked at."""
     lines = gateway._broker
     assert isinstance(lines, Lines)
@@ -161,7 +161,7 @@ async def test_registrations_and_results_are_spread_over_all_masters(
             assert not master.ask("PUBSUB", "CHANNELS")
         async with load_clients([node.port for node in nodes], names) as again:
             await until(lambda: not without_their_result(again), "what was retained arrives")
-        await audited(here, nodes)
+        await reconciled(here, nodes)
 
 
 @pytest.mark.adds_to("cluster")
@@ -213,7 +213,7 @@ async def test_a_master_fails(
             if how == "kill":
                 await asyncio.to_thread(first.start)
             await asyncio.to_thread(cluster.await_health)
-            await audited(here, nodes)
+            await reconciled(here, nodes)
 
 
 @pytest.fixture(scope="module")
@@ -281,18 +281,18 @@ async def test_slots_move_to_a_new_node_and_back(
             await until(lambda: not without_their_result(witnesses), "they are there to be read")
         assert len(without_their_result(control_browsers)) == CONTROLS, "control: deaf since the slots moved"
         assert all_undisturbed(everybody)
-        await audited(here, nodes)
+        await reconciled(here, nodes)
 
 
-@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+@pytest.mark.parametrize("safeguard", [True, False], ids=["safeguard", "control"])
 async def test_a_slot_is_on_its_way_for_long(
-    cluster: ValkeyCluster, added: ClusterNodeProcess, cure: bool, monkeypatch: pytest.MonkeyPatch
+    cluster: ValkeyCluster, added: ClusterNodeProcess, safeguard: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its subscribers are at the old node until the end, and what is retained is at the new one."""
-    if not cure:
+    if not safeguard:
         monkeypatch.setattr(ShardEventFilter, "migrating", lambda *_said: None)
     source = cluster.owner(SLOW)
-    early, registered, new = names_in(f"slow-{cure}", [SLOW], 3)
+    early, registered, new = names_in(f"slow-{safeguard}", [SLOW], 3)
     async with PublisherBackend.to(cluster.url) as backend, node_in_process(cluster.url) as gateway:
         await backend.publish_all([early], 1_000)
         added.ask("CLUSTER", "SETSLOT", SLOW, "IMPORTING", source.id)
@@ -305,8 +305,8 @@ async def test_a_slot_is_on_its_way_for_long(
             assert [f"websocket:{new}" in keys for keys in holders] == [False, True], (
                 "new ones go there at once"
             )
-            async with load_clients([port_of(gateway)], [registered, new], registered=cure) as browsers:
-                if not cure:
+            async with load_clients([port_of(gateway)], [registered, new], registered=safeguard) as browsers:
+                if not safeguard:
                     with pytest.raises(TimeoutError):
                         await until(lambda: any(browser.messages for browser in browsers), "an answer", 0.5)
                 else:
@@ -317,22 +317,22 @@ async def test_a_slot_is_on_its_way_for_long(
                     await until(
                         lambda: not without_their_result(browsers), "who is there already is told at once"
                     )
-                    await audited(gateway, [])
+                    await reconciled(gateway, [])
                 await asyncio.to_thread(cluster.move_slots, source, added, [SLOW])
                 await asyncio.to_thread(cluster.move_slots, added, source, [SLOW])
-        await audited(gateway, [])
+        await reconciled(gateway, [])
 
 
 @pytest.mark.adds_to("cluster")
-@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+@pytest.mark.parametrize("safeguard", [True, False], ids=["safeguard", "control"])
 async def test_the_whole_cluster_is_restarted(
-    cluster: ValkeyCluster, nodes: list[NodeProcess], cure: bool, measured: Measured
+    cluster: ValkeyCluster, nodes: list[NodeProcess], safeguard: bool, measured: Measured
 ) -> None:
-    names = [f"restart-{cure}-{number}" for number in range(BROWSERS)]
-    newcomer_names = [f"restart-{cure}-newcomer-{number}" for number in range(AFFECTED)]
+    names = [f"restart-{safeguard}-{number}" for number in range(BROWSERS)]
+    newcomer_names = [f"restart-{safeguard}-newcomer-{number}" for number in range(AFFECTED)]
     async with PublisherBackend.to(cluster.url) as backend, node_in_process(cluster.url) as here:
-        ports = [*(node.port for node in nodes), port_of(here)] if cure else [port_of(here)]
-        if not cure:
+        ports = [*(node.port for node in nodes), port_of(here)] if safeguard else [port_of(here)]
+        if not safeguard:
             never_resubscribe(here)
         async with load_clients(ports, names) as browsers:
             publishing = asyncio.create_task(backend.publish_all(names + newcomer_names, A_SECOND))
@@ -345,11 +345,11 @@ async def test_the_whole_cluster_is_restarted(
                 await asyncio.to_thread(cluster.await_health)
                 start = time.monotonic()
                 await publishing
-                if not cure:
+                if not safeguard:
                     # A few results have arrived although Redis died before it answered their publisher.
                     assert len(without_their_result(browsers)) >= BROWSERS - before - 10
                     return
                 await until(lambda: not without_their_result(browsers + newcomers), "every result arrives")
                 measured("whole Cluster restarted: all results there, once it was", time.monotonic() - start)
                 assert all_undisturbed(browsers + newcomers)
-                await audited(here, nodes)
+                await reconciled(here, nodes)

@@ -191,13 +191,13 @@ async def test_each_protocol_says_it_in_its_own_way(
             events.send(b"GET /events?webSocketId=drained-events HTTP/1.1\r\nHost: x\r\n\r\n")
             await events.until(b"registrationSucceeded")
             node.signal(signal.SIGTERM)
-            goodbye = b'c[1012,"service restart"]\n'
-            assert (await polls.answer())[2] == goodbye
-            await streams.until(goodbye)
+            close_frame = b'c[1012,"service restart"]\n'
+            assert (await polls.answer())[2] == close_frame
+            await streams.until(close_frame)
             # The end of the response is what makes a browser's EventSource connect anew.
             assert (await events.rest()).endswith(b"0\r\n\r\n")
             later.send(sockjs("drained-later", "xhr"))
-            assert (await later.answer())[2] == goodbye, "who comes late hears it too"
+            assert (await later.answer())[2] == close_frame, "who comes late hears it too"
             assert await exit_of(node) == 0
 
 

@@ -115,13 +115,13 @@ async def find_once(self):
 SentinelTopology.find = find_once
 """
 FIRST_MAP = """
-from gateway.redis.cluster.broker import ClusterBroker
-refresh = ClusterBroker._refresh
+from gateway.redis.cluster.topology import ClusterTopology
+refresh = ClusterTopology.refresh
 async def refresh_once(self):
     if not self.map.masters:
         await refresh(self)
-ClusterBroker._refresh = refresh_once
-ClusterBroker.claimed = lambda self, number, owner: None
+ClusterTopology.refresh = refresh_once
+ClusterTopology.claim = lambda self, slot, owner: None
 """
 PATIENT = """
 from gateway.transports.websocket import WebSocketSession

@@ -18,18 +18,18 @@ for i, key in ipairs(KEYS) do results[i] = redis.pcall('GET', key) end
 return results"""
 
 
-@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+@pytest.mark.parametrize("safeguard", [True, False], ids=["safeguard", "control"])
 async def test_a_huge_retained_result_deafens_nobody(
-    valkey: ValkeyProcess, backend: redis.asyncio.Redis, cure: bool, monkeypatch: pytest.MonkeyPatch
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, safeguard: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not cure:
+    if not safeguard:
         monkeypatch.setattr(link, "READ_SCRIPT", UNBOUNDED)
     await backend.set("websocket:huge", b"A" * 40_000_000, ex=60)
     try:
         async with node_in_process(valkey.url) as gateway, Raw.upgraded(port_of(gateway)) as victim:
             victim.send(b"")
             async with Raw.registered(port_of(gateway), "innocent") as browser:
-                if not cure:
+                if not safeguard:
                     gateway._hub.register(b"huge", _Deaf())
                     await until(
                         lambda: gateway._broker.outages > 1, "Redis cuts the node off again and again"

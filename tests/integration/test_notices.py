@@ -1,4 +1,4 @@
-"""What clients are told beside results: that push is blind while Redis is gone, and nothing twice."""
+"""What clients get beside results: the status while Redis is away, and nothing twice."""
 
 from __future__ import annotations
 

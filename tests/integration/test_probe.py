@@ -108,7 +108,7 @@ async def test_a_node_that_may_not_probe_works_on(
 async def test_while_a_master_hangs_the_next_one_is_looked_for_no_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A probe that waits in vain for TIMEOUT is followed by the next one at once."""
+    """After a probe that timed out, the next one follows at once."""
     monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.3)
     monkeypatch.setattr(probe, "PROBE_TIMEOUT", 0.3)
     with await asyncio.to_thread(ValkeyProcess) as valkey:

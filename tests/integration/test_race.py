@@ -21,7 +21,7 @@ from gateway.publishing.api import SCRIPT
 from .in_process import node_in_process
 from .load import until
 
-ROUNDS = {True: 10_000, False: 2_000}  # with the cure and without
+ROUNDS = {True: 10_000, False: 2_000}  # with the safeguard and without
 AT_A_TIME = 500
 BEFORE = AFTER = 0.05
 """Seconds: a result is published so long before its registration begins, or after that, at most."""

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
-from gateway.redis import reconciler as audit
+from gateway.redis import reconciler
 from gateway.redis.server_broker import ServerBroker
 from gateway.redis.subscriber import SubscriberConnection
 
@@ -26,7 +26,7 @@ def broker_of(gateway: Node) -> ServerBroker:
     return gateway._broker
 
 
-async def audited(gateway: Node) -> int:
+async def reconciled(gateway: Node) -> int:
     """How many channels differed."""
     broker = broker_of(gateway)
     before = broker.repaired
@@ -58,11 +58,11 @@ async def test_an_id_that_is_missing_in_redis_is_subscribed_again(
         await backend.publish_all([*names, "missing"], 10_000)
         assert [accepted.name for accepted in backend.accepted if not accepted.receivers] == ["missing"]
         await until(lambda: not without_their_result(browsers), "the others hear")
-        assert member.told == ["registered"], "control: without the audit it never hears"
-        assert await audited(gateway) == 1
+        assert member.told == ["registered"], "control: without the reconciler it never gets its result"
+        assert await reconciled(gateway) == 1
         await until(lambda: member.told[1:] == [result_of("missing")], "what was retained arrives")
         assert await backend.publish_once(["missing"]) == [1]
-        assert await audited(gateway) == 0
+        assert await reconciled(gateway) == 0
         assert broker_of(gateway).outages == 0
         assert all_undisturbed(browsers)
         gateway._hub.leave(b"websocket:missing", member)
@@ -107,38 +107,38 @@ async def test_with_a_channel_too_many_the_link_is_given_up(
         await until(lambda: member.told, "it is registered")
         del gateway._hub._table._channels[b"websocket:forgotten"]
         assert await backend.publish_once(["forgotten"]) == [1]
-        assert await audited(gateway) == 1
-        await until(lambda: not broker_of(gateway).connected, "the link is given up")
+        assert await reconciled(gateway) == 1
+        await until(lambda: not broker_of(gateway).connected, "the connection is closed")
         await until(lambda: broker_of(gateway).connected, "there is another")
         await backend.publish_all(names, 10_000)
         await until(lambda: not without_their_result(browsers), "the others hear")
         assert await backend.publish_once(["forgotten"]) == [0]
-        assert await audited(gateway) == 0
+        assert await reconciled(gateway) == 0
         assert all_undisturbed(browsers)
     take_out("reconciler: subscription count differs from Redis", logged)
 
 
-@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
-async def test_whoever_comes_and_goes_the_audit_finds_nothing(
-    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, logged: list[Line], cure: bool
+@pytest.mark.parametrize("safeguard", [True, False], ids=["safeguard", "control"])
+async def test_with_sessions_that_come_and_go_the_reconciler_finds_nothing(
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, logged: list[Line], safeguard: bool
 ) -> None:
     """It compares when no question is open; the control compares at any moment."""
-    monkeypatch.setattr(audit, "RECONCILE_INTERVAL", 0.01)
-    monkeypatch.setattr(audit, "IDLE_POLL", 0.001)
-    monkeypatch.setattr(audit, "RECHECK_DELAY", 0.001)
-    if not cure:
+    monkeypatch.setattr(reconciler, "RECONCILE_INTERVAL", 0.01)
+    monkeypatch.setattr(reconciler, "IDLE_POLL", 0.001)
+    monkeypatch.setattr(reconciler, "RECHECK_DELAY", 0.001)
+    if not safeguard:
         monkeypatch.setattr(SubscriberConnection, "idle", True)
     draw = random.Random(20260101)
     loop = asyncio.get_running_loop()
     async with node_in_process(valkey.url) as gateway, Backend.on(valkey.url) as backend:
         hub, broker = gateway._hub, broker_of(gateway)
         members: list[Waiting] = []
-        end = loop.time() + (CHURN_SECONDS if cure else SECONDS)
+        end = loop.time() + (CHURN_SECONDS if safeguard else SECONDS)
         number = 0
-        while loop.time() < end and (cure or not broker.repaired):
+        while loop.time() < end and (safeguard or not broker.repaired):
             for _ in range(draw.randrange(20)):
                 number += 1
-                members.append(Waiting(f"churn-{cure}-{number}"))
+                members.append(Waiting(f"churn-{safeguard}-{number}"))
                 hub.register(members[-1].name.encode(), members[-1])
             for _ in range(draw.randrange(min(20, len(members) + 1))):
                 member = members.pop(draw.randrange(len(members)))
@@ -148,7 +148,7 @@ async def test_whoever_comes_and_goes_the_audit_finds_nothing(
                 await backend.client.client_kill_filter(_type="pubsub")
         for member in members:
             hub.leave(f"websocket:{member.name}".encode(), member)
-        assert (broker.repaired == 0) is cure, broker.repaired
-        assert broker.reconciler.runs >= 3 or not cure
-    if not cure:
+        assert (broker.repaired == 0) is safeguard, broker.repaired
+        assert broker.reconciler.runs >= 3 or not safeguard
+    if not safeguard:
         logged[:] = [line for line in logged if not line["event"].startswith("reconciler: ")]

@@ -1,6 +1,6 @@
 """Redis dies, freezes, falls silent or is not there: sessions stay, and what was retained arrives.
 
-Each cure has its control: the same scenario with the cure taken out, which is seen to lose results.
+Each safeguard has a control: the same scenario without the safeguard, which loses results.
 """
 
 from __future__ import annotations
@@ -184,15 +184,15 @@ LATE = 0.15  # seconds
 PAUSED = 2.5  # seconds: less than what ends a link, more than what breaks its silence
 
 
-@pytest.mark.parametrize("cure", [True, False], ids=["cure", "control"])
+@pytest.mark.parametrize("safeguard", [True, False], ids=["safeguard", "control"])
 async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
-    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, cure: bool
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, safeguard: bool
 ) -> None:
     """What is late is not lost; a deadline that were shorter than a pause would end the link for nothing."""
-    if not cure:
+    if not safeguard:
         monkeypatch.setattr(link, "DEAD_AFTER", PAUSED - 1)
         monkeypatch.setattr(link, "PING_AFTER", 0.5)
-    names = [f"slow-{cure}-{number}" for number in range(50)]
+    names = [f"slow-{safeguard}-{number}" for number in range(50)]
     async with (
         Proxy.before(valkey.port) as proxy,
         Backend.on(valkey.url) as backend,
@@ -206,11 +206,11 @@ async def test_a_network_that_is_slow_and_stops_for_a_while_ends_no_link(
                 await backend.publish_all(names, 10_000, retain=0)
                 await asyncio.sleep(PAUSED)
                 assert not any(browser.results for browser in browsers)
-            if cure:
+            if safeguard:
                 await until(
                     lambda: not without_their_result(browsers), "every result arrives, without retention"
                 )
-            assert (gateway._broker.outages == 0) is cure
+            assert (gateway._broker.outages == 0) is safeguard
             assert all_undisturbed(browsers)
 
 
@@ -223,12 +223,12 @@ async def missed(
     """
     names = [f"{stem}-{number}" for number in range(100)]
     async with load_clients([port_of(gateway)], names) as browsers:
-        proxy.barred = True
+        proxy.rejecting = True
         await strike()
         await until(lambda: not gateway._broker.connected, "the loss is noticed")
         await backend.publish_all(names, 10_000)
         assert {accepted.receivers for accepted in backend.accepted} == {0}, "nobody hears"
-        proxy.barred = False
+        proxy.rejecting = False
         await until(lambda: gateway._broker.connected, "Redis is back")
         async with Raw.registered(port_of(gateway), f"{stem}-last") as last:
             # It was answered behind all that the reconnect has asked for.
@@ -248,7 +248,7 @@ async def missed(
 @pytest.mark.parametrize(
     ("take_out", "expected"),
     [(None, (0, 0)), (never_reread, (100, 0)), (never_resubscribe, (100, 100))],
-    ids=["cure", "control without reading again", "control without subscribing again"],
+    ids=["safeguard", "control without reading again", "control without subscribing again"],
 )
 async def test_results_published_while_redis_is_away(
     take_out: Callable[[Node], None] | None, expected: tuple[int, int], how: str
@@ -273,7 +273,7 @@ async def test_results_published_while_redis_is_away(
             assert await missed(gateway, proxy, backend, "gap", strike) == expected
 
 
-@pytest.mark.parametrize("batch", [link.SUBSCRIBE_BATCH, 1], ids=["cure", "control"])
+@pytest.mark.parametrize("batch", [link.SUBSCRIBE_BATCH, 1], ids=["safeguard", "control"])
 async def test_ids_come_back_in_batches(
     monkeypatch: pytest.MonkeyPatch, measured: Measured, batch: int
 ) -> None:

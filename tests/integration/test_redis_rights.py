@@ -10,8 +10,7 @@ import pytest
 
 from gateway.drill.fleet import ValkeyCluster, ValkeyProcess
 from gateway.node import Node
-from gateway.redis import probe
-from gateway.redis import reconciler as audit
+from gateway.redis import probe, reconciler
 from gateway.redis.cluster.slots import SLOT_COUNT as SLOTS
 from gateway.redis.server_broker import ServerBroker
 
@@ -28,7 +27,7 @@ ONE_SERVER, CLUSTER = (
 )
 
 FOR_THE_PROBE = {"(+publish &websocket::*)", "(+spublish &websocket::*)"}
-FOR_THE_AUDIT = {"+client|info", "+pubsub|numsub", "+pubsub|shardnumsub"}
+FOR_THE_RECONCILER = {"+client|info", "+pubsub|numsub", "+pubsub|shardnumsub"}
 
 PATIENCE = 1.5  # seconds for what takes milliseconds when it is allowed
 
@@ -43,7 +42,7 @@ def separately(rights: Sequence[str]) -> list[str]:
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.1)
-    monkeypatch.setattr(audit, "RECONCILE_INTERVAL", 0.1)
+    monkeypatch.setattr(reconciler, "RECONCILE_INTERVAL", 0.1)
 
 
 def brokers_of(gateway: Node) -> list[ServerBroker]:
@@ -59,7 +58,7 @@ async def comes(what: str, condition: Callable[[], object], *, expected: bool) -
 
 
 async def what_works(url: str, names: list[str], backend: PublisherBackend, expected: set[str]) -> set[str]:
-    """Of serving, proving and auditing; what is not `expected` to is not waited for as long."""
+    """Which of serving, probing and reconciling work. It waits less for what is not `expected` to work."""
     works: set[str] = set()
     serves = "serve" in expected
     deadline = SECONDS if serves else PATIENCE
@@ -79,11 +78,11 @@ async def what_works(url: str, names: list[str], backend: PublisherBackend, expe
                 works.add("probe")
             enough = {broker: broker.reconciler.runs + 2 for broker in brokers}
             if await comes(
-                "audits",
+                "reconciles",
                 lambda: all(broker.reconciler.runs >= enough[broker] for broker in brokers),
-                expected="audit" in expected,
+                expected="reconcile" in expected,
             ):
-                works.add("audit")
+                works.add("reconcile")
         gone = await comes("the end", lambda: not gateway._hub.channels, expected=serves)
         if gone and not gateway._broker.outages:
             works.add("serve")
@@ -92,10 +91,10 @@ async def what_works(url: str, names: list[str], backend: PublisherBackend, expe
 
 def expected_without(right: str) -> set[str]:
     if right == "nothing":
-        return {"serve", "probe", "audit"}
+        return {"serve", "probe", "reconcile"}
     if right in FOR_THE_PROBE:
-        return {"serve", "audit"}
-    return {"serve", "probe"} if right in FOR_THE_AUDIT else set()
+        return {"serve", "reconcile"}
+    return {"serve", "probe"} if right in FOR_THE_RECONCILER else set()
 
 
 async def try_each(

@@ -1,6 +1,6 @@
 """A master fails, or is deposed and does not know it: the nodes are on the next one, and nothing is lost.
 
-Beside the nodes is a gateway that has a cure taken out, and is seen to stay deaf.
+Beside them runs a node without a safeguard, which stays without results.
 """
 
 from __future__ import annotations

@@ -748,8 +748,8 @@ async def test_a_node_that_stops_says_so(
         websocket = await http.ws_connect(polling.at / "websocket")
         assert await websocket.receive_str() == "o"
         draining = asyncio.create_task(gateway.drain(0, 0.1))
-        goodbye = 'c[1012,"service restart"]'
-        assert [await waiting, await listener.frame(), await websocket.receive_str()] == [goodbye] * 3
+        close_frame = 'c[1012,"service restart"]'
+        assert [await waiting, await listener.frame(), await websocket.receive_str()] == [close_frame] * 3
         await listener.ended()
         await websocket.close()
         await draining
