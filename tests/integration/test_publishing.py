@@ -106,7 +106,7 @@ async def test_off_by_default_and_only_on_the_admin_port(valkey: ValkeyProcess) 
     async with node_in_process(valkey.url) as gateway, Backend.of(gateway) as backend:
         status, answer = await backend.post(result("off", "m"))
         assert status == 403
-        assert "off on this node" in answer["error"]["message"]
+        assert "publishing over HTTP is off" in answer["error"]["message"]
         public = f"http://127.0.0.1:{port_of(gateway)}/publish"
         async with aiohttp.ClientSession() as http, http.post(public, json={}) as refused:
             assert refused.status == 404
