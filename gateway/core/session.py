@@ -216,7 +216,8 @@ class Session:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
             self._reject(request.web_socket_id, problem)
             return
-        self._remember(request.last_message_id)
+        if request.last_message_id is not None:
+            self._remember(request.last_message_id)
         if self._channel is None:
             self._join(name)
         elif self.state is WAITING or not self._context.hub.is_confirmed(self._channel):
