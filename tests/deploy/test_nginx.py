@@ -25,7 +25,10 @@ from ..running_nodes import BalancedNodes
 from ..sockjs_pages import pages, publish, register, result
 from . import balanced
 
-pytestmark = pytest.mark.needs("nginx")
+pytestmark = [
+    pytest.mark.needs("nginx"),
+    pytest.mark.adds_to("shared"),  # the fixture `nodes` starts nodes again that the test before has killed
+]
 
 CONFIGURATION = (DEPLOY / "nginx.conf").read_text()
 NODES = (DEPLOY / "nginx-nodes.conf").read_text()
@@ -173,7 +176,6 @@ async def test_without_a_second_try_clients_of_a_dead_node_are_refused(
         assert [one.status for one in refused] == [502]
 
 
-@pytest.mark.adds_to("shared")
 async def test_a_node_that_comes_back_takes_its_share_of_the_sockjs_sessions(stack: Stack) -> None:
     """The hash alone decides: there is no table, as HAProxy has it, which keeps sessions where they are."""
     nodes, nginx = stack
