@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,6 +55,10 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "real: needs servers, processes or browsers; most get it by themselves"
     )
     config.addinivalue_line("markers", "alone: holds a limit of time, so nothing else runs meanwhile")
+    # A run in the background or under nohup inherits ignored signals, which commands under test do not expect.
+    for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
     config.stash[GUARD] = Guard(config.rootpath)
     config.pluginmanager.register(config.stash[GUARD], "guard")
 
