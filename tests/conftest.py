@@ -55,7 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers", "real: needs servers, processes or browsers; most get it by themselves"
     )
     config.addinivalue_line("markers", "alone: holds a limit of time, so nothing else runs meanwhile")
-    # A run in the background or under nohup inherits ignored signals, which commands under test do not expect.
+    # A run in the background or under nohup inherits ignored signals, which the commands do not expect.
     for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
