@@ -44,6 +44,9 @@ TURNS = 20
 
 UNWATCHED_FOLDERS = {"__pycache__", "node_modules", "build", "dist"}
 
+SOURCES = {".py", ".md", ".txt", ".toml", ".json", ".yml", ".html", ".css", ".js", ".svg", ".png", ".cfg"}
+"""Endings of files that people add to a checkout, also while its tests run."""
+
 FDS = Path("/proc/self/fd" if Path("/proc/self/fd").exists() else "/dev/fd")
 
 
@@ -102,11 +105,11 @@ class _Folder:
         self._added: set[str] = set()
 
     def added(self) -> set[str]:
-        """The names that were not there at first, other than of caches."""
+        """The names that were not there at first, other than of caches and sources."""
         if (modified := self._modification()) != self._modified:
             self._modified = modified
             new = set(os.listdir(self._name)) - self._names  # noqa: PTH208
-            self._added = {name for name in new if not _is_cache(name)}
+            self._added = {name for name in new if not (_is_cache(name) or _is_source(self.path / name))}
         return self._added
 
     def _modification(self) -> int:
@@ -118,6 +121,13 @@ class _Folder:
 
 def _is_cache(name: str) -> bool:
     return name.startswith(".") or name in UNWATCHED_FOLDERS
+
+
+def _is_source(path: Path) -> bool:
+    if path.is_dir():
+        inner = list(path.iterdir())
+        return bool(inner) and all(_is_cache(one.name) or _is_source(one) for one in inner)
+    return path.suffix in SOURCES
 
 
 def _watched_folders(top: Path) -> Iterator[Path]:

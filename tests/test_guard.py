@@ -68,6 +68,7 @@ LEAVING = {
     "task": ("asyncio.run(task())", "task: .*left over"),
     "temporary_file": ("open(tempfile.gettempdir() + '/x', 'w').close()", "temporary file: x"),
     "file": ("open('dump.rdb', 'w').close()", "file: .*dump.rdb"),
+    "new_folder": ("os.mkdir('new'); open('new/dump', 'w').close()", "file: .*/new"),
     "file_in_folder": ("open('inside/new', 'w').close()", "file: .*inside/new"),
     "folder": ("os.chdir('/')", "working directory: '.*' has become '/'"),
     "variable": ("os.environ['LEFT'] = '1'", "environment variable LEFT: None has become '1'"),
@@ -86,6 +87,9 @@ def test_a_quick_one_starts_no_process():
 @pytest.mark.real
 def test_a_real_one_may():
     subprocess.run([sys.executable, "-S", "-c", "pass"])
+
+def test_a_source_is_somebody_at_work():
+    open("new.py", "w").close()
 
 def test_what_ends_soon_is_waited_for():
     threading.Timer(0.05, int).start()
@@ -163,6 +167,7 @@ def test_it_fails_the_test_and_not_the_next(complaints: dict[str, list[str]], na
     "name",
     [
         "test_a_real_one_may",
+        "test_a_source_is_somebody_at_work",
         "test_what_ends_soon_is_waited_for",
         "test_what_garbage_holds_is_no_leak",
         "test_a_cancelled_task_may_have_its_turn",

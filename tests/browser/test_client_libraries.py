@@ -33,6 +33,7 @@ from ..paths import DOCS
 from . import clientlib
 from .chromium import WAIT_SECONDS, Browser, chromium
 
+pytestmark = pytest.mark.timeout(180)  # the first test waits until npm has installed the libraries
 IN_BROWSER = pytest.mark.needs("chromium", "chromedriver", "npm")
 DOCUMENT = DOCS / "clients.md"
 

@@ -20,6 +20,8 @@ from gateway.redis.cluster.slots import key_slot
 
 from ..paths import ROOT
 
+pytestmark = pytest.mark.timeout(180)  # npm and Maven fetch libraries
+
 README = (ROOT / "README.md").read_text()
 PUBLISHING = (ROOT / "docs" / "publishing.md").read_text()
 CHANNEL = "websocket:12345678"
