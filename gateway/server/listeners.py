@@ -64,8 +64,10 @@ def listen(setting: str, host: str, port: int, backlog: int, groups: int = 1) ->
 def _listen(host: str, port: int, count: int, backlog: int) -> list[list[socket.socket]]:
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     groups: list[list[socket.socket]] = [[] for _ in range(count)]
+    # As asyncio does: a name such as localhost may have an IPv6 address where the kernel has no IPv6.
+    usable = [info for info in dict.fromkeys(infos) if _is_supported(info[0])] or infos
     try:
-        for family, _, _, _, (address, _, *scope) in dict.fromkeys(infos):
+        for family, _, _, _, (address, _, *scope) in usable:
             if count > 1:
                 # With SO_REUSEPORT alone, a second gateway on the same port would not be noticed.
                 _bound(family, (address, port, *scope), share=False).close()
@@ -79,6 +81,14 @@ def _listen(host: str, port: int, count: int, backlog: int) -> list[list[socket.
             listener.close()
         raise
     return groups
+
+
+def _is_supported(family: int) -> bool:
+    try:
+        socket.socket(family).close()
+    except OSError as error:
+        return error.errno != errno.EAFNOSUPPORT
+    return True
 
 
 def _bound(family: int, address: tuple[Any, ...], *, share: bool) -> socket.socket:

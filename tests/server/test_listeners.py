@@ -37,6 +37,22 @@ def test_all_addresses_of_a_host(monkeypatch: pytest.MonkeyPatch) -> None:
         listener.close()
 
 
+def test_an_address_of_a_family_that_the_kernel_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a kernel without IPv6, where /etc/hosts still has ::1 for localhost."""
+    missing = (socket.AF_APPLETALK, socket.SOCK_STREAM, 6, "", ("::1", 0, 0, 0))
+    present = (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))
+    for count in (1, 2):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: [missing, present])
+        groups = listen("port", "localhost", 0, 10, count)
+        assert [len(group) for group in groups] == [1] * count
+        for group in groups:
+            assert group[0].getsockname()[0] == "127.0.0.1"
+            group[0].close()
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_options: [missing])
+        with pytest.raises(ConfigError, match="cannot be used: Address family not supported"):
+            listen("port", "localhost", 0, 10, count)
+
+
 def test_a_node_whose_admin_port_is_taken_leaves_its_public_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, socket.socket() as free:
         free.bind(("127.0.0.1", 0))
