@@ -62,14 +62,14 @@ def valkey(port: int = DEFAULT_PORT) -> Iterator[EmbeddedValkey]:
     program = binary()
     port = port if port and is_free(port) else _any_free()  # Valkey takes 0 for no port at all
     with tempfile.TemporaryFile() as log:
-        # The folder is removed once the server runs, so nothing is left behind, however it ends.
-        with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
-            process = _start(program, port, folder, log)
-            try:
-                _wait_ready(process, port, log)
-            except BaseException:
-                _stop(process)
+        try:
+            process = _started(program, port, log)
+        except EmbeddedError:
+            if is_free(port):
                 raise
+            # Another process has taken the port since we looked, perhaps another embedded Valkey.
+            port = _any_free()
+            process = _started(program, port, log)
         leaving = threading.Event()
         threading.Thread(target=_interrupt_at_end, args=(process, leaving), daemon=True).start()
         try:
@@ -87,6 +87,19 @@ def _interrupt_at_end(process: subprocess.Popen[bytes], leaving: threading.Event
     process.wait()
     if not leaving.is_set():
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def _started(program: Path, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the server, and wait until it answers."""
+    # The folder is removed once the server runs, so nothing is left behind, however it ends.
+    with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
+        process = _start(program, port, folder, log)
+        try:
+            _wait_ready(process, port, log)
+        except BaseException:
+            _stop(process)
+            raise
+    return process
 
 
 def _start(binary: Path, port: int, folder: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -149,7 +162,7 @@ def _any_free() -> int:
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
-        if answers(port):
+        if _serves(process.pid, port):
             return
         time.sleep(POLL_SECONDS)
     how = "ended" if process.poll() is not None else f"gave no answer in {START_SECONDS:g} s"
@@ -158,14 +171,24 @@ def _wait_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> 
     )
 
 
+def _serves(pid: int, port: int) -> bool:
+    """Whether the server that answers on `port` is this process, and no other that has taken the port."""
+    return f"process_id:{pid}\r\n".encode() in _reply(port, b"INFO server\r\n")
+
+
 def answers(port: int) -> bool:
     """Whether the server answers PING; a server that only listens may still end because of a bad option."""
+    return _reply(port, b"PING\r\n") == b"+PONG\r\n"
+
+
+def _reply(port: int, command: bytes) -> bytes:
+    """The beginning of the server's reply; empty if nothing answers."""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
-            connection.sendall(b"PING\r\n")
-            return connection.recv(7) == b"+PONG\r\n"
+            connection.sendall(command)
+            return connection.recv(4096)
     except OSError:
-        return False
+        return b""
 
 
 def last_lines(log: IO[bytes]) -> str:

@@ -64,6 +64,17 @@ def test_the_next_free_port_when_the_wanted_one_is_taken() -> None:
             assert client.ping()
 
 
+def test_a_port_that_another_server_takes_meanwhile_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two servers that start at the same time both find the port free."""
+    with embedded.valkey(0) as first:
+        looks = iter([True])
+        free = embedded.is_free
+        monkeypatch.setattr(embedded, "is_free", lambda port: next(looks, False) or free(port))
+        with embedded.valkey(first.port) as second:
+            assert second.port != first.port
+            assert embedded.answers(second.port)
+
+
 def test_port_zero_is_a_free_one() -> None:
     with embedded.valkey(0) as valkey:
         assert listens(valkey.port)
