@@ -37,6 +37,9 @@ MAP_GRACE: Final = 0.1
 NODES_PER_REFRESH: Final = 3
 """Nodes asked in one refresh."""
 
+REPORT_INTERVAL: Final = 30.0
+"""Seconds between log lines while no node answers."""
+
 CLAIM_DELAY: Final = 0.01
 """Seconds until a claim changes the map: while the nodes do not agree yet, each may name the other."""
 
@@ -93,7 +96,7 @@ class ClusterTopology:
         self._claims_timer: asyncio.TimerHandle | None = None
         self._claimed_since_refresh: dict[int, Address] = {}
         self._wake = asyncio.Event()
-        self._refreshed_at = -inf
+        self._refreshed_at = self._reported_at = -inf
         self.last_error = ""
         """Why no node could be asked in the latest refresh; empty if one could."""
         self.slots_moved = 0
@@ -106,9 +109,11 @@ class ClusterTopology:
         try:
             views = await latest_views(self._nodes_to_ask(), self._view_of, MAP_TIMEOUT)
         except ConnectionError as error:
-            if str(error) != self.last_error:
-                self.last_error = str(error)
+            # Which nodes were asked is random, so the text changes although nothing else does.
+            if not self.last_error or self._refreshed_at - self._reported_at >= REPORT_INTERVAL:
+                self._reported_at = self._refreshed_at
                 log.warning("redis cluster unreachable", redis=redact(self._url.text), reason=str(error))
+            self.last_error = str(error)
             return
         self.last_error = ""
         # Nodes of the same epoch may still differ. The map stays while one of them agrees with it.
