@@ -60,16 +60,8 @@ def valkey(port: int = DEFAULT_PORT) -> Iterator[EmbeddedValkey]:
     Raises EmbeddedError then, and if the server is not installed or does not start.
     """
     program = binary()
-    port = port if port and is_free(port) else _any_free()  # Valkey takes 0 for no port at all
     with tempfile.TemporaryFile() as log:
-        # The folder is removed once the server runs, so nothing is left behind, however it ends.
-        with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
-            process = _start(program, port, folder, log)
-            try:
-                _wait_ready(process, port, log)
-            except BaseException:
-                _stop(process)
-                raise
+        process, port = _start_on(port, program, log)
         leaving = threading.Event()
         threading.Thread(target=_interrupt_at_end, args=(process, leaving), daemon=True).start()
         try:
@@ -87,6 +79,23 @@ def _interrupt_at_end(process: subprocess.Popen[bytes], leaving: threading.Event
     process.wait()
     if not leaving.is_set():
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def _start_on(port: int, program: Path, log: IO[bytes]) -> tuple[subprocess.Popen[bytes], int]:
+    """Start the server on `port` or on a free one, and return it and its port when it answers."""
+    while True:
+        port = port if port and is_free(port) else _any_free()  # Valkey takes 0 for no port at all
+        # The folder is removed once the server runs, so nothing is left behind, however it ends.
+        with tempfile.TemporaryDirectory(prefix="webflow-valkey-") as folder:
+            process = _start(program, port, folder, log)
+            try:
+                _wait_ready(process, port, log)
+            except BaseException as error:
+                _stop(process)
+                if isinstance(error, EmbeddedError) and not is_free(port):
+                    continue  # another process has taken the port since we looked
+                raise
+        return process, port
 
 
 def _start(binary: Path, port: int, folder: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
@@ -149,13 +158,23 @@ def _any_free() -> int:
 def _wait_ready(process: subprocess.Popen[bytes], port: int, log: IO[bytes]) -> None:
     end = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < end:
-        if answers(port):
+        if _answers_itself(process, port):
             return
         time.sleep(POLL_SECONDS)
     how = "ended" if process.poll() is not None else f"gave no answer in {START_SECONDS:g} s"
     raise EmbeddedError(
         f"the embedded Valkey {how} while starting on port {port}; its output:\n{last_lines(log)}"
     )
+
+
+def _answers_itself(process: subprocess.Popen[bytes], port: int) -> bool:
+    """Whether this server answers on `port`, and not another one that was faster to take it."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1) as connection:
+            connection.sendall(b"INFO server\r\n")
+            return b"\r\nprocess_id:%d\r\n" % process.pid in connection.recv(16_384)
+    except OSError:
+        return False
 
 
 def answers(port: int) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import redis
 
 from gateway import embedded
-from gateway.drill.fleet import free_port, wait_until
+from gateway.drill.fleet import ValkeyProcess, free_port, wait_until
 from gateway.errors import EmbeddedError
 
 pytestmark = pytest.mark.real
@@ -62,6 +62,17 @@ def test_the_next_free_port_when_the_wanted_one_is_taken() -> None:
         with embedded.valkey(taken) as valkey, redis.Redis.from_url(valkey.url) as client:
             assert valkey.port != taken
             assert client.ping()
+
+
+def test_another_free_port_when_a_second_server_was_faster(
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([True])
+    is_free = embedded.is_free
+    monkeypatch.setattr(embedded, "is_free", lambda port: next(looks, False) or is_free(port))
+    with embedded.valkey(valkey.port) as server, redis.Redis.from_url(server.url) as client:
+        assert server.port != valkey.port
+        assert client.info("server")["process_id"] == server.pid
 
 
 def test_port_zero_is_a_free_one() -> None:
