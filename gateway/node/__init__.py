@@ -2,6 +2,6 @@
 
 from .composition import WorkerShare, build
 from .node import Node
-from .running import StopOrder, serve, stop_orders, until_stopped
+from .serve import StopOrder, serve, stop_orders, until_stopped
 
 __all__ = ["Node", "StopOrder", "WorkerShare", "build", "serve", "stop_orders", "until_stopped"]

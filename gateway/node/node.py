@@ -17,7 +17,7 @@ from ..nodes.survey import Survey
 from ..server.listeners import ListenAddresses
 from ..server.port import PublicPort
 from .draining import close_sessions
-from .timers import run_timers
+from .timer_loop import run_timers
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing

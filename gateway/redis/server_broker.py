@@ -10,7 +10,7 @@ import structlog
 
 from ..backoff import Backoff
 from .events import SubscriberEvents
-from .outage import OutageNotifier
+from .outage_notifier import OutageNotifier
 from .probe import Probe
 from .reconciler import Reconciler
 from .server import Server

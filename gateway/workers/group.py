@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from ..admin.dashboard import JsonObject
-from .slots import WorkerSlot
+from .worker_slots import WorkerSlot
 
 ANSWER_TIMEOUT: Final = 1.0
 """Seconds that a worker has for an answer; an orchestrator's probe waits no longer for all of them."""

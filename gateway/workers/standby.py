@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Final
 
 from ..server.handoff import NEW_CONNECTION, UNAVAILABLE, reject_waiting
-from .slots import WorkerSlot
+from .worker_slots import WorkerSlot
 
 ACCEPTS_PER_TURN: Final = 64
 """Connections accepted for a worker before others get the loop."""

@@ -33,9 +33,9 @@ from ..telemetry import logs
 from .control import Control, Message
 from .group import Workers
 from .liveness import HEARTBEAT_INTERVAL
-from .slots import WorkerProcess, WorkerSlot
 from .standby import StandbyAcceptor
 from .worker import WorkerSpec, run_worker
+from .worker_slots import WorkerProcess, WorkerSlot
 
 STOP_MARGIN: Final = 5.0
 """Seconds that workers may take to end beyond what their own limits add up to; then they are killed."""

@@ -16,7 +16,7 @@ import redis.asyncio
 from gateway.drill.fleet import ValkeyCluster, ValkeyProcess, free_port
 from gateway.publishing import api as publishing
 from gateway.redis.cluster.slots import key_slot
-from gateway.redis.outage import NOTIFY_AFTER
+from gateway.redis.outage_notifier import NOTIFY_AFTER
 
 from . import stomp
 from .conftest import Measured, Place, nodes_on

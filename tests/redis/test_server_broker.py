@@ -12,7 +12,7 @@ import structlog
 from structlog.testing import capture_logs
 
 from gateway.redis.connection import ConnectionLost
-from gateway.redis.outage import NOTIFY_AFTER
+from gateway.redis.outage_notifier import NOTIFY_AFTER
 from gateway.redis.server import Server
 from gateway.redis.server_broker import (
     CONNECT_TIMEOUT,

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.server.listeners import listen
 from gateway.workers.control import Control
-from gateway.workers.slots import WorkerProcess, WorkerSlot
+from gateway.workers.worker_slots import WorkerProcess, WorkerSlot
 
 
 @pytest.fixture

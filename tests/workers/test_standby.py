@@ -10,8 +10,8 @@ import pytest
 
 from gateway.server.handoff import BEGUN_REQUEST, NEW_CONNECTION, UNAVAILABLE
 from gateway.workers.liveness import SILENT_AFTER
-from gateway.workers.slots import WorkerSlot
 from gateway.workers.standby import MAX_QUEUED_SECONDS, StandbyAcceptor
+from gateway.workers.worker_slots import WorkerSlot
 
 
 async def test_nobody_stands_in_without_need(slots: list[WorkerSlot]) -> None:

@@ -22,8 +22,8 @@ from gateway.node import StopOrder
 from gateway.telemetry import logs
 from gateway.workers import supervisor as module
 from gateway.workers.control import Control, Message
-from gateway.workers.slots import WorkerSlot
 from gateway.workers.supervisor import Supervisor
+from gateway.workers.worker_slots import WorkerSlot
 
 pytestmark = pytest.mark.real
 

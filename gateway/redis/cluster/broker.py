@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from ..connection import ConnectionLost
 from ..events import Slots, SubscriberEvents
-from ..outage import OutageNotifier
+from ..outage_notifier import OutageNotifier
 from ..server_broker import ServerBroker
 from ..subscriber import SubscriberConnection
 from ..topology import FixedTopology

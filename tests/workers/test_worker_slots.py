@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.workers.liveness import FIRST_RESTART_DELAY, MAX_RESTART_DELAY, STABLE_SECONDS
-from gateway.workers.slots import WorkerSlot
+from gateway.workers.worker_slots import WorkerSlot
 
 
 def test_an_account(slots: list[WorkerSlot]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 
-from gateway.redis.outage import NOTIFY_AFTER, OutageNotifier
+from gateway.redis.outage_notifier import NOTIFY_AFTER, OutageNotifier
 
 from ..fakes import VirtualLoop, turns, virtual
 
