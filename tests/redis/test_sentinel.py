@@ -25,6 +25,9 @@ from ..integration.load import until
 
 BEFORE, AFTER = 7001, 7002  # ports of masters that need not exist
 
+PATIENCE = 10.0
+"""Seconds, far more than anything here takes; redis-py waits 58 s for a Sentinel that is dead."""
+
 
 @pytest.fixture(scope="module")
 def sentinel() -> Iterator[SentinelProcess]:
@@ -69,11 +72,14 @@ async def test_the_latest_epoch_counts(
         assert await found.master() == Address("127.0.0.1", AFTER)
 
 
-async def test_a_dead_first_sentinel_holds_up_nothing(sentinel: SentinelProcess) -> None:
+async def test_a_dead_first_sentinel_delays_nothing(
+    sentinel: SentinelProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sentinels, "SENTINEL_TIMEOUT", PATIENCE)
     async with asked(free_port(), sentinel.port) as found:
         port, seconds = await port_and_seconds(found)
     assert port == AFTER
-    assert seconds < sentinels.SENTINEL_TIMEOUT
+    assert seconds < PATIENCE
 
 
 async def test_a_silent_first_sentinel_takes_no_more_than_the_timeout(sentinel: SentinelProcess) -> None:
@@ -81,19 +87,18 @@ async def test_a_silent_first_sentinel_takes_no_more_than_the_timeout(sentinel: 
         async with asked(silent, sentinel.port) as found:
             port, seconds = await port_and_seconds(found)
     assert port == AFTER
-    assert sentinels.SENTINEL_TIMEOUT <= seconds < 2 * sentinels.SENTINEL_TIMEOUT, (
-        "one of two is not most of them"
-    )
+    assert sentinels.SENTINEL_TIMEOUT <= seconds < PATIENCE, "one of two is not most of them"
 
 
 async def test_when_most_have_answered_a_silent_one_has_a_short_grace(
-    sentinel: SentinelProcess, outdated: SentinelProcess
+    sentinel: SentinelProcess, outdated: SentinelProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sentinels, "SENTINEL_TIMEOUT", PATIENCE)
     with black_hole() as silent:
         async with asked(silent, outdated.port, sentinel.port) as found:
             port, seconds = await port_and_seconds(found)
     assert port == AFTER
-    assert sentinels.SENTINEL_GRACE <= seconds < sentinels.SENTINEL_TIMEOUT
+    assert sentinels.SENTINEL_GRACE <= seconds < PATIENCE
 
 
 async def test_nobody_answers() -> None:
@@ -103,7 +108,7 @@ async def test_nobody_answers() -> None:
             started = time.monotonic()
             with pytest.raises(NoMaster) as caught:
                 await found.master()
-            assert time.monotonic() - started < 2 * sentinels.SENTINEL_TIMEOUT
+            assert time.monotonic() - started < PATIENCE
     assert isinstance(caught.value, GatewayError)
     assert isinstance(caught.value, OSError), "as of a server that is away"
     assert f"127.0.0.1:{dead}: [Errno 111]" in str(caught.value)
