@@ -29,7 +29,7 @@ from .test_race import Waiting
 
 BROWSERS = 300
 A_SECOND = 200.0
-FROZEN = 6.0  # seconds
+FROZEN = 8.0  # seconds
 NOTICED = 5.0  # seconds: what the gateway promises
 SLACK = 2.5  # seconds for a busy machine; drills hold the promise to the letter
 OWN = 2  # channels that a node subscribes for itself, each alone: its probe's, and the one of all nodes
