@@ -33,7 +33,10 @@ from ..paths import DOCS
 from . import clientlib
 from .chromium import WAIT_SECONDS, Browser, chromium
 
-pytestmark = pytest.mark.timeout(180)  # the first test waits until npm has installed the libraries
+pytestmark = [
+    pytest.mark.timeout(180),  # the first test waits until npm has installed the libraries
+    pytest.mark.adds_to("stage"),  # tests replace its node, and selenium connects to its browser now and then
+]
 IN_BROWSER = pytest.mark.needs("chromium", "chromedriver", "npm")
 DOCUMENT = DOCS / "clients.md"
 
@@ -253,7 +256,6 @@ def test_the_document_names_what_is_tested() -> None:
     assert rows == table()
 
 
-@pytest.mark.adds_to("stage")
 @IN_BROWSER
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_page_registers_gets_results_survives_its_node_and_leaves(
