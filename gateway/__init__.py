@@ -1,6 +1,6 @@
 """Webflow Gateway: tells a waiting browser at once that its login or payment was approved.
 
-The rooms, each of which imports only from those above it:
+The packages and modules, each of which imports only from those above it:
 
     errors, messages, backoff, system   what can go wrong, what is said, retries, file descriptors
     wire/         codecs: bytes to messages and back, without I/O
@@ -22,7 +22,7 @@ The two paths on which nothing awaits:
     Registration: transport, wire, core, redis; once Redis has confirmed it: core, wire, transport.
     Result:       redis, core, wire, transport.
 
-docs/architecture.md gives the reasons; tests/test_architecture.py holds the order of the rooms.
+docs/architecture.md gives the reasons; tests/test_architecture.py checks this order.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -233,33 +233,36 @@ class Config(BaseModel):
         le=16_777_216,
     )
     handshake_timeout: float = _seconds(
-        5.0, "Timeouts", "From the TCP connection to the end of the handshake's headers."
+        5.0,
+        "Timeouts",
+        "Time from the TCP connection to the end of the handshake's headers; then the connection is closed.",
     )
     registration_timeout: float = _seconds(
         10.0,
         "Timeouts",
-        "From the handshake to a registration that Redis has confirmed; then the session is closed with 1008 "
-        "or 1013.",
+        "Time from the handshake to a registration that Redis has confirmed; then the session is closed with "
+        "1008 or 1013.",
     )
     heartbeat: float = _seconds(
         25.0,
         "Timeouts",
-        "Between two pings to a client. Below 30 s, after which many proxies drop an idle connection.",
+        "Time between two pings to a client. Keep it below 30 s, after which many proxies drop an idle "
+        "connection.",
     )
     close_timeout: float = _seconds(
-        2.0, "Timeouts", "For the client to answer a close frame, before the connection is dropped."
+        2.0, "Timeouts", "Time for a client to answer a close frame; then its connection is dropped."
     )
     drain_delay: float = _seconds(
         5.0,
         "Stopping",
-        "From failing readiness to closing the first session: time for the load balancer to notice.",
+        "Time from failing readiness to closing the first session, in which the load balancer notices.",
         zero=True,
     )
     drain_seconds: float = _seconds(
         20.0,
         "Stopping",
-        "Over which sessions are closed evenly, so that browsers do not all reconnect at once. Together with "
-        "the delay it must fit into the orchestrator's grace period (Kubernetes: 30 s).",
+        "Time over which sessions are closed evenly, so that browsers do not all reconnect at once. Together "
+        "with the drain delay it must fit into the orchestrator's grace period (Kubernetes: 30 s).",
         zero=True,
     )
     node: str = _setting(

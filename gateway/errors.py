@@ -1,4 +1,4 @@
-"""Every exception of the package. Those without a module in brackets are defined here.
+"""Every exception of the package, most as one tree. Those without a module in brackets are defined here.
 
 GatewayError
 ├── ConfigError          the settings cannot be used; the message says which one, why, and what to write
@@ -24,7 +24,7 @@ ValueError
 ClickException
 └── CommandFailed        [cli.errors] a command ends with a message: click prints it and exits
     ├── UsageFailed      [cli.errors] what was asked for is not possible
-    └── ClientTurnedDown [cli.errors] `watch` is rejected for good
+    └── WatchRejected    [cli.errors] the gateway rejects `watch` for good
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The order of the package's rooms, held against the imports in the code.
+"""The order of gateway's packages, compared with the imports in the code.
 
-docs/architecture.md gives the reasons. A module belongs to the room that it lies in, so a new module changes
-nothing here.
+docs/architecture.md gives the reasons. A module belongs to the package that it lies in, so a new module in a
+package changes nothing here.
 """
 
 from __future__ import annotations
@@ -19,18 +19,21 @@ ORDER = (
     "transports", "server", "nodes", "admin", "node", "workers", "embedded", "client", "drill", "cli",
     "__main__",
 )  # fmt: skip
-"""Each room may import from those before it, and from no other."""
+"""Packages and modules of gateway. Each may import from those before it, and from no other."""
 
 PURE = ("messages", "errors", "wire", "core")
+"""Those that import none of the libraries below. Only direct imports count: `core` imports `config`, which
+imports redis-py."""
+
 IMPURE_LIBRARIES = {
     "aiohttp", "asyncio", "hiredis", "logging", "os", "random", "redis", "signal", "socket", "threading",
     "time",
 }  # fmt: skip
 
 
-def files(room: str) -> list[Path]:
-    """The source files of a room, which is a package or a module."""
-    return sorted((PACKAGE / room).rglob("*.py")) or [PACKAGE / f"{room}.py"]
+def files(package: str) -> list[Path]:
+    """The source files of a package or a module."""
+    return sorted((PACKAGE / package).rglob("*.py")) or [PACKAGE / f"{package}.py"]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -45,37 +48,37 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{source}.{alias.name}" for alias in node.names)
 
 
-def rooms_used(room: str) -> set[str]:
-    """The other rooms that a room imports from."""
+def packages_used(package: str) -> set[str]:
+    """The other packages that a package imports from."""
     names = {
-        name.split(".")[1] for path in files(room) for name in imports(path) if name.startswith("gateway.")
+        name.split(".")[1] for path in files(package) for name in imports(path) if name.startswith("gateway.")
     }
-    return names.intersection(ORDER) - {room}
+    return names.intersection(ORDER) - {package}
 
 
-def libraries_used(room: str) -> set[str]:
-    return {name.partition(".")[0] for path in files(room) for name in imports(path)}
+def libraries_used(package: str) -> set[str]:
+    return {name.partition(".")[0] for path in files(package) for name in imports(path)}
 
 
-def test_every_module_is_in_a_room() -> None:
+def test_every_package_has_its_place_in_the_order() -> None:
     found = {
         path.name.removesuffix(".py") for path in PACKAGE.iterdir() if path.suffix == ".py" or path.is_dir()
     }
     assert found - {"__init__", "__pycache__", "static", "py.typed"} == set(ORDER)
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_imports_go_one_way(room: str) -> None:
-    assert rooms_used(room) <= set(ORDER[: ORDER.index(room)])
+@pytest.mark.parametrize("package", ORDER)
+def test_imports_go_one_way(package: str) -> None:
+    assert packages_used(package) <= set(ORDER[: ORDER.index(package)])
 
 
-@pytest.mark.parametrize("room", PURE)
-def test_pure_rooms_know_neither_input_nor_output_nor_the_clock(room: str) -> None:
-    assert not libraries_used(room) & IMPURE_LIBRARIES
+@pytest.mark.parametrize("package", PURE)
+def test_pure_packages_know_neither_input_nor_output_nor_the_clock(package: str) -> None:
+    assert not libraries_used(package) & IMPURE_LIBRARIES
 
 
 def test_the_check_sees_imports() -> None:
     """A check that saw no imports would always pass."""
-    assert {"messages", "core", "wire"} <= rooms_used("transports")
-    assert {"node", "client", "publishing"} <= rooms_used("cli"), "imports inside functions count too"
+    assert {"messages", "core", "wire"} <= packages_used("transports")
+    assert {"node", "client", "publishing"} <= packages_used("cli"), "imports inside functions count too"
     assert "asyncio" in libraries_used("redis")

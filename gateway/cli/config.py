@@ -38,7 +38,8 @@ def config(check: bool, as_json: bool, markdown: bool, into: tuple[Path, ...], *
         shown = {name: {"value": value, "from": origin} for name, value, origin in rows}
         click.echo(orjson.dumps(shown, option=orjson.OPT_INDENT_2))
     else:
-        _print_table([("setting", "value", "from"), *rows])
+        named = [(name, value or "none", origin) for name, value, origin in rows]
+        _print_table([("setting", "value", "from"), *named])
 
 
 def _print_reference(into: tuple[Path, ...]) -> None:

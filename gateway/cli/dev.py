@@ -45,7 +45,7 @@ def dev(**_: object) -> None:
     logs.configure(config.log_level, config.log_format, config.node)
     with suppress(KeyboardInterrupt), embedded_valkey() as valkey:
         if valkey.port != embedded.DEFAULT_PORT:
-            notes.append(f"Port {embedded.DEFAULT_PORT} is taken; Valkey listens on {valkey.port}.")
+            notes.append(f"Port {embedded.DEFAULT_PORT} is taken; using {valkey.port} for Valkey.")
         config = config.model_copy(update={"redis": valkey.url})
         # A new id each time: under an earlier one, a retained result would come before anybody approves.
         web_socket_id = f"demo-{secrets.token_hex(3)}"
@@ -67,7 +67,7 @@ def on_free_port(config: Config, name: str, notes: list[str]) -> Config:
     )
     # If none of a hundred is free, the node itself reports the one that was wanted.
     free = next((port for port in others if not _is_taken(host, port)), wanted)
-    notes.append(f"Port {wanted} is taken; took {free} (--{name.replace('_', '-')}).")
+    notes.append(f"Port {wanted} is taken; using {free} (choose with --{name.replace('_', '-')}).")
     return config.model_copy(update={name: free})
 
 

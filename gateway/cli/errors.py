@@ -4,7 +4,7 @@
 1    the command failed (CommandFailed)
 2    wrong usage or wrong settings (UsageFailed)
 3    publish: no node holds the id, and the result is not retained
-4    watch: the gateway rejects this client for good (ClientTurnedDown)
+4    watch: the gateway rejects this client for good (WatchRejected)
 130  drill: interrupted by Ctrl-C
 """
 
@@ -29,7 +29,7 @@ class UsageFailed(CommandFailed):
     exit_code = 2
 
 
-class ClientTurnedDown(CommandFailed):
-    """The gateway rejects this client for good."""
+class WatchRejected(CommandFailed):
+    """The gateway rejects `watch` for good."""
 
     exit_code = 4

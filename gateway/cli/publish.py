@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 REDIS_SECONDS: Final = 3.0
 """Seconds for all that the command does with Redis."""
 
+REDIS_HELP: Final = (
+    "The Redis or Valkey server of the nodes: redis://…, rediss://…, unix://…, redis+sentinel://… or "
+    "redis+cluster://…, in the same form as for serve."
+)
+
 WHOLE_ID: Final = 8
 """Characters; a longer id is cut where it is shown."""
 
@@ -54,7 +59,7 @@ WHOLE_ID: Final = 8
     help="Instead of ID and RESULT: a file, or - for standard input, with one JSON object a line, as "
     "POST /publish takes them. The outcome of each is printed as such a line.",
 )
-@settings_options("redis", "channel_prefix", "max_result_size")
+@settings_options("redis", "channel_prefix", "max_result_size", helps={"redis": REDIS_HELP})
 def publish(
     web_socket_id: str | None,
     auth_result: str | None,
@@ -68,8 +73,8 @@ def publish(
 
     Exit code 0: a node held the id, or the result was retained. 1: Redis refused or did not answer, so it is
     unknown whether the result was published: retry with the same --message-id. 2: wrong usage; nothing was
-    published. 3: no node held the id, and the result was not retained. With --from it is 1, 2 or 3 if that
-    is so for any of the results.
+    published. 3: no node held the id, and the result was not retained. With --from, the code is the lowest
+    of 1, 2 and 3 that applies to any of the results, otherwise 0.
     """
     config = read_settings().config()
     if config.redis == EMBEDDED:

@@ -42,24 +42,29 @@ class SettingsCommand(click.Command):
 
 
 def settings_options(
-    *names: str, without: tuple[str, ...] = (), defaults: Mapping[str, object] | None = None
+    *names: str,
+    without: tuple[str, ...] = (),
+    defaults: Mapping[str, object] | None = None,
+    helps: Mapping[str, str] | None = None,
 ) -> Callable[[Command], Command]:
     """Give a command the flags of these settings, or of all of them if none is named.
 
     `defaults` are shown in the command's help; the command passes the same to `GivenSettings.config`.
+    `helps` replaces a setting's help where the command supports less than `serve`.
     """
     own = defaults or {}
     chosen = [s for s in SETTINGS if (s.name in names if names else s.name not in without)]
 
     def decorate(command: Command) -> Command:
         for setting in reversed(chosen):
-            command = _option(setting, str(own.get(setting.name, setting.default)))(command)
+            default = str(own.get(setting.name, setting.default))
+            command = _option(setting, default, (helps or {}).get(setting.name, setting.help))(command)
         return command
 
     return decorate
 
 
-def _option(setting: Setting, default: str) -> Callable[[Command], Command]:
+def _option(setting: Setting, default: str, text: str) -> Callable[[Command], Command]:
     return click.option(
         setting.flag,
         setting.name,
@@ -67,7 +72,7 @@ def _option(setting: Setting, default: str) -> Callable[[Command], Command]:
         envvar=setting.variable,
         multiple=setting.repeatable,
         metavar=setting.metavar,
-        help=f"{setting.help}  [{setting.variable}; default: {default or 'none'}]",
+        help=f"{text}  [{setting.variable}; default: {default or 'none'}]",
     )
 
 

@@ -12,7 +12,7 @@ import orjson
 
 from ..messages import WEB_SOCKET_ID
 from ..telemetry import logs
-from .errors import ClientTurnedDown, UsageFailed
+from .errors import UsageFailed, WatchRejected
 from .runner import run
 
 
@@ -36,7 +36,7 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
         with suppress(KeyboardInterrupt):
             run(client.watch(url, web_socket_id, print_json if as_json else print_sentence, origin=origin))
     except client.ClientRejected as rejected:
-        raise ClientTurnedDown(str(rejected)) from None
+        raise WatchRejected(str(rejected)) from None
 
 
 def print_json(event: dict[str, Any]) -> None:

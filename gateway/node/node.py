@@ -95,7 +95,7 @@ class Node:
             task.result()
 
     async def drain(self, delay: float, seconds: float) -> None:
-        """Turn unready, serve for `delay` seconds more, then close all sessions evenly over `seconds`."""
+        """Fail readiness, keep serving for `delay` seconds, then close all sessions evenly over `seconds`."""
         self._sources.readiness.draining = True
         log.info("draining", sessions=self.sessions, delay=delay, seconds=seconds)
         await asyncio.sleep(delay)
@@ -109,7 +109,7 @@ class Node:
         )
 
     async def stop(self) -> None:
-        """Drop what is still open and release everything; call `drain` first for a gentle end."""
+        """Drop all open connections and release everything. `drain` closes sessions with a close frame."""
         self._public_port.drop()
         for session in list(self._context.deadlines):
             session.abort()

@@ -66,9 +66,9 @@ def stop_orders(config: Config) -> dict[signal.Signals, StopOrder]:
 
 
 async def until_stopped(node: Node, orders: asyncio.Queue[StopOrder]) -> int:
-    """Let a started node serve until it is ordered to stop, and drain it; returns the exit code.
+    """Let a started node serve until a stop order arrives, then drain it; returns the exit code.
 
-    A second order ends it at once.
+    A second order ends the node at once.
     """
     tune_collector()
     watching = asyncio.create_task(node.watch())

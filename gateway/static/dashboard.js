@@ -163,9 +163,11 @@ function showVerdict(now) {
   const grave = first && first.tone !== "note";
   const number = snapshot.nodes.length;
   page.dataset.tone = grave ? first.tone : "good";
-  const well = number === 1 && !snapshot.reason ? "The only node is healthy" : `All ${number} nodes are healthy`;
+  const single = number === 1 && !snapshot.reason;
+  const well = single ? "The only node is healthy" : `All ${number} nodes are healthy`;
   write($("headline"), grave ? first.text : well);
-  const listed = grave ? others : [...found, { tone: "good", text: "Each node receives what is published to Redis." }];
+  const receives = `${single ? "The" : "Each"} node receives what is published to Redis.`;
+  const listed = grave ? others : [...found, { tone: "good", text: receives }];
   const rows = Array.from($("troubles").children);
   listed.forEach(({ tone, text }, index) => {
     const row = rows[index] ?? $("troubles").appendChild(element("li"));

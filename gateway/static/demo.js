@@ -80,11 +80,13 @@ function showCommands() {
     redisUrl && `--redis ${quoted(redisUrl)}`,
     channelPrefix !== "websocket:" && `--channel-prefix ${quoted(channelPrefix)}`,
     `--retain ${RETAIN_SECONDS}`,
-    id.startsWith("-") && "--", // else the id would be taken for an option
-  ];
+  ].filter(Boolean);
+  const result = [quoted(id), "CONFIRMED"];
+  // An id that begins with - would be taken for an option.
+  const words = id.startsWith("-") ? [...options, "--", ...result] : [...result, ...options];
   $("command-plain").textContent = `${redisCli} PUBLISH ${channel} CONFIRMED`;
   $("command-data").textContent = `${redisCli} PUBLISH ${channel} ${quoted(JSON.stringify(payload))}`;
-  $("command-retained").textContent = `${cli} publish ${options.filter(Boolean).join(" ")} ${quoted(id)} CONFIRMED`;
+  $("command-retained").textContent = `${cli} publish ${words.join(" ")}`;
 }
 
 async function copy(button) {

@@ -89,6 +89,7 @@ def test_config_as_a_table_hides_the_password(run: Run) -> None:
     result = run("config", "--redis", "redis://:secret@redis:6379")
     assert "secret" not in result.output
     assert re.search(r"^redis +redis://:\*\*\*@redis:6379 +--redis$", result.stdout, re.MULTILINE)
+    assert re.search(r"^node +none +default$", result.stdout, re.MULTILINE), "a cell is never empty"
 
 
 def test_config_check(run: Run) -> None:

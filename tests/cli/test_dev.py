@@ -102,7 +102,7 @@ def test_dev_takes_the_next_free_port_and_says_so() -> None:
         config = Config(host="127.0.0.1", port=port, admin_port=port + 1 if port < 65_000 else port - 1)
         found = on_free_port(config, "port", notes)
         assert found.port not in (port, config.admin_port)
-        assert notes == [f"Port {port} is taken; took {found.port} (--port)."]
+        assert notes == [f"Port {port} is taken; using {found.port} (choose with --port)."]
     assert on_free_port(config, "port", notes).port == port
     assert len(notes) == 1
 

@@ -134,7 +134,7 @@ def test_redis_cli_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone,
 
 def test_python(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     code = snippet("python").replace("port=6379", f"port={valkey.port}")
-    assert run(sys.executable, "-c", code, cwd=ROOT) == "1 nodes hold the id\n"
+    assert run(sys.executable, "-c", code, cwd=ROOT) == "nodes that hold the id: 1\n"
     assert phone.heard().startswith(b'{"authResult":"CONFIRMED","messageId":"')
 
 
@@ -158,27 +158,27 @@ def run_java(code: str, folder: Path) -> str:
 
 @pytest.mark.needs("node", "npm")
 def test_node(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
-    assert run_node("node", valkey.port, tmp_path) == "1 nodes hold the id\n"
+    assert run_node("node", valkey.port, tmp_path) == "nodes that hold the id: 1\n"
     assert phone.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("node", "npm")
 def test_node_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
-    assert run_node("node-cluster", other_port(cluster), tmp_path) == "1 nodes hold the id\n"
+    assert run_node("node-cluster", other_port(cluster), tmp_path) == "nodes that hold the id: 1\n"
     assert phone_in_cluster.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("java", "javac", "mvn")
 def test_java(valkey: ValkeyProcess, phone: Phone, tmp_path: Path) -> None:
     code = snippet("java").replace("localhost:6379", f"127.0.0.1:{valkey.port}")
-    assert run_java(code, tmp_path) == "1 nodes hold the id\n"
+    assert run_java(code, tmp_path) == "nodes that hold the id: 1\n"
     assert phone.heard() == b"CONFIRMED"
 
 
 @pytest.mark.needs("java", "javac", "mvn")
 def test_java_in_a_cluster(cluster: ValkeyCluster, phone_in_cluster: Phone, tmp_path: Path) -> None:
     code = snippet("java-cluster").replace('"localhost", 6379', f'"127.0.0.1", {other_port(cluster)}')
-    assert run_java(code, tmp_path) == "1 nodes hold the id\n"
+    assert run_java(code, tmp_path) == "nodes that hold the id: 1\n"
     assert phone_in_cluster.heard() == b"CONFIRMED"
 
 
