@@ -6,7 +6,7 @@ notes for each line and branch in which test file it ran.
 
 The floor of a pure module is 100 %, that of any other one is 95 %, of statements and branches together.
 `tests/coverage_floors.json` names the modules that are not there yet, each with the floor that it has now.
-`--write` writes the file anew: it raises floors, and takes modules out that have arrived. It lowers none.
+`--write` raises floors and takes modules out that have arrived. It lowers no floor.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ ELSEWHERE = {
     "gateway/drill/": ["integration/test_drill_clients.py", "integration/test_drill_command.py"],
     "gateway/drill/fleet/": ["integration/test_drill_fleet.py"],
     "gateway/publishing/publisher.py": ["integration/test_publisher.py"],
+    # The commands share these modules.
+    "gateway/cli/": ["cli/test_config.py", "cli/test_publish.py", "cli/test_serve.py", "cli/test_watch.py"],
+    "gateway/cli/drill.py": ["integration/test_drill_command.py"],
     # What ties modules together is tested by using what it has tied.
+    "gateway/admin/": ["integration/test_gateway.py", "integration/test_dashboard.py"],
     "gateway/node/": ["integration/test_gateway.py", "integration/test_drain.py"],
     "gateway/server/": ["integration/test_gateway.py", "integration/test_limits.py"],
     "gateway/transports/": ["integration/test_gateway.py", "integration/test_events.py"],
@@ -43,6 +47,9 @@ ELSEWHERE = {
     "gateway/__init__.py": ["publishing/test_api.py"],
 }
 """Tests that are not beside a module: of a file, or of all files of a folder that have none there."""
+
+MARGIN = 1
+"""Percent that a floor leaves open where tests are about real time: which branch of a race runs, differs."""
 
 
 def own_tests(module: Path) -> list[Path]:
@@ -109,38 +116,40 @@ def goal(name: str) -> int:
     return PURE_FLOOR if name.startswith(PURE) else FLOOR
 
 
+def raised(name: str, percent: float, floor: int) -> int:
+    """The floor that a module may have, now that its tests reach so much."""
+    return min(goal(name), max(floor, int(percent) - (0 if name.startswith(PURE) else MARGIN)))
+
+
+def verdict(name: str, percent: float, floor: int, missing: str) -> str:
+    if percent < floor:
+        return f"BELOW ITS FLOOR; not reached: {missing}"
+    return "--write raises its floor" if raised(name, percent, floor) > floor else ""
+
+
 def main(arguments: list[str]) -> int:
     write = "--write" in arguments
-    rest = [argument for argument in arguments if argument != "--write"]
-    floors: dict[str, int] = json.loads(FLOORS.read_text()) if FLOORS.exists() else {}
+    floors: dict[str, int] = json.loads(FLOORS.read_text())
     tests = {module: own_tests(module) for module in modules()}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = sorted({path for found in tests.values() for path in found})
-        measured, code = measure(folder / "data", files, rest)
-        found = {module: reached(measured, module, own, folder) for module, own in tests.items()}
-    failed = code != 0
-    written: dict[str, int] = {}
-    for module, (percent, missing) in found.items():
-        path = module.relative_to(ROOT).as_posix()
-        floor = floors.get(path, goal(path))
-        if write:
-            floor = int(percent) if path not in floors else max(floor, int(percent))
-            if floor < goal(path):
-                written[path] = floor
-        low = percent < floor
-        failed |= low
-        mark = (
-            "BELOW ITS FLOOR"
-            if low
-            else "raise its floor: --write"
-            if path in floors and percent >= floor + 1
-            else ""
-        )
-        print(f"{percent:6.1f} %  floor {floor:3}  {path}  {mark}{f': {missing}' if low else ''}")
+        measured, code = measure(folder / "data", files, [it for it in arguments if it != "--write"])
+        found = {
+            module.relative_to(ROOT).as_posix(): reached(measured, module, own, folder)
+            for module, own in tests.items()
+        }
     if write and not code:
-        FLOORS.write_text(json.dumps(written, indent=2) + "\n")
-    return int(failed)
+        # A module that is new or was moved starts where it is.
+        floors = {name: raised(name, percent, floors.get(name, 0)) for name, (percent, _) in found.items()}
+        floors = {name: floor for name, floor in floors.items() if floor < goal(name)}
+        FLOORS.write_text(json.dumps(floors, indent=2) + "\n")
+    low = False
+    for name, (percent, missing) in found.items():
+        floor = floors.get(name, goal(name))
+        low |= percent < floor
+        print(f"{percent:6.1f} %  floor {floor:3}  {name}  {verdict(name, percent, floor, missing)}".rstrip())
+    return int(low or code != 0)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ import re
 
 import gateway
 from gateway import errors
+from gateway.errors import Unconfirmed, WireError
+from gateway.messages import CloseCode
 
 ENTRY = re.compile(r"^(?P<indent>[│├└─ ]*)(?P<name>\w+)(?: +(?:\[(?P<module>[\w.]+)\] )?\S.*)?$")
 
@@ -48,3 +50,12 @@ def test_the_tree_is_the_one_of_the_classes() -> None:
     for name, (parent, _) in drawn().items():
         if parent is not None:
             assert parent in {base.__name__ for base in classes[name].__bases__}, name
+
+
+def test_what_an_error_carries() -> None:
+    unconfirmed = Unconfirmed("no answer", "m-1")
+    assert (unconfirmed.why, unconfirmed.message_id) == ("no answer", "m-1")
+    assert "retry with messageId m-1" in str(unconfirmed)
+    broken = WireError(CloseCode.POLICY, "too fast", last_message=b"bye")
+    assert (broken.code, broken.reason, broken.last_message) == (CloseCode.POLICY, "too fast", b"bye")
+    assert str(broken) == "too fast"

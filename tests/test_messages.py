@@ -11,6 +11,7 @@ from gateway.messages import (
     NO_DATA,
     InvalidRegistration,
     InvalidResult,
+    Origin,
     Register,
     Result,
     parse_registration,
@@ -178,3 +179,28 @@ def test_what_a_publisher_may_write_is_read_as_written(
     body = {"authResult": auth_result, "messageId": message_id, "data": data}
     result = parse_result(orjson.dumps(body), b"id", 65_536)
     assert (result.auth_result, result.message_id, sent(result)) == (auth_result, message_id, data)
+
+
+@pytest.mark.parametrize(
+    ("members", "origin"),
+    [
+        ({}, None),
+        ({"publishedAt": 1500}, Origin(1.5, None)),
+        ({"publishedAt": True}, Origin(None, None)),
+        ({"publishedAt": "today", "traceparent": "00-1"}, Origin(None, "00-1")),
+        ({"traceparent": "00-1"}, Origin(None, "00-1")),
+    ],
+)
+def test_where_a_result_comes_from(members: dict[str, object], origin: Origin | None) -> None:
+    assert parse_result(orjson.dumps({"authResult": "DONE"} | members), b"id", 1_000).origin == origin
+
+
+@pytest.mark.parametrize(
+    ("data", "why"),
+    [(b"[" * 500 + b"]" * 500, "data nested too deeply"), (b"[" + b"9e9," * 24 + b"1]", "too big")],
+)
+def test_data_that_cannot_be_sent(data: bytes, why: str) -> None:
+    """Numbers become longer when they are written: the payload was not too big."""
+    with pytest.raises(InvalidResult) as caught:
+        parse_result(b'{"authResult":"A","data":' + data + b"}", b"id", 200 if why == "too big" else 2_000)
+    assert str(caught.value) == why

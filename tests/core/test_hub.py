@@ -7,11 +7,13 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from gateway.core.hub import NOTICE_BATCH, Hub
 from gateway.core.subscriptions import Slots
 from gateway.messages import Result
 from gateway.redis.cluster.slots import key_slot
+from gateway.telemetry import logs
 from gateway.telemetry.latency import Latency
 
 from ..fakes import Member, Subscriber
@@ -361,6 +363,7 @@ def test_what_the_hub_knows_of_an_id() -> None:
     assert scene.hub.channel(b"id") == CHANNEL
     assert (scene.hub.members(b"id"), scene.hub.members(b"other")) == ((member,), ())
     assert (scene.hub.confirmed(), scene.hub.count_confirmed()) == ([CHANNEL], 1)
+    assert (scene.hub.is_confirmed(CHANNEL), scene.hub.is_confirmed(b"websocket:other")) == (True, False)
 
 
 def test_a_subscription_that_redis_ends_is_asked_for_again() -> None:
@@ -380,3 +383,24 @@ def test_the_origin_of_a_live_result_is_measured() -> None:
     hub.received(CHANNEL, b"DONE")
     assert [origin.published_at for origin in latency.origins] == [1.5]
     assert latency.under_way == 2
+
+
+def test_each_result_is_logged_where_that_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "debugging", True)
+    scene = Scene()
+    scene.registered()
+    with capture_logs() as lines:
+        scene.hub.received(CHANNEL, b'{"authResult":"CONTINUE","messageId":"m"}')
+        scene.hub.received(CHANNEL, b"DONE")
+    assert lines == [
+        {
+            "event": "result",
+            "log_level": "debug",
+            "id": "i…",
+            "result": "CONTINUE",
+            "sessions": 1,
+            "live": True,
+            "message_id": "m",
+        },
+        {"event": "result", "log_level": "debug", "id": "i…", "result": "DONE", "sessions": 1, "live": True},
+    ]

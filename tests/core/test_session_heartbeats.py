@@ -243,3 +243,27 @@ def test_a_wire_that_speaks_first_may_promise_heartbeats() -> None:
 
 def test_an_error_has_no_last_message_unless_the_wire_gives_one() -> None:
     assert WireError(CloseCode.POLICY, "reason").last_message is None
+
+
+def test_a_wire_that_speaks_first_may_promise_heartbeats_with_its_greeting() -> None:
+    scene = Scene(10, registration_timeout=1_000)
+    scene.wire.greeting = b"hello"
+    scene.wire.outgoing = 10.0
+    scene.session.opened()
+    assert scene.session.written == [(1_000.0, b"hello")]
+    scene.wait(30)
+    assert len(scene.beats()) == 3
+
+
+def test_an_earlier_deadline_goes_first() -> None:
+    scene = Scene(10, registration_timeout=5)
+    scene.say(b"connect, send")
+    scene.wait(6)
+    assert scene.beats() == []
+    assert scene.close_frame() == (CloseCode.POLICY, "registration timeout")
+
+
+def test_a_wire_without_a_greeting_waits_for_the_client() -> None:
+    scene = Scene(10)
+    scene.session.opened()
+    assert scene.session.written == []

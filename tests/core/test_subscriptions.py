@@ -57,6 +57,15 @@ def test_who_joins_a_confirmed_channel_reads_only() -> None:
     assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING, (B, C), (b"r",), (), b"r")
 
 
+def test_whether_a_channel_is_awaited_or_confirmed() -> None:
+    subs = table()
+    assert (subs.awaited(b"x"), subs.is_confirmed(b"x")) == (False, False)
+    subs.join(b"x", A, connected=True)
+    assert (subs.awaited(b"x"), subs.is_confirmed(b"x")) == (True, False)
+    subs.confirmed(b"x", None)
+    assert (subs.awaited(b"x"), subs.is_confirmed(b"x")) == (False, True)
+
+
 def test_what_comes_live_is_held_for_those_who_wait() -> None:
     subs = table()
     confirmed(subs, A)

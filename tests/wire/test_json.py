@@ -287,3 +287,12 @@ def test_data_may_be_as_deep_as_its_publisher_likes(depth: int) -> None:
     except InvalidResult:
         return
     assert WIRE.result(b"id", result).endswith(b',"data":' + b"[" * depth + b"]" * depth + b"}")
+
+
+def test_the_status_is_a_message_of_its_own_topic() -> None:
+    assert orjson.loads(WIRE.status("lost")) == {"topic": "/user/topic/status", "push": "lost"}
+
+
+def test_a_word_that_no_backend_has_sent_before() -> None:
+    message = WIRE.result(b"id", Result("NEVER_SENT_BEFORE"))
+    assert orjson.loads(message)["authResult"] == "NEVER_SENT_BEFORE"
