@@ -23,6 +23,9 @@ from gateway.publishing.api import SCRIPT
 from tests.clients import Clients, clients_at
 
 ROOT = Path(__file__).parent.parent
+
+# Building the image and starting the containers is part of the first test's time.
+pytestmark = pytest.mark.timeout(600)
 PROJECT = "webflow-gateway-test"
 CLIENTS = 60
 REPLICAS = 3
