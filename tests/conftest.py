@@ -59,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)
+    process.port_locks()  # opens a file that lasts as long as this process
     config.stash[GUARD] = Guard(config.rootpath)
     config.pluginmanager.register(config.stash[GUARD], "guard")
 
@@ -107,14 +108,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("not tested on this machine", sep="-", yellow=True)
         for program, count in sorted(_missing.items()):
             terminalreporter.line(f"{program} is not installed: {count} tests were left out")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def own_ports(worker_id: str, testrun_uid: str) -> None:
-    """Each worker has ports that no other worker gives."""
-    if worker_id != "master":
-        number, count = int(worker_id.removeprefix("gw")), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-        process.PORTS = process.PORTS[number::count]
 
 
 @pytest.fixture(scope="session", autouse=True)

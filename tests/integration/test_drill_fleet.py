@@ -31,6 +31,18 @@ def test_no_port_is_given_twice() -> None:
     assert set(ports) <= set(PORTS)
 
 
+def test_another_process_gives_no_port_that_this_one_has() -> None:
+    port = free_port()
+    code = (
+        "from gateway.drill.fleet import process; import sys; port = int(sys.argv[1]); "
+        "print(process._is_free(port), process._reserve(port))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(port)], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout == "True False\n"
+
+
 def test_a_killed_server_comes_back_with_what_is_on_its_disk() -> None:
     with ValkeyProcess("--appendonly", "yes", "--appendfsync", "always") as valkey, valkey.client() as client:
         client.set("kept", "x")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import random
 import signal
 import socket
@@ -11,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -34,14 +37,32 @@ _given: set[int] = set()
 _giving = threading.Lock()
 
 
+@cache
+def port_locks() -> int:
+    """The descriptor of a file with a byte for each port. A process locks those of the ports it has given.
+
+    Drills and tests may run side by side, and a port is not bound until its server has started, nor while
+    the server is down. Locks end with the process, however that ends.
+    """
+    return os.open(f"/tmp/webflow-ports-{os.getuid()}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # noqa: S108
+
+
 def free_port() -> int:
-    """A port that is free now, and that no other call in this process has returned."""
+    """A port that is free now, and that no other call has returned: in any process that still runs."""
     with _giving:
         while True:
             port = random.choice(PORTS)  # noqa: S311 - it only has to be free
-            if port not in _given and _is_free(port):
+            if port not in _given and _reserve(port) and _is_free(port):
                 _given.add(port)
                 return port
+
+
+def _reserve(port: int) -> bool:
+    try:
+        fcntl.lockf(port_locks(), fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+    except OSError:
+        return False
+    return True
 
 
 def _is_free(port: int) -> bool:
