@@ -14,7 +14,7 @@ from ..core.session import CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode
 from ..wire import Wire, frames
-from ..wire.frames import FrameReader, Opcode
+from ..wire.frames import BinaryFrameReader, FrameReader, Opcode
 from ..wire.handshake import Handshake, acceptance
 
 REASON_BY_CLIENT = "closed by the client"
@@ -23,17 +23,21 @@ REASON_BY_CLIENT = "closed by the client"
 class WebSocketSession(Session, asyncio.Protocol):
     """The transport's protocol and the hub's member in one object."""
 
-    __slots__ = ("_alive", "_frame", "_reader", "_transport")
+    __slots__ = ("_alive", "_reader", "_transport")
 
     transport = "websocket"
+
+    # A wire's messages are text or binary. The class holds that, because two slots would cost each session 60
+    # bytes.
+    _frame = staticmethod(frames.text)
+    _new_reader: type[FrameReader] = FrameReader
 
     def __init__(
         self, context: SessionContext, wire: Wire, address: str, transport: asyncio.Transport
     ) -> None:
         super().__init__(context, wire, address)
         self._transport = transport
-        self._frame = frames.binary if wire.binary else frames.text
-        self._reader: FrameReader | None = FrameReader(context.config.max_message_size, binary=wire.binary)
+        self._reader: FrameReader | None = self._new_reader(context.config.max_message_size)
         self._alive = True  # the client has sent a frame since the last ping
         transport.set_write_buffer_limits(high=context.config.write_buffer)
 
@@ -131,6 +135,15 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._transport.write_eof()
 
 
+class BinaryWebSocketSession(WebSocketSession):
+    """A session of a wire with binary messages."""
+
+    __slots__ = ()
+
+    _frame = staticmethod(frames.binary)
+    _new_reader = BinaryFrameReader
+
+
 def open_session(
     context: SessionContext,
     wire: Wire,
@@ -144,10 +157,10 @@ def open_session(
     """Answer `handshake` with 101, and make its connection a session of `address`, which is admitted.
 
     `rest` is what followed the handshake. `protocol` is the chosen subprotocol, if any. `kind` is the class
-    of the session.
+    of a session with text messages.
     """
     transport.write(acceptance(handshake, protocol))
-    session = kind(context, wire, address, transport)
+    session = (BinaryWebSocketSession if wire.binary else kind)(context, wire, address, transport)
     transport.set_protocol(session)
     session.opened()
     if rest:

@@ -50,16 +50,14 @@ class FrameReader:
     messages count it too.
     """
 
-    __slots__ = ("_binary", "_buffer", "_decoder", "_fragments", "_max_size")
+    __slots__ = ("_buffer", "_decoder", "_fragments", "_max_size")
 
-    def __init__(self, max_size: int, *, binary: bool = False) -> None:
-        """`max_size` limits a message in bytes, over all its fragments.
+    _binary = False
+    """Messages must be text, or else must be binary. A message of the other type is an error (1003)."""
 
-        Messages must be text, or with `binary` must be binary. A message of the other type is an error
-        (1003).
-        """
+    def __init__(self, max_size: int) -> None:
+        """`max_size` limits a message in bytes, over all its fragments."""
         self._max_size = max_size
-        self._binary = binary
         self._buffer = b""
         self._fragments: bytes | None = None
         self._decoder: codecs.IncrementalDecoder | None = None
@@ -154,6 +152,14 @@ class FrameReader:
             self._decoder.decode(payload, final)
         except UnicodeDecodeError:
             raise WireError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+
+
+class BinaryFrameReader(FrameReader):
+    """The reader for wires with binary messages. A class of its own costs a text session no memory."""
+
+    __slots__ = ()
+
+    _binary = True
 
 
 def _unmask(payload: bytes, key: bytes) -> bytes:

@@ -13,7 +13,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, 
 from gateway.errors import WireError
 from gateway.messages import CloseCode
 from gateway.wire import frames
-from gateway.wire.frames import FrameReader, Opcode
+from gateway.wire.frames import BinaryFrameReader, FrameReader, Opcode
 
 from .strategies import Frame, chunks, client_frame, conversations, keys, masked
 
@@ -24,7 +24,7 @@ Messages = list[tuple[Opcode, bytes]]
 
 def read(*pieces: bytes, max_size: int = MAX, binary: bool = False) -> tuple[Messages, CloseCode | None]:
     """What a reader makes of `pieces`: the messages, and the code of the error that ended it, if any."""
-    reader = FrameReader(max_size, binary=binary)
+    reader = (BinaryFrameReader if binary else FrameReader)(max_size)
     messages: Messages = []
     try:
         for piece in pieces:
