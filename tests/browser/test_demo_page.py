@@ -485,7 +485,7 @@ def test_reconnects_to_another_node_and_gets_what_was_kept(browser: Browser) -> 
         dev.process.kill()
         browser.wait(lambda: state(browser) == "waiting", "the page notices")
         assert re.match(r"Reconnecting in \d+\.\d s", browser.text("state"))
-        browser.wait(lambda: re.search(r"in [3-9]\.\d s", browser.text("state")), "the waits grow longer")
+        browser.wait(lambda: re.search(r"in \d\d\.\d s", browser.text("state")), "the waits grow longer")
         dev.process.wait()
         with valkey.client() as client:
             gateway.publish(client, web_socket_id, "CONFIRMED", retain=60)
