@@ -47,14 +47,14 @@ class PublishError(GatewayError, ValueError):
 class Unconfirmed(GatewayError):
     """It is unknown whether a result was published. A retry with the same messageId is idempotent.
 
-    `why` says what was wrong, in a few words.
+    `reason` says what was wrong, in a few words.
     """
 
-    def __init__(self, why: str, message_id: str) -> None:
+    def __init__(self, reason: str, message_id: str) -> None:
         super().__init__(
-            f"{why}; it is unknown whether the result was published: retry with messageId {message_id}"
+            f"{reason}; it is unknown whether the result was published: retry with messageId {message_id}"
         )
-        self.why = why
+        self.reason = reason
         self.message_id = message_id
 
 

@@ -18,6 +18,9 @@ import structlog
 RESERVED: Final = 64
 """Descriptors for everything but browsers: Redis, both listeners, the admin port, files, the event loop."""
 
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Of the container's control group: microseconds of processor time in a period, or `max`; and the period."""
+
 log = structlog.get_logger()
 
 
@@ -55,10 +58,6 @@ def capacity(limit: int, sessions: int, handshakes: int) -> Capacity:
         hint="raise the limit of open files (ulimit -n)",
     )
     return fits
-
-
-QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Of the container's control group: microseconds of processor time in a period, or `max`; and the period."""
 
 
 def cpu_count(quota: Path = QUOTA) -> int:

@@ -54,7 +54,7 @@ def test_the_tree_is_the_one_of_the_classes() -> None:
 
 def test_what_an_error_carries() -> None:
     unconfirmed = Unconfirmed("no answer", "m-1")
-    assert (unconfirmed.why, unconfirmed.message_id) == ("no answer", "m-1")
+    assert (unconfirmed.reason, unconfirmed.message_id) == ("no answer", "m-1")
     assert "retry with messageId m-1" in str(unconfirmed)
     broken = WireError(CloseCode.POLICY, "too fast", last_message=b"bye")
     assert (broken.code, broken.reason, broken.last_message) == (CloseCode.POLICY, "too fast", b"bye")

@@ -70,7 +70,7 @@ class PublishEndpoint:
         unconfirmed = [end for end in ends if isinstance(end, Unconfirmed)]
         if unconfirmed:
             log.warning(
-                "results unconfirmed", count=len(unconfirmed), of=len(ends), reason=unconfirmed[0].why
+                "results unconfirmed", count=len(unconfirmed), of=len(ends), reason=unconfirmed[0].reason
             )
         answers = [outcome_as_json(item, end) for item, end in zip(items, ends, strict=True)]
         status = _status(ends)

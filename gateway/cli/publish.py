@@ -116,7 +116,7 @@ async def _publish(
         except Unconfirmed as error:
             retry = f"--message-id {shlex.quote(error.message_id)}"
             raise CommandFailed(
-                f"Redis at {redact(config.redis)}: {error.why}; "
+                f"Redis at {redact(config.redis)}: {error.reason}; "
                 f"it is unknown whether the result was published: retry with {retry}"
             ) from None
 
