@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from aiohttp import web
 from ..config import Config
 from ..publishing.publisher import Publisher
 from ..server.app import start_runner, web_app
+from ..server.listeners import Serving
 from .dashboard import Dashboard, DashboardSource
 from .health import HealthEndpoints, HealthSource
 from .publish import MAX_PUBLISH_BODY, PublishEndpoint
@@ -30,12 +30,10 @@ class AdminPort:
         publisher: Publisher,
     ) -> None:
         """`build` makes the parts, which `close` releases."""
-        self._listeners = listeners
-        self._backlog = backlog
+        self._serving = Serving(listeners, backlog)
         self._runner = runner
         self._dashboard = dashboard
         self._publisher = publisher
-        self._servers: list[asyncio.Server] = []
 
     @classmethod
     async def build(
@@ -60,17 +58,11 @@ class AdminPort:
     async def open(self) -> None:
         """Serve the connections that come."""
         assert self._runner.server is not None
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            server = await loop.create_server(self._runner.server, sock=listener, backlog=self._backlog)
-            self._servers.append(server)
+        await self._serving.start(self._runner.server)
 
     async def close(self) -> None:
-        """Stop to listen, end the dashboard's streams, and wait for the responses that are under way."""
-        for server in self._servers:
-            server.close()
-        for listener in self._listeners:
-            listener.close()
+        """Stop listening, end the dashboard's streams, and wait for the responses that are in progress."""
+        self._serving.stop()
         self._dashboard.feed.close()
         await self._runner.cleanup()
         await self._publisher.close()

@@ -21,6 +21,12 @@ from .sse import SSEEndpoint
 from .websocket import WebSocketEndpoint
 from .wires import WireTable
 
+MAX_PUBLIC_BODY: Final = 65_536
+"""Bytes of a request's body on the public port. A SockJS client sends a few hundred at once."""
+
+HTTP_SHUTDOWN: Final = 1.0
+"""Seconds for HTTP requests in progress to end when the node stops."""
+
 
 class PublicApp:
     """The endpoints that clients reach: those of every wire, over every transport."""
@@ -87,13 +93,6 @@ async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -
         response.headers["Connection"] = "Upgrade, close" if "Upgrade" in response.headers else "close"
         if isinstance(response, web.Response) and not response.body:  # aiohttp adds a type for no content
             response.headers.popall("Content-Type", None)
-
-
-MAX_PUBLIC_BODY: Final = 65_536
-"""Bytes of a request's body on the public port. A SockJS client sends a few hundred at once."""
-
-HTTP_SHUTDOWN: Final = 1.0
-"""Seconds for HTTP requests in progress to end when the node stops."""
 
 
 def web_app(

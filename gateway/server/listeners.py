@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +43,29 @@ def open_listeners(config: Config) -> Listeners:
         Listeners(public, ()).close()
         raise
     return Listeners(public, admin)
+
+
+class Serving:
+    """Sockets that listen, and the servers that accept on them once `start` was called."""
+
+    def __init__(self, listeners: Sequence[socket.socket], backlog: int) -> None:
+        self._listeners = listeners
+        self._backlog = backlog
+        self._servers: list[asyncio.Server] = []
+
+    async def start(self, new_protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        """Accept connections, with a protocol for each."""
+        loop = asyncio.get_running_loop()
+        for listener in self._listeners:
+            server = await loop.create_server(new_protocol, sock=listener, backlog=self._backlog)
+            self._servers.append(server)
+
+    def stop(self) -> None:
+        """Accept no more connections. It may be called again."""
+        for server in self._servers:
+            server.close()
+        for listener in self._listeners:
+            listener.close()
 
 
 def port_of(listeners: Sequence[socket.socket]) -> int:

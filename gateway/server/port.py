@@ -16,6 +16,7 @@ from .access import AccessControl
 from .app import PublicApp, start_runner, web_app
 from .dispatcher import Dispatcher
 from .handoff import Handoff, Siblings
+from .listeners import Serving
 from .wires import WIRES, WireRow, WireTable
 
 
@@ -35,12 +36,10 @@ class PublicPort:
         """`handoff` exchanges connections with the other workers, if there are any."""
         self.acceptor = acceptor
         self.access = access
-        self._listeners = listeners
-        self._backlog = backlog
+        self._serving = Serving(listeners, backlog)
         self._app = app
         self._runner = runner
         self._handoff = handoff
-        self._servers: list[asyncio.Server] = []
 
     @classmethod
     async def build(
@@ -87,21 +86,18 @@ class PublicPort:
 
     async def open(self) -> None:
         """Serve connections."""
-        loop = asyncio.get_running_loop()
-        for listener in self._listeners:
-            server = await loop.create_server(self.acceptor, sock=listener, backlog=self._backlog)
-            self._servers.append(server)
+        await self._serving.start(self.acceptor)
         if self._handoff is not None:
             self._handoff.open()
 
     def reject_new(self) -> None:
         """Accept no more connections, and open no more sessions on those that there are."""
         self.access.close()
-        self._stop_listening()
+        self._serving.stop()
 
     def drop(self) -> None:
         """Drop the connections that are not sessions yet."""
-        self._stop_listening()
+        self._serving.stop()
         if self._handoff is not None:
             self._handoff.close()
         self.acceptor.abort_all()
@@ -109,9 +105,3 @@ class PublicPort:
     async def close(self) -> None:
         """Wait for the responses that are in progress."""
         await self._runner.cleanup()
-
-    def _stop_listening(self) -> None:
-        for server in self._servers:
-            server.close()
-        for listener in self._listeners:
-            listener.close()

@@ -263,7 +263,7 @@ async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(
 async def test_the_backlog_is_what_the_setting_says(valkey: ValkeyProcess, backlog: int) -> None:
     settings: dict[str, Any] = {} if backlog == 4096 else {"backlog": backlog}
     async with node_in_process(valkey.url, **settings) as gateway:
-        listener = gateway._public_port._listeners[0]
+        listener = gateway._public_port._serving._listeners[0]
         # Of a listening socket, tcpi_sacked in struct tcp_info is how long its queue may be.
         information = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         assert struct.unpack_from("I", information, 28)[0] == min(backlog, SOMAXCONN)
