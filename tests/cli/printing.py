@@ -9,6 +9,8 @@ import sys
 import threading
 from typing import IO
 
+import redis
+
 from gateway.drill.fleet import Process, wait_until
 
 from ..paths import ROOT
@@ -73,3 +75,15 @@ class Printing(Process):
         for reader in self._readers:
             reader.join()
         return code
+
+
+def valkey_at(url: str) -> int | None:
+    """The process id of the server that answers at `url`, None if none does.
+
+    A port that has become free may belong to another test's server a moment later.
+    """
+    with redis.Redis.from_url(url, socket_timeout=2) as client:
+        try:
+            return int(client.info("server")["process_id"])
+        except redis.ConnectionError:
+            return None

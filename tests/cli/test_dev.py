@@ -11,16 +11,14 @@ import subprocess
 import sys
 
 import pytest
-import redis
 
-from gateway import embedded
 from gateway.cli.dev import DEV_DEFAULTS, on_free_port, welcome
 from gateway.config import Config
 from gateway.server.listeners import ListenAddresses
 
 from ..paths import ROOT
 from .conftest import Run
-from .printing import Printing, environment, shown_id
+from .printing import Printing, environment, shown_id, valkey_at
 
 
 @pytest.mark.real
@@ -29,8 +27,9 @@ def test_dev_prints_commands_that_work_and_stops_on_ctrl_c() -> None:
         url = dev.wait_for(" --url ws://").rpartition("--url ")[2]
         page = dev.wait_for("Demo page").split()[-1]
         assert re.fullmatch(r"http://localhost:\d+/\?id=demo-[0-9a-f]{6}", page)
-        port = int(dev.wait_for("redis-cli").split()[2])
+        valkey = f"redis://127.0.0.1:{dev.wait_for('redis-cli').split()[2]}"
         publish = dev.wait_for(" publish ").strip()
+        pid = valkey_at(valkey)
         with Printing("watch", shown_id(dev), "--url", url) as watching:
             watching.wait_for("registered")
             program = [
@@ -52,7 +51,7 @@ def test_dev_prints_commands_that_work_and_stops_on_ctrl_c() -> None:
         assert dev.interrupt() == 0
     assert not any("Traceback" in line for line in dev.err)
     assert not any("\x1b" in line for line in dev.out)
-    assert embedded.is_free(port)
+    assert valkey_at(valkey) != pid
 
 
 @pytest.mark.needs("redis-cli")
@@ -88,8 +87,8 @@ def test_devs_help_has_its_own_defaults(run: Run) -> None:
 def test_dev_ends_when_its_valkey_does() -> None:
     with Printing("dev", "--port", "0", "--admin-port", "0") as dev:
         url = dev.wait_for(" publish ").partition("--redis ")[2]
-        with redis.Redis.from_url(url) as client:
-            pid = client.info("server")["process_id"]
+        pid = valkey_at(url)
+        assert pid is not None
         os.kill(pid, signal.SIGKILL)
         assert dev.ended() == 1
     assert dev.err[-1] == f"Error: the embedded Valkey (pid {pid}) ended with -9"

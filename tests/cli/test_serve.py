@@ -8,11 +8,10 @@ import sys
 
 import pytest
 
-from gateway import embedded
 from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 
 from .conftest import Run
-from .printing import Printing
+from .printing import Printing, valkey_at
 
 
 def test_serve_names_all_mistakes(run: Run) -> None:
@@ -40,15 +39,16 @@ def test_serve_warns_of_what_is_seldom_meant(valkey: ValkeyProcess) -> None:
 @pytest.mark.real
 def test_serve_with_an_embedded_valkey_takes_it_along() -> None:
     with NodeProcess("embedded") as node:
-        port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
-        assert not embedded.is_free(port)
+        url = node.logged("embedded valkey")[0]["url"]
+        pid = valkey_at(url)
         node.signal(signal.SIGTERM)
         assert node.process.wait(20) == 0
-    wait_until(lambda: embedded.is_free(port), "Valkey is gone")
+    wait_until(lambda: valkey_at(url) != pid, "Valkey is gone")
     with NodeProcess("embedded") as node:
-        port = int(node.logged("embedded valkey")[0]["url"].split(":")[2].removesuffix("/0"))
+        url = node.logged("embedded valkey")[0]["url"]
+        pid = valkey_at(url)
         node.kill()
-    wait_until(lambda: embedded.is_free(port), "Valkey is gone")
+    wait_until(lambda: valkey_at(url) != pid, "Valkey is gone")
 
 
 def test_serve_without_the_embedded_valkey_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

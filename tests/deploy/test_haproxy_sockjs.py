@@ -23,7 +23,10 @@ from ..sockjs_pages import pages, publish, register, result
 from . import balanced
 from .test_haproxy import CONFIGURATION
 
-pytestmark = pytest.mark.needs("haproxy")
+pytestmark = [
+    pytest.mark.needs("haproxy"),
+    pytest.mark.adds_to("shared"),  # the fixture `stack` starts nodes again that the test before has killed
+]
 
 MIGRATION = (DOCS / "migration.md").read_text()
 
@@ -79,7 +82,6 @@ async def test_every_transport_survives_a_killed_node(idle: Stack) -> None:
     await balanced.every_sockjs_transport_survives_a_killed_node(*idle)
 
 
-@pytest.mark.adds_to("shared")
 async def test_a_node_that_joins_takes_no_session_from_the_others(stack: Stack, tmp_path: Path) -> None:
     behind, balancer = stack
     nodes = behind.nodes
