@@ -41,6 +41,11 @@ ELSEWHERE = {
     "gateway/node/": ["integration/test_gateway.py", "integration/test_drain.py"],
     "gateway/server/": ["integration/test_gateway.py", "integration/test_limits.py"],
     "gateway/transports/": ["integration/test_gateway.py", "integration/test_events.py"],
+    "gateway/server/port.py": [
+        "server/test_app.py",
+        "integration/test_gateway.py",
+        "integration/test_limits.py",
+    ],
     "gateway/server/sockjs.py": ["integration/test_sockjs.py"],
     "gateway/server/sse.py": ["integration/test_events.py"],
     # The public face hands on what publishing.api has.

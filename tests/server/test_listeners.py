@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 
 import pytest
 
 from gateway.config import build
 from gateway.errors import ConfigError
-from gateway.server.listeners import listen, open_listeners
+from gateway.server.listeners import Serving, listen, open_listeners, port_of
 
 
 def test_all_listen_on_one_port() -> None:
@@ -67,3 +68,37 @@ def test_a_node_whose_admin_port_is_taken_leaves_its_public_port() -> None:
 def test_an_address_that_the_machine_does_not_have() -> None:
     with pytest.raises(ConfigError, match="cannot be used: Cannot assign requested address"):
         listen("port", "192.0.2.1", 0, 10)
+
+
+async def test_connections_are_accepted_from_start_to_stop() -> None:
+    listeners = [
+        listener for (group,) in (listen("port", "127.0.0.1", 0, 10) for _ in range(2)) for listener in group
+    ]
+    ports = [port_of([listener]) for listener in listeners]
+    accepted: asyncio.Queue[asyncio.Transport] = asyncio.Queue()
+
+    class Noting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, asyncio.Transport)
+            accepted.put_nowait(transport)
+
+    serving = Serving(listeners, 10)
+    await serving.start(Noting)
+    for port in ports:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        (await accepted.get()).close()
+        writer.close()
+        await writer.wait_closed()
+    for _ in range(2):
+        serving.stop()
+    for port in ports:
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection("127.0.0.1", port)
+
+
+def test_a_port_is_known_by_its_sockets() -> None:
+    listeners = open_listeners(build({"host": "127.0.0.1", "port": 0, "admin_port": 0}))
+    assert port_of(listeners.public) == listeners.public[0].getsockname()[1] != port_of(listeners.admin)
+    listeners.close()
+    assert listeners.public[0].fileno() == listeners.admin[0].fileno() == -1
+    assert port_of([]) == 0
