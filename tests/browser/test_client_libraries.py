@@ -267,12 +267,14 @@ def test_a_page_registers_gets_results_survives_its_node_and_leaves(
     browser.open(stage.url(case.page, name, **case.parameters))
     stage.await_seen("registrations", [answer])
     assert stage.seen()["connection"] == case.connection
+    # SockJS gives an attempt a few times what its first request took, so one may fail on a busy machine.
+    losses = stage.seen()["losses"]
     assert backend.publish(channel, "CONTINUE") == 1  # for STOMP it waits for the page's next screen
     browser.run("openNextScreen()")
     stage.await_seen("results", results(name, "CONTINUE"))
     assert backend.publish(channel, json.dumps({"authResult": "FAILED"})) == 1
     stage.await_seen("results", results(name, "CONTINUE", "FAILED"))
-    assert stage.seen()["losses"] == 0
+    assert stage.seen()["losses"] == losses
     assert browser.errors() == []
     asked = [url.partition("?")[0] for url in browser.requests()]
     in_iframe = case.connection.get("transport", "").startswith("iframe")
@@ -284,7 +286,7 @@ def test_a_page_registers_gets_results_survives_its_node_and_leaves(
     publish(backend, name, "CONFIRMED", retain=60)
     stage.replace()
     stage.await_seen("results", results(name, "CONTINUE", "FAILED", "CONFIRMED"))
-    assert stage.seen()["losses"]
+    assert stage.seen()["losses"] > losses
     stage.await_seen("registrations", [answer] * 2)
     assert backend.publish(channel, "DONE") == 1
     stage.await_seen("results", results(name, "CONTINUE", "FAILED", "CONFIRMED", "DONE"))
