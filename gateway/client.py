@@ -62,6 +62,12 @@ def origin_of(url: str) -> str:
     return f"{'https' if parts.scheme == 'wss' else 'http'}://{parts.netloc.rpartition('@')[2]}"
 
 
+def display_url(url: str) -> str:
+    """The URL without what may be a secret: user, password and query."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
 @dataclass
 class _Client:
     url: str
@@ -81,7 +87,7 @@ class _Client:
         except (aiohttp.ClientError, OSError) as error:  # TimeoutError is an OSError
             self.on_event({"event": "unreachable", "reason": self._obstacle(error)})
             return 0.0
-        self.on_event({"event": "connected", "url": self.url})
+        self.on_event({"event": "connected", "url": display_url(self.url)})
         async with socket:
             await self._listen(socket)
         return 0.0
@@ -89,7 +95,7 @@ class _Client:
     def _obstacle(self, error: Exception) -> str:
         """Why there is no connection, in the system's words, which are clearer than aiohttp's."""
         if not isinstance(error, aiohttp.ClientConnectorError) or isinstance(error, aiohttp.ClientSSLError):
-            return str(error) or "no answer in time"
+            return str(error).replace(self.url, display_url(self.url)) or "no answer in time"
         cause = error.os_error
         known = cause.errno is not None and cause.errno > 0  # getaddrinfo has error numbers of its own
         why = os.strerror(cause.errno or 0) if known else cause.strerror or str(cause)
@@ -140,7 +146,9 @@ class _Client:
     def _rejected(self, error: aiohttp.WSServerHandshakeError) -> float:
         if error.status in FINAL_STATUSES:
             hint = f"; is the origin {self.origin} allowed?" if error.status == 403 else ""
-            raise ClientRejected(f"the gateway answers HTTP {error.status} to {self.url}{hint}") from None
+            raise ClientRejected(
+                f"the gateway answers HTTP {error.status} to {display_url(self.url)}{hint}"
+            ) from None
         self.on_event({"event": "unreachable", "reason": f"HTTP {error.status}"})
         after = error.headers.get("Retry-After", "") if error.headers else ""
         return min(float(after), MAX_DELAY) if after.isascii() and after.isdigit() else 0.0

@@ -29,10 +29,11 @@ from .redis.url import redact
 from .system import cpu_count
 
 VARIABLE_PREFIX = "GATEWAY_"
-EMBEDDED = "embedded"
+EMBEDDED = redis_url.EMBEDDED
 AUTO = "auto"
 SAME_ORIGIN = "same-origin"
 ANY_ORIGIN = "*"
+MAX_SECRET = 4_096  # bytes of a file with a token or a URL
 A_DAY = 86_400.0  # sessions live for minutes: a longer timeout was meant in milliseconds
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -118,6 +119,13 @@ class Config(BaseModel):
         ge=1,
         le=256,
     )
+    redis_file: str = _setting(
+        "",
+        "Redis",
+        "FILE",
+        "File with the URL of Redis, instead of --redis: the URL has a password, and other users of the "
+        "machine can read command lines. Docker, Kubernetes and systemd provide secrets as files.",
+    )
     redis: str = _setting(
         "redis://127.0.0.1:6379/0",
         "Redis",
@@ -125,6 +133,7 @@ class Config(BaseModel):
         "The Redis or Valkey server: redis://[[user]:password@]host[:port][/db], rediss:// (TLS) or unix://. "
         "Sentinel: redis+sentinel://host1,host2,host3/mymaster. Cluster: redis+cluster://host1,host2. "
         "embedded: the node starts its own Valkey (development only).",
+        validate_default=True,  # the URL may be in a file
     )
     channel_prefix: str = _setting(
         "websocket:",
@@ -317,6 +326,23 @@ class Config(BaseModel):
     def _read_networks(cls, value: object) -> object:
         return tuple(_network(part) if isinstance(part, str) else part for part in _split(value))
 
+    @field_validator("redis_file")
+    @classmethod
+    def _check_redis_file(cls, value: str) -> str:
+        if value:
+            _check_redis_url(_read_redis_url(value))
+        return value
+
+    @field_validator("redis", mode="before")
+    @classmethod
+    def _choose_redis(cls, value: object, info: ValidationInfo) -> object:
+        path = info.data.get("redis_file")
+        if path and value != cls.model_fields["redis"].default:
+            raise ValueError(
+                "the URL is in the file of --redis-file (GATEWAY_REDIS_FILE) already: set only one"
+            )
+        return _read_redis_url(path) if path else value
+
     @field_validator("redis")
     @classmethod
     def _check_redis(cls, value: str) -> str:
@@ -351,6 +377,16 @@ class Config(BaseModel):
     def node_name(self, port: int) -> str:
         """The node's name; `port` is the public port it really listens on."""
         return self.node or f"{socket.gethostname()}:{port}"
+
+    def reread(self) -> Config:
+        """The same settings, with what the files that they name contain now.
+
+        Raises ConfigError, which names each file that cannot be used; the present Config stays valid then.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        if self.redis_file:
+            del values["redis"]
+        return build(values)
 
     def token(self) -> str:
         """The token for POST /publish; empty if it is off. Raises ConfigError if the file cannot be read."""
@@ -466,17 +502,33 @@ def show(name: str, value: object) -> str:
     return _SECRET[name](str(value)) if name in _SECRET else str(value)
 
 
-def _read_token(path: str) -> str:
-    """The token in a file. Raises ValueError, whose message does not quote the file."""
+def _read_secret(path: str) -> str:
+    """The one line of a file, without the line end. Raises ValueError, whose message does not quote it.
+
+    The text is empty if the file is longer than any secret: its beginning would be another secret.
+    """
     try:
         with Path(path).open("rb") as file:
-            text = file.read(1025).decode("ascii", "replace")
+            text = file.read(MAX_SECRET + 1).decode("ascii", "replace")
     except OSError as error:
         raise ValueError(f"the file cannot be read: {error.strerror}") from None
-    token = text.strip()
-    if len(text) > 1024 or not token or not re.fullmatch(_BEARER, token):
+    return text.strip() if len(text) <= MAX_SECRET else ""
+
+
+def _read_token(path: str) -> str:
+    """The token in a file. Raises ValueError, whose message does not quote the file."""
+    token = _read_secret(path)
+    if not token or not re.fullmatch(_BEARER, token):
         raise ValueError("the file must have one line with the token: " + _BEARER_FORM)
     return token
+
+
+def _read_redis_url(path: str) -> str:
+    """The URL of Redis in a file. Raises ValueError, whose message does not quote the file."""
+    url = _read_secret(path)
+    if not re.fullmatch(r"[!-~]+", url):
+        raise ValueError(f"the file must have one line with the URL of Redis, of at most {MAX_SECRET} bytes")
+    return url
 
 
 def normalise_origin(text: str) -> str:
@@ -577,6 +629,7 @@ def _right(setting: Setting) -> str:
         return kind + unit + _range(setting.field) + also
     return {
         "ADDRESS": "a host name or an IP address",
+        "FILE": "the path of a file",
         "PREFIX": "1 to 64 printable ASCII characters without spaces",
         "NAME": "at most 100 printable ASCII characters without spaces",
         "URL": "a text",

@@ -171,6 +171,25 @@ async def test_nobody_there() -> None:
     assert events[0]["reason"] == f"connection refused at 127.0.0.1:{port}"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:{}", "127.0.0.1:port"])
+async def test_secrets_in_the_url_are_not_told(aiohttp_server: AiohttpServer, host: str) -> None:
+    """The one that cannot be reached, the one that is no URL, the one that rejects, the one that answers."""
+    secret = f"ws://user:secret@{host.format(free_port())}/ws?token=secret"
+    assert "secret" not in str(await said(secret, Waits()))
+
+    async def handler(_request: web.Request) -> web.StreamResponse:
+        raise web.HTTPForbidden
+
+    def spiced(url: str) -> str:
+        return url.replace("://", "://user:secret@") + "?token=secret"
+
+    with pytest.raises(ClientRejected) as caught:
+        await watch(spiced(await serving(aiohttp_server, handler)), "a", lambda event: None)
+    assert "secret" not in str(caught.value)
+    url = await serving(aiohttp_server, saying(ACCEPTED))
+    assert (await said(spiced(url), Waits()))[0] == {"event": "connected", "url": url}
+
+
 async def test_a_name_that_nobody_has(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object, **__: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")

@@ -29,7 +29,7 @@ def complaint(**values: object) -> str:
 def test_a_file_that_goes_on_is_no_token(tmp_path: Path) -> None:
     """Its beginning would be taken for one that nobody knows."""
     file = tmp_path / "token"
-    file.write_text("x" * 1_025)
+    file.write_text("x" * (settings.MAX_SECRET + 1))
     assert "one line with the token: 16 characters or more" in complaint(publish_token_file=str(file))
 
 
@@ -183,6 +183,9 @@ def test_wrong_redis_urls(url: str, right: str) -> None:
         "redis+sentinel://:secret@a,b/mymaster",
         "redis+sentinel://a,b/mymaster?sentinel_password=secret",
         "redis+cluster://user:secret@a,b",
+        "redis://secret@redis",
+        "redis://user%3Asecret@redis",
+        "redis://redis?pass%77ord=secret",
     ],
 )
 def test_a_password_is_shown_nowhere(url: str) -> None:
@@ -201,7 +204,7 @@ def test_a_password_is_shown_nowhere(url: str) -> None:
 
 
 def test_a_url_without_a_password_is_shown_as_it_is() -> None:
-    for url in ("redis://user@redis:6379/0", "redis://redis:6379", "unix:///run/redis.sock", "embedded"):
+    for url in ("redis://redis:6379/0", "redis://redis:6379", "unix:///run/redis.sock", "embedded"):
         assert redact(url) == url
 
 
@@ -258,6 +261,63 @@ def test_any_text_is_a_setting_or_a_config_error(name: str, text: str) -> None:
     except ConfigError:
         return
     assert "***" in config.shown()[name] or build({name: config.shown()[name]}) == config
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\r\n", " \n\n"])
+def test_the_url_of_redis_is_given_or_stands_in_a_file(end: str, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_bytes(f"redis://:secret@one/1{end}".encode())
+    config = build({"redis_file": str(file)})
+    assert config.redis == "redis://:secret@one/1"
+    assert config.shown()["redis"] == "redis://:***@one/1"
+    assert "secret" not in f"{config} {config.shown()}"
+    assert Config(redis_file=str(file)) == config, "whoever makes a Config gets the URL in the file"
+
+
+def test_files_are_read_again(tmp_path: Path) -> None:
+    url, token = tmp_path / "url", tmp_path / "token"
+    url.write_text("redis://one")
+    token.write_text("0123456789abcdef")
+    config = build({"redis_file": str(url), "publish_token_file": str(token), "port": 1})
+    url.write_text("redis://two")
+    again = config.reread()
+    assert (again.redis, again.port, config.redis) == ("redis://two", 1, "redis://one")
+    url.write_text("one two")
+    token.unlink()
+    with pytest.raises(ConfigError) as caught:
+        config.reread()
+    assert "--redis-file (GATEWAY_REDIS_FILE)" in str(caught.value)
+    assert "--publish-token-file (GATEWAY_PUBLISH_TOKEN_FILE)" in str(caught.value)
+    assert build({"redis": "redis://fixed"}).reread().redis == "redis://fixed"
+
+
+@pytest.mark.parametrize(
+    ("content", "right"),
+    [
+        ("", "one line with the URL of Redis"),
+        ("redis://secret@a\nredis://secret@b", "one line with the URL of Redis"),
+        ("redis://secret\N{SNOWMAN}", "one line with the URL of Redis"),
+        ("redis://" + "a" * settings.MAX_SECRET, "one line with the URL of Redis"),
+        ("redis:secret", "write redis://host:port/db"),
+        ("redis://:secret@a/zero", "number of a database"),
+    ],
+    ids="123456",
+)
+def test_a_wrong_file_is_named_and_not_quoted(content: str, right: str, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text(content)
+    said = complaint(redis_file=str(file))
+    assert f"--redis-file (GATEWAY_REDIS_FILE) is '{file}': " in said
+    assert right in said
+    assert "secret" not in said
+
+
+def test_a_url_and_a_file_with_one_are_one_too_many(tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("redis://one")
+    assert "set only one" in complaint(redis="redis://two", redis_file=str(file))
+    assert "the file cannot be read: No such file" in complaint(redis_file=str(tmp_path / "none"))
+    assert "the file cannot be read: Is a directory" in complaint(redis_file=str(tmp_path))
 
 
 def test_a_variable_that_is_no_setting_gets_the_likely_name() -> None:

@@ -29,7 +29,7 @@ ALL_INTERFACES: Final = ("0.0.0.0", "::")  # noqa: S104 - only compared
 
 
 @click.command(cls=SettingsCommand, short_help="Try it out: a node, Valkey, the demo page.")
-@settings_options(without=("redis", "workers"), defaults=DEV_DEFAULTS)
+@settings_options(without=("redis", "redis_file", "workers"), defaults=DEV_DEFAULTS)
 def dev(**_: object) -> None:
     """Run a node with its own Valkey and the demo page, to try things out on one machine.
 

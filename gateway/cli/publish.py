@@ -59,7 +59,7 @@ WHOLE_ID: Final = 8
     help="Instead of ID and RESULT: a file, or - for standard input, with one JSON object a line, as "
     "POST /publish takes them. The outcome of each is printed as such a line.",
 )
-@settings_options("redis", "channel_prefix", "max_result_size", helps={"redis": REDIS_HELP})
+@settings_options("redis_file", "redis", "channel_prefix", "max_result_size", helps={"redis": REDIS_HELP})
 def publish(
     web_socket_id: str | None,
     auth_result: str | None,

@@ -105,6 +105,8 @@ def read_settings() -> GivenSettings:
             origins[setting.name] = setting.variable
         if setting.name in origins:
             values[setting.name] = context.params[setting.name]
+    if "redis_file" in origins:
+        origins.setdefault("redis", origins["redis_file"])
     return GivenSettings(values, origins)
 
 

@@ -20,12 +20,45 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 SENTINEL_PORT: Final = 26_379
 SERVER_PORT: Final = 6_379
 
+EMBEDDED: Final = "embedded"
+"""Stands for a URL: the node starts its own Valkey."""
+
 _URL: Final = re.compile(
     r"(?P<scheme>rediss?|unix)(?:\+(?P<kind>sentinel|cluster))?://(?=.)"
     r"(?:(?P<credentials>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<options>[^#]*))?"
 )
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
+
+HIDDEN: Final = "***"
+"""What stands where something is not shown."""
+
+_USER: Final = re.compile(r"[\w.-]*", re.ASCII)
+_NUMBER_PATH: Final = re.compile(r"/?[0-9]*")
+_NAME_PATH: Final = re.compile(r"[/\w.%~+-]*", re.ASCII)
+_VALUE: Final = re.compile(r"[/\w.:-]*", re.ASCII)
+_SECRET_OPTIONS: Final = frozenset({"username", "password", "ssl_password", *_SENTINEL_OPTIONS})
+_HARMLESS_OPTIONS: Final = frozenset(
+    [
+        "db",
+        "protocol",
+        "timeout",
+        "max_connections",
+        "socket_timeout",
+        "socket_connect_timeout",
+        "socket_keepalive",
+        "health_check_interval",
+        "retry_on_timeout",
+        "client_name",
+        "ssl_cert_reqs",
+        "ssl_check_hostname",
+        "ssl_min_version",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_certfile",
+        "ssl_keyfile",
+    ]
+)
 
 
 class RedisKind(Enum):
@@ -59,6 +92,9 @@ class RedisURL(NamedTuple):
     credentials: str
     database: str
     options: tuple[tuple[str, str], ...]
+
+    def __repr__(self) -> str:
+        return f"RedisURL({redact(self.text)})"
 
     def server(self, address: Address) -> str:
         """The redis:// URL of the server at `address`, which holds results."""
@@ -138,6 +174,48 @@ def _path(kind: RedisKind, path: str) -> tuple[str, str]:
 
 
 def redact(url: str) -> str:
-    """The Redis URL with *** instead of the password; for malformed URLs too, which errors may show."""
-    url = re.sub(r"^((?:[A-Za-z+]*://)?+[^:]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?i)(password=)[^&\s]*", r"\1***", url)
+    """The Redis URL as logs, errors and pages may show it; malformed ones too.
+
+    This does not look for passwords, because people write them in more ways than anybody can list. It shows
+    what is known to be harmless, and *** for everything else. If it is not certain where the password ends,
+    it shows *** for the whole URL.
+    """
+    if url == EMBEDDED:
+        return url
+    found = _URL.fullmatch(url)
+    path, options = (found["path"] or "", found["options"] or "") if found else ("", "")
+    # An @ behind the host means that the password had a / or ? in it, so that "the host" is its beginning.
+    if found is None or "@" in unquote(path + options):
+        return HIDDEN
+    named = found["scheme"] == "unix" or found["kind"] == "sentinel"
+    return "".join(
+        (
+            found["scheme"],
+            f"+{found['kind']}" if found["kind"] else "",
+            "://",
+            _shown_credentials(found["credentials"]),
+            ",".join(
+                host if _HOST.fullmatch(host.strip()) else HIDDEN
+                for host in found["hosts"].split(",")
+                if host
+            ),
+            path if (_NAME_PATH if named else _NUMBER_PATH).fullmatch(path) else f"/{HIDDEN}",
+            "?" if options else "",
+            "&".join(_shown_option(*option) for option in parse_qsl(options, keep_blank_values=True)),
+        )
+    )
+
+
+def _shown_credentials(credentials: str | None) -> str:
+    if credentials is None:
+        return ""
+    user, _, password = credentials.partition(":")
+    # Without a password, what looks like the user is often the password: redis://PASSWORD@host.
+    return f"{user}:{HIDDEN}@" if password and _USER.fullmatch(user) else f"{HIDDEN}@"
+
+
+def _shown_option(name: str, value: str) -> str:
+    """An option after its name is decoded: ?pass%77ord= is a password too."""
+    if name in _SECRET_OPTIONS:
+        return f"{name}={HIDDEN}"
+    return f"{name}={value}" if name in _HARMLESS_OPTIONS and _VALUE.fullmatch(value) else HIDDEN

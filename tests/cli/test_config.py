@@ -33,6 +33,8 @@ def test_a_flag_goes_before_its_variable(run: Run) -> None:
 def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> None:
     token_file = tmp_path / "token"
     token_file.write_text(TOKEN)
+    url_file = tmp_path / "url"
+    url_file.write_text("redis://r")
     for setting in SETTINGS:
         value = {"allowed_origins": "https://a.example", "trusted_proxies": "10.0.0.0/8"}.get(setting.name)
         value = value or {
@@ -43,6 +45,7 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "sockjs_url": "/s.js",
             "workers": "3",
             "publish_token_file": str(token_file),
+            "redis_file": str(url_file),
         }.get(setting.name, "4097")
         if setting.name == "publish_token":
             continue  # it is not shown; see below
@@ -90,6 +93,13 @@ def test_config_as_a_table_hides_the_password(run: Run) -> None:
     assert "secret" not in result.output
     assert re.search(r"^redis +redis://:\*\*\*@redis:6379 +--redis$", result.stdout, re.MULTILINE)
     assert re.search(r"^node +none +default$", result.stdout, re.MULTILINE), "a cell is never empty"
+
+
+def test_config_tells_that_the_url_is_from_a_file(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text("redis://:secret@redis/1\r\n")
+    shown = json.loads(run("config", "--json", GATEWAY_REDIS_FILE=str(file)).stdout)
+    assert shown["redis"] == {"value": "redis://:***@redis/1", "from": "GATEWAY_REDIS_FILE"}
 
 
 def test_config_check(run: Run) -> None:

@@ -42,6 +42,13 @@ def test_publish_retains_by_default(run: Run, valkey: ValkeyProcess) -> None:
         client.delete("websocket:later")
 
 
+def test_publish_to_the_redis_that_a_file_names(run: Run, valkey: ValkeyProcess, tmp_path: Path) -> None:
+    file = tmp_path / "url"
+    file.write_text(valkey.url + "\r\n")
+    result = run("publish", "nobody", "DONE", "--redis-file", str(file), "--retain", "0")
+    assert result.exit_code == 3, result.output
+
+
 def test_publish_counts_the_nodes_that_hold_the_id(run: Run, valkey: ValkeyProcess) -> None:
     with valkey.client() as client, client.pubsub() as one, client.pubsub() as two:
         for held, pubsub in (("1 node holds", one), ("2 nodes hold", two)):

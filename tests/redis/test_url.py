@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+from urllib.parse import quote, unquote
 
-from gateway.redis.url import Address, RedisKind, parse_redis_url
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.redis.url import HIDDEN, Address, RedisKind, parse_redis_url, redact
 
 CREDENTIALS = "user:p%40ss%3A"
 
@@ -48,3 +52,97 @@ def test_a_cluster() -> None:
 def test_hosts_that_are_none(url: str) -> None:
     with pytest.raises(ValueError, match=r"host|port"):
         parse_redis_url(url)
+
+
+# What is shown
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        # Nothing to hide
+        ("embedded", "embedded"),
+        ("redis://redis:6379/0", "redis://redis:6379/0"),
+        ("rediss://[::1]:6379?ssl_cert_reqs=none&db=3", "rediss://[::1]:6379?ssl_cert_reqs=none&db=3"),
+        ("unix:///run/redis.sock?db=1", "unix:///run/redis.sock?db=1"),
+        ("redis+sentinel://a, b:5/my%20master/2", "redis+sentinel://a, b:5/my%20master/2"),
+        ("redis+cluster://a,b:7000", "redis+cluster://a,b:7000"),
+        # The password in its place
+        ("redis://:secret@redis/1", "redis://:***@redis/1"),
+        ("redis://user:secret@redis/1", "redis://user:***@redis/1"),
+        ("unix://user:secret@/run/redis.sock", "unix://user:***@/run/redis.sock"),
+        ("redis+cluster://user:se@cret@a,b", "redis+cluster://user:***@a,b"),
+        # Where many write it
+        ("redis://secret@redis", "redis://***@redis"),
+        ("redis://secret:@redis", "redis://***@redis"),
+        ("redis://user%3Asecret@redis", "redis://***@redis"),
+        ("redis://us%65r:secret@redis", "redis://***@redis"),
+        # Options: by their decoded names; the unknown ones with their names
+        ("redis://redis?password=secret&db=0", "redis://redis?password=***&db=0"),
+        ("redis://redis?pass%77ord=secret", "redis://redis?password=***"),
+        ("redis://redis?Password=secret", "redis://redis?***"),
+        ("redis://redis?secret", "redis://redis?***"),
+        ("redis://redis?credentials=secret&db=0", "redis://redis?***&db=0"),
+        ("redis://redis?db=secret%00", "redis://redis?***"),
+        ("redis+sentinel://a/m?sentinel_username=secret", "redis+sentinel://a/m?sentinel_username=***"),
+        # Parts that are wrong
+        ("redis://redis/secret", "redis://redis/***"),
+        ("redis://user:secret", "redis://***"),
+        ("redis://redis,user:secret", "redis://redis,***"),
+        # Nobody can tell where the password ends
+        ("redis://user:1/secret@redis", "***"),
+        ("redis://user:1?secret@redis", "***"),
+        ("redis://user:1#secret@redis", "***"),
+        ("redis://user:1/secret%40redis", "***"),
+        ("user:secret@redis:6379", "***"),
+        ("rediss:user:secret@redis", "***"),
+        ("http://user:secret@redis", "***"),
+        ("secret", "***"),
+        ("", "***"),
+    ],
+)
+def test_only_what_is_harmless_is_shown(url: str, shown: str) -> None:
+    assert redact(url) == shown
+
+
+@given(
+    st.integers(0, 255).map(
+        lambda mask: "".join(f"%{ord(c):02x}" if mask >> i & 1 else c for i, c in enumerate("s3cretPW"))
+    ),
+    st.sampled_from(
+        [
+            "redis://{}@redis",
+            "redis://:{}@redis/0",
+            "redis://u%3A{}@redis",
+            "redis://user:1/{}@redis",
+            "redis://user:a?{}@redis",
+            "redis://redis?{}=1",
+            "redis://redis?password={}",
+            "redis://redis?pass%77ord={}&db=0",
+            "redis://redis?a={}&b={}",
+            "redis://redis/{}",
+            "redis://redis:{}",
+            "redis+cluster://a,:{}@b",
+            "redis+sentinel://a,b/mymaster?sentinel_%70assword={}",
+            "redis+sentinel://{}@a,b/mymaster",
+            "rediss://redis?ssl_password={}",
+            "unix://{}@/run/redis.sock",
+            "redis:{}@redis",
+            "{}",
+        ]
+    ),
+)
+def test_a_password_is_not_shown_however_it_is_written(secret: str, form: str) -> None:
+    shown = redact(form.replace("{}", secret))
+    assert "s3cretPW" not in unquote(shown)
+    assert secret not in shown
+
+
+@given(st.text())
+def test_any_text_can_be_shown(text: str) -> None:
+    for url in (text, f"redis://{text}", f"redis+sentinel://a/{quote(text)}"):
+        assert isinstance(redact(url), str)
+
+
+def test_a_parsed_url_is_printed_without_its_password() -> None:
+    assert repr(parse_redis_url("redis+sentinel://u:secret@a/m")) == "RedisURL(redis+sentinel://u:***@a/m)"
