@@ -38,27 +38,11 @@ _NUMBER_PATH: Final = re.compile(r"/?[0-9]*")
 _NAME_PATH: Final = re.compile(r"[/\w.%~+-]*", re.ASCII)
 _VALUE: Final = re.compile(r"[/\w.:-]*", re.ASCII)
 _SECRET_OPTIONS: Final = frozenset({"username", "password", "ssl_password", *_SENTINEL_OPTIONS})
-_HARMLESS_OPTIONS: Final = frozenset(
-    [
-        "db",
-        "protocol",
-        "timeout",
-        "max_connections",
-        "socket_timeout",
-        "socket_connect_timeout",
-        "socket_keepalive",
-        "health_check_interval",
-        "retry_on_timeout",
-        "client_name",
-        "ssl_cert_reqs",
-        "ssl_check_hostname",
-        "ssl_min_version",
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_certfile",
-        "ssl_keyfile",
-    ]
-)
+_HARMLESS_OPTIONS: Final = frozenset((
+    "client_name", "db", "health_check_interval", "max_connections", "protocol", "retry_on_timeout",
+    "socket_connect_timeout", "socket_keepalive", "socket_timeout", "ssl_ca_certs", "ssl_ca_path",
+    "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile", "ssl_min_version", "timeout",
+))  # fmt: skip
 
 
 class RedisKind(Enum):

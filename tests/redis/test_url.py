@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.redis.url import HIDDEN, Address, RedisKind, parse_redis_url, redact
+from gateway.redis.url import Address, RedisKind, parse_redis_url, redact
 
 CREDENTIALS = "user:p%40ss%3A"
 
