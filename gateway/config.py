@@ -33,6 +33,7 @@ EMBEDDED = redis_url.EMBEDDED
 AUTO = "auto"
 SAME_ORIGIN = "same-origin"
 ANY_ORIGIN = "*"
+ANY_HOST = "*"
 MAX_SECRET = 4_096  # bytes of a file with a token or a URL
 A_DAY = 86_400.0  # sessions live for minutes: a longer timeout was meant in milliseconds
 
@@ -100,6 +101,15 @@ class Config(BaseModel):
         ge=0,
         le=65_535,
         validate_default=True,  # the public port may have been set to the same number
+    )
+    admin_hosts: tuple[str, ...] = _setting(
+        (),
+        "Listening",
+        "NAMES",
+        "Names, without a port, under which the admin port answers, besides every IP address, localhost, the "
+        "name of the host and --node. It answers 421 to other names, because a web site could let its own "
+        "name lead to this port and read it through a browser (DNS rebinding). Separate them by commas, or "
+        "repeat the flag. *, alone: every name.",
     )
     backlog: int = _setting(
         4096,
@@ -305,10 +315,20 @@ class Config(BaseModel):
     def _count_processors(cls, value: object) -> object:
         return cpu_count() if value == AUTO else value
 
-    @field_validator("allowed_origins", mode="before")
+    @field_validator("allowed_origins", "admin_hosts", mode="before")
     @classmethod
-    def _read_origins(cls, value: object) -> object:
+    def _read_list(cls, value: object) -> object:
         return _split(value)
+
+    @field_validator("admin_hosts")
+    @classmethod
+    def _check_admin_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if ANY_HOST in value and len(value) > 1:
+            raise ValueError("* allows every name: write it alone")
+        for name in value:
+            if name != ANY_HOST and not re.fullmatch(r"[0-9A-Za-z._-]+", name):
+                raise ValueError(f"{name!r} is not a host name: write it without scheme, port and wildcards")
+        return value
 
     @field_validator("allowed_origins")
     @classmethod
@@ -490,6 +510,8 @@ def remarks(config: Config) -> list[str]:
         said.append("--allowed-origins * lets the pages of every web site connect: name your origins")
     if config.write_buffer < config.max_result_size:
         said.append("--write-buffer is below --max-result-size, so one large result can close a session")
+    if (config.publish_token or config.publish_token_file) and config.log_level in ("warning", "error"):
+        said.append("the audit lines of POST /publish have the level info: --log-level leaves them out")
     return said
 
 

@@ -332,6 +332,21 @@ def test_kubernetes_variables_are_recognised() -> None:
     assert "enableServiceLinks" in complaint(port="tcp://10.0.0.1:8080")
 
 
+@pytest.mark.parametrize("level", ["warning", "error"])
+def test_a_log_level_that_leaves_audit_lines_out_is_remarked_on(level: str) -> None:
+    (remark,) = settings.remarks(build({"publish_token": "0123456789abcdef", "log_level": level}))
+    assert "audit" in remark
+    assert settings.remarks(build({"publish_token": "0123456789abcdef"})) == []
+    assert settings.remarks(build({"log_level": level})) == []
+
+
+@pytest.mark.parametrize(
+    "names", ["*,gateway", "http://gateway", "gateway:8081", "*.internal", "a b", "[::1]"]
+)
+def test_what_is_no_name_of_the_admin_port(names: str) -> None:
+    assert "--admin-hosts (GATEWAY_ADMIN_HOSTS)" in complaint(admin_hosts=names)
+
+
 def test_remarks_on_what_is_seldom_meant() -> None:
     remarks = settings.remarks(Config(allowed_origins="*", write_buffer=2048))
     assert len(remarks) == 2

@@ -23,7 +23,6 @@ from ..messages import WEB_SOCKET_ID
 from ..nodes.info import (
     NODE_QUESTION,
     SESSION_QUESTION,
-    HolderInfo,
     InfoSource,
     parse_holder_info,
     parse_node_info,
@@ -32,6 +31,7 @@ from ..nodes.survey import NOT_CONNECTED, SURVEY_TIMEOUT, Survey
 from ..redis.broker import Broker
 from ..redis.connection import ConnectionLost
 from ..telemetry.logs import short_id
+from .caller import caller_of
 from .responses import STREAM_HEADERS, error_response, private_json
 from .static import file_response
 
@@ -148,7 +148,6 @@ class LocalSource:
         )
         answers = (self._info.holder_info(web_socket_id), *asked.answers)
         held = [found for answer in answers if (found := parse_holder_info(answer)) is not None]
-        log.info("id looked up", id=short_id(web_socket_id), sessions=_count(held), nodes=len(held))
         return {
             "sessions": [session.model_dump() for node in held for session in node.sessions],
             "more": sum(node.more for node in held),
@@ -228,11 +227,11 @@ class Dashboard:
             return error_response(
                 HTTPStatus.SERVICE_UNAVAILABLE, "no_worker", "no worker of this node answers"
             )
+        sessions = len(body["sessions"]) + body["more"]
+        log.info(
+            "id looked up", id=short_id(wanted), sessions=sessions, nodes=body["nodes"], **caller_of(request)
+        )
         return private_json(body)
-
-
-def _count(held: list[HolderInfo]) -> int:
-    return sum(len(node.sessions) + node.more for node in held)
 
 
 def _unknown(reason: str) -> dict[str, object]:

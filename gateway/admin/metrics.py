@@ -32,6 +32,7 @@ from .. import __version__
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
 from ..nodes.sources import Sources
 from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
+from .hosts import HOST_NOT_ALLOWED
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
 """Every version of Prometheus reads it."""
@@ -129,7 +130,9 @@ SLOW_CONSUMERS = _counter(
     "gateway_slow_consumers_total",
     "Sessions closed because their client left more than --write-buffer unread.",
 )
-REJECTED = _counter("gateway_rejected_total", "Requests that were rejected, by reason.", "kind")
+REJECTED = _counter(
+    "gateway_rejected_total", "Requests that were rejected, on either port, by reason.", "kind"
+)
 CONNECTED = _gauge(
     "gateway_redis_connected", "1 while the subscriber connection to this server is up, else 0.", "server"
 )
@@ -180,7 +183,7 @@ WORKER_RESTARTS = _counter(
     "worker",
 )
 
-PARENT_FAMILIES: Final = (WORKERS_UP, WORKER_RESTARTS, PUBLISHED, CPU, MEMORY, STARTED)
+PARENT_FAMILIES: Final = (WORKERS_UP, WORKER_RESTARTS, PUBLISHED, REJECTED, CPU, MEMORY, STARTED)
 """The metrics of the parent of several workers."""
 
 FAMILIES: Final = (
@@ -255,6 +258,7 @@ class NodeMetrics(Collector):
             },
             REJECTED: {
                 **{(kind.code,): 0 for kind in kinds},
+                (HOST_NOT_ALLOWED,): 0,
                 **{(code,): count for code, count in sources.access.rejected.items()},
                 (BUSY.code,): sources.acceptor.rejected,
             },
@@ -313,10 +317,17 @@ class NodeMetrics(Collector):
 class ParentMetrics(Collector):
     """Renders what the parent of several workers counts."""
 
-    def __init__(self, accounts: Callable[[], list[dict[str, Any]]], published: Counter[str]) -> None:
-        """`accounts` describes each worker; `published` counts results of POST /publish by outcome."""
+    def __init__(
+        self,
+        accounts: Callable[[], list[dict[str, Any]]],
+        published: Counter[str],
+        rejected: Counter[str],
+    ) -> None:
+        """`accounts` describes each worker; `published` counts results of POST /publish by outcome,
+        `rejected` counts rejected requests on the admin port by reason."""
         self._accounts = accounts
         self._published = published
+        self._rejected = rejected
         self._started = time.time()
 
     def render(self) -> bytes:
@@ -330,6 +341,7 @@ class ParentMetrics(Collector):
             WORKERS_UP: {(str(each["worker"]),): float(each["accepts"]) for each in accounts},
             WORKER_RESTARTS: {(str(each["worker"]),): each["restarts"] for each in accounts},
             PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+            REJECTED: {(HOST_NOT_ALLOWED,): 0, **{(code,): n for code, n in self._rejected.items()}},
             CPU: {(): used.ru_utime + used.ru_stime},
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},

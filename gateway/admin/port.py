@@ -15,6 +15,7 @@ from ..server.app import start_runner, web_app
 from ..server.listeners import Serving
 from .dashboard import Dashboard, DashboardSource
 from .health import HealthEndpoints, HealthSource
+from .hosts import KnownHosts, known_names
 from .publish import MAX_PUBLISH_BODY, PublishEndpoint
 
 
@@ -44,15 +45,18 @@ class AdminPort:
         health: HealthSource,
         source: DashboardSource,
         published: Counter[str],
+        rejected: Counter[str],
     ) -> Self:
-        """`node` is the node's name; `published` counts what becomes of results that are posted."""
+        """`node` is the node's name. `published` counts what becomes of results that are posted, `rejected`
+        counts requests that this port rejects, by reason."""
         publisher = Publisher(config.redis)
         publishing = PublishEndpoint(
             publisher, config.token(), config.channel_prefix, config.max_result_size, published
         )
         dashboard = Dashboard(source, node, config.admin_host)
         routes = [*HealthEndpoints(health).routes(), *publishing.routes(), *dashboard.routes()]
-        runner = await start_runner(web_app(routes, max_body=MAX_PUBLISH_BODY))
+        hosts = KnownHosts(known_names(config, node), rejected)
+        runner = await start_runner(web_app(routes, MAX_PUBLISH_BODY, [hosts.check]))
         return cls(listeners, config.backlog, runner, dashboard, publisher)
 
     async def open(self) -> None:

@@ -6,9 +6,11 @@ result is retained, or what is wrong. A retry with the same messageId is idempot
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -18,8 +20,10 @@ from aiohttp import web
 
 from ..errors import GatewayError, Unconfirmed
 from ..publishing.api import Published
-from ..publishing.publisher import Outcome, Publisher, outcome_as_json
+from ..publishing.publisher import PUBLISH_BATCH, Outcome, Publisher, outcome_as_json
 from ..server.responses import json_response
+from ..telemetry.logs import short_id
+from .caller import caller_of
 from .responses import error_response
 
 MAX_RESULTS: Final = 1_000
@@ -44,6 +48,8 @@ class PublishEndpoint:
         """
         self._publisher = publisher
         self._token = token.encode()
+        # Tells auditors which token it was, while tokens are exchanged for new ones.
+        self._fingerprint = hashlib.sha256(self._token).hexdigest()[:8]
         self._channel_prefix = channel_prefix
         self._max_size = max_size
         self._outcomes = outcomes
@@ -57,6 +63,7 @@ class PublishEndpoint:
         200: all of them were published. 207: some of them. 400: none is valid. 503: Redis has confirmed none;
         a retry with the same messageIds is idempotent.
         """
+        caller = caller_of(request)
         try:
             self._authorize(request)
             body = await _body(request)
@@ -64,9 +71,9 @@ class PublishEndpoint:
             items = _items(body) if batch else [body]
         except RejectedRequest as rejected:
             self._outcomes["denied"] += 1
+            log.warning("publish denied", kind=rejected.code, status=rejected.response.status, **caller)
             return rejected.response
-        ends = await self._publisher.send_json(items, self._channel_prefix, self._max_size)
-        self._outcomes.update(map(outcome_label, ends))
+        ends = await self._send(items, {**caller, "token": self._fingerprint})
         unconfirmed = [end for end in ends if isinstance(end, Unconfirmed)]
         if unconfirmed:
             log.warning(
@@ -76,6 +83,16 @@ class PublishEndpoint:
         status = _status(ends)
         headers = {"Retry-After": RETRY_AFTER_HEADER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
         return json_response({"results": answers} if batch else answers[0], status, headers)
+
+    async def _send(self, items: Sequence[object], who: Mapping[str, str]) -> list[Outcome]:
+        """Publish `items`; what becomes of each is counted and audited, even if the node stops meanwhile."""
+        ends: Sequence[Outcome] = [Unconfirmed("the node stopped", "")] * len(items)
+        try:
+            ends = sent = await self._publisher.send_json(items, self._channel_prefix, self._max_size)
+            return sent
+        finally:
+            self._outcomes.update(map(outcome_label, ends))
+            await _audit(zip(items, ends, strict=True), who)
 
     def _authorize(self, request: web.Request) -> None:
         if not self._token:
@@ -99,6 +116,34 @@ class PublishEndpoint:
         )
 
 
+async def _audit(posted: Iterable[tuple[object, Outcome]], who: Mapping[str, str]) -> None:
+    """Log each result: what it was, who posted it, and what became of it."""
+    lines = iter(posted)
+    try:
+        for count, (item, end) in enumerate(lines, 1):
+            _log_result(item, end, who)
+            if not count % PUBLISH_BATCH:
+                await asyncio.sleep(0)
+    finally:  # an audit is complete, even if the node stops
+        for item, end in lines:
+            _log_result(item, end, who)
+
+
+def _log_result(item: object, end: Outcome, who: Mapping[str, str]) -> None:
+    members = item if isinstance(item, dict) else {}
+    facts: dict[str, object] = {
+        name: text if name != "id" else short_id(text)
+        for name, member in (("id", "webSocketId"), ("result", "authResult"), ("message_id", "messageId"))
+        if isinstance(text := members.get(member), str)
+    }
+    match end:
+        case Published(receivers, retained, message_id):
+            facts |= {"message_id": message_id, "receivers": receivers, "retained": retained}
+        case Unconfirmed():
+            facts |= {"message_id": end.message_id, "reason": end.reason}
+    log.info("result posted", audit=True, outcome=outcome_label(end), **facts, **who)
+
+
 def outcome_label(end: Outcome) -> str:
     """What became of a result, in a word."""
     match end:
@@ -119,6 +164,7 @@ class RejectedRequest(GatewayError):
         self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
+        self.code = code
         self.response = error_response(status, code, message, headers or {})
 
 

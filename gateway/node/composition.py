@@ -134,7 +134,13 @@ async def _compose(
     if share is None:
         health = LocalHealth(sources, metrics)
         admin_port = await AdminPort.build(
-            config, name, listeners.admin, health, dashboard, sources.published
+            config,
+            name,
+            listeners.admin,
+            health,
+            dashboard,
+            sources.published,
+            public_port.access.rejected,
         )
     return Node(config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing)
 

@@ -78,8 +78,10 @@ async def build(config: Config) -> Supervisor:
         addresses = ListenAddresses(config.host, port_of(groups[0]), config.admin_host, port_of(admin))
         workers = Workers(config.node_name(addresses.port), slots)
         published: Counter[str] = Counter()
-        health = WorkersHealth(workers, ParentMetrics(workers.accounts, published).render)
-        admin_port = await AdminPort.build(config, workers.name, admin, health, workers, published)
+        rejected: Counter[str] = Counter()
+        metrics = ParentMetrics(workers.accounts, published, rejected)
+        health = WorkersHealth(workers, metrics.render)
+        admin_port = await AdminPort.build(config, workers.name, admin, health, workers, published, rejected)
     except BaseException:
         _release(slots)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections import Counter
@@ -14,10 +15,11 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from structlog.testing import capture_logs
 
-from gateway.admin.publish import MAX_PUBLISH_BODY, MAX_RESULTS, PublishEndpoint
+from gateway.admin.publish import MAX_PUBLISH_BODY, MAX_RESULTS, PublishEndpoint, _audit
 from gateway.errors import Unconfirmed
 from gateway.publishing.api import Outgoing, Published
 from gateway.publishing.publisher import Publisher
+from gateway.telemetry import logs
 
 TOKEN = "0123456789abcdef"
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}
@@ -34,9 +36,12 @@ class FakePublisher(Publisher):
     def __init__(self) -> None:
         super().__init__("redis://nowhere")
         self.batches: list[list[Outgoing]] = []
+        self.answers = asyncio.Event()
+        self.answers.set()
 
     async def send(self, results: Sequence[Outgoing]) -> list[Published | Unconfirmed]:
         self.batches.append(list(results))
+        await self.answers.wait()
         return [self._end(result) for result in results]
 
     def _end(self, result: Outgoing) -> Published | Unconfirmed:
@@ -129,8 +134,8 @@ async def test_a_mix(client: Client, publisher: FakePublisher) -> None:
     assert "not 'done'" in wrong["error"]["message"]
     assert none["webSocketId"] is None
     assert len(publisher.batches[0]) == 3
-    assert [line["event"] for line in logged] == ["results unconfirmed"]
-    assert (logged[0]["count"], logged[0]["of"], logged[0]["reason"]) == (1, 5, "Redis is away")
+    assert [line["event"] for line in logged] == ["result posted"] * 5 + ["results unconfirmed"]
+    assert (logged[5]["count"], logged[5]["of"], logged[5]["reason"]) == (1, 5, "Redis is away")
 
 
 async def test_redis_out_of_reach(client: Client) -> None:
@@ -262,3 +267,112 @@ async def test_without_a_token_of_the_node_it_is_off(
 async def test_only_post(client: Client) -> None:
     async with client.get("/publish", headers=KNOWN) as answer:
         assert answer.status == 405
+
+
+# What auditors read
+
+
+async def audited(client: Client, body: object, **headers: str) -> list[dict[str, Any]]:
+    """What is logged of a request with the token, whose result is `body`."""
+    with capture_logs() as logged:
+        content = {"Content-Type": "application/json", **KNOWN, **headers}
+        async with client.post("/publish", data=orjson.dumps(body), headers=content):
+            pass
+    return [dict(line) for line in logged]
+
+
+async def test_who_published_what_and_what_became_of_it(client: Client) -> None:
+    (line,) = await audited(client, result(data={"account": "secret"}))
+    assert line == {
+        "event": "result posted",
+        "log_level": "info",
+        "audit": True,
+        "outcome": "received",
+        "id": "1234…",
+        "result": "CONFIRMED",
+        "message_id": "m",
+        "receivers": 1,
+        "retained": True,
+        "peer": "127.0.0.1",
+        "token": "9f9f5111",
+    }
+
+
+async def test_a_proxy_says_for_whom(client: Client) -> None:
+    (line,) = await audited(client, result(), **{"X-Forwarded-For": "192.0.2.1, 10.0.0.1"})
+    assert (line["peer"], line["forwarded_for"]) == ("127.0.0.1", "192.0.2.1, 10.0.0.1")
+
+
+async def test_each_result_of_a_batch_has_a_line(client: Client) -> None:
+    batch = [result(str(number)) for number in range(250)]
+    mix = [result("lost"), result(authResult="done"), {"webSocketId": ["a"], "messageId": 7}, 17]
+    *lines, _unconfirmed = await audited(client, {"results": [*batch, *mix]})
+    assert [line["message_id"] for line in lines[:251]] == [*map(str, range(250)), "lost"]
+    assert [line["outcome"] for line in lines[249:]] == ["received", "unconfirmed", *["invalid"] * 3]
+    assert lines[250]["reason"] == "Redis is away"
+    assert "receivers" not in lines[250]
+    assert (lines[251]["id"], lines[251]["result"]) == ("1234…", "done")
+    assert "id" not in lines[252]
+    assert all(line["audit"] is True for line in lines)
+
+
+async def test_what_is_posted_while_the_node_stops_has_its_lines(publisher: FakePublisher) -> None:
+    outcomes: Counter[str] = Counter()
+    endpoint = PublishEndpoint(publisher, TOKEN, "ws:", 1024, outcomes)
+    publisher.answers.clear()
+    with capture_logs() as logged:
+        sending = asyncio.create_task(endpoint._send([result(), result()], {"peer": "a"}))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert publisher.batches
+        sending.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await sending
+    assert [(line["outcome"], line["reason"]) for line in logged] == [("unconfirmed", "the node stopped")] * 2
+    assert outcomes == {"unconfirmed": 2}
+
+
+async def test_an_audit_is_complete_when_it_is_interrupted() -> None:
+    posted = [(result(str(number)), Published(1, True, str(number))) for number in range(250)]
+    with capture_logs() as logged:
+        auditing = asyncio.create_task(_audit(posted, {}))
+        await asyncio.sleep(0)
+        assert 0 < len(logged) < 250, "others get the loop in between"
+        auditing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await auditing
+    assert [line["message_id"] for line in logged] == [*map(str, range(250))]
+
+
+@pytest.mark.parametrize(
+    ("headers", "kind", "status"),
+    [
+        ({"Authorization": ""}, "unauthorized", 401),
+        ({"Authorization": f"Bearer {TOKEN}x"}, "unauthorized", 401),
+        ({"Content-Type": "text/plain"}, "not_json", 415),
+    ],
+)
+async def test_who_was_denied(client: Client, headers: dict[str, str], kind: str, status: int) -> None:
+    (line,) = await audited(client, result(), **headers)
+    assert line == {
+        "event": "publish denied",
+        "log_level": "warning",
+        "kind": kind,
+        "status": status,
+        "peer": "127.0.0.1",
+    }
+
+
+async def test_denials_do_not_flood_the_log_and_audit_lines_are_all_there(client: Client) -> None:
+    folding = logs.Folding(lambda: 0.0)
+    with capture_logs(processors=[folding]) as lines:
+        for _ in range(30):
+            await post(client, result())
+            async with client.post("/publish", json=result()) as answer:
+                assert answer.status == 401
+    assert [line["event"] for line in lines].count("result posted") == 30
+    (denied,) = [line for line in lines if line["event"] == "publish denied"]
+    ((_level, left_out),) = folding.due(at_once=True)
+    assert (denied["kind"], left_out["kind"], left_out["folded"]) == ("unauthorized", "unauthorized", 28)
+    assert TOKEN not in str(lines)
+    assert "12345678" not in str(lines)

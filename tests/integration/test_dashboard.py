@@ -148,9 +148,9 @@ async def test_finds_a_session_from_another_node(nodes: tuple[ValkeyProcess, lis
     for node in (one, two):
         assert name not in str(node.logs)
     await until(lambda: one.logged("id looked up"), "the look-up is logged")
-    assert [(line["id"], line["sessions"], line["nodes"]) for line in one.logged("id looked up")] == [
-        ("01234567…", 1, 2)
-    ]
+    assert [
+        (line["id"], line["sessions"], line["nodes"], line["peer"]) for line in one.logged("id looked up")
+    ] == [("01234567…", 1, 2, "127.0.0.1")]
 
 
 async def test_finds_nobody_where_there_is_nobody(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:

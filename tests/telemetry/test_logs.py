@@ -207,6 +207,13 @@ def test_debug_lines_are_never_folded(stream: io.StringIO) -> None:
     assert not logs.debugging
 
 
+def test_audit_lines_are_never_folded(stream: io.StringIO) -> None:
+    logs.configure(form="json", stream=stream)
+    for number in range(50):
+        structlog.get_logger().info("result posted", audit=True, number=number)
+    assert [json.loads(line)["number"] for line in stream.getvalue().splitlines()] == [*range(50)]
+
+
 def test_an_id_is_told_in_part() -> None:
     assert logs.short_id("0123456789abcdef") == "01234567…"
     assert logs.short_id("abcdef") == "abc…"
