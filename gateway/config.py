@@ -73,24 +73,23 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    host: str = _setting(
-        "0.0.0.0",  # noqa: S104 - see the description
+    host: tuple[str, ...] = _setting(
+        ("0.0.0.0",),  # noqa: S104 - see the description
         "Listening",
-        "ADDRESS",
-        "Address of the public port. 0.0.0.0 is all IPv4 interfaces, since a load balancer connects to a "
-        "container from outside. 127.0.0.1 is loopback only, the default of the command dev.",
-        pattern=r"^[0-9A-Za-z.:_-]+$",
+        "ADDRESSES",
+        "Addresses of the public port. 0.0.0.0 is all IPv4 interfaces, since a load balancer connects to a "
+        "container from outside; :: is all IPv6 and IPv4 interfaces. 127.0.0.1 is loopback only, the default "
+        "of the command dev. Separate them by commas, or repeat the flag.",
     )
     port: int = _setting(
         8080, "Listening", "PORT", "Public port, for browsers. 0 picks a free port.", ge=0, le=65_535
     )
-    admin_host: str = _setting(
-        "127.0.0.1",
+    admin_host: tuple[str, ...] = _setting(
+        ("127.0.0.1",),
         "Listening",
-        "ADDRESS",
-        "Address of the admin port. Only POST /publish requires authentication, so the admin port listens on "
-        "loopback by default. The dashboard shows client addresses.",
-        pattern=r"^[0-9A-Za-z.:_-]+$",
+        "ADDRESSES",
+        "Addresses of the admin port, as for --host. Only POST /publish requires authentication, so it "
+        "listens on loopback by default. The dashboard shows client addresses.",
     )
     admin_port: int = _setting(
         8081,
@@ -315,10 +314,18 @@ class Config(BaseModel):
     def _count_processors(cls, value: object) -> object:
         return cpu_count() if value == AUTO else value
 
-    @field_validator("allowed_origins", "admin_hosts", mode="before")
+    @field_validator("host", "admin_host", "allowed_origins", "admin_hosts", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         return _split(value)
+
+    @field_validator("host", "admin_host")
+    @classmethod
+    def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        addresses = tuple(text.removeprefix("[").removesuffix("]") for text in value)
+        if not addresses or not all(re.fullmatch(r"[0-9A-Za-z.:%_-]+", text) for text in addresses):
+            raise ValueError("write host names or IP addresses without a port, such as 0.0.0.0 or ::")
+        return addresses
 
     @field_validator("admin_hosts")
     @classmethod
@@ -650,7 +657,6 @@ def _right(setting: Setting) -> str:
         also = f", or {AUTO}" if setting.metavar == "COUNT_OR_AUTO" else ""
         return kind + unit + _range(setting.field) + also
     return {
-        "ADDRESS": "a host name or an IP address",
         "FILE": "the path of a file",
         "PREFIX": "1 to 64 printable ASCII characters without spaces",
         "NAME": "at most 100 printable ASCII characters without spaces",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from typing import Any, Final, Protocol
@@ -177,10 +177,10 @@ class LocalSource:
 class Dashboard:
     """The page, its event stream, and the look-up."""
 
-    def __init__(self, source: DashboardSource, name: str, host: str) -> None:
-        """`name` is the node's; the admin port listens on `host`."""
+    def __init__(self, source: DashboardSource, name: str, hosts: Sequence[str]) -> None:
+        """`name` is the node's; the admin port listens on `hosts`."""
         self._source = source
-        self.feed = EventFeed(source, {"node": name, "version": __version__, "port": _access_note(host)})
+        self.feed = EventFeed(source, {"node": name, "version": __version__, "port": _access_note(hosts)})
 
     def routes(self) -> list[web.RouteDef]:
         return [
@@ -238,8 +238,8 @@ def _unknown(reason: str) -> dict[str, object]:
     return {"present": None, "seconds": None, "reason": reason}
 
 
-def _access_note(host: str) -> str:
+def _access_note(hosts: Sequence[str]) -> str:
     """What the page says about who can open it."""
-    local = re.fullmatch(r"127\.[0-9.]+|::1|localhost", host) is not None
+    local = all(re.fullmatch(r"127\.[0-9.]+|::1|localhost", host) for host in hosts)
     reach = "only this machine can open this page" if local else "everybody who can connect sees this page"
-    return f"This page requires no authentication. The admin port listens on {host}: {reach}."
+    return f"This page requires no authentication. The admin port listens on {', '.join(hosts)}: {reach}."

@@ -83,7 +83,7 @@ def known_names(config: Config, node: str) -> Iterator[str]:
     """The names of a node: those in its settings, its host's name, and `node`, its own."""
     yield from LOOPBACK
     yield from config.admin_hosts
-    yield from config.admin_host.split(",")
+    yield from config.admin_host
     yield node.partition(":")[0]
     yield from host_names(socket.gethostname(), Path("/etc/resolv.conf"))
 

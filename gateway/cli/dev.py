@@ -7,6 +7,7 @@ import secrets
 import shlex
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -59,19 +60,23 @@ def dev(**_: object) -> None:
 
 def on_free_port(config: Config, name: str, notes: list[str]) -> Config:
     """The config with the first free port from the wanted one up; a note says so if it is another."""
-    host, wanted = (config.host, config.port) if name == "port" else (config.admin_host, config.admin_port)
-    if not _is_taken(host, wanted):
+    hosts, wanted = (config.host, config.port) if name == "port" else (config.admin_host, config.admin_port)
+    if not _is_taken(hosts, wanted):
         return config
     others = (
         port for port in range(wanted + 1, wanted + 100) if port not in (config.port, config.admin_port)
     )
     # If none of a hundred is free, the node itself reports the one that was wanted.
-    free = next((port for port in others if not _is_taken(host, port)), wanted)
+    free = next((port for port in others if not _is_taken(hosts, port)), wanted)
     notes.append(f"Port {wanted} is taken; using {free} (choose with --{name.replace('_', '-')}).")
     return config.model_copy(update={name: free})
 
 
-def _is_taken(host: str, port: int) -> bool:
+def _is_taken(hosts: Sequence[str], port: int) -> bool:
+    return any(_is_taken_on(host, port) for host in hosts)
+
+
+def _is_taken_on(host: str, port: int) -> bool:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         # As the node does: connections of an earlier run that linger are no obstacle.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,8 +90,7 @@ def _is_taken(host: str, port: int) -> bool:
 def welcome(config: Config, listening: ListenAddresses, web_socket_id: str, notes: list[str]) -> str:
     """What `dev` prints once the node listens."""
     program = invocation.program()
-    local = config.host in (*ALL_INTERFACES, "127.0.0.1", "::1")
-    host = "localhost" if local else f"[{config.host}]" if ":" in config.host else config.host
+    host, admin_host = _in_url(config.host), _in_url(config.admin_host)
     port = listening.port
     channel = shlex.quote(config.channel_prefix + web_socket_id)
     default = Config.model_fields["channel_prefix"].default
@@ -103,11 +107,11 @@ def welcome(config: Config, listening: ListenAddresses, web_socket_id: str, note
         "",
         f"Webflow Gateway {__version__} is running, with its own Valkey. Press Ctrl-C to stop both.",
         *notes,
-        *(open_to_all if config.host in ALL_INTERFACES else []),
+        *(open_to_all if set(config.host) & set(ALL_INTERFACES) else []),
         "",
         f"  Demo page  {page}",
-        f"  Dashboard  http://{config.admin_host}:{listening.admin_port}/",
-        f"  Health     http://{config.admin_host}:{listening.admin_port}/readyz",
+        f"  Dashboard  http://{admin_host}:{listening.admin_port}/",
+        f"  Health     http://{admin_host}:{listening.admin_port}/readyz",
         "",
         "Open the page, then approve from another terminal with one of these commands:",
         "",
@@ -120,3 +124,10 @@ def welcome(config: Config, listening: ListenAddresses, web_socket_id: str, note
         "",
     ]
     return "\n".join(lines)
+
+
+def _in_url(hosts: Sequence[str]) -> str:
+    """How a URL on this machine names a port that listens on `hosts`."""
+    if set(hosts) & {*ALL_INTERFACES, "127.0.0.1", "::1"}:
+        return "localhost"
+    return f"[{hosts[0]}]" if ":" in hosts[0] else hosts[0]

@@ -128,9 +128,9 @@ def log_listening(listening: ListenAddresses, **about: object) -> None:
     """Say in the log where a node listens."""
     log.info(
         "listening",
-        host=listening.host,
+        host=",".join(listening.host),
         port=listening.port,
-        admin_host=listening.admin_host,
+        admin_host=",".join(listening.admin_host),
         admin_port=listening.admin_port,
         **about,
     )

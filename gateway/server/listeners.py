@@ -7,19 +7,27 @@ import errno
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..config import Config
 from ..errors import ConfigError
+
+FREE_PORT_ATTEMPTS: Final = 10
+"""The kernel picks a free port on the first address. On another address the same port may be taken."""
+
+WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - only compared
+
+SocketAddress = tuple[int, tuple[Any, ...]]
+"""A family, and an address as the socket module has it: host, port, and more for IPv6."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListenAddresses:
     """Where a node listens, with the ports that the kernel picked for 0."""
 
-    host: str
+    host: tuple[str, ...]
     port: int
-    admin_host: str
+    admin_host: tuple[str, ...]
     admin_port: int
 
 
@@ -73,25 +81,30 @@ def port_of(listeners: Sequence[socket.socket]) -> int:
     return int(listeners[0].getsockname()[1]) if listeners else 0
 
 
-def listen(setting: str, host: str, port: int, backlog: int, groups: int = 1) -> list[list[socket.socket]]:
-    """Listen on `port`, on each address of `host`, once for each of `groups` processes.
+def listen(
+    setting: str, hosts: tuple[str, ...], port: int, backlog: int, groups: int = 1
+) -> list[list[socket.socket]]:
+    """Listen on `port`, on each address of each of `hosts`, once for each of `groups` processes.
 
     Several processes share a port by SO_REUSEPORT: the kernel spreads connections evenly over their sockets.
     For port 0 the kernel picks a port. Raises ConfigError, which names `setting`.
     """
-    try:
-        return _listen(host, port, groups, backlog)
-    except OSError as error:
-        raise ConfigError(_cannot_listen(error, setting, host, port)) from error
+    attempts = 1 if port else FREE_PORT_ATTEMPTS
+    while True:
+        attempts -= 1
+        try:
+            return _listen(_addresses(hosts), port, groups, backlog)
+        except OSError as error:
+            if not attempts or error.errno != errno.EADDRINUSE:
+                raise ConfigError(_cannot_listen(error, setting, hosts, port)) from error
 
 
-def _listen(host: str, port: int, count: int, backlog: int) -> list[list[socket.socket]]:
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+def _listen(
+    addresses: Sequence[SocketAddress], port: int, count: int, backlog: int
+) -> list[list[socket.socket]]:
     groups: list[list[socket.socket]] = [[] for _ in range(count)]
-    # As asyncio does: a name such as localhost may have an IPv6 address where the kernel has no IPv6.
-    usable = [info for info in dict.fromkeys(infos) if _is_supported(info[0])] or infos
     try:
-        for family, _, _, _, (address, _, *scope) in usable:
+        for family, (address, _, *scope) in addresses:
             if count > 1:
                 # With SO_REUSEPORT alone, a second gateway on the same port would not be noticed.
                 _bound(family, (address, port, *scope), share=False).close()
@@ -107,16 +120,45 @@ def _listen(host: str, port: int, count: int, backlog: int) -> list[list[socket.
     return groups
 
 
-def _is_supported(family: int) -> bool:
+def _addresses(hosts: Sequence[str]) -> list[SocketAddress]:
+    """The addresses of `hosts`, each once. One that all addresses of its family include is left out."""
+    found = list(dict.fromkeys(address for host in hosts for address in _addresses_of(host)))
+    everywhere = {family for family, (address, *_) in found if address in WILDCARDS}
+    return [each for each in found if each[0] not in everywhere or each[1][0] in WILDCARDS]
+
+
+def _addresses_of(host: str) -> list[SocketAddress]:
+    """The addresses of `host` that this machine has; all of them if it has none.
+
+    A name such as localhost may have an IPv6 address where the kernel has no IPv6, or has switched it off.
+    """
+    names = ("::", "0.0.0.0") if host == "::" else (host,)  # noqa: S104 - what :: stands for
+    infos: list[SocketAddress] = [
+        (info[0], info[4])
+        for name in names
+        for info in socket.getaddrinfo(name, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    ]
+    return [address for address in infos if _is_usable(*address)] or infos
+
+
+def _is_usable(family: int, address: tuple[Any, ...]) -> bool:
     try:
-        socket.socket(family).close()
+        with socket.socket(family) as probe:
+            probe.bind(address)
     except OSError as error:
-        return error.errno != errno.EAFNOSUPPORT
+        return error.errno not in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
     return True
 
 
 def _bound(family: int, address: tuple[Any, ...], *, share: bool) -> socket.socket:
-    bound = socket.socket(family)
+    """A socket that is bound. The OSError that this raises names the address."""
+    try:
+        return _bind(socket.socket(family), family, address, share=share)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, address[0]) from None
+
+
+def _bind(bound: socket.socket, family: int, address: tuple[Any, ...], *, share: bool) -> socket.socket:
     try:
         bound.setblocking(False)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -131,7 +173,8 @@ def _bound(family: int, address: tuple[Any, ...], *, share: bool) -> socket.sock
     return bound
 
 
-def _cannot_listen(error: OSError, setting: str, host: str, port: int) -> str:
+def _cannot_listen(error: OSError, setting: str, hosts: Sequence[str], port: int) -> str:
     reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
     flag = setting.replace("_", "-")
-    return f"port {port} on {host} {reason}; choose another with --{flag} (GATEWAY_{setting.upper()})"
+    where = error.filename or ",".join(hosts)
+    return f"port {port} on {where} {reason}; choose another with --{flag} (GATEWAY_{setting.upper()})"

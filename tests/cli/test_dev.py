@@ -71,10 +71,10 @@ def test_devs_redis_cli_line_reaches_the_browser() -> None:
 @pytest.mark.parametrize(("host", "warned"), [(None, False), ("0.0.0.0", True), ("::", True)])
 def test_dev_is_open_to_the_network_only_when_asked(host: str | None, warned: bool) -> None:
     config = Config(host=host or DEV_DEFAULTS["host"])
-    text = welcome(config, ListenAddresses(config.host, 8080, "127.0.0.1", 8081), "demo-1", [])
+    text = welcome(config, ListenAddresses(config.host, 8080, config.admin_host, 8081), "demo-1", [])
     assert "http://localhost:8080/?id=demo-1" in text
     assert ("without authentication" in text) is warned
-    assert config.host == (host or "127.0.0.1")
+    assert config.host == (host or "127.0.0.1",)
 
 
 def test_devs_help_has_its_own_defaults(run: Run) -> None:

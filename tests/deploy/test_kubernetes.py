@@ -162,7 +162,7 @@ def test_ports_services_and_objects_that_are_named_exist() -> None:
 
 def test_the_gateway_understands_its_settings() -> None:
     assert unknown_variables(environment()) == []
-    assert config().admin_host == "0.0.0.0"
+    assert config().admin_host == ("0.0.0.0",)
     assert config().trusted_proxies
     (target,) = (
         int(metric["pods"]["target"]["averageValue"])

@@ -102,7 +102,7 @@ def test_nodes_of_one_host_get_ports_of_their_own_and_settings_that_are_right() 
         ports |= {config(instance).port, config(instance).admin_port}
     assert len(ports) == 6
     assert max(ports) < 32_768, "below those that the system gives to connections"
-    assert config().host == "127.0.0.1"
+    assert config().host == ("127.0.0.1",)
 
 
 def test_it_has_time_to_stop_and_descriptors_for_its_sessions() -> None:

@@ -1,4 +1,6 @@
-"""Who may look: the names under which each path of the admin port answers, with one process and several."""
+"""Who may look, with one process and with several: under which names and on which addresses the admin port
+answers.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,10 @@ import socket
 import aiohttp
 import pytest
 
+from gateway import healthcheck
 from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
+from ..clients import clients_at
 from .conftest import Place
 
 PATHS = (
@@ -18,9 +22,9 @@ PATHS = (
 )  # fmt: skip
 
 
-async def status(port: int, path: str, host: str | None) -> int:
+async def status(port: int, path: str, host: str | None, address: str = "127.0.0.1") -> int:
     """The status of the answer to a request, which is a POST for /publish, with this Host header or none."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(address, port)
     method = "POST" if path == "/publish" else "GET"
     header = "" if host is None else f"Host: {host}\r\n"
     try:
@@ -63,3 +67,19 @@ async def test_names_can_be_added(valkey: ValkeyProcess, workers: str) -> None:
         for host in ("gateway:8081", "GW.bank.example", "node-7"):
             assert await status(node.admin_port, "/readyz", host) == 200
         assert await status(node.admin_port, "/readyz", "evil.example") == 421
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_both_ports_listen_on_both_families(valkey: ValkeyProcess, workers: str) -> None:
+    """And the image's health check finds the node."""
+    everywhere = ("--host", "::", "--admin-host", "::", "--workers", workers)
+    with await asyncio.to_thread(NodeProcess, valkey.url, *everywhere) as node:
+        for address, host in (("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")):
+            async with clients_at(address) as clients:
+                websocket = await clients.register(f"ws://{host}:{node.port}/ws", f"both-{workers}")
+                await websocket.close()
+            assert await status(node.admin_port, "/readyz", "localhost", address) == 200
+        for hosts in ("::", "::1", "0.0.0.0", "127.0.0.1,::1"):
+            environment = {"GATEWAY_ADMIN_HOST": hosts, "GATEWAY_ADMIN_PORT": str(node.admin_port)}
+            assert await asyncio.to_thread(healthcheck.main, environment) == 0

@@ -96,7 +96,7 @@ async def served(*rows: WireRow, siblings: Siblings | None = None, **settings: A
     broker = Broker()
     context = node(None, broker, **settings)
     broker.hub = context.hub
-    (listeners,) = listen("port", "127.0.0.1", 0, 10)
+    (listeners,) = listen("port", ("127.0.0.1",), 0, 10)
     port = await PublicPort.build(context, listeners, 10, wires=(*WIRES, *rows), siblings=siblings)
     await port.open()
     try:

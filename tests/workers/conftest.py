@@ -15,7 +15,7 @@ from gateway.workers.worker_slots import WorkerProcess, WorkerSlot
 def slots() -> Iterator[list[WorkerSlot]]:
     """Two slots on a port, with workers that listen; nobody accepts."""
     found = [
-        WorkerSlot(number, group) for number, group in enumerate(listen("port", "127.0.0.1", 0, 100, 2), 1)
+        WorkerSlot(number, group) for number, group in enumerate(listen("port", ("127.0.0.1",), 0, 100, 2), 1)
     ]
     for slot in found:
         slot.process = WorkerProcess(1, Control(lambda _message: None, lambda: None))

@@ -52,7 +52,7 @@ def collector_as_before() -> Iterator[None]:
 async def at_work() -> AsyncIterator[tuple[Parent, asyncio.Task[int], int]]:
     """A worker that listens; its task, and its port. Nobody is where its Redis should be."""
     ours, theirs = socket.socketpair()
-    (listeners,) = listen("port", "127.0.0.1", 0, 10)
+    (listeners,) = listen("port", ("127.0.0.1",), 0, 10)
     inboxes = [Inbox.new(), Inbox.new()]
     port: int = listeners[0].getsockname()[1]
     config = build({"host": "127.0.0.1", "redis": "redis://127.0.0.1:1", "close_timeout": "0.1"})
