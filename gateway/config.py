@@ -33,14 +33,21 @@ EMBEDDED = redis_url.EMBEDDED
 AUTO = "auto"
 SAME_ORIGIN = "same-origin"
 ANY_ORIGIN = "*"
+NULL_ORIGIN = "null"
+"""What browsers send for pages without an origin: sandboxed frames, most files."""
 ANY_HOST = "*"
 MAX_SECRET = 4_096  # bytes of a file with a token or a URL
 A_DAY = 86_400.0  # sessions live for minutes: a longer timeout was meant in milliseconds
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?")
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""The schemes of web pages."""
+
+PAGE_SCHEMES = {"ws": "http", "wss": "https"}
+"""Some clients, and Traefik in X-Forwarded-Proto, name the WebSocket's scheme instead of the page's."""
+
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?)?")
 _BEARER = r"^(?:[A-Za-z0-9._~+/-]{16,}=*)?$"  # RFC 6750's b64token, too long to be guessed
 _BEARER_FORM = "16 characters or more of A-Z a-z 0-9 . _ ~ + / - with = at the end"
 _VISIBLE = r"^[!-~]*$"  # printable ASCII without the space
@@ -173,8 +180,10 @@ class Config(BaseModel):
         (SAME_ORIGIN,),
         "Access",
         "ORIGINS",
-        "Origins whose pages may connect: scheme://host[:port], no wildcards. Separate them by commas, or "
-        "repeat the flag. same-origin: the host of the request. *, alone: every web site.",
+        "Origins whose pages may connect: scheme://host[:port], no wildcards; also those of apps, such as "
+        "capacitor://localhost or file://. Separate them by commas, or repeat the flag. same-origin: the "
+        "host of the request. null: pages without an origin, which every web site can make. *, alone: every "
+        "web site.",
     )
     trusted_proxies: tuple[Network, ...] = _setting(
         (),
@@ -515,6 +524,8 @@ def remarks(config: Config) -> list[str]:
     said = []
     if config.allowed_origins == (ANY_ORIGIN,):
         said.append("--allowed-origins * lets the pages of every web site connect: name your origins")
+    if NULL_ORIGIN in config.allowed_origins:
+        said.append("--allowed-origins null lets every web site connect, from a sandboxed frame")
     if config.write_buffer < config.max_result_size:
         said.append("--write-buffer is below --max-result-size, so one large result can close a session")
     if (config.publish_token or config.publish_token_file) and config.log_level in ("warning", "error"):
@@ -563,16 +574,22 @@ def _read_redis_url(path: str) -> str:
 def normalise_origin(text: str) -> str:
     """`scheme://host[:port]` in lower case without the scheme's default port, as browsers send it (RFC 6454).
 
-    Raises ValueError for anything else: a path, a wildcard, user information, no scheme.
+    wss://host becomes https://host. An app's scheme may stand without a host, as in file://. The other origin
+    is `null`. Raises ValueError for anything else: a path, a wildcard, user information, no scheme.
     """
     lowered = text.strip().lower()
+    if lowered == NULL_ORIGIN:
+        return lowered
     if "*" in lowered:
         raise ValueError(f"{text!r} has a wildcard: write each origin, or * alone")
     match = _ORIGIN.fullmatch(lowered)
     if match is None:
         raise ValueError(f"{text!r} is not an origin: write scheme://host[:port] with nothing after it")
-    scheme, host, port = match.groups()
-    if port is None or int(port) == _DEFAULT_PORTS.get(scheme):
+    scheme, host, port = match.groups(default="")
+    scheme = PAGE_SCHEMES.get(scheme, scheme)
+    if not host and scheme in DEFAULT_PORTS:
+        raise ValueError(f"{text!r} names no host: write {scheme}://host")
+    if not port or int(port) == DEFAULT_PORTS.get(scheme):
         return f"{scheme}://{host}"
     if not 0 < int(port) <= 65_535:
         raise ValueError(f"{text!r} has no valid port: write 1 to 65535")

@@ -217,6 +217,15 @@ def test_a_url_without_a_password_is_shown_as_it_is() -> None:
         ("http://localhost:8080", "http://localhost:8080"),
         ("https://[2001:DB8::1]:8443", "https://[2001:db8::1]:8443"),
         ("capacitor://localhost", "capacitor://localhost"),
+        ("ionic://localhost:8100", "ionic://localhost:8100"),
+        ("app://.", "app://."),
+        ("chrome-extension://abcdefghijklmnop", "chrome-extension://abcdefghijklmnop"),
+        ("file://", "file://"),
+        ("null", "null"),
+        ("NULL", "null"),
+        ("wss://bank.example", "https://bank.example"),
+        ("wss://bank.example:443", "https://bank.example"),
+        ("ws://bank.example:8080", "http://bank.example:8080"),
     ],
 )
 def test_origins_as_browsers_send_them(text: str, origin: str) -> None:
@@ -227,9 +236,15 @@ def test_origins_as_browsers_send_them(text: str, origin: str) -> None:
     "text",
     [
         "",
-        "null",
+        "null://*",
+        "nullx",
         "bank.example",
         "https://",
+        "wss://",
+        "https://:443",
+        "file:///",
+        "file:///index.html",
+        "file://:1",
         "https://bank.example/",
         "https://bank.example?x",
         "https://user@bank.example",
@@ -330,6 +345,11 @@ def test_a_variable_that_is_no_setting_gets_the_likely_name() -> None:
 
 def test_kubernetes_variables_are_recognised() -> None:
     assert "enableServiceLinks" in complaint(port="tcp://10.0.0.1:8080")
+
+
+def test_pages_without_an_origin_are_remarked_on() -> None:
+    (remark,) = settings.remarks(build({"allowed_origins": "null,https://bank.example"}))
+    assert "sandboxed frame" in remark
 
 
 @pytest.mark.parametrize("level", ["warning", "error"])

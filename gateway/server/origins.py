@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from urllib.parse import urlsplit
 
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-_PAGE_SCHEMES = {"ws": "http", "wss": "https"}
-"""Traefik sends the WebSocket's scheme in X-Forwarded-Proto. The page that opened it has the other."""
+from ..config import ANY_ORIGIN, DEFAULT_PORTS, NULL_ORIGIN, PAGE_SCHEMES, SAME_ORIGIN, normalise_origin
 
 
 @lru_cache(1024)  # a few pages on a few hosts open all sessions
@@ -19,22 +15,32 @@ def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: t
     `allowed` holds exact origins, `*`, or `same-origin`: the origin has the host and port of the request's
     Host header, and `scheme`, if a trusted proxy has sent it.
     """
-    if origin is None or "*" in allowed or ("://" in origin and origin.lower() in allowed):
+    if origin is None or ANY_ORIGIN in allowed:
         return True
-    return "same-origin" in allowed and _same_origin(origin, host, scheme and scheme.lower())
-
-
-def _same_origin(origin: str, host: str, scheme: str | None) -> bool:
-    page_scheme = origin.partition("://")[0].lower()
     try:
-        page, here = urlsplit(origin), urlsplit(f"{page_scheme}://{host}")
-        page_port, here_port = page.port, here.port
-    except ValueError:  # an invalid port, a missing bracket
+        page = normalise_origin(origin)
+    except ValueError:
         return False
-    default = _DEFAULT_PORTS.get(page_scheme)
-    return (
-        default is not None
-        and (not scheme or _PAGE_SCHEMES.get(scheme, scheme) == page_scheme)
-        and page.hostname is not None
-        and (page.hostname, page_port or default) == (here.hostname, here_port or default)
-    )
+    return page in allowed or (SAME_ORIGIN in allowed and _same_origin(page, host, (scheme or "").lower()))
+
+
+def _same_origin(page: str, host: str, scheme: str) -> bool:
+    page_scheme = page.partition("://")[0]
+    if page_scheme not in DEFAULT_PORTS or (scheme and PAGE_SCHEMES.get(scheme, scheme) != page_scheme):
+        return False
+    try:
+        return normalise_origin(f"{page_scheme}://{host}") == page
+    except ValueError:  # the Host header is empty, or no host
+        return False
+
+
+def frame_ancestors(allowed: Sequence[str]) -> str:
+    """The pages from `allowed` origins, as sources for the directive frame-ancestors of a Content Security
+    Policy (section 6.4.2). A page without an origin cannot be named there."""
+    sources = [
+        # A scheme without a host is written with a colon alone (section 2.3.1).
+        "'self'" if origin == SAME_ORIGIN else origin.removesuffix("//") if origin.endswith("://") else origin
+        for origin in allowed
+        if origin != NULL_ORIGIN
+    ]
+    return " ".join(sources) or "'none'"

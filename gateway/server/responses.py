@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from email.utils import formatdate
 from functools import lru_cache
+from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
 
@@ -16,6 +19,9 @@ from ..wire.handshake import Rejection
 NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 EVENT_STREAM: Final = "text/event-stream"
+
+YEAR: Final = 31_536_000
+"""Seconds for which responses that never change may be cached."""
 
 
 def json_response(body: object, status: int = 200, headers: Mapping[str, str] = NO_HEADERS) -> web.Response:
@@ -46,6 +52,26 @@ def cors_headers(origin: str | None) -> Mapping[str, str]:
             "Vary": "Origin",
         }
     )
+
+
+def preflight_response(request: web.Request, methods: Sequence[str]) -> web.Response:
+    """The answer to a CORS preflight request from a page that may connect: it may use `methods`, and the
+    headers that it asks for."""
+    headers = {**cacheable_headers(), **cors_headers(request.headers.get("Origin"))}
+    headers["Access-Control-Allow-Methods"] = ", ".join(methods)
+    headers["Access-Control-Max-Age"] = str(YEAR)
+    wanted = request.headers.get("Access-Control-Request-Headers", "")
+    if wanted and wanted.isascii():
+        headers["Access-Control-Allow-Headers"] = wanted
+    return web.Response(status=HTTPStatus.NO_CONTENT, headers=headers)
+
+
+def cacheable_headers() -> dict[str, str]:
+    """The headers of a response that never changes."""
+    return {
+        "Cache-Control": f"public, max-age={YEAR}",
+        "Expires": formatdate(time.time() + YEAR, usegmt=True),
+    }
 
 
 def unbuffered_headers(content_type: str) -> dict[str, str]:

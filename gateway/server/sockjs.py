@@ -6,9 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
-import time
 from collections.abc import Awaitable, Callable
-from email.utils import formatdate
 from typing import Final, NamedTuple
 
 from aiohttp import web
@@ -33,11 +31,16 @@ from ..wire import sockjs
 from ..wire.handshake import NO_UPGRADE
 from ..wire.sockjs import SockJSPath
 from .access import AccessControl, handshake_of
-from .responses import EVENT_STREAM, cors_headers, rejection_response, stream_headers
+from .origins import frame_ancestors
+from .responses import (
+    EVENT_STREAM,
+    cacheable_headers,
+    cors_headers,
+    preflight_response,
+    rejection_response,
+    stream_headers,
+)
 from .websocket import SpokenWires, WebSocketEndpoint
-
-YEAR: Final = 31_536_000
-"""Seconds for which responses that never change may be cached."""
 
 PLAIN: Final = "text/plain; charset=UTF-8"
 """The charset is in upper case because clients compare it."""
@@ -133,7 +136,7 @@ class SockJSEndpoints:
         if rejection is not None:
             return rejection_response(rejection)
         if request.method == "OPTIONS":
-            return self._preflight(request, methods)
+            return preflight_response(request, methods)
         return await self._resources[found.name].handler(request, found)
 
     # Resources
@@ -153,27 +156,15 @@ class SockJSEndpoints:
         return web.Response(body=json.dumps(body).encode(), headers=headers)
 
     async def _serve_iframe(self, request: web.Request, _path: SockJSPath) -> web.StreamResponse:
-        headers = {**_cacheable(), "ETag": self._etag}
+        headers = {**cacheable_headers(), "ETag": self._etag}
         if self._etag in request.headers.get("If-None-Match", ""):
             return web.Response(status=304, headers=headers)
         # The iframe's requests come from the gateway's own origin. So the pages that embed it are limited
         # here.
-        ancestors = [
-            "'self'" if each == "same-origin" else each for each in self._context.config.allowed_origins
-        ]
-        headers["Content-Security-Policy"] = f"frame-ancestors {' '.join(ancestors)}"
+        ancestors = frame_ancestors(self._context.config.allowed_origins)
+        headers["Content-Security-Policy"] = f"frame-ancestors {ancestors}"
         headers["Content-Type"] = "text/html; charset=UTF-8"
         return web.Response(body=self._iframe, headers=headers)
-
-    def _preflight(self, request: web.Request, methods: tuple[str, ...]) -> web.Response:
-        """The answer to a CORS preflight request."""
-        headers = {**_cacheable(), **cors_headers(_origin(request))}
-        headers["Access-Control-Allow-Methods"] = ", ".join(methods)
-        headers["Access-Control-Max-Age"] = str(YEAR)
-        wanted = request.headers.get("Access-Control-Request-Headers", "")
-        if wanted and wanted.isascii():
-            headers["Access-Control-Allow-Headers"] = wanted
-        return web.Response(status=204, headers=headers)
 
     # Sessions over HTTP
 
@@ -241,14 +232,6 @@ class SockJSEndpoints:
                 return await request.read()
         except TimeoutError:
             raise web.HTTPRequestTimeout from None
-
-
-def _cacheable() -> dict[str, str]:
-    """The headers of a response that never changes."""
-    return {
-        "Cache-Control": f"public, max-age={YEAR}",
-        "Expires": formatdate(time.time() + YEAR, usegmt=True),
-    }
 
 
 def _origin(request: web.Request) -> str | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aiohttp import web
 
 from ..core.session import SessionContext
@@ -13,7 +15,15 @@ from ..wire import WireFactory
 from ..wire.handshake import Rejection
 from ..wire.sse import REJECTED_EVENT_ID
 from .access import AccessControl, handshake_of
-from .responses import EVENT_STREAM, cors_headers, rejection_response, stream_headers
+from .responses import (
+    EVENT_STREAM,
+    cors_headers,
+    preflight_response,
+    rejection_response,
+    stream_headers,
+)
+
+METHODS: Final = ("OPTIONS", "GET")
 
 
 class SSEEndpoint:
@@ -31,9 +41,12 @@ class SSEEndpoint:
         return [web.route("*", self._path, self.listen)]
 
     async def listen(self, request: web.Request) -> web.StreamResponse:
-        """Open a session, and register the id in the query."""
-        if request.method != "GET":
-            return web.Response(status=405, headers={"Allow": "GET"})
+        """Open a session, and register the id in the query.
+
+        A client that fetches the events itself sends Last-Event-ID across origins only after a preflight.
+        """
+        if request.method not in METHODS:
+            return web.Response(status=405, headers={"Allow": ", ".join(METHODS)})
         if request.transport is None:  # the client has disconnected
             return HIJACKED
         handshake = handshake_of(request)
@@ -41,6 +54,8 @@ class SSEEndpoint:
         rejection = self._access.check_origin(handshake)
         if rejection is not None:
             return rejection_response(rejection)
+        if request.method == "OPTIONS":
+            return preflight_response(request, METHODS)
         origin = request.headers.get("Origin")
         cors = cors_headers(origin)
         # A browser that reconnects sends Last-Event-ID. A page may also send lastEventId at any time.

@@ -171,10 +171,20 @@ async def test_who_has_been_refused_need_not_come_again(
         assert gateway.sessions == 0
 
 
-@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+async def test_a_preflight_request_and_the_stream_on_one_connection(place: Place, http: Http) -> None:
+    origin = {"Origin": f"http://127.0.0.1:{place.port}"}
+    asked = {**origin, "Access-Control-Request-Headers": "last-event-id"}
+    url = f"http://127.0.0.1:{place.port}/events?webSocketId=a"
+    async with http.options(url, headers=asked) as answer:
+        assert (answer.status, answer.headers["Access-Control-Allow-Headers"]) == (204, "last-event-id")
+    source = await listen(http, place.port, "a", Last_Event_ID="m-1", **origin)
+    await source.close()
+
+
+@pytest.mark.parametrize("method", ["HEAD", "POST", "PUT", "DELETE"])
 async def test_other_methods(place: Place, http: Http, method: str) -> None:
     async with http.request(method, f"http://127.0.0.1:{place.port}/events?webSocketId=a") as answer:
-        assert (answer.status, answer.headers["Allow"], await answer.read()) == (405, "GET", b"")
+        assert (answer.status, answer.headers["Allow"], await answer.read()) == (405, "OPTIONS, GET", b"")
 
 
 async def test_origins(valkey: ValkeyProcess, http: Http, new_id: NewId) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.server.origins import origin_allowed
+from gateway.config import normalise_origin
+from gateway.server.origins import frame_ancestors, origin_allowed
 
 url_like = st.text("htps:/[]@.%é\udc80a0:#?\t", max_size=20)
 
@@ -35,6 +36,27 @@ BANK = ("https://bank.example",)
         # Anybody, asked for
         ("https://evil.example", "gw", None, ("*",), True),
         ("null", "gw", None, ("*",), True),
+        ("null", "gw", None, ("*", "null"), True),
+        # Named: a sandboxed frame, a file, apps
+        ("null", "gw", None, (*BANK, "null"), True),
+        ("null", "gw", None, ("file://",), False),
+        ("file://", "gw", None, ("file://",), True),
+        ("file://", "gw", None, ("null",), False),
+        ("file:///home", "gw", None, ("file://",), False),
+        ("capacitor://localhost", "gw", None, ("capacitor://localhost",), True),
+        ("capacitor://localhost", "localhost", None, SAME, False),
+        ("https://localhost", "gw", None, ("capacitor://localhost",), False),
+        # A client that names the WebSocket's scheme, or the scheme's port
+        ("wss://bank.example", "gw", None, BANK, True),
+        ("wss://bank.example:443", "gw", None, BANK, True),
+        ("https://bank.example:443", "gw", None, BANK, True),
+        ("ws://bank.example", "gw", None, BANK, False),
+        ("wss://gw.example", "gw.example", None, SAME, True),
+        ("wss://gw.example", "gw.example", "https", SAME, True),
+        ("wss://gw.example", "gw.example", "wss", SAME, True),
+        ("ws://gw.example:8080", "gw.example:8080", None, SAME, True),
+        ("wss://gw.example", "gw.example", "http", SAME, False),
+        ("wss://evil.example", "gw.example", None, SAME, False),
         # A sandboxed frame, a file, garbage
         ("null", "gw", None, BANK + SAME, False),
         ("null", "null", None, SAME, False),
@@ -79,12 +101,33 @@ def test_origins(
     assert origin_allowed(origin, host, scheme, allowed) is verdict
 
 
+def canonical(origin: str) -> str | None:
+    try:
+        return normalise_origin(origin)
+    except ValueError:
+        return None
+
+
 @given(
     st.text(max_size=30) | url_like.map("https://".__add__) | url_like,
     st.text(max_size=20) | url_like,
     st.none() | st.text(max_size=6),
 )
 def test_no_origin_is_too_strange(origin: str, host: str, scheme: str | None) -> None:
-    assert origin_allowed(origin, host, scheme, BANK) is (origin.lower() in BANK)
+    assert origin_allowed(origin, host, scheme, BANK) is (canonical(origin) in BANK)
     assert origin_allowed(origin, host, scheme, SAME) in (True, False)
     assert origin_allowed(origin, host, scheme, ("*",)) is True
+
+
+@pytest.mark.parametrize(
+    ("allowed", "sources"),
+    [
+        (("same-origin", "https://bank.example"), "'self' https://bank.example"),
+        (("*",), "*"),
+        (("capacitor://localhost", "file://"), "capacitor://localhost file:"),
+        (("null", "same-origin"), "'self'"),
+        (("null",), "'none'"),
+    ],
+)
+def test_pages_that_may_embed_a_frame(allowed: tuple[str, ...], sources: str) -> None:
+    assert frame_ancestors(allowed) == sources

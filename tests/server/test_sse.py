@@ -39,6 +39,7 @@ async def test_the_last_event_is_not_sent_again() -> None:
     ("method", "path", "headers", "status", "body"),
     [
         ("POST", EVENTS, {}, 405, ""),
+        ("OPTIONS", EVENTS, EVIL, 403, '{"error":{"code":"origin_not_allowed",'),
         ("GET", "/events", {}, 400, '{"error":{"code":"missing_id","message":"webSocketId is missing"}}'),
         ("GET", EVENTS, {"Last-Event-ID": REJECTED_EVENT_ID}, 204, ""),
         ("GET", f"{EVENTS}&lastEventId={REJECTED_EVENT_ID}", {}, 204, ""),
@@ -49,6 +50,29 @@ async def test_rejections(method: str, path: str, headers: dict[str, str], statu
     async with served() as at, at.request(method, path, headers=headers) as response:
         assert response.status == status
         assert (await response.text()).startswith(body)
+
+
+async def test_a_client_that_fetches_the_events_may_send_the_last_one_across_origins() -> None:
+    origin = {"Origin": "https://bank.example"}
+    asked = {
+        "Access-Control-Request-Method": "GET",
+        "Access-Control-Request-Headers": "cache-control,last-event-id",
+    }
+    async with (
+        served(allowed_origins="https://bank.example") as at,
+        at.request("OPTIONS", EVENTS, headers={**origin, **asked}) as preflight,
+    ):
+        assert preflight.status == 204
+        assert preflight.headers["Access-Control-Allow-Origin"] == "https://bank.example"
+        assert preflight.headers["Access-Control-Allow-Credentials"] == "true"
+        assert preflight.headers["Access-Control-Allow-Methods"] == "OPTIONS, GET"
+        assert preflight.headers["Access-Control-Allow-Headers"] == "cache-control,last-event-id"
+        assert int(preflight.headers["Access-Control-Max-Age"]) > 0
+        async with at.request("GET", EVENTS, headers={**origin, "Last-Event-ID": "m1"}) as response:
+            assert response.status == 200
+            assert response.headers["Access-Control-Allow-Origin"] == "https://bank.example"
+        async with at.request("POST", EVENTS, headers=origin) as rejected:
+            assert rejected.headers["Allow"] == "OPTIONS, GET"
 
 
 async def test_a_full_node() -> None:
