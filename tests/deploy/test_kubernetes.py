@@ -79,18 +79,15 @@ def container() -> Manifest:
 
 
 def environment() -> dict[str, str]:
-    """The variables that the container gets, with a stand-in for what is in the Secret and in the pod."""
+    """The variables that the container gets, with a stand-in for the name of the pod."""
     settings: dict[str, str] = dict(only("ConfigMap")["data"])
-    for variable in container()["env"]:
-        (source,) = variable["valueFrom"]
-        settings[variable["name"]] = {"secretKeyRef": "redis://:word@redis:6379/0", "fieldRef": "gateway-1"}[
-            source
-        ]
-    return settings
+    return settings | {each["name"]: each.get("value", "gateway-1") for each in container()["env"]}
 
 
 def config() -> Config:
-    return build({name.removeprefix("GATEWAY_").lower(): value for name, value in environment().items()})
+    """The settings, without the file that only a pod has."""
+    given = {name.removeprefix("GATEWAY_").lower(): value for name, value in environment().items()}
+    return build({name: value for name, value in given.items() if name != "redis_file"})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -193,14 +190,20 @@ def test_a_pod_is_confined_as_the_containers_of_compose_are() -> None:
     assert context["readOnlyRootFilesystem"] is True
     assert pod()["automountServiceAccountToken"] is False
     assert only("ServiceAccount")["automountServiceAccountToken"] is False
-    assert not {"volumes", "hostNetwork", "hostPID", "hostIPC"} & set(pod())
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod())
+    assert [set(volume) - {"name"} for volume in pod()["volumes"]] == [{"secret"}]
+    assert all(mount["readOnly"] for mount in container()["volumeMounts"])
 
 
-def test_no_password_is_in_a_manifest() -> None:
+def test_no_password_is_in_a_manifest_or_in_the_environment() -> None:
     assert kinds("Secret") == []
-    assert "GATEWAY_REDIS" not in only("ConfigMap")["data"]
-    (redis,) = (variable for variable in container()["env"] if variable["name"] == "GATEWAY_REDIS")
-    assert redis["valueFrom"] == {"secretKeyRef": {"name": "gateway-redis", "key": "url"}}
+    assert "GATEWAY_REDIS" not in environment()
+    (volume,), (mount,) = pod()["volumes"], container()["volumeMounts"]
+    assert mount["name"] == volume["name"]
+    assert volume["secret"]["secretName"] == "gateway-redis"
+    (item,) = volume["secret"]["items"]
+    assert item["key"] == "url", "as docs/kubernetes.md creates it"
+    assert environment()["GATEWAY_REDIS_FILE"] == f"{mount['mountPath']}/{item['path']}"
 
 
 def test_service_links_would_be_taken_for_settings() -> None:

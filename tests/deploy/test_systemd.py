@@ -24,11 +24,12 @@ from gateway.server.app import HTTP_SHUTDOWN
 from gateway.system import RESERVED
 
 from ..clients import clients_at
-from ..paths import DEPLOY
+from ..paths import DEPLOY, DOCS
 
 FOLDER = DEPLOY / "systemd"
 UNIT = (FOLDER / "webflow-gateway@.service").read_text()
 PROGRAM = "/opt/webflow-gateway/bin/webflow-gateway"
+CREDENTIALS = "/run/credentials/webflow-gateway@01.service"
 EXPOSURE = 15
 """In tenths of what `systemd-analyze security` says (1.1 with systemd 252); what is left is the network."""
 
@@ -50,16 +51,17 @@ def setting(name: str) -> str:
 
 def variables(instance: str) -> dict[str, str]:
     """What the program finds in its environment as this instance."""
-    words = setting("Environment").replace("%i", instance).replace("%H", "host").split()
+    text = " ".join(directives()["Environment"])
+    words = text.replace("%i", instance).replace("%H", "host").replace("%d", CREDENTIALS).split()
     lines = (FOLDER / "gateway.env").read_text().splitlines()
     pairs = [*words, *(line for line in lines if line and not line.startswith("#"))]
     return dict(pair.split("=", 1) for pair in pairs)
 
 
 def config(instance: str = "01") -> Config:
-    return build(
-        {name.removeprefix("GATEWAY_").lower(): value for name, value in variables(instance).items()}
-    )
+    """The settings, without the file that only a running unit has."""
+    given = {name.removeprefix("GATEWAY_").lower(): value for name, value in variables(instance).items()}
+    return build({name: value for name, value in given.items() if name != "redis_file"})
 
 
 @pytest.fixture
@@ -103,6 +105,14 @@ def test_nodes_of_one_host_get_ports_of_their_own_and_settings_that_are_right() 
     assert len(ports) == 6
     assert max(ports) < 32_768, "below those that the system gives to connections"
     assert config().host == ("127.0.0.1",)
+
+
+def test_the_url_of_redis_is_a_credential_and_in_no_environment() -> None:
+    name, _, source = setting("LoadCredential").partition(":")
+    assert variables("01")["GATEWAY_REDIS_FILE"] == f"{CREDENTIALS}/{name}"
+    assert "GATEWAY_REDIS" not in variables("01")
+    assert source in (DOCS / "systemd.md").read_text()
+    assert source in (FOLDER / "gateway.env").read_text()
 
 
 def test_it_has_time_to_stop_and_descriptors_for_its_sessions() -> None:
