@@ -66,7 +66,7 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = hiredis.Reader(notEnoughData=NOT_ENOUGH)
+        self._parser = hiredis.Reader(replyError=_reply_error, notEnoughData=NOT_ENOUGH)
         self._parser.setmaxbuf(MAX_BUFFER)
         self._pending: deque[Any] = deque()  # Commands without a reply; a subclass adds its batches
         self._reason: str | None = None
@@ -211,6 +211,11 @@ class Connection(asyncio.Protocol):
         if not self._pending or not isinstance(self._pending[0], PendingReply):
             raise UnexpectedReply(f"a reply of type {type(reply).__name__}")
         self._pending.popleft().reply(reply)
+
+
+def _reply_error(text: str) -> hiredis.ReplyError:
+    """An error without the arguments that Redis quotes: those of an unknown HELLO have the password."""
+    return hiredis.ReplyError(text.partition(", with args beginning with")[0])
 
 
 def resolve(answer: asyncio.Future[T], value: T) -> None:

@@ -68,6 +68,17 @@ async def test_an_error_is_a_reply_error_and_leaves_the_connection_open() -> Non
 
 
 @virtual
+async def test_the_arguments_of_an_unknown_command_are_not_repeated() -> None:
+    """As Redis quotes them: those of HELLO have the password."""
+    scene = Scene()
+    task = await scene.asks("HELLO", 3, "AUTH", "default", "secret")
+    scene.say(b"-ERR unknown command 'HELLO', with args beginning with: '3' 'AUTH' 'default' 'secret' \r\n")
+    with pytest.raises(ReplyError) as refused:
+        await task
+    assert refused.value.reply == "ERR unknown command 'HELLO'"
+
+
+@virtual
 async def test_a_reply_is_decoded_at_the_moment_it_arrives() -> None:
     scene = Scene()
     judged: list[bytes] = []

@@ -188,6 +188,17 @@ async def test_credentials_and_database_are_used(valkey: ValkeyProcess) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.real
+async def test_a_server_without_hello_does_not_repeat_the_password() -> None:
+    """One before Redis 6, or one whose owner has renamed commands."""
+    with (
+        await asyncio.to_thread(ValkeyProcess, "--rename-command", "HELLO", "") as old,
+        pytest.raises(PermissionError, match="HELLO with: ERR unknown command 'HELLO'") as caught,
+    ):
+        await connect(old.url.replace("//", "//writer:secret@"))
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_server_that_loads_its_data_is_one_to_try_again() -> None:
     async with saying(b"-LOADING Valkey is loading the dataset in memory\r\n") as url:
         with pytest.raises(ConnectionError, match="LOADING"):
