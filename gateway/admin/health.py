@@ -11,7 +11,7 @@ from aiohttp import web
 from ..nodes.sources import Sources
 from ..redis.probe import Probe
 from .metrics import CONTENT_TYPE, NodeMetrics
-from .responses import private_json
+from .responses import PRIVATE_HEADERS, private_json
 
 OK: Final = "ok"
 
@@ -53,7 +53,9 @@ class HealthEndpoints:
         return private_json(body, _status(ok=body["ready"]))
 
     async def metrics(self, _request: web.Request) -> web.Response:
-        return web.Response(body=await self._source.metrics(), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(
+            body=await self._source.metrics(), headers={**PRIVATE_HEADERS, "Content-Type": CONTENT_TYPE}
+        )
 
 
 def _status(*, ok: bool) -> HTTPStatus:

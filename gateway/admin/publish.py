@@ -21,10 +21,9 @@ from aiohttp import web
 from ..errors import GatewayError, Unconfirmed
 from ..publishing.api import Published
 from ..publishing.publisher import PUBLISH_BATCH, Outcome, Publisher, outcome_as_json
-from ..server.responses import json_response
 from ..telemetry.logs import short_id
 from .caller import caller_of
-from .responses import error_response
+from .responses import PRIVATE_HEADERS, error_response, private_json
 
 MAX_RESULTS: Final = 1_000
 MAX_PUBLISH_BODY: Final = 2 << 20
@@ -81,8 +80,9 @@ class PublishEndpoint:
             )
         answers = [outcome_as_json(item, end) for item, end in zip(items, ends, strict=True)]
         status = _status(ends)
-        headers = {"Retry-After": RETRY_AFTER_HEADER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
-        return json_response({"results": answers} if batch else answers[0], status, headers)
+        retry = {"Retry-After": RETRY_AFTER_HEADER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
+        headers = {**PRIVATE_HEADERS, **retry}
+        return private_json({"results": answers} if batch else answers[0], status, headers)
 
     async def _send(self, items: Sequence[object], who: Mapping[str, str]) -> list[Outcome]:
         """Publish `items`; what becomes of each is counted and audited, even if the node stops meanwhile."""
@@ -165,7 +165,7 @@ class RejectedRequest(GatewayError):
     ) -> None:
         super().__init__(message)
         self.code = code
-        self.response = error_response(status, code, message, headers or {})
+        self.response = error_response(status, code, message, {**PRIVATE_HEADERS, **(headers or {})})
 
 
 async def _body(request: web.Request) -> Any:

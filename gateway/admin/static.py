@@ -20,6 +20,7 @@ def file_response(name: str) -> web.FileResponse:
         STATIC / name,
         headers={
             "Content-Security-Policy": CONTENT_SECURITY_POLICY,
+            "Cross-Origin-Resource-Policy": "same-origin",
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
             "Cache-Control": "no-cache",

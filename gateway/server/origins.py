@@ -4,18 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Final
 
 from ..config import ANY_ORIGIN, DEFAULT_PORTS, NULL_ORIGIN, PAGE_SCHEMES, SAME_ORIGIN, normalise_origin
 
+MAX_LENGTH: Final = 512
+"""Characters of an origin and a Host header, and of a scheme. A host name has at most 253 (RFC 1035 section
+2.3.4). The limit keeps the caches small: a client may send 16 KB in a header."""
 
-@lru_cache(1024)  # a few pages on a few hosts open all sessions
+
 def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: tuple[str, ...]) -> bool:
     """Whether a page from `origin` may connect (RFC 6454). Browsers send an origin, programs do not.
 
     `allowed` holds exact origins, `*`, or `same-origin`: the origin has the host and port of the request's
     Host header, and `scheme`, if a trusted proxy has sent it.
     """
-    if origin is None or ANY_ORIGIN in allowed:
+    if origin is None:
+        return True
+    return max(len(origin), len(host), len(scheme or "")) <= MAX_LENGTH and _allowed(
+        origin, host, scheme, allowed
+    )
+
+
+@lru_cache(1024)  # a few pages on a few hosts open all sessions
+def _allowed(origin: str, host: str, scheme: str | None, allowed: tuple[str, ...]) -> bool:
+    if ANY_ORIGIN in allowed:
         return True
     try:
         page = normalise_origin(origin)

@@ -46,6 +46,17 @@ async def test_every_path_answers_only_under_known_names(place: Place, path: str
         assert await status(place.admin_port, path, host) == 421, host
 
 
+@pytest.mark.parametrize("path", PATHS[:-1])
+async def test_no_page_of_another_site_may_load_an_answer(place: Place, path: str) -> None:
+    method = "POST" if path == "/publish" else "GET"
+    url = f"http://127.0.0.1:{place.admin_port}{path}"
+    async with aiohttp.ClientSession() as http, http.request(method, url) as answer:
+        assert answer.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert answer.headers["Cache-Control"].startswith("no-")
+        assert "Access-Control-Allow-Origin" not in answer.headers
+
+
 async def test_other_hosts_are_counted(place: Place) -> None:
     async def count() -> float:
         url = f"http://127.0.0.1:{place.admin_port}/metrics"

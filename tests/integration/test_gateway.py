@@ -287,11 +287,11 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
         assert gateway.listening is not None
         admin = gateway.listening.admin_port
         async with Raw.connected(admin) as operator:
-            operator.send(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            operator.send(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
             status, headers, body = await operator.answer()
             assert (status, json.loads(body)) == (200, {"status": "ok", "node": "node-7"})
             assert "server" not in headers
-            operator.send(b"GET /ws HTTP/1.1\r\nHost: x\r\n\r\n")
+            operator.send(b"GET /ws HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await operator.answer())[0] == 404, "browsers' business is on the other port"
         async with Raw.registered(port_of(gateway), new_id()), Raw.connected(port_of(gateway)):
             await until(lambda: gateway._acceptor.handshakes == 1, "the silent connection is seen")

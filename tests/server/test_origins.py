@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.config import normalise_origin
-from gateway.server.origins import frame_ancestors, origin_allowed
+from gateway.server.origins import MAX_LENGTH, _allowed, frame_ancestors, origin_allowed
 
 url_like = st.text("htps:/[]@.%é\udc80a0:#?\t", max_size=20)
 
@@ -99,6 +99,18 @@ def test_origins(
     origin: str | None, host: str, scheme: str | None, allowed: tuple[str, ...], verdict: bool
 ) -> None:
     assert origin_allowed(origin, host, scheme, allowed) is verdict
+
+
+@pytest.mark.parametrize("allowed", [("*",), SAME, BANK])
+def test_what_is_too_long_is_no_origin_and_is_not_kept(allowed: tuple[str, ...]) -> None:
+    """A client could fill the cache with megabytes."""
+    kept = _allowed.cache_info().currsize
+    for number in range(10):
+        host = f"{number}{'a' * MAX_LENGTH}"
+        assert not origin_allowed(f"https://{host}", "gw", None, allowed)
+        assert not origin_allowed("https://bank.example", host, None, allowed)
+        assert not origin_allowed("https://bank.example", "gw", host, allowed)
+    assert _allowed.cache_info().currsize == kept
 
 
 def canonical(origin: str) -> str | None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+from aiohttp.test_utils import make_mocked_request
+
 from gateway.server.responses import (
     EVENT_STREAM,
+    YEAR,
     cors_headers,
     json_response,
+    preflight_response,
     rejection_response,
     stream_headers,
 )
@@ -19,6 +24,17 @@ def test_headers_for_pages_from_elsewhere() -> None:
         "Access-Control-Allow-Credentials": "true",
         "Vary": "Origin",
     }
+
+
+@pytest.mark.parametrize("wanted", ["last-event-id, cache-control", "", "é"])
+def test_a_preflight_request_gets_the_headers_that_it_asks_for(wanted: str) -> None:
+    headers = {"Origin": "https://a.example", "Access-Control-Request-Headers": wanted}
+    response = preflight_response(make_mocked_request("OPTIONS", "/", headers), ("OPTIONS", "GET"))
+    assert response.status == 204
+    assert response.headers["Access-Control-Allow-Origin"] == "https://a.example"
+    assert response.headers["Access-Control-Allow-Methods"] == "OPTIONS, GET"
+    assert response.headers.get("Access-Control-Allow-Headers", "") == (wanted if wanted.isascii() else "")
+    assert response.headers["Cache-Control"] == f"public, max-age={YEAR}"
 
 
 def test_a_rejection_as_a_response() -> None:
