@@ -566,7 +566,7 @@ def _read_token(path: str) -> str:
 def _read_redis_url(path: str) -> str:
     """The URL of Redis in a file. Raises ValueError, whose message does not quote the file."""
     url = _read_secret(path)
-    if not re.fullmatch(r"[!-~]+", url):
+    if not re.fullmatch(r"[!-~]+", url) or url == EMBEDDED:
         raise ValueError(f"the file must have one line with the URL of Redis, of at most {MAX_SECRET} bytes")
     return url
 

@@ -313,10 +313,11 @@ def test_files_are_read_again(tmp_path: Path) -> None:
         ("redis://secret@a\nredis://secret@b", "one line with the URL of Redis"),
         ("redis://secret\N{SNOWMAN}", "one line with the URL of Redis"),
         ("redis://" + "a" * settings.MAX_SECRET, "one line with the URL of Redis"),
+        ("embedded", "one line with the URL of Redis"),
         ("redis:secret", "write redis://host:port/db"),
         ("redis://:secret@a/zero", "number of a database"),
     ],
-    ids="123456",
+    ids="1234567",
 )
 def test_a_wrong_file_is_named_and_not_quoted(content: str, right: str, tmp_path: Path) -> None:
     file = tmp_path / "url"

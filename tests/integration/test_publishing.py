@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from gateway.drill.fleet import SentinelGroup, ValkeyCluster, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, SentinelGroup, ValkeyCluster, ValkeyProcess
 from gateway.node import Node
 from gateway.publishing.publisher import PUBLISH_TIMEOUT
 from gateway.redis.pool import PUBLISHER_NAME
@@ -100,6 +100,27 @@ async def test_a_thousand_at_once(valkey: ValkeyProcess) -> None:
         assert status == 200
         assert [one["receivers"] for one in answer["results"]] == [0] * 999 + [1]
         assert (await browser.message())["messageId"] == "m999"
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_the_log_says_who_posted_what_and_who_was_denied(valkey: ValkeyProcess, workers: str) -> None:
+    options = ("--workers", workers, "--publish-token", TOKEN)
+    with await asyncio.to_thread(NodeProcess, valkey.url, *options) as running:
+        url = f"http://127.0.0.1:{running.admin_port}/publish"
+        async with aiohttp.ClientSession() as http:
+            await http.post(url, json=result("audited-1", "m1"))
+            access = {"Authorization": f"Bearer {TOKEN}"}
+            await http.post(url, json={"results": [result("audited-1", "m1")] * 30}, headers=access)
+        await until(lambda: len(running.logged("result posted")) == 30, "the lines are written")
+        (denied,) = running.logged("publish denied")
+        posted = running.logged("result posted")[0]
+        logs = str(running.logs)
+    assert (denied["level"], denied["kind"], denied["peer"]) == ("warning", "unauthorized", "127.0.0.1")
+    assert (posted["level"], posted["id"], posted["result"]) == ("info", "audi…", "CONFIRMED")
+    assert (posted["peer"], posted["outcome"], posted["retained"]) == ("127.0.0.1", "retained", True)
+    assert TOKEN not in logs
+    assert "audited-1" not in logs
 
 
 async def test_off_by_default_and_only_on_the_admin_port(valkey: ValkeyProcess) -> None:
