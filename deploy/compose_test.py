@@ -78,7 +78,7 @@ class Stack:
         }
 
     def redis(self, commands: Sequence[str]) -> list[str]:
-        """The replies of the Redis container's own redis-cli to these lines."""
+        """The replies of the Redis container's own redis-cli to these lines, as the user `backend`."""
         return self.compose("exec", "-T", "redis", "redis-cli", input="\n".join(commands) + "\n").split()
 
     def healthy(self, container: str) -> bool:
@@ -167,6 +167,32 @@ async def test_the_containers_can_do_nothing_but_their_work(stack: Stack, replic
     assert image["User"].split(":")[0].isdecimal()
     assert image["Entrypoint"][0].endswith("/python"), "no shell is needed to start"
     assert image["Healthcheck"]["Test"][0] == "CMD", "nor for the health check"
+
+
+@pytest.mark.usefixtures("replicas")
+def test_redis_lets_nobody_in_without_a_password(stack: Stack) -> None:
+    command = ("exec", "-T", "redis", "sh", "-c", "PATH=${PATH#*:} redis-cli PUBLISH websocket:a CONFIRMED")
+    assert "NOAUTH" in stack.compose(*command)
+    (redis,) = stack.containers("redis")
+    password = stack.compose("exec", "-T", "redis", "cat", "/run/secrets/backend/password")
+    assert len(password) >= 43
+    assert password not in json.dumps(inspect(redis))
+    assert password not in run("docker", "top", redis, "-eo", "args")
+
+
+async def test_a_retained_result_survives_a_restart_of_redis(
+    stack: Stack, replicas: list[str], clients: Clients
+) -> None:
+    assert await asyncio.to_thread(stack.redis, [retaining("durable", "CONFIRMED")]) == ["0"]
+    await asyncio.sleep(1.1)  # the append-only file is on disk within a second
+    (redis,) = stack.containers("redis")
+    await asyncio.to_thread(run, "docker", "kill", redis)
+    await asyncio.to_thread(stack.compose, "up", "-d")
+    websocket = await come_back(clients, stack.url, "durable")
+    assert (await websocket.receive_json())["authResult"] == "CONFIRMED"
+    await asyncio.to_thread(
+        wait_until, lambda: all(map(stack.healthy, replicas)), "all replicas are healthy", 60
+    )
 
 
 @pytest.mark.usefixtures("replicas")

@@ -83,3 +83,18 @@ async def test_a_client_that_a_full_node_refuses_is_taken_to_another(clients: Cl
 async def test_a_client_cannot_say_where_it_comes_from(clients: Clients) -> None:
     with started(["--max-sessions-per-ip", "2"]) as (_, balancer):
         await balanced.a_client_cannot_say_where_it_comes_from(balancer, clients)
+
+
+async def test_no_web_socket_id_and_no_session_is_logged() -> None:
+    """Whoever knows the path of a SockJS session can fetch its results."""
+    with started([]) as (_, balancer):
+        url = f"http://127.0.0.1:{balancer.port}"
+        async with aiohttp.ClientSession() as http:
+            (await http.get(f"{url}/events?webSocketId=secret-1")).close()
+            assert await (await http.post(f"{url}/websocket/000/secret-2/xhr")).text() == "o\n"
+            assert (await http.get(f"{url}/websocket/info")).status == 200
+        expected = ("GET /events", "POST /websocket/-/-/xhr", "GET /websocket/info")
+        await asyncio.to_thread(
+            wait_until, lambda: all(line in balancer.logs() for line in expected), "the requests are logged"
+        )
+        assert "secret" not in balancer.logs()

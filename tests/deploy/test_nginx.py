@@ -256,16 +256,22 @@ async def test_what_stands_in_front_is_believed_once_it_is_named(clients: Client
         assert refused.value.status == 429
 
 
-async def test_no_web_socket_id_is_logged(http: aiohttp.ClientSession) -> None:
+async def test_no_web_socket_id_and_no_session_is_logged(http: aiohttp.ClientSession) -> None:
     with behind.started([]) as nodes, in_front_of(nodes) as nginx:
         stream = await events(http, nginx, "secret-1")
         stream.close()
+        session = f"http://127.0.0.1:{nginx.port}/websocket/000/secret-3"
+        assert await (await http.post(f"{session}/xhr")).text() == "o\n"
         nodes.nodes[0].kill()
         answer = await http.get(f"http://127.0.0.1:{nginx.port}/events?webSocketId=secret-2")
         assert answer.status == 502
+        assert (await http.post(f"{session}/xhr_send")).status == 502
         url = f"http://127.0.0.1:{nginx.port}/websocket/info"
         assert (await http.get(url)).status == 502
         logs = nginx.logs()
+    assert "POST /websocket/-/-/xhr HTTP/1.1" in logs
+    assert "POST /websocket/-/-/xhr_send HTTP/1.1" in logs
+    assert "GET /websocket/info HTTP/1.1" in logs
     assert "GET /events HTTP/1.1" in logs
     assert "Connection refused" in logs, "errors are logged"
     assert "secret" not in logs

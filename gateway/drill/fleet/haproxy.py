@@ -117,6 +117,11 @@ class HAProxyProcess(Process):
         up = Counter(row[0] for row in rows if row[1].startswith("node") and row[17].startswith("UP"))
         return up["gateway"] == up["sockjs"] == count
 
+    def logs(self) -> str:
+        """What it has logged so far."""
+        file = self._log.fileno()  # whose position HAProxy shares
+        return os.pread(file, os.fstat(file).st_size, 0).decode()
+
     def stop(self) -> None:
         super().stop()
         self._resources.close()
