@@ -19,7 +19,8 @@ Not below GatewayError, for a reason:
 
 ValueError
 ├── InvalidResult        [messages] a payload is no result: `messages` imports nothing
-└── InvalidPayload       [wire.sockjs] a SockJS body is malformed; it is answered at once
+├── InvalidPayload       [wire.sockjs] a SockJS body is malformed; it is answered at once
+└── MalformedBody        [wire.body] the body of an HTTP request breaks RFC 9112; answered with 400
 
 ClickException
 └── CommandFailed        [cli.errors] a command ends with a message: click prints it and exits
