@@ -16,8 +16,8 @@ from ..nodes.sources import Sources
 from ..nodes.survey import Survey
 from ..server.listeners import ListenAddresses
 from ..server.port import PublicPort
+from ..server.timer_loop import run_timers
 from .draining import close_sessions
-from .timer_loop import run_timers
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing

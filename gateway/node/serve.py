@@ -14,6 +14,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..server.listeners import ListenAddresses
 from ..telemetry import logs
+from ..telemetry.failures import log_loop_failure
 from .composition import DemoInfo, build
 from .node import Node
 
@@ -71,6 +72,7 @@ async def until_stopped(node: Node, orders: asyncio.Queue[StopOrder]) -> int:
     A second order ends the node at once.
     """
     tune_collector()
+    asyncio.get_running_loop().set_exception_handler(log_loop_failure)
     watching = asyncio.create_task(node.watch())
     stopping = asyncio.create_task(_drain_on_order(node, orders))
     try:
@@ -96,8 +98,7 @@ async def _drain_on_order(node: Node, orders: asyncio.Queue[StopOrder]) -> None:
 def tune_collector() -> None:
     """Make full collections rare: over many live sessions they would double the cost of a registration.
 
-    What exists now lives as long as the process. Sessions die by reference counting; only aiohttp's
-    handshakes leave cycles, and the first generation finds those.
+    What exists now lives as long as the process. Sessions and requests die by reference counting.
     """
     gc.collect()
     gc.freeze()

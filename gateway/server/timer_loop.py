@@ -7,16 +7,13 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-import structlog
-
 from ..core.timer_wheel import TimerWheel
 from ..telemetry import logs
+from ..telemetry.failures import log_failure
 from ..telemetry.latency import Histogram
 
 TIMERS_PER_TURN: Final = 200
 """Deadlines handled before others get the loop: 200 pings take some 2 ms."""
-
-log = structlog.get_logger()
 
 
 async def run_timers(
@@ -32,7 +29,7 @@ async def run_timers(
         for count, item in enumerate(deadlines.expired(clock()), 1):
             try:
                 item.deadline_passed()
-            except Exception:
-                log.exception("deadline failed")
+            except Exception as error:
+                log_failure("deadline failed", error)
             if not count % TIMERS_PER_TURN:
                 await asyncio.sleep(0)

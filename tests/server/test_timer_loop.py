@@ -7,7 +7,7 @@ import asyncio
 from structlog.testing import capture_logs
 
 from gateway.core.timer_wheel import TimerWheel
-from gateway.node.timer_loop import TIMERS_PER_TURN, run_timers
+from gateway.server.timer_loop import TIMERS_PER_TURN, run_timers
 from gateway.telemetry.latency import Histogram
 
 from ..fakes import virtual
