@@ -262,7 +262,14 @@ class Config(BaseModel):
     handshake_timeout: float = _seconds(
         5.0,
         "Timeouts",
-        "Time from the TCP connection to the end of the handshake's headers; then the connection is closed.",
+        "Time from the TCP connection to the end of the handshake's headers, and for the head and for the "
+        "body of any request; then the connection is closed.",
+    )
+    keep_alive: float = _seconds(
+        75.0,
+        "Timeouts",
+        "Time that an HTTP connection may be idle between two requests. Keep it above the time for which "
+        "your load balancer keeps idle connections to a node.",
     )
     registration_timeout: float = _seconds(
         10.0,

@@ -98,6 +98,7 @@ class Transport(asyncio.Transport):
         self.written: list[bytes] = []
         self.stuck = stuck
         self.closing = self.aborted = self.eof = self.lost = False
+        self.reading = True
         self.high = 65_536
         self.options: list[tuple[int, ...]] = []
         self.on_write: Callable[[bytes], None] = lambda _data: None
@@ -144,6 +145,15 @@ class Transport(asyncio.Transport):
 
     def write_eof(self) -> None:
         self.eof = True
+
+    def is_reading(self) -> bool:
+        return self.reading
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def is_closing(self) -> bool:
         return self.closing

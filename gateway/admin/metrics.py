@@ -31,7 +31,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
 from ..nodes.sources import Sources
-from ..wire.handshake import ADDRESS_FULL, BUSY, NODE_FULL, ORIGIN, STOPPING
+from ..wire.handshake import ADDRESS_FULL, BUSY, HTTP_REJECTIONS, NODE_FULL, ORIGIN, STOPPING
 from .hosts import HOST_NOT_ALLOWED
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -239,7 +239,7 @@ class NodeMetrics(Collector):
     def _sessions(self) -> dict[Family, Samples]:
         sources, context = self._sources, self._sources.context
         rejected = {("rejected", code): count for code, count in context.rejected.items()}
-        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN)
+        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN, *HTTP_REJECTIONS)
         return {
             READY: {(): float(not sources.readiness.reasons())},
             SESSIONS: {**dict.fromkeys(sources.session_kinds, 0), **context.open},
@@ -260,7 +260,7 @@ class NodeMetrics(Collector):
                 **{(kind.code,): 0 for kind in kinds},
                 (HOST_NOT_ALLOWED,): 0,
                 **{(code,): count for code, count in sources.access.rejected.items()},
-                (BUSY.code,): sources.acceptor.rejected,
+                (BUSY.code,): sources.acceptor.rejected + sources.access.rejected[BUSY.code],
             },
         }
 
@@ -341,7 +341,11 @@ class ParentMetrics(Collector):
             WORKERS_UP: {(str(each["worker"]),): float(each["accepts"]) for each in accounts},
             WORKER_RESTARTS: {(str(each["worker"]),): each["restarts"] for each in accounts},
             PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
-            REJECTED: {(HOST_NOT_ALLOWED,): 0, **{(code,): n for code, n in self._rejected.items()}},
+            REJECTED: {
+                **{(kind.code,): 0 for kind in HTTP_REJECTIONS},
+                (HOST_NOT_ALLOWED,): 0,
+                **{(code,): count for code, count in self._rejected.items()},
+            },
             CPU: {(): used.ru_utime + used.ru_stime},
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},

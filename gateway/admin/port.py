@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Self
-
-from aiohttp import web
+from typing import Final, Self
 
 from ..config import Config
 from ..publishing.publisher import Publisher
-from ..server.app import start_runner, web_app
+from ..server.acceptor import Acceptor
+from ..server.app import web_app
+from ..server.dispatcher import Dispatcher
 from ..server.listeners import Serving
+from ..server.rejections import Rejections
+from ..server.requests import RequestServer
+from ..server.timer_loop import run_timers
 from .dashboard import Dashboard, DashboardSource
 from .health import HealthEndpoints, HealthSource
 from .hosts import KnownHosts, known_names
 from .publish import MAX_PUBLISH_BODY, PublishEndpoint
+
+MAX_HANDSHAKES: Final = 1_000
+"""Connections that have not sent a request yet. Programs and people of the operator's connect here."""
 
 
 class AdminPort:
@@ -26,13 +33,16 @@ class AdminPort:
         self,
         listeners: Sequence[socket.socket],
         backlog: int,
-        runner: web.AppRunner,
+        acceptor: Acceptor,
+        server: RequestServer,
         dashboard: Dashboard,
         publisher: Publisher,
     ) -> None:
         """`build` makes the parts, which `close` releases."""
         self._serving = Serving(listeners, backlog)
-        self._runner = runner
+        self._acceptor = acceptor
+        self._server = server
+        self._timers: asyncio.Task[None] | None = None
         self._dashboard = dashboard
         self._publisher = publisher
 
@@ -49,24 +59,36 @@ class AdminPort:
     ) -> Self:
         """`node` is the node's name. `published` counts what becomes of results that are posted, `rejected`
         counts requests that this port rejects, by reason."""
+
+        def dispatch(transport: asyncio.Transport, data: bytes) -> None:
+            dispatcher.dispatch(transport, data)
+
         publisher = Publisher(config.redis)
         publishing = PublishEndpoint(
             publisher, config.token(), config.channel_prefix, config.max_result_size, published
         )
         dashboard = Dashboard(source, node, config.admin_host)
         routes = [*HealthEndpoints(health).routes(), *publishing.routes(), *dashboard.routes()]
-        hosts = KnownHosts(known_names(config, node), rejected)
-        runner = await start_runner(web_app(routes, MAX_PUBLISH_BODY, [hosts.check]))
-        return cls(listeners, config.backlog, runner, dashboard, publisher)
+        clock = asyncio.get_running_loop().time
+        acceptor = Acceptor(dispatch, MAX_HANDSHAKES, config.handshake_timeout, config.keep_alive, clock)
+        app = web_app(routes, MAX_PUBLISH_BODY, [KnownHosts(known_names(config, node), rejected).check])
+        server = await RequestServer.build(app, acceptor, MAX_PUBLISH_BODY)
+        dispatcher = Dispatcher(acceptor, server, Rejections(rejected))
+        return cls(listeners, config.backlog, acceptor, server, dashboard, publisher)
 
     async def open(self) -> None:
         """Serve the connections that come."""
-        assert self._runner.server is not None
-        await self._serving.start(self._runner.server)
+        clock = asyncio.get_running_loop().time
+        self._timers = asyncio.create_task(run_timers(self._acceptor.deadlines, clock), name="admin timers")
+        await self._serving.start(self._acceptor)
 
     async def close(self) -> None:
         """Stop listening, end the dashboard's streams, and wait for the responses that are in progress."""
         self._serving.stop()
         self._dashboard.feed.close()
-        await self._runner.cleanup()
+        await self._server.close()
+        self._acceptor.abort_all()
+        if self._timers is not None:
+            self._timers.cancel()
+            await asyncio.gather(self._timers, return_exceptions=True)
         await self._publisher.close()

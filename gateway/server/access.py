@@ -12,6 +12,7 @@ from ..core.session import SessionContext
 from ..wire.handshake import ADDRESS_FULL, NODE_FULL, ORIGIN, STOPPING, Handshake, Rejection, rejection_of
 from .client_address import client_address, is_trusted
 from .origins import origin_allowed
+from .rejections import Rejections
 
 log = structlog.get_logger()
 
@@ -23,8 +24,14 @@ class AccessControl:
         self._context = context
         self._warned = False
         self._closed = False
-        self.rejected: Counter[str] = Counter()
+        self.rejections = Rejections(Counter())
+        """Of the port: also the requests that are rejected before anybody asks for access."""
+        self.reject = self.rejections.add
+
+    @property
+    def rejected(self) -> Counter[str]:
         """Rejected requests, by code."""
+        return self.rejections.counts
 
     def close(self) -> None:
         """Open no session from now on: the node stops."""
@@ -60,12 +67,6 @@ class AccessControl:
         if origin.isascii() and origin_allowed(origin, host, scheme or None, config.allowed_origins):
             return None
         return self.reject(ORIGIN, origin=origin, host=host, address=self.address(request))
-
-    def reject(self, rejection: Rejection, **facts: str) -> Rejection:
-        """Count `rejection`, log it with these facts, and return it."""
-        self.rejected[rejection.code] += 1
-        log.warning("request rejected", kind=rejection.code, status=rejection.status, **facts)
-        return rejection
 
     def address(self, request: Handshake) -> str:
         """The client's address, by which sessions are limited."""

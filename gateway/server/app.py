@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Final
 
@@ -10,10 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from ..core.session import SessionContext
-from ..transports import http
-from ..transports.hijack import HIJACKED
 from ..transports.sockjs import ResponseSink
-from .acceptor import KEEP_ALIVE_SECONDS
 from .access import AccessControl
 from .dispatcher import UpgradeEndpoint
 from .sockjs import SockJSEndpoints
@@ -24,9 +21,6 @@ from .wires import WireTable
 MAX_PUBLIC_BODY: Final = 65_536
 """Bytes of a request's body on the public port. A SockJS client sends a few hundred at once."""
 
-HTTP_SHUTDOWN: Final = 1.0
-"""Seconds for HTTP requests in progress to end when the node stops."""
-
 
 class PublicApp:
     """The endpoints that clients reach: those of every wire, over every transport."""
@@ -35,7 +29,6 @@ class PublicApp:
         self, context: SessionContext, access: AccessControl, wires: WireTable, sink: ResponseSink
     ) -> None:
         """`sink` takes each connection whose response is complete."""
-        self._sink = sink
         self._websockets = {
             path: WebSocketEndpoint(context, access, spoken) for path, spoken in wires.websocket.items()
         }
@@ -50,7 +43,7 @@ class PublicApp:
         return sum(each.unsent_close_frames for each in self._sockjs)
 
     def routes(self) -> list[web.RouteDef]:
-        websockets = [web.get(path, each.serve, allow_head=False) for path, each in self._websockets.items()]
+        websockets = [web.route("*", path, _get_only) for path in self._websockets]
         sse = [route for each in self._sse for route in each.routes()]
         return [*websockets, *sse, *(route for each in self._sockjs for route in each.routes())]
 
@@ -61,27 +54,10 @@ class PublicApp:
             return found
         return next((found for each in self._sockjs if (found := each.endpoint(path))), None)
 
-    @web.middleware
-    async def one_request(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        """Answer, and give the connection to the sink: another worker may own its next request.
 
-        An error ends the connection, and so does a body that was not read.
-        """
-        response = await handler(request)
-        if request.transport is None or not isinstance(response, web.Response):
-            return response
-        if response.status >= HTTPStatus.BAD_REQUEST or not request.content.is_eof():
-            response.force_close()
-            return response
-        connection = http.take_connection(request)
-        http.write_response(connection, response, without_body=request.method == "HEAD")
-        if connection.lasting:
-            self._sink.keep_alive(connection.transport, b"")
-        else:
-            self._sink.close_gracefully(connection.transport)
-        return HIJACKED
+async def _get_only(_request: web.Request) -> web.Response:
+    """For the path of a WebSocket: the dispatcher has all GET requests answered by its endpoint."""
+    return web.Response(status=405, headers={"Allow": "GET"})
 
 
 async def on_response(_request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -103,16 +79,3 @@ def web_app(
     app.add_routes(routes)
     app.on_response_prepare.append(on_response)
     return app
-
-
-async def start_runner(app: web.Application) -> web.AppRunner:
-    """A runner of `app`, with the settings that all ports share."""
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        keepalive_timeout=KEEP_ALIVE_SECONDS,
-        shutdown_timeout=HTTP_SHUTDOWN,
-        lingering_time=0,  # do not wait for a body that nobody reads
-    )
-    await runner.setup()
-    return runner

@@ -1,22 +1,65 @@
-"""Decides who answers a request: a sibling worker, a WebSocket endpoint, or aiohttp.
+"""Reads requests, and decides who answers: a sibling worker, a WebSocket endpoint, or a handler of aiohttp's.
 
-A WebSocket handshake is answered here. It needs aiohttp's parser, but none of the tasks, requests and buffers
-that aiohttp makes for a handler: that saves two fifths of the cost of a registration (docs/benchmark.md).
-Every other request goes to aiohttp, together with its connection.
+    head ---> sibling's? ---> parse, check ---> body ---> WebSocket endpoint
+                                   |             |  \\---> aiohttp's handler (see `requests`)
+                                   +--4xx, 5xx---+
+
+Every request of every connection takes this way, on both ports. So a connection's later requests are under
+the same rules as its first.
+
+A WebSocket handshake is answered without aiohttp's tasks, requests and buffers: that saves two fifths of the
+cost of a registration (docs/benchmark.md).
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict, CIMultiDictProxy
 
-from ..wire.handshake import MALFORMED, TOO_LARGE, Handshake, Rejection
-from .acceptor import MAX_HEAD, reject
+from ..wire.body import BodyReader, ChunkedBody, FixedBody
+from ..wire.handshake import (
+    BODY_TOO_LARGE,
+    ENCODED_BODY,
+    EXPECTATION,
+    HANDSHAKE_BODY,
+    MALFORMED,
+    TOO_LARGE,
+    TRANSFER_CODING,
+    TWICE,
+    Handshake,
+    Rejection,
+)
+from .acceptor import HEAD_END, MAX_HEAD, Acceptor
+from .bodies import Bodies
+from .rejections import Rejections
+
+MAX_FIELDS: Final = 128
+"""Headers of a request. Browsers and proxies send about 30."""
+
+ONCE: Final = (
+    "Authorization",
+    "Content-Encoding",
+    "Expect",
+    "Last-Event-ID",
+    "Origin",
+    "Sec-WebSocket-Key",
+    "Sec-WebSocket-Version",
+)
+"""Headers on which a decision rests, so they may occur once: a proxy and this node might each read another of
+the two. The parser does the same for Host, Content-Length and others."""
+
+_PLAIN = re.compile(r"/[^%#]*\Z")
+"""A path that needs no decoding. Others have escapes, or are a whole URL (RFC 9112 section 3.2.2)."""
+
+NO_BODY_READ: Final = ("GET", "HEAD", "OPTIONS")
+"""Methods whose handlers ignore a body. The others answer themselves if it is too large."""
 
 
 class UpgradeEndpoint(Protocol):
@@ -26,9 +69,26 @@ class UpgradeEndpoint(Protocol):
         """Take over `transport`, with the bytes that followed the handshake. Or return why not."""
 
 
+class Server(Protocol):
+    """Answers the requests that are for no WebSocket endpoint: see `requests.RequestServer`."""
+
+    max_body: int
+    """Bytes of a request's body."""
+
+    def serve(
+        self, transport: asyncio.Transport, message: RawRequestMessage, body: bytes | None, rest: bytes
+    ) -> None:
+        """Answer a request. `body` is None if it is too large; `rest` is what was read after the request."""
+
+
 HandOff = Callable[[asyncio.Transport, bytes], bool]
 """Hands a connection, whose next request begins with these bytes, to the worker that owns this request.
 Returns False if that is this worker."""
+
+
+def no_endpoint(_path: str) -> UpgradeEndpoint | None:
+    """For a port without WebSockets."""
+    return None
 
 
 class Dispatcher:
@@ -36,57 +96,143 @@ class Dispatcher:
 
     def __init__(
         self,
-        resolve: Callable[[str], UpgradeEndpoint | None],
-        server: Callable[[], asyncio.Protocol],
+        acceptor: Acceptor,
+        server: Server,
+        rejections: Rejections,
+        resolve: Callable[[str], UpgradeEndpoint | None] = no_endpoint,
         hand_off: HandOff | None = None,
     ) -> None:
-        """`resolve` finds the WebSocket endpoint at a path. `server` makes aiohttp's protocol for every
-        other request. `hand_off` is needed where several workers serve the port."""
-        self._resolve = resolve
+        """`acceptor` takes the connections that end, and holds deadlines. `rejections` counts requests that
+        nobody answers. `resolve` finds the WebSocket endpoint at a path. `hand_off` is needed where several
+        workers serve the port."""
+        self._acceptor = acceptor
         self._server = server
+        self._rejections = rejections
+        self._resolve = resolve
         self._hand_off = hand_off
+        self._bodies = Bodies(acceptor, server.max_body, self._answer, self._reject)
         self._loop = asyncio.get_running_loop()
-        self._no_body = BaseProtocol(self._loop)  # the parser needs one, for bodies that are not used
+        self._no_body = BaseProtocol(self._loop)  # the parser needs one, for bodies that it never gets
 
-    def dispatch(self, transport: asyncio.Transport, head: bytes) -> None:
-        """Have the request answered that begins with `head`."""
-        if self._hand_off is not None and self._hand_off(transport, head):
+    def dispatch(self, transport: asyncio.Transport, data: bytes) -> None:
+        """Have the request answered that begins with `data`.
+
+        Its head is complete, or longer than MAX_HEAD.
+        """
+        end = data.find(HEAD_END) + len(HEAD_END)
+        if not len(HEAD_END) <= end <= MAX_HEAD:
+            self._reject(transport, TOO_LARGE)
+            return
+        if self._hand_off is not None and self._hand_off(transport, data):
             return
         try:
-            parser = HttpRequestParser(self._no_body, self._loop, MAX_HEAD)
-            messages, upgrade, rest = parser.feed_data(head)
-        except HttpProcessingError:
-            reject(transport, MALFORMED)
+            message = self._parse(data[:end])
+        except HttpProcessingError as error:
+            too_many = data.count(b"\r\n", 0, end) > MAX_FIELDS + 2  # besides the request line and the end
+            # The error's text holds what the client has sent, a token perhaps. Its class says enough.
+            self._reject(transport, TOO_LARGE if too_many else MALFORMED, error=type(error).__name__)
             return
-        if not messages:
-            reject(transport, MALFORMED)
-        elif len(head) > MAX_HEAD and len(head.partition(b"\r\n\r\n")[0]) > MAX_HEAD:
-            reject(transport, TOO_LARGE)
-        elif not upgrade or len(messages) > 1:
-            self._serve(transport, head)
-        else:
-            self._upgrade(transport, head, messages[0][0], rest)
-
-    def _upgrade(
-        self, transport: asyncio.Transport, head: bytes, message: RawRequestMessage, rest: bytes
-    ) -> None:
-        endpoint = self._resolve(message.path.partition("?")[0])
-        if endpoint is None or message.method != "GET" or _has_body(message):
-            self._serve(transport, head)
-            return
-        peer = transport.get_extra_info("peername")
-        handshake = Handshake(message.version, message.headers, peer[0] if peer else "")
-        rejection = endpoint(handshake, transport, rest)
+        rejection = _rejection_of(message)
         if rejection is not None:
-            reject(transport, rejection)
+            self._reject(transport, rejection)
+            return
+        reader = _body_reader(message)
+        if reader is None:
+            self._answer(transport, message, b"", data[end:])
+        else:
+            self._receive(transport, message, reader, data[end:])
 
-    def _serve(self, transport: asyncio.Transport, head: bytes) -> None:
-        """Give the connection to aiohttp."""
-        connection = self._server()
-        transport.set_protocol(connection)
-        connection.connection_made(transport)
-        connection.data_received(head)
+    def _parse(self, head: bytes) -> RawRequestMessage:
+        """The request with this head. Raises HttpProcessingError."""
+        parser = HttpRequestParser(
+            self._no_body,
+            self._loop,
+            MAX_HEAD,
+            max_line_size=MAX_HEAD,
+            max_headers=MAX_FIELDS,
+            max_field_size=MAX_HEAD,
+            auto_decompress=False,
+        )
+        messages, _, _ = parser.feed_data(head)
+        if not messages:
+            raise HttpProcessingError
+        return messages[0][0]
+
+    def _receive(
+        self, transport: asyncio.Transport, message: RawRequestMessage, reader: BodyReader, data: bytes
+    ) -> None:
+        if message.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
+            # Inflating would let a client take 1,000 times the memory that it sends.
+            self._reject(transport, ENCODED_BODY)
+            return
+        asked = "Expect" in message.headers
+        if asked:  # aiohttp would answer it once more
+            message = _without_expectation(message)
+        self._bodies.receive(transport, message, reader, data, asked=asked)
+
+    def _answer(
+        self, transport: asyncio.Transport, message: RawRequestMessage, body: bytes | None, rest: bytes
+    ) -> None:
+        """Have a complete request answered. `body` is None if it is too large."""
+        if body is None and message.method in NO_BODY_READ:
+            self._reject(transport, BODY_TOO_LARGE)
+            return
+        if body is None:
+            self._rejections.add(BODY_TOO_LARGE, peer=_peer(transport))
+        endpoint = self._endpoint(message) if message.method == "GET" else None
+        if endpoint is None:
+            self._server.serve(transport, message, body, rest)
+        elif body:
+            self._reject(transport, HANDSHAKE_BODY)
+        else:
+            handshake = Handshake(message.version, message.headers, _peer(transport))
+            rejection = endpoint(handshake, transport, rest)
+            if rejection is not None:
+                self._acceptor.reject(transport, rejection)
+
+    def _endpoint(self, message: RawRequestMessage) -> UpgradeEndpoint | None:
+        path = message.path.partition("?")[0]
+        found = self._resolve(path)
+        if found is None and not _PLAIN.match(path):
+            found = self._resolve(message.url.path)
+        return found
+
+    def _reject(self, transport: asyncio.Transport, rejection: Rejection, **facts: str) -> None:
+        self._rejections.add(rejection, peer=_peer(transport), **facts)
+        self._acceptor.reject(transport, rejection)
 
 
-def _has_body(message: RawRequestMessage) -> bool:
-    return message.chunked or "Content-Length" in message.headers
+def _rejection_of(message: RawRequestMessage) -> Rejection | None:
+    """What is wrong with a request that the parser lets pass."""
+    headers = message.headers
+    if message.version.major != 1:  # after CONNECT without a target the parser takes 0.9, and names no URL
+        return MALFORMED
+    if len(set(headers)) != len(headers) and any(len(headers.getall(name, ())) > 1 for name in ONCE):
+        return TWICE
+    if message.chunked:
+        if headers["Transfer-Encoding"].strip().lower() != "chunked":
+            return TRANSFER_CODING
+        if message.version < (1, 1):  # RFC 9112 section 6.1: its length cannot be trusted
+            return MALFORMED
+    if "Expect" in headers and headers["Expect"].strip().lower() != "100-continue":
+        return EXPECTATION
+    return None
+
+
+def _body_reader(message: RawRequestMessage) -> BodyReader | None:
+    """Reads the request's body. None if there is none: a header that says so is no body."""
+    if message.chunked:
+        return ChunkedBody()
+    length = message.headers.get("Content-Length")
+    return FixedBody(int(length)) if length and int(length) else None
+
+
+def _without_expectation(message: RawRequestMessage) -> RawRequestMessage:
+    headers = CIMultiDict(message.headers)
+    headers.popall("Expect")
+    return message._replace(headers=CIMultiDictProxy(headers))
+
+
+def _peer(transport: asyncio.Transport) -> str:
+    name = transport.get_extra_info("peername")
+    return name[0] if name else ""

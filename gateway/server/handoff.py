@@ -17,6 +17,8 @@ from typing import Final, NamedTuple, Protocol
 
 import structlog
 
+from ..transports import http
+from ..transports.hijack import end_input
 from ..wire.handshake import Rejection
 from .affinity import owner
 
@@ -104,6 +106,7 @@ class ConnectionSink(Protocol):
 
     def accept(self, transport: asyncio.Transport, rest: bytes) -> None: ...
     def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None: ...
+    def close_gracefully(self, transport: asyncio.Transport) -> None: ...
 
 
 class Handoff:
@@ -175,8 +178,8 @@ class Handoff:
 
     def _reject(self, transport: asyncio.Transport, rejection: Rejection) -> None:
         self.rejected += 1
-        transport.write(rejection.response)
-        transport.close()
+        http.write(transport, rejection.response)
+        self._sink.close_gracefully(transport)
 
     # From siblings
 
@@ -206,6 +209,8 @@ class Handoff:
             return
         take = self._sink.accept if kind == NEW_CONNECTION else self._sink.keep_alive
         take(transport, data + arrival.data)
+        if arrival.ended:
+            end_input(transport)
 
 
 class ArrivingConnection(asyncio.Protocol):
@@ -213,10 +218,17 @@ class ArrivingConnection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.data = b""
+        self.ended = False
+        """The client has closed its half."""
         self.lost = False
 
     def data_received(self, data: bytes) -> None:
         self.data += data
+
+    def eof_received(self) -> bool:
+        """True keeps the other half open, for the response."""
+        self.ended = True
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True

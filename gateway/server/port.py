@@ -13,10 +13,11 @@ from aiohttp import web
 from ..core.session import SessionContext
 from .acceptor import Acceptor
 from .access import AccessControl
-from .app import PublicApp, start_runner, web_app
+from .app import MAX_PUBLIC_BODY, PublicApp, web_app
 from .dispatcher import Dispatcher
 from .handoff import Handoff, Siblings
 from .listeners import Serving
+from .requests import RequestServer
 from .wires import WIRES, WireRow, WireTable
 
 
@@ -30,7 +31,7 @@ class PublicPort:
         acceptor: Acceptor,
         access: AccessControl,
         app: PublicApp,
-        runner: web.AppRunner,
+        server: RequestServer,
         handoff: Handoff | None,
     ) -> None:
         """`handoff` exchanges connections with the other workers, if there are any."""
@@ -38,7 +39,7 @@ class PublicPort:
         self.access = access
         self._serving = Serving(listeners, backlog)
         self._app = app
-        self._runner = runner
+        self._server = server
         self._handoff = handoff
 
     @classmethod
@@ -69,15 +70,15 @@ class PublicPort:
         config = context.config
         table = WireTable(config, wires)
         access = AccessControl(context)
-        acceptor = Acceptor(dispatch, max_handshakes, config.handshake_timeout, context.clock)
+        acceptor = Acceptor(
+            dispatch, max_handshakes, config.handshake_timeout, config.keep_alive, context.clock
+        )
         app = PublicApp(context, access, table, acceptor)
-        # With siblings no connection may stay with aiohttp: another worker may own its next request.
-        middlewares = [] if siblings is None else [app.one_request]
-        runner = await start_runner(web_app([*app.routes(), *routes], middlewares=middlewares))
-        assert runner.server is not None
+        server = await RequestServer.build(web_app([*app.routes(), *routes]), acceptor, MAX_PUBLIC_BODY)
         handoff = None if siblings is None else Handoff(siblings, table.sockjs, acceptor)
-        dispatcher = Dispatcher(app.endpoint, runner.server, handoff.hand_off if handoff else None)
-        return cls(listeners, config.backlog, acceptor, access, app, runner, handoff)
+        hand_off = None if handoff is None else handoff.hand_off
+        dispatcher = Dispatcher(acceptor, server, access.rejections, app.endpoint, hand_off)
+        return cls(listeners, config.backlog, acceptor, access, app, server, handoff)
 
     @property
     def unsent_close_frames(self) -> int:
@@ -103,5 +104,6 @@ class PublicPort:
         self.acceptor.abort_all()
 
     async def close(self) -> None:
-        """Wait for the responses that are in progress."""
-        await self._runner.cleanup()
+        """Wait for the responses that are in progress, and drop their connections."""
+        await self._server.close()
+        self.acceptor.abort_all()

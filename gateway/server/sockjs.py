@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import random
@@ -126,18 +125,17 @@ class SockJSEndpoints:
         found = sockjs.parse_path(request.rel_url.raw_path[len(self._prefix) :])
         if found is None:
             raise web.HTTPNotFound
-        websocket = self._websockets.get(found.name)
-        methods = self._resources[found.name].methods if websocket is None else ("GET",)
-        if request.method not in methods:
+        # GET requests for a WebSocket never come here: the dispatcher has them answered by their endpoint.
+        resource = self._resources.get(found.name)
+        methods = ("GET",) if resource is None else resource.methods
+        if resource is None or request.method not in methods:
             return web.Response(status=405, headers={"Allow": ", ".join(methods)})
-        if websocket is not None:
-            return await websocket.serve(request)
         rejection = self._access.check_origin(handshake_of(request))
         if rejection is not None:
             return rejection_response(rejection)
         if request.method == "OPTIONS":
             return preflight_response(request, methods)
-        return await self._resources[found.name].handler(request, found)
+        return await resource.handler(request, found)
 
     # Resources
 
@@ -170,7 +168,7 @@ class SockJSEndpoints:
 
     async def _listen(self, request: web.Request, path: SockJSPath) -> web.StreamResponse:
         """The client listens to its session. If there is none with that name, a new one opens."""
-        await self._read(request)
+        await request.read()  # polls have no body; one that is too large is no poll
         if request.transport is None:  # the client has disconnected
             return HIJACKED
         close_frame = self._sessions.close_frame(path.session)
@@ -212,7 +210,7 @@ class SockJSEndpoints:
             status = 204 if self._sessions.close_frame(path.session) else 404
             return web.Response(status=status, headers=headers)
         try:
-            body = await self._read(request)
+            body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             session.fail(WireError(CloseCode.TOO_BIG, "too many messages at once"))
             return web.Response(status=413, headers=headers)
@@ -222,16 +220,6 @@ class SockJSEndpoints:
             return web.Response(status=500, body=str(error).encode(), headers=headers)
         session.receive(messages)
         return web.Response(status=204, headers=headers)
-
-    async def _read(self, request: web.Request) -> bytes:
-        """The request's body. It has as much time as the head."""
-        if not request.can_read_body:
-            return b""
-        try:
-            async with asyncio.timeout(self._context.config.handshake_timeout):
-                return await request.read()
-        except TimeoutError:
-            raise web.HTTPRequestTimeout from None
 
 
 def _origin(request: web.Request) -> str | None:

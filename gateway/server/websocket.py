@@ -6,15 +6,11 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from aiohttp import web
-
 from ..core.session import SessionContext
-from ..transports.hijack import HIJACKED, hijack
 from ..transports.websocket import WebSocketSession, open_session
 from ..wire import WireFactory
 from ..wire.handshake import NO_UPGRADE, Handshake, Rejection, subprotocol
-from .access import AccessControl, handshake_of
-from .responses import rejection_response
+from .access import AccessControl
 
 
 class SpokenWires(NamedTuple):
@@ -46,25 +42,12 @@ class WebSocketEndpoint:
         self._no_upgrade = no_upgrade
 
     def __call__(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
-        """An `UpgradeEndpoint`: for a handshake that is its connection's first request."""
+        """An `UpgradeEndpoint`, for each GET request at its path."""
         address = self._access.address(handshake)
         rejection = self._access.check_upgrade(handshake, address)
         if rejection is None:
             self._open(address, handshake, transport, rest)
-        return rejection
-
-    async def serve(self, request: web.Request) -> web.StreamResponse:
-        """For aiohttp: a request that is no handshake, or that follows others on its connection."""
-        if request.transport is None:  # the client has disconnected
-            return HIJACKED
-        handshake = handshake_of(request)
-        address = self._access.address(handshake)
-        rejection = self._access.check_upgrade(handshake, address)
-        if rejection is not None:
-            return rejection_response(self._no_upgrade if rejection is NO_UPGRADE else rejection)
-        transport, rest = hijack(request)
-        self._open(address, handshake, transport, rest)
-        return HIJACKED
+        return self._no_upgrade if rejection is NO_UPGRADE else rejection
 
     def _open(self, address: str, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> None:
         wires = self._wires

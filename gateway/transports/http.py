@@ -1,8 +1,7 @@
-"""Long HTTP responses, written directly to the transport after aiohttp has read the request.
+"""Long HTTP responses, written directly to the transport.
 
-A client that waits in aiohttp costs a request, a task, parsers and buffers: 15 KB, and none of them has
-anything to do. As with a WebSocket (see `websocket`), the transport is taken from aiohttp, and one small
-object waits.
+A client that waits in a handler of aiohttp costs a request, a task and buffers, and none of them has anything
+to do. As with a WebSocket (see `websocket`), one small object has the transport and waits.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ import asyncio
 import socket
 from collections.abc import Mapping
 from email.utils import formatdate
-from http import HTTPStatus
 from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from .hijack import hijack
+from .hijack import MAX_READ_AHEAD, hijack
 
 CHUNKS_END: Final = b"0\r\n\r\n"
 
@@ -32,21 +30,23 @@ class HttpConnection(NamedTuple):
     """The client understands chunks: HTTP/1.1. For an older client, the response ends with the connection."""
     lasting: bool
     """The connection may carry another request afterwards."""
+    rest: bytes = b""
+    """What was read after the request: the start of the next one."""
 
 
 def take_connection(request: web.Request) -> HttpConnection:
-    """Take the connection of `request`, whose body has been read, from aiohttp.
+    """Take the connection of `request`, which must not be lost, from aiohttp.
 
-    The handler must return `HIJACKED`, and must not await anything before that.
+    The handler must return `HIJACKED`.
     """
     chunked = request.version >= (1, 1)
-    # Pipelined requests are lost with aiohttp's part of the connection. So the connection must end: a client
-    # that pipelines repeats the requests that have no response (RFC 9112 section 9.3.2).
-    lasting = chunked and request.keep_alive and not request.protocol._messages
-    transport, _ = hijack(request)
-    if not transport.is_reading():
-        transport.resume_reading()
-    return HttpConnection(transport, chunked, lasting)
+    transport, rest = hijack(request)
+    lasting = chunked and request.keep_alive
+    if len(rest) > MAX_READ_AHEAD:
+        # The connection ends after the response, and the client repeats what it has pipelined (RFC 9112
+        # section 9.3.2).
+        lasting, rest = False, b""
+    return HttpConnection(transport, chunked, lasting, rest)
 
 
 def response_head(connection: HttpConnection, headers: Mapping[str, str], length: int | None = None) -> bytes:
@@ -60,19 +60,6 @@ def response_head(connection: HttpConnection, headers: Mapping[str, str], length
         fields["Connection"] = "close"
     lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
     return f"HTTP/1.1 200 OK\r\n{lines}\r\n".encode()
-
-
-def write_response(connection: HttpConnection, response: web.Response, *, without_body: bool) -> None:
-    """Write a complete aiohttp response; `without_body` if it answers HEAD."""
-    fields = {**response.headers, "Date": formatdate(usegmt=True)}
-    body = response.body if isinstance(response.body, bytes) else b""
-    if response.status not in (HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED):
-        fields["Content-Length"] = str(len(body))
-    if not connection.lasting:
-        fields["Connection"] = "close"
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    status = f"HTTP/1.1 {response.status} {response.reason}\r\n"
-    write(connection.transport, f"{status}{lines}\r\n".encode() + (b"" if without_body else body))
 
 
 def chunk(connection: HttpConnection, data: bytes) -> bytes:

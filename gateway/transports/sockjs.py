@@ -19,6 +19,7 @@ from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode
 from ..wire import Wire, frames, sockjs
 from . import http
+from .hijack import MAX_READ_AHEAD
 from .http import HttpConnection
 from .websocket import WebSocketSession
 
@@ -32,9 +33,6 @@ MAX_CLOSE_FRAMES: Final = 10_000
 RESPONSE_LIMIT: Final = 131_072
 """Bytes of frames in one stream. The browser keeps them until the stream ends. The SockJS protocol's
 figure."""
-
-MAX_PIPELINED: Final = 16_384
-"""Bytes of the next request that may come before the response. Browsers send none."""
 
 SOCKJS_TRANSPORTS: Final = (
     WebSocketSession.transport,
@@ -99,7 +97,7 @@ class HttpReceiver(asyncio.Protocol):
         self._connection = connection
         self._sink = sink
         self._frame = frame
-        self._rest = b""
+        self._rest = connection.rest
         self._session: SockJSSession | None = None
         self._stuck = False
         connection.transport.set_protocol(self)
@@ -125,8 +123,8 @@ class HttpReceiver(asyncio.Protocol):
 
     def _complete(self) -> None:
         self._session = None
-        transport, _, lasting = self._connection
-        if lasting and not self._stuck:
+        transport = self._connection.transport
+        if self._connection.lasting and not self._stuck:
             self._sink.keep_alive(transport, self._rest)
         else:
             self._sink.close_gracefully(transport)
@@ -135,7 +133,7 @@ class HttpReceiver(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._rest += data
-        if len(self._rest) > MAX_PIPELINED:
+        if len(self._rest) > MAX_READ_AHEAD:
             self._connection.transport.abort()
 
     def eof_received(self) -> None:

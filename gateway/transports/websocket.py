@@ -1,9 +1,8 @@
 """A session over a WebSocket: one small protocol object is all that a waiting browser costs.
 
 aiohttp's WebSocketResponse keeps a request, a task, parsers and buffers for the life of each WebSocket: 15
-KB. None of them has anything left to do once the 101 is written. Most handshakes never reach aiohttp's
-handlers (see `server.dispatcher`). A handshake on a connection that has carried other requests does, and
-`hijack` takes the transport from there.
+KB. None of them has anything left to do once the 101 is written. So handshakes never reach aiohttp's handlers
+(see `server.dispatcher`).
 """
 
 from __future__ import annotations

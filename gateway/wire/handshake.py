@@ -71,16 +71,35 @@ VERSION = Rejection(
 NO_HOST = Rejection(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Host header")
 BAD_KEY = Rejection(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
 MALFORMED = Rejection(400, "bad_request", "the request cannot be parsed as HTTP")
+TWICE = Rejection(400, "bad_request", "a header that may occur once occurs more often")
+HANDSHAKE_BODY = Rejection(400, "bad_handshake", "a handshake has no body")
+SLOW_BODY = Rejection(408, "request_timeout", "the request's body did not come in time")
+BODY_TOO_LARGE = Rejection(413, "body_too_large", "the request's body is too large")
+ENCODED_BODY = Rejection(
+    415, "encoded_body", "send the body without Content-Encoding", {"Accept-Encoding": "identity"}
+)
+EXPECTATION = Rejection(417, "expectation_failed", "only Expect: 100-continue can be met")
 TOO_LARGE = Rejection(431, "headers_too_large", "the request's headers are too large")
+FAILED = Rejection(500, "internal_error", "the request failed; the node's log says why")
+TRANSFER_CODING = Rejection(501, "transfer_coding", "only Transfer-Encoding: chunked is understood")
+
+HTTP_REJECTIONS: Final = (
+    MALFORMED,
+    SLOW_BODY,
+    BODY_TOO_LARGE,
+    ENCODED_BODY,
+    EXPECTATION,
+    TOO_LARGE,
+    TRANSFER_CODING,
+)
+"""Those of requests that are wrong on any port and path."""
 
 
 def rejection_of(handshake: Handshake) -> Rejection | None:
-    """Why a GET request is no handshake of version 13 (section 4.2.1). None if it is one."""
+    """Why a GET request without a body is no handshake of version 13 (section 4.2.1). None if it is one."""
     headers = handshake.headers
     if not (_lists(headers, "Upgrade", "websocket") and _lists(headers, "Connection", "upgrade")):
         return NO_UPGRADE
-    if "Content-Length" in headers or "Transfer-Encoding" in headers:
-        return MALFORMED  # a body would be read as frames
     if headers.get("Sec-WebSocket-Version") != "13":
         return VERSION
     if handshake.version < (1, 1) or not headers.get("Host"):

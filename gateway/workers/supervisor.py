@@ -27,9 +27,10 @@ from ..config import Config
 from ..errors import ConfigError
 from ..node import StopOrder, WorkerShare, stop_orders
 from ..node.node import log_listening
-from ..server.app import HTTP_SHUTDOWN
 from ..server.listeners import ListenAddresses, listen, port_of
+from ..server.requests import HTTP_SHUTDOWN
 from ..telemetry import logs
+from ..telemetry.failures import log_loop_failure
 from .control import Control, Message
 from .group import Workers
 from .liveness import HEARTBEAT_INTERVAL
@@ -157,6 +158,7 @@ class Supervisor:
         """Answer the admin port, handle signals, and ask for a worker in each slot."""
         config = self._config
         logs.configure(config.log_level, config.log_format, self.workers.name)
+        self._loop.set_exception_handler(log_loop_failure)
         await self._admin_port.open()
         for number, order in stop_orders(config).items():
             self._loop.add_signal_handler(number, self._stop, order)

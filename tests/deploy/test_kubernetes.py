@@ -23,7 +23,7 @@ import yaml
 
 from gateway.config import Config, build, unknown_variables
 from gateway.core.timer_wheel import TimerWheel
-from gateway.server.app import HTTP_SHUTDOWN
+from gateway.server.requests import HTTP_SHUTDOWN
 
 from ..paths import DEPLOY
 

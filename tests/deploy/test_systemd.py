@@ -20,7 +20,7 @@ import pytest
 from gateway.config import Config, build, unknown_variables
 from gateway.core.timer_wheel import TimerWheel
 from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
-from gateway.server.app import HTTP_SHUTDOWN
+from gateway.server.requests import HTTP_SHUTDOWN
 from gateway.system import RESERVED
 
 from ..clients import clients_at

@@ -13,7 +13,7 @@ MALFORMED = {
     "no HTTP": ("GATEWAY\r\n\r\n", 400),
     "a space in a header's name": ("GET /ws HTTP/1.1\r\nHost : x\r\n\r\n", 400),
     "two lengths": ("GET /ws HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", 400),
-    "a header of 9 KB": (f"GET /ws HTTP/1.1\r\nHost: x\r\nA: {'a' * 9_000}\r\n\r\n", 400),
+    "a header of 17 KB": (f"GET /ws HTTP/1.1\r\nHost: x\r\nA: {'a' * 17_000}\r\n\r\n", 431),
 }
 
 

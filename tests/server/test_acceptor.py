@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from typing import NamedTuple
 
 import pytest
+from aiohttp.http import RawRequestMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.server.acceptor import KEEP_ALIVE_SECONDS, MAX_HEAD, Acceptor, PendingConnection
+from gateway.server.acceptor import MAX_HEAD, Acceptor, PendingConnection
 from gateway.server.dispatcher import Dispatcher
+from gateway.server.rejections import Rejections
 from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Rejection
 
 from ..fakes import Clock, Transport, virtual
@@ -19,21 +23,18 @@ HANDSHAKE = (
     b"GET /ws?x=1 HTTP/1.1\r\nHost: gw.example\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
+GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
 TIMEOUT = 5.0
+KEEP_ALIVE = 75.0
 
 
-class Server(asyncio.Protocol):
-    """In aiohttp's place: keeps what it gets."""
+class Request(NamedTuple):
+    """What the server got."""
 
-    def __init__(self) -> None:
-        self.data = b""
-        self.transport: asyncio.BaseTransport | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self.data += data
+    transport: asyncio.Transport
+    message: RawRequestMessage
+    body: bytes | None
+    rest: bytes
 
 
 class Scene:
@@ -42,18 +43,27 @@ class Scene:
     def __init__(self, max_handshakes: int = 10) -> None:
         self.clock = Clock()
         self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
-        self.served: list[Server] = []
+        self.served: list[Request] = []
         self.rejection: Rejection | None = None
-        dispatcher = Dispatcher({"/ws": self._enter}.get, self._serve)
-        self.acceptor = Acceptor(dispatcher.dispatch, max_handshakes, TIMEOUT, self.clock)
+        self.rejected: Counter[str] = Counter()
+        self.acceptor = Acceptor(self._dispatch, max_handshakes, TIMEOUT, KEEP_ALIVE, self.clock)
+        self.dispatcher = Dispatcher(self.acceptor, self, Rejections(self.rejected), {"/ws": self._enter}.get)
+
+    # A server, in aiohttp's place
+
+    max_body = 1_000
+
+    def serve(
+        self, transport: asyncio.Transport, message: RawRequestMessage, body: bytes | None, rest: bytes
+    ) -> None:
+        self.served.append(Request(transport, message, body, rest))
+
+    def _dispatch(self, transport: asyncio.Transport, data: bytes) -> None:
+        self.dispatcher.dispatch(transport, data)
 
     def _enter(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
         self.entered.append((handshake, transport, rest))
         return self.rejection
-
-    def _serve(self) -> Server:
-        self.served.append(Server())
-        return self.served[-1]
 
     def visit(self) -> tuple[PendingConnection, Transport]:
         visitor, transport = self.acceptor(), Transport()
@@ -101,31 +111,29 @@ async def test_a_rejection_is_sent_and_ends_the_connection() -> None:
     visitor.data_received(HANDSHAKE)
     assert transport.output == ORIGIN.response
     assert transport.output.startswith(b"HTTP/1.1 403 Forbidden\r\n")
-    assert transport.closing
+    assert transport.eof
 
 
 @pytest.mark.parametrize(
     "request_",
     [
         b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n",
-        b"GET /ws HTTP/1.1\r\nHost: gw\r\n\r\n",
         HANDSHAKE.replace(b"/ws", b"/other"),
         HANDSHAKE.replace(b"GET", b"POST"),
-        HANDSHAKE.replace(b"\r\n\r\n", b"\r\nContent-Length: 3\r\n\r\nabc"),
-        b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n" + HANDSHAKE,
+        GET + HANDSHAKE,
     ],
 )
-def test_everything_else_goes_to_the_server_as_it_came(request_: bytes) -> None:
+def test_everything_else_goes_to_the_server(request_: bytes) -> None:
     @virtual
     async def served() -> None:
         scene = Scene()
         visitor, transport = scene.visit()
         visitor.data_received(request_[:7])
         visitor.data_received(request_[7:])
-        (server,) = scene.served
-        assert server.data == request_
-        assert server.transport is transport
-        assert transport.protocol is server
+        (request,) = scene.served
+        assert request.transport is transport
+        assert request.body == b""
+        assert request_.endswith(b"\r\n\r\n" + request.rest)
         assert scene.entered == []
         assert scene.acceptor.handshakes == 0
         scene.clock.now += 60
@@ -138,7 +146,7 @@ def test_everything_else_goes_to_the_server_as_it_came(request_: bytes) -> None:
 @virtual
 async def test_a_connection_comes_back_for_its_next_request() -> None:
     scene = Scene()
-    for request in (b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n", HANDSHAKE):
+    for request in (GET, HANDSHAKE):
         transport = Transport()
         scene.acceptor.keep_alive(transport, request[:5])
         assert scene.acceptor.handshakes == 0, "it has sent a request before"
@@ -146,13 +154,13 @@ async def test_a_connection_comes_back_for_its_next_request() -> None:
         assert list(scene.acceptor.deadlines) == []
     ((_, entered, _),) = scene.entered
     assert entered is transport
-    assert [server.data[:6] for server in scene.served] == [b"GET / "]
+    assert [request.message.path for request in scene.served] == ["/"]
 
 
 @virtual
 async def test_a_connection_that_comes_back_with_its_next_request_is_served_at_once() -> None:
     scene = Scene()
-    scene.acceptor.keep_alive(Transport(), b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+    scene.acceptor.keep_alive(Transport(), GET)
     assert len(scene.served) == 1
     assert list(scene.acceptor.deadlines) == []
 
@@ -164,11 +172,38 @@ async def test_a_connection_that_comes_back_for_nothing_is_dropped() -> None:
     scene.acceptor.keep_alive(transport, b"")
     scene.acceptor.keep_alive(gone, b"GET")
     gone.lose()
-    for seconds, aborted in ((KEEP_ALIVE_SECONDS - 1, False), (2, True)):
+    for seconds, aborted in ((KEEP_ALIVE - 1, False), (2, True)):
         scene.clock.now += seconds
         scene.sweep()
         assert transport.aborted is aborted
     assert not gone.aborted
+    transport.lose()
+    assert list(scene.acceptor.deadlines) == []
+
+
+@virtual
+async def test_the_next_request_has_as_much_time_as_the_first_one() -> None:
+    scene = Scene()
+    transport = Transport()
+    scene.acceptor.keep_alive(transport, b"")
+    scene.clock.now += KEEP_ALIVE - 1
+    for _ in range(5):  # bytes alone buy no time
+        scene.sweep()
+        assert not transport.aborted
+        transport.protocol.data_received(b"x")
+        scene.clock.now += TIMEOUT / 5
+    scene.clock.now += 0.25
+    scene.sweep()
+    assert transport.aborted
+
+
+@virtual
+async def test_a_client_that_closes_its_half_between_two_requests() -> None:
+    scene = Scene()
+    transport = Transport()
+    scene.acceptor.keep_alive(transport, b"GET")
+    assert not transport.protocol.eof_received(), "so the event loop closes the connection"
+    assert not transport.aborted, "the last response may not be sent yet"
     transport.lose()
     assert list(scene.acceptor.deadlines) == []
 
@@ -180,7 +215,9 @@ async def test_a_connection_is_closed_gracefully() -> None:
     for transport in (reads, stuck):
         scene.acceptor.close_gracefully(transport)
         transport.protocol.data_received(b"what comes now means nothing")
-        assert transport.closing
+        assert transport.eof, "our half is closed"
+        assert not transport.closing, "a reset could overtake the response"
+    assert not reads.protocol.eof_received(), "so the event loop closes the connection"
     reads.lose()
     scene.clock.now += TIMEOUT + 0.5
     scene.sweep()
@@ -241,7 +278,8 @@ async def test_an_endless_head_is_rejected() -> None:
     visitor, transport = scene.visit()
     visitor.data_received(b"GET /ws HTTP/1.1\r\nX: " + b"x" * MAX_HEAD)
     assert transport.output.startswith(b"HTTP/1.1 431 ")
-    assert transport.closing
+    assert transport.eof
+    assert scene.rejected == {"headers_too_large": 1}
     visitor.data_received(b"\r\n\r\n")
     assert scene.served == []
     assert scene.acceptor.handshakes == 0
@@ -277,7 +315,8 @@ async def test_bytes_that_are_no_http_are_rejected(request_: bytes) -> None:
     visitor, transport = scene.visit()
     visitor.data_received(request_)
     assert transport.output == MALFORMED.response
-    assert transport.closing
+    assert transport.eof
+    assert scene.rejected == {"bad_request": 1}
     assert (scene.entered, scene.served) == ([], [])
 
 
@@ -289,7 +328,7 @@ def test_every_first_request_is_accepted_or_served_or_rejected(data: bytes) -> N
         visitor, transport = scene.visit()
         visitor.data_received(data)
         assert len(scene.entered) + len(scene.served) <= 1
-        assert transport.closing == (transport.output == MALFORMED.response)
+        assert transport.eof == bool(scene.rejected) == transport.output.startswith(b"HTTP/1.1 4")
         transport.lose()
         assert scene.acceptor.handshakes == 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
+import pytest
+
 from gateway.server.handoff import Inbox, Siblings
 
 from .served import Served, served
@@ -39,8 +41,8 @@ async def test_head_has_no_body() -> None:
 
 async def test_an_old_client_is_closed_after_its_response() -> None:
     async with served_by_workers() as at, at.raw() as connection:
-        _, headers, _ = await connection.ask(INFO.replace("1.1", "1.0"))
-        assert headers["Connection"] == "close"
+        first, _, body = await connection.ask(INFO.replace("1.1", "1.0"))
+        assert (first, body[:1]) == ("HTTP/1.0 200 OK", b"{")
         assert await connection.rest() == b""
 
 
@@ -56,6 +58,13 @@ async def test_a_response_that_reports_an_error_ends_the_connection() -> None:
         first, headers, _ = await connection.ask(INFO.replace("GET", "PATCH"))
         assert (first, headers["Connection"]) == ("HTTP/1.1 405 Method Not Allowed", "close")
         assert await connection.rest() == b""
+
+
+@pytest.mark.parametrize("path", ["/ws", "/websocket/websocket", "/websocket/0/name/websocket"])
+async def test_a_websocket_is_opened_by_get_only(path: str) -> None:
+    async with served() as at, at.raw() as connection:
+        first, headers, _ = await connection.ask(f"POST {path} HTTP/1.1\nHost: gw\n\n")
+        assert (first, headers["Allow"]) == ("HTTP/1.1 405 Method Not Allowed", "GET")
 
 
 async def test_a_stream_keeps_its_connection() -> None:

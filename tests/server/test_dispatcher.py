@@ -1,37 +1,67 @@
-"""Who answers a request; `test_acceptor` has the requests that arrive on connections."""
+"""Who answers a request, and what is wrong with others. `test_acceptor` has how requests arrive."""
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 
-from gateway.server.acceptor import MAX_HEAD
-from gateway.server.dispatcher import Dispatcher, UpgradeEndpoint
-from gateway.wire.handshake import MALFORMED, NO_UPGRADE, TOO_LARGE, Handshake, Rejection
+import pytest
+from aiohttp.http import RawRequestMessage
 
-from ..fakes import Transport, virtual
+from gateway.server.acceptor import MAX_HEAD, Acceptor
+from gateway.server.dispatcher import MAX_FIELDS, ONCE, Dispatcher, UpgradeEndpoint
+from gateway.server.rejections import Rejections
+from gateway.wire.handshake import (
+    BODY_TOO_LARGE,
+    ENCODED_BODY,
+    EXPECTATION,
+    HANDSHAKE_BODY,
+    MALFORMED,
+    NO_UPGRADE,
+    TOO_LARGE,
+    TRANSFER_CODING,
+    TWICE,
+    Handshake,
+    Rejection,
+)
+
+from ..fakes import Clock, Transport, virtual
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
 HANDSHAKE = b"GET /ws HTTP/1.1\r\nHost: gw\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+POST = GET.replace(b"GET", b"POST")
+
+
+def having(request: bytes, *lines: bytes) -> bytes:
+    """`request` with more headers."""
+    return request[:-2] + b"".join(line + b"\r\n" for line in lines) + b"\r\n"
 
 
 class Scene:
     """A dispatcher with one endpoint, /ws, which rejects; a sibling owns requests that contain `sibling`."""
 
+    max_body = 100
+
     def __init__(self) -> None:
         self.handed_off: list[bytes] = []
-        self.served: list[asyncio.Protocol] = []
-        self.dispatcher = Dispatcher(self._resolve, self._serve, self._hand_off)
+        self.handshakes: list[Handshake] = []
+        self.served: list[tuple[RawRequestMessage, bytes | None, bytes]] = []
+        self.rejected: Counter[str] = Counter()
         self.transport = Transport()
+        acceptor = Acceptor(lambda _transport, _data: None, 10, 5.0, 75.0, Clock())
+        self.dispatcher = Dispatcher(acceptor, self, Rejections(self.rejected), self._resolve, self._hand_off)
 
     def _resolve(self, path: str) -> UpgradeEndpoint | None:
         return self._reject if path == "/ws" else None
 
     def _reject(self, handshake: Handshake, transport: asyncio.Transport, rest: bytes) -> Rejection | None:
+        self.handshakes.append(handshake)
         return NO_UPGRADE
 
-    def _serve(self) -> asyncio.Protocol:
-        self.served.append(asyncio.Protocol())
-        return self.served[-1]
+    def serve(
+        self, transport: asyncio.Transport, message: RawRequestMessage, body: bytes | None, rest: bytes
+    ) -> None:
+        self.served.append((message, body, rest))
 
     def _hand_off(self, _transport: asyncio.Transport, head: bytes) -> bool:
         if b"sibling" not in head:
@@ -39,8 +69,8 @@ class Scene:
         self.handed_off.append(head)
         return True
 
-    def dispatch(self, head: bytes) -> bytes:
-        self.dispatcher.dispatch(self.transport, head)
+    def dispatch(self, data: bytes) -> bytes:
+        self.dispatcher.dispatch(self.transport, data)
         return self.transport.output
 
 
@@ -55,21 +85,138 @@ async def test_a_request_of_a_sibling() -> None:
 @virtual
 async def test_aiohttp_serves_what_is_no_handshake() -> None:
     scene = Scene()
-    assert scene.dispatch(GET) == b""
-    assert scene.transport.protocol is scene.served[0]
+    assert scene.dispatch(GET + b"rest") == b""
+    ((message, body, rest),) = scene.served
+    assert (message.path, body, rest) == ("/", b"", b"rest")
+
+
+@pytest.mark.parametrize("target", [b"/ws", b"/ws?a=%62", b"/%77s", b"/ws#a", b"http://gw/ws?a"])
+def test_a_rejected_handshake(target: bytes) -> None:
+    @virtual
+    async def rejected() -> None:
+        assert Scene().dispatch(HANDSHAKE.replace(b"/ws", target, 1)) == NO_UPGRADE.response
+
+    rejected()
+
+
+EMPTY = {
+    "Content-Length: 0": having(HANDSHAKE, b"Content-Length: 0"),
+    "chunks": having(HANDSHAKE, b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("request_", EMPTY.values(), ids=EMPTY)
+def test_a_handshake_whose_body_is_empty(request_: bytes) -> None:
+    """The JDK's client always sends Content-Length: 0, and so does Envoy for clients over HTTP/2."""
+
+    @virtual
+    async def arrived() -> None:
+        scene = Scene()
+        scene.dispatch(request_)
+        assert len(scene.handshakes) == 1
+
+    arrived()
 
 
 @virtual
-async def test_a_rejected_handshake() -> None:
-    assert Scene().dispatch(HANDSHAKE) == NO_UPGRADE.response
+async def test_the_longest_head() -> None:
+    scene = Scene()
+    longest = having(GET, b"Cookie: " + b"x" * (MAX_HEAD - len(GET) - 10))
+    assert len(longest) == MAX_HEAD
+    assert scene.dispatch(longest) == b""
+    assert len(scene.served) == 1
+    assert Scene().dispatch(longest.replace(b": x", b": xx")) == TOO_LARGE.response
+
+
+REJECTED = {
+    "a head without end": (b"GET / HTTP/1.1\r\nA: " + b"a" * MAX_HEAD, TOO_LARGE),
+    "too many headers": (having(GET, *[b"A: b"] * MAX_FIELDS), TOO_LARGE),
+    "no request": (b"nonsense\r\n\r\n", MALFORMED),
+    "a CR in a header": (having(GET, b"Authorization: Bearer TOKEN\r"), MALFORMED),
+    "no host": (b"GET / HTTP/1.1\r\n\r\n", MALFORMED),
+    "empty lines": (b"\r\n\r\n", MALFORMED),
+    "no target": (b"CONNECT \r\nHost: gw\r\n\r\n", MALFORMED),
+    "HTTP/0.9": (b"GET /\r\nHost: gw\r\n\r\n", MALFORMED),
+    "HTTP/2.0": (GET.replace(b"1.1", b"2.0"), MALFORMED),
+    "two hosts": (having(GET, b"Host: gw"), MALFORMED),
+    "two lengths": (having(POST, b"Content-Length: 1", b"Content-Length: 1") + b"a", MALFORMED),
+    "a length and chunks": (having(POST, b"Content-Length: 1", b"Transfer-Encoding: chunked"), MALFORMED),
+    "chunks over HTTP/1.0": (
+        having(POST.replace(b"1.1", b"1.0"), b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        MALFORMED,
+    ),
+    "a broken chunk": (having(POST, b"Transfer-Encoding: chunked") + b"x\r\n", MALFORMED),
+    **{
+        f"two {name}": (having(GET, f"{name}: 1".encode(), f"{name.lower()}: 1".encode()), TWICE)
+        for name in ONCE
+    },
+    "an inflated body": (
+        having(POST, b"Content-Encoding: deflate", b"Content-Length: 1") + b"a",
+        ENCODED_BODY,
+    ),
+    "a coding that nobody knows": (
+        having(POST, b"Content-Encoding: identity, x", b"Content-Length: 1") + b"a",
+        ENCODED_BODY,
+    ),
+    "inflated chunks": (
+        having(POST, b"Content-Encoding: GZIP", b"Transfer-Encoding: chunked") + b"0\r\n\r\n",
+        ENCODED_BODY,
+    ),
+    "an inflated body of GET": (
+        having(GET, b"Content-Encoding: br", b"Content-Length: 1") + b"a",
+        ENCODED_BODY,
+    ),
+    "a transfer coding": (having(POST, b"Transfer-Encoding: gzip, chunked"), TRANSFER_CODING),
+    "another expectation": (having(POST, b"Expect: a miracle", b"Content-Length: 1"), EXPECTATION),
+    "a large body of GET": (having(GET, b"Content-Length: 101"), BODY_TOO_LARGE),
+    "a handshake with a body": (having(HANDSHAKE, b"Content-Length: 3") + b"abc", HANDSHAKE_BODY),
+}
+
+
+@pytest.mark.parametrize(("request_", "rejection"), REJECTED.values(), ids=REJECTED)
+def test_what_is_wrong_on_any_path(request_: bytes, rejection: Rejection) -> None:
+    @virtual
+    async def rejected() -> None:
+        scene = Scene()
+        assert scene.dispatch(request_) == rejection.response
+        assert scene.rejected == {rejection.code: 1}
+        assert (scene.served, scene.handshakes) == ([], [])
+        assert scene.transport.eof
+
+    rejected()
+
+
+RIGHT = {
+    "identity": having(POST, b"Content-Encoding: Identity", b"Content-Length: 3") + b"abc",
+    "chunks": having(POST, b"Transfer-Encoding: Chunked") + b"3\r\nabc\r\n0\r\n\r\n",
+    "an expectation": having(POST, b"Expect: 100-Continue", b"Content-Length: 3") + b"abc",
+    "two cookies": having(POST, b"Cookie: a", b"Cookie: b", b"Content-Length: 3") + b"abc",
+}
+
+
+@pytest.mark.parametrize("request_", RIGHT.values(), ids=RIGHT)
+def test_what_is_right(request_: bytes) -> None:
+    @virtual
+    async def served() -> None:
+        scene = Scene()
+        assert scene.dispatch(request_ + GET) == b""
+        ((message, body, rest),) = scene.served
+        assert (body, rest) == (b"abc", GET)
+        assert "Expect" not in message.headers, "it is met"
+
+    served()
 
 
 @virtual
-async def test_a_head_that_is_too_large() -> None:
-    fields = b"".join(b"X-%d: %b\r\n" % (number, b"x" * 1_000) for number in range(MAX_HEAD // 1_000 + 1))
-    assert Scene().dispatch(GET[:-2] + fields + b"\r\n") == TOO_LARGE.response
+async def test_no_body_is_not_inflated() -> None:
+    scene = Scene()
+    assert scene.dispatch(having(POST, b"Content-Encoding: gzip", b"Content-Length: 0")) == b""
+    assert len(scene.served) == 1
 
 
 @virtual
-async def test_bytes_that_are_no_request() -> None:
-    assert Scene().dispatch(b"nonsense\r\n\r\n") == MALFORMED.response
+async def test_a_port_without_websockets() -> None:
+    scene = Scene()
+    acceptor = Acceptor(lambda _transport, _data: None, 10, 5.0, 75.0, Clock())
+    Dispatcher(acceptor, scene, Rejections(scene.rejected)).dispatch(scene.transport, HANDSHAKE)
+    assert len(scene.served) == 1

@@ -78,6 +78,9 @@ class Sink:
     def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None:
         self._take("keep_alive", transport, rest)
 
+    def close_gracefully(self, transport: asyncio.Transport) -> None:
+        transport.close()
+
     def _take(self, how: str, transport: asyncio.Transport, rest: bytes) -> None:
         self.taken.append((how, rest))
         transport.write(how.encode() + b"\n" + rest.partition(b"\r\n\r\n")[2])
@@ -90,6 +93,10 @@ class Echo(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._transport.write(data)
+
+    def eof_received(self) -> None:
+        """The transport closes itself."""
+        self._transport.write(b"ended")
 
 
 class Scene:
@@ -161,6 +168,19 @@ def test_a_connection_goes_to_its_owner_with_what_was_read(run: Callable[[Any], 
             client.send(b"and on it goes")
             assert await heard(client, 14) == b"and on it goes"
             assert kept.data == b"", "the first hears of it no more"
+
+    run(scenario())
+
+
+def test_a_client_that_has_closed_its_half_is_still_answered(run: Callable[[Any], None]) -> None:
+    async def scenario() -> None:
+        async with Scene.ready() as scene:
+            kept, client = await scene.connection()
+            assert scene.workers[0].hand_off(kept.transport, request_for(2) + b"body")
+            client.shutdown(socket.SHUT_WR)
+            await asyncio.sleep(0)
+            scene.workers[1].open()
+            assert await heard(client, 65_536) == b"keep_alive\nbodyended"
 
     run(scenario())
 

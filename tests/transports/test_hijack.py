@@ -1,83 +1,89 @@
-"""Connections that are taken from a real aiohttp server."""
+"""The connection of a request, and how a handler takes it over."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
 
-from aiohttp import web
+from gateway.transports.hijack import MAX_READ_AHEAD, RequestConnection, end_input, hijack
+from gateway.transports.http import take_connection
 
-from gateway.transports.hijack import HIJACKED, hijack
-from gateway.transports.http import take_connection, write_response
-
-SECONDS = 5
-UPGRADE = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n"
-
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+from ..fakes import Transport, virtual
 
 
-@contextlib.asynccontextmanager
-async def served(handler: Handler) -> AsyncIterator[Streams]:
-    """A connection to a server of aiohttp's that answers with `handler`."""
-    app = web.Application()
-    app.add_routes([web.route("*", "/", handler)])
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
-    try:
-        async with asyncio.timeout(SECONDS):
-            yield reader, writer
-    finally:
-        writer.close()
-        with contextlib.suppress(ConnectionError):
-            await writer.wait_closed()
-        await runner.cleanup()
+def connected(rest: bytes = b"") -> tuple[RequestConnection, Transport]:
+    transport = Transport()
+    return RequestConnection(asyncio.get_running_loop(), transport, rest), transport
 
 
-async def test_an_upgraded_connection_with_what_followed() -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        transport, rest = hijack(request)
-        transport.write(b"got " + rest)
-        transport.close()
-        return HIJACKED
-
-    async with served(handler) as (reader, writer):
-        writer.write(UPGRADE + b"the rest")
-        assert await reader.read() == b"got the rest"
+def request(
+    connection: RequestConnection, version: tuple[int, int] = (1, 1), *, keep_alive: bool = True
+) -> Any:
+    return SimpleNamespace(protocol=connection, version=version, keep_alive=keep_alive)
 
 
-async def respond(request: web.Request) -> web.StreamResponse:
-    connection = take_connection(request)
-    response = web.Response(text="hello", status=201, headers={"X-Lasting": str(connection.lasting)})
-    write_response(connection, response, without_body=request.method == "HEAD")
-    connection.transport.close()
-    return HIJACKED
+@virtual
+async def test_what_was_read_ahead_comes_with_the_connection() -> None:
+    connection, transport = connected(b"GET / ")
+    assert transport.protocol is connection
+    connection.data_received(b"HTTP/1.1")
+    assert hijack(request(connection)) == (transport, b"GET / HTTP/1.1")
+    assert not connection.connected, "aiohttp cannot write any more"
 
 
-async def test_a_response_on_a_connection_that_may_last() -> None:
-    async with served(respond) as (reader, writer):
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        output = await reader.read()
-    assert output.startswith(b"HTTP/1.1 201 Created\r\n")
-    assert b"X-Lasting: True\r\n" in output
-    assert b"Connection: close" not in output
-    assert output.endswith(b"Content-Length: 5\r\n\r\nhello")
+@virtual
+async def test_reading_ahead_is_limited() -> None:
+    connection, transport = connected(b"x" * MAX_READ_AHEAD)
+    assert transport.is_reading()
+    connection.data_received(b"x")
+    assert not transport.is_reading()
+    assert len(hijack(request(connection))[1]) == MAX_READ_AHEAD + 1
+    assert transport.is_reading(), "whoever has the connection now reads"
 
 
-async def test_an_old_client_and_pipelined_requests_end_the_connection() -> None:
-    for request in (b"GET / HTTP/1.0\r\n\r\n", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2):
-        async with served(respond) as (reader, writer):
-            writer.write(request)
-            output = await reader.read()
-        assert b"X-Lasting: False\r\n" in output
-        assert b"Connection: close\r\n" in output
+@virtual
+async def test_a_lost_connection_reads_nothing_more() -> None:
+    connection, transport = connected()
+    transport.lose()
+    connection.data_received(b"x" * (MAX_READ_AHEAD + 1))
+    assert not connection.connected
+    assert transport.reading
 
 
-async def test_head_has_no_body() -> None:
-    async with served(respond) as (reader, writer):
-        writer.write(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
-        assert (await reader.read()).endswith(b"Content-Length: 5\r\n\r\n")
+@virtual
+async def test_which_connections_last() -> None:
+    for version, keep_alive, rest, expected in (
+        ((1, 1), True, b"next", (True, True, b"next")),
+        ((1, 1), False, b"", (True, False, b"")),
+        ((1, 0), True, b"", (False, False, b"")),
+        ((1, 1), True, b"x" * (MAX_READ_AHEAD + 1), (True, False, b"")),
+    ):
+        connection, transport = connected(rest)
+        taken = take_connection(request(connection, version, keep_alive=keep_alive))
+        assert taken == (transport, *expected)
+
+
+class Next(asyncio.Protocol):
+    """The connection's next protocol."""
+
+    def __init__(self, *, stays: bool) -> None:
+        self.stays = stays
+
+    def eof_received(self) -> bool:
+        return self.stays
+
+
+@virtual
+async def test_the_end_of_input_reaches_the_next_protocol() -> None:
+    for stays in (True, False):
+        connection, transport = connected()
+        assert connection.eof_received(), "the response is still to come"
+        assert connection.ended
+        transport.reading = False
+        connection.release()
+        assert not transport.reading, "nothing more can come"
+        transport.set_protocol(Next(stays=stays))
+        end_input(transport)
+        assert transport.closing is not stays
+    end_input(transport)  # it is closing, so there is nobody to tell

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from gateway.core.session import SessionState
 from gateway.messages import CloseCode
 from gateway.transports import sockjs
+from gateway.transports.hijack import MAX_READ_AHEAD
 from gateway.transports.http import HttpConnection
 from gateway.transports.sockjs import (
     DISCONNECT_DELAY,
-    MAX_PIPELINED,
     HttpReceiver,
     PollReceiver,
     SockJSSession,
@@ -194,7 +194,7 @@ def test_the_rest_of_a_polls_connection_is_the_next_request() -> None:
 def test_a_client_that_floods_a_waiting_connection_is_dropped() -> None:
     scene = Scene().registered()
     waiting = scene.poll()
-    waiting.receiver.data_received(b"x" * (MAX_PIPELINED + 1))
+    waiting.receiver.data_received(b"x" * (MAX_READ_AHEAD + 1))
     assert waiting.transport.aborted
     waiting.transport.lose()
     assert scene.gone()
