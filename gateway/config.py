@@ -95,8 +95,8 @@ class Config(BaseModel):
         ("127.0.0.1",),
         "Listening",
         "ADDRESSES",
-        "Addresses of the admin port, as for --host. Only POST /publish requires authentication, so it "
-        "listens on loopback by default. The dashboard shows client addresses.",
+        "Addresses of the admin port, as for --host. Loopback by default, because only POST /publish "
+        "requires authentication, and the dashboard shows client addresses.",
     )
     admin_port: int = _setting(
         8081,
@@ -349,6 +349,10 @@ class Config(BaseModel):
         if ANY_HOST in value and len(value) > 1:
             raise ValueError("* allows every name: write it alone")
         for name in value:
+            if is_address(name):
+                raise ValueError(
+                    f"every address is allowed: to listen on {name}, write --admin-host (GATEWAY_ADMIN_HOST)"
+                )
             if name != ANY_HOST and not re.fullmatch(r"[0-9A-Za-z._-]+", name):
                 raise ValueError(f"{name!r} is not a host name: write it without scheme, port and wildcards")
         return value
@@ -601,6 +605,15 @@ def normalise_origin(text: str) -> str:
     if not 0 < int(port) <= 65_535:
         raise ValueError(f"{text!r} has no valid port: write 1 to 65535")
     return f"{scheme}://{host}:{int(port)}"
+
+
+def is_address(text: str) -> bool:
+    """Whether `text` is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _split(value: object) -> tuple[object, ...]:

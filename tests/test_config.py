@@ -368,6 +368,13 @@ def test_what_is_no_name_of_the_admin_port(names: str) -> None:
     assert "--admin-hosts (GATEWAY_ADMIN_HOSTS)" in complaint(admin_hosts=names)
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.5"])
+def test_an_address_among_the_names_of_the_admin_port_was_meant_for_another_setting(address: str) -> None:
+    assert f"to listen on {address}, write --admin-host (GATEWAY_ADMIN_HOST)" in complaint(
+        admin_hosts=f"gateway,{address}"
+    )
+
+
 def test_remarks_on_what_is_seldom_meant() -> None:
     remarks = settings.remarks(Config(allowed_origins="*", write_buffer=2048))
     assert len(remarks) == 2

@@ -8,7 +8,6 @@ loaded the page from that address.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 from collections import Counter
@@ -20,7 +19,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from ..config import ANY_HOST, Config
+from ..config import ANY_HOST, Config, is_address
 from .caller import caller_of
 from .responses import error_response
 
@@ -52,7 +51,7 @@ class KnownHosts:
         if match is None:
             return False
         name = match[1].lower().removesuffix(".")
-        return ANY_HOST in self._names or name in self._names or _is_address(name.strip("[]"))
+        return ANY_HOST in self._names or name in self._names or is_address(name.strip("[]"))
 
     @web.middleware
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -102,11 +101,3 @@ def host_names(name: str, resolver: Path) -> Iterator[str]:
     for keyword, *domains in filter(None, lines):
         if keyword in ("search", "domain"):
             yield from (f"{short}.{domain.strip('.')}" for domain in domains if domain.strip("."))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ipaddress.ip_address(text)
-    except ValueError:
-        return False
-    return True
