@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +58,22 @@ def _masked(token: str) -> str:
     return "***" if token else ""
 
 
-_SECRET: dict[str, Callable[[str], str]] = {"redis": redact, "publish_token": _masked}
+def _path_or_masked(text: str) -> str:
+    """The path of a secret's file. Somebody may write the secret itself there, which may look like a path: so
+    the file must exist, or the first folder of its path."""
+    parts = Path(text).parts
+    first = os.path.join(*parts[: 2 if text.startswith("/") else 1]) if parts else ""  # noqa: PTH118
+    # Unlike Path.exists, this is False for a name that is too long.
+    known = os.path.exists(text) or (os.path.exists(first) and first != text)  # noqa: PTH110
+    return text if known else _masked(text)
+
+
+_SECRET: dict[str, Callable[[str], str]] = {
+    "redis": redact,
+    "redis_file": _path_or_masked,
+    "publish_token": _masked,
+    "publish_token_file": _path_or_masked,
+}
 """Settings that are never shown as they are, and what is shown instead."""
 
 

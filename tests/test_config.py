@@ -148,7 +148,7 @@ def test_redis_urls(url: str) -> None:
         ("redis+sentinel://a,b", "name of the master is missing"),
         ("redis+sentinel://a,b/mymaster/zero", "number of the database"),
         ("redis+sentinel://a,,b/mymaster", "write the hosts"),
-        ("redis+sentinel://a:0/mymaster", "port 0 does not exist"),
+        ("redis+sentinel://a:0/mymaster", "a port must be 1 to 65535"),
         ("redis+sentinel://a/mymaster?no_such_option=1", "is not valid"),
         ("redis+cluster://a,b/1", "only database 0"),
         ("unix+cluster:///run/redis.sock", "write redis://host:port/db"),
@@ -326,6 +326,31 @@ def test_a_wrong_file_is_named_and_not_quoted(content: str, right: str, tmp_path
     assert f"--redis-file (GATEWAY_REDIS_FILE) is '{file}': " in said
     assert right in said
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "redis://:secret@redis:6379",
+        "redis://secret@redis",
+        "secretsecretsecret/Q2+x==",
+        "/secret+secret/secretsecret==",
+        "/secretsecretsecret",
+        "secretsecretsecret" * 300,
+    ],
+)
+@pytest.mark.parametrize("setting", ["redis_file", "publish_token_file"])
+def test_a_secret_in_place_of_its_file_is_not_told(setting: str, secret: str) -> None:
+    said = complaint(**{setting: secret})
+    assert f"(GATEWAY_{setting.upper()}) is '***': the file cannot be read" in said
+    assert "secret" not in said
+
+
+def test_a_file_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "secrets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for path in (f"{tmp_path}/none", "secrets/none", "secrets"):
+        assert f"(GATEWAY_REDIS_FILE) is '{path}': the file cannot be read" in complaint(redis_file=path)
 
 
 def test_a_url_and_a_file_with_one_are_one_too_many(tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def _addresses(hosts: str, default_port: int) -> tuple[Address, ...]:
             raise ValueError("write the hosts as host1:port,host2:port; the port is optional")
         port = int(match[2]) if match[2] else default_port
         if not 0 < port <= 65_535:
-            raise ValueError(f"port {port} does not exist")
+            raise ValueError("a port must be 1 to 65535")
         found.append(Address(match[1].strip("[]"), port))
     return tuple(dict.fromkeys(found))
 
