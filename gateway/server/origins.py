@@ -8,8 +8,8 @@ from typing import Final
 
 from ..config import ANY_ORIGIN, DEFAULT_PORTS, NULL_ORIGIN, PAGE_SCHEMES, SAME_ORIGIN, normalise_origin
 
-MAX_LENGTH: Final = 512
-"""Characters of an origin and a Host header, and of a scheme. A host name has at most 253 (RFC 1035 section
+MAX_LENGTH: Final = 1_024
+"""Characters of origin, Host header and scheme together. A host name has at most 253 (RFC 1035 section
 2.3.4). The limit keeps the caches small: a client may send 16 KB in a header."""
 
 
@@ -21,9 +21,8 @@ def origin_allowed(origin: str | None, host: str, scheme: str | None, allowed: t
     """
     if origin is None:
         return True
-    return max(len(origin), len(host), len(scheme or "")) <= MAX_LENGTH and _allowed(
-        origin, host, scheme, allowed
-    )
+    length = len(origin) + len(host) + (len(scheme) if scheme else 0)
+    return length <= MAX_LENGTH and _allowed(origin, host, scheme, allowed)
 
 
 @lru_cache(1024)  # a few pages on a few hosts open all sessions
