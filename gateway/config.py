@@ -49,6 +49,8 @@ PAGE_SCHEMES = {"ws": "http", "wss": "https"}
 """Some clients, and Traefik in X-Forwarded-Proto, name the WebSocket's scheme instead of the page's."""
 
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://(?:(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::([0-9]{1,5}))?)?")
+_HOST_NAME = r"[0-9A-Za-z_-]{1,63}(?:\.[0-9A-Za-z_-]{1,63})*\.?"
+"""Parts between dots, none of which is too long to be looked up (RFC 1035 section 2.3.4)."""
 _BEARER = r"^(?:[A-Za-z0-9._~+/-]{16,}=*)?$"  # RFC 6750's b64token, too long to be guessed
 _BEARER_FORM = "16 characters or more of A-Z a-z 0-9 . _ ~ + / - with = at the end"
 _VISIBLE = r"^[!-~]*$"  # printable ASCII without the space
@@ -355,7 +357,7 @@ class Config(BaseModel):
     @classmethod
     def _check_addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         addresses = tuple(text.removeprefix("[").removesuffix("]") for text in value)
-        if not addresses or not all(re.fullmatch(r"[0-9A-Za-z.:%_-]+", text) for text in addresses):
+        if not addresses or not all(is_address(text) or re.fullmatch(_HOST_NAME, text) for text in addresses):
             raise ValueError("write host names or IP addresses without a port, such as 0.0.0.0 or ::")
         return addresses
 

@@ -393,6 +393,28 @@ def test_what_is_no_name_of_the_admin_port(names: str) -> None:
     assert "--admin-hosts (GATEWAY_ADMIN_HOSTS)" in complaint(admin_hosts=names)
 
 
+@pytest.mark.parametrize("host", ["a..b", ".", ".a", "a" * 64, "a b", "http://a", "[::1]:80]", "a:80", ","])
+def test_what_is_nowhere_to_listen(host: str) -> None:
+    """Not even the system's look-up would take some of them."""
+    for setting in ("host", "admin_host"):
+        assert "write host names or IP addresses without a port" in complaint(**{setting: host})
+
+
+def test_where_to_listen() -> None:
+    given = "0.0.0.0, [::], ::1,fe80::1%eth0,gw-1.bank.example,_x,localhost.,::ffff:10.0.0.1"
+    expected = (
+        "0.0.0.0",
+        "::",
+        "::1",
+        "fe80::1%eth0",
+        "gw-1.bank.example",
+        "_x",
+        "localhost.",
+        "::ffff:10.0.0.1",
+    )
+    assert build({"host": given}).host == expected
+
+
 @pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.5"])
 def test_an_address_among_the_names_of_the_admin_port_was_meant_for_another_setting(address: str) -> None:
     assert f"to listen on {address}, write --admin-host (GATEWAY_ADMIN_HOST)" in complaint(
