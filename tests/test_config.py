@@ -393,7 +393,9 @@ def test_what_is_no_name_of_the_admin_port(names: str) -> None:
     assert "--admin-hosts (GATEWAY_ADMIN_HOSTS)" in complaint(admin_hosts=names)
 
 
-@pytest.mark.parametrize("host", ["a..b", ".", ".a", "a" * 64, "a b", "http://a", "[::1]:80]", "a:80", ","])
+@pytest.mark.parametrize(
+    "host", ["a..b", ".", ".a", "a" * 64, "a b", "http://a", "[::1]:80", "0.0.0.0:80", ","]
+)
 def test_what_is_nowhere_to_listen(host: str) -> None:
     """Not even the system's look-up would take some of them."""
     for setting in ("host", "admin_host"):
