@@ -44,6 +44,7 @@ def dev(**_: object) -> None:
         if name not in given.origins:  # a port that was asked for must be free
             config = on_free_port(config, name, notes)
     logs.configure(config.log_level, config.log_format, config.node)
+    logs.capture_output(stdout=False)
     with suppress(KeyboardInterrupt), embedded_valkey() as valkey:
         if valkey.port != embedded.DEFAULT_PORT:
             notes.append(f"Port {embedded.DEFAULT_PORT} is taken; using {valkey.port} for Valkey.")

@@ -51,7 +51,7 @@ def run_node(
     except ConfigError as error:  # a port that is taken, for example
         raise CommandFailed(str(error)) from None
     finally:
-        logs.flush(at_once=True)
+        logs.close()
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def run_worker(spec: WorkerSpec) -> int:
         log.exception("worker failed")
         return 1
     finally:
-        logs.flush(at_once=True)
+        logs.close()
 
 
 async def serve(spec: WorkerSpec) -> int:
