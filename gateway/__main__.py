@@ -37,6 +37,9 @@ def _open_standard_files() -> None:
 
 if sys.argv[1:2] in (["serve"], ["dev"]):
     signal.signal(signal.SIGTERM, _stop)
+if sys.argv[1:2] == ["serve"]:
+    for unused in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(unused, signal.SIG_IGN)  # no file has been read that could be read again
 _open_standard_files()
 
 from .cli.main import commands

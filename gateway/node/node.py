@@ -17,7 +17,8 @@ from ..nodes.survey import Survey
 from ..server.listeners import ListenAddresses
 from ..server.port import PublicPort
 from ..server.timer_loop import run_timers
-from .draining import close_sessions
+from .draining import close_sessions, each_in_turns
+from .signals import reread
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing
@@ -88,6 +89,14 @@ class Node:
         """This process's metrics in Prometheus's text format; `metrics.merge` joins those of several."""
         return self._metrics.render()
 
+    def reload(self) -> None:
+        """Read again the files that settings name. What cannot be used is logged, and changes nothing."""
+        found = reread(self.config)
+        if found is not None:
+            self.config = found
+            if self._admin_port is not None:
+                self._admin_port.use_token(found.token())
+
     async def watch(self) -> None:
         """Wait until a background task ends, which none should; raises what ended it."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -111,8 +120,7 @@ class Node:
     async def stop(self) -> None:
         """Drop all open connections and release everything. `drain` closes sessions with a close frame."""
         self._public_port.drop()
-        for session in list(self._context.deadlines):
-            session.abort()
+        await each_in_turns(list(self._context.deadlines), lambda session: session.abort())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

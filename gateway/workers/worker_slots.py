@@ -66,6 +66,6 @@ class WorkerSlot:
             "worker": self.number,
             "pid": self.process.pid if self.process else None,
             "restarts": self.restarts,
-            "responsive": not self.heartbeat.hung,
+            "responsive": not self.heartbeat.given_up,
             "accepts": self.accepts,
         }
