@@ -47,7 +47,9 @@ def _output_may_end() -> Iterator[None]:
         if not _reader_is_gone():
             raise
         # Python flushes what is left in its buffers at its end, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), STDOUT)
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, STDOUT)
+        os.close(nowhere)
         sys.exit(EXIT_READER_GONE)
     except OSError as error:
         if error.errno not in CANNOT_WRITE:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -22,6 +22,9 @@ from .signals import reread
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing
+
+STOP_TIMEOUT: Final = 6.0
+"""Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
 
 log = structlog.get_logger()
 
@@ -118,7 +121,19 @@ class Node:
         )
 
     async def stop(self) -> None:
-        """Drop all open connections and release everything. `drain` closes sessions with a close frame."""
+        """Drop all open connections and release everything. `drain` closes sessions with a close frame.
+
+        It takes at most STOP_TIMEOUT seconds: what is not released then ends with the process.
+        """
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self._release()
+        except TimeoutError:
+            log.error("not stopped in time", seconds=STOP_TIMEOUT)  # noqa: TRY400 - the place says nothing
+        else:
+            log.info("stopped")
+
+    async def _release(self) -> None:
         self._public_port.drop()
         await each_in_turns(list(self._context.deadlines), lambda session: session.abort())
         for task in self._tasks:
@@ -129,7 +144,6 @@ class Node:
             await self._admin_port.close()
         if self._tracing is not None:
             await self._tracing.close()
-        log.info("stopped")
 
 
 def log_listening(listening: ListenAddresses, **about: object) -> None:

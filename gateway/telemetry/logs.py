@@ -12,6 +12,7 @@ Logging never blocks and never raises: `log_writer` has the thread that writes, 
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -206,6 +207,7 @@ def capture_output(*, stdout: bool) -> None:
     if stdout:
         sys.stdout = text
     logging.captureWarnings(True)
+    atexit.register(_writer.close)
 
 
 def flush(*, at_once: bool = False) -> None:

@@ -57,18 +57,20 @@ def run(config: Config, loop_factory: LoopFactory) -> int:
     ended before it had closed its sessions. Raises ConfigError if a port is taken. Workers get their loops
     from `loop_factory`; the parent, which has little to do, runs on asyncio's own.
     """
-    with asyncio.Runner() as runner:
-        try:
-            supervisor = runner.run(build(config))
-        except ConfigError as error:
-            log.error("cannot start", reason=str(error))  # noqa: TRY400 - the reason says all
-            raise
-        try:
-            runner.run(supervisor.start())
-            while (slot := runner.run(supervisor.next_vacant())) is not None:
-                _fork(supervisor, slot, loop_factory)
-        finally:
-            runner.run(supervisor.close())
+    runner = asyncio.Runner()
+    try:
+        supervisor = runner.run(build(config))
+    except ConfigError as error:
+        log.error("cannot start", reason=str(error))  # noqa: TRY400 - the reason says all
+        runner.close()
+        raise
+    # From here on the runner stays open to the end of the process, which then still handles its signals.
+    try:
+        runner.run(supervisor.start())
+        while (slot := runner.run(supervisor.next_vacant())) is not None:
+            _fork(supervisor, slot, loop_factory)
+    finally:
+        runner.run(supervisor.close())
     return supervisor.exit_code
 
 
@@ -225,6 +227,8 @@ class Supervisor:
                 self._log_when_complete()
             case {"leave": _}:
                 self._drain_one(slot, process)
+            case {"stopped": _}:
+                process.stopped = True
         self._adjust_standby()
 
     def _log_when_complete(self) -> None:
@@ -260,6 +264,8 @@ class Supervisor:
 
     def _check_heartbeat(self, slot: WorkerSlot) -> None:
         process = slot.process
+        if process is not None and process.stopped:
+            return
         state = process_state.read(process.pid) if process is not None else None
         slot.heartbeat.check(state, HEARTBEAT_INTERVAL)
         if process is not None and slot.heartbeat.hung:
@@ -281,7 +287,7 @@ class Supervisor:
         say = log.info if expected else log.error
         how = {"signal": _signal_name(-code)} if code < 0 else {"code": code}
         say("worker ended", worker=slot.number, pid=process.pid, **how)
-        if self.workers.draining and code:
+        if self.workers.draining and code and not process.stopped:
             # It could not close its sessions: their browsers saw the connection break.
             self.exit_code = self.exit_code or EXIT_DRAIN_CUT
         if process.listening and not self.workers.draining:

@@ -75,8 +75,8 @@ def run_worker(spec: WorkerSpec) -> int:
     config = spec.config
     logs.configure(config.log_level, config.log_format, spec.name, spec.share.number)
     try:
-        with asyncio.Runner(loop_factory=spec.loop_factory) as runner:
-            return runner.run(serve(spec))
+        # The runner is not closed: that waits for threads, which may look up a name at a silent server.
+        return asyncio.Runner(loop_factory=spec.loop_factory).run(serve(spec))
     except Exception:
         log.exception("worker failed")
         return 1
@@ -127,6 +127,7 @@ class Worker:
             return await self._until_stopped()
         finally:
             await self._node.stop()
+            self._control.send({"stopped": True})
             heartbeats.cancel()
             with suppress(asyncio.CancelledError):
                 await heartbeats

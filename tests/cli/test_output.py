@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
 from typing import IO
 
+import click
 import pytest
+from click.testing import CliRunner, Result
+
+from gateway.cli import output
+from gateway.cli.errors import EXIT_READER_GONE
+from gateway.cli.output import Commands
 
 from ..paths import ROOT
 from .printing import AS_IN_A_TERMINAL, environment
@@ -106,3 +113,41 @@ def test_what_the_encoding_lacks_is_escaped(encoding: str, printed: bytes) -> No
         assert ended("prints", "ß ř…", stdout=pipe, encoding=encoding, preface=once) == (0, "")
         pipe.close()
         assert lines.read() == printed
+
+
+# The same in this process
+
+
+def invoke(monkeypatch: pytest.MonkeyPatch, error: OSError, *, gone: bool) -> Result:
+    """Run a command that raises `error`; `gone` is whether anybody reads the output."""
+
+    @click.command()
+    def fails() -> None:
+        raise error
+
+    group = Commands(commands={"fails": fails})
+    monkeypatch.setattr(output, "_reader_is_gone", lambda: gone)
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    return CliRunner().invoke(group, ["fails"])
+
+
+def test_how_a_command_ends_whose_output_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken, full = BrokenPipeError(errno.EPIPE, "broken"), OSError(errno.ENOSPC, "No space left on device")
+    assert invoke(monkeypatch, broken, gone=True).exit_code == EXIT_READER_GONE
+    result = invoke(monkeypatch, full, gone=False)
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: the output cannot be written: No space left on device\n",
+    )
+    other = invoke(monkeypatch, BrokenPipeError("of a connection"), gone=False)
+    assert isinstance(other.exception, BrokenPipeError)
+    assert isinstance(invoke(monkeypatch, ConnectionResetError("x"), gone=False).exception, OSError)
+
+
+def test_who_reads_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    with open(reader, "rb") as lines, open(writer, "wb") as pipe:  # noqa: PTH123
+        monkeypatch.setattr(output, "STDOUT", pipe.fileno())
+        assert not output._reader_is_gone()
+        lines.close()
+        assert output._reader_is_gone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import json
 import logging
@@ -96,6 +97,7 @@ def test_what_is_printed_goes_the_same_way(
             warnings.showwarning("a warning", UserWarning, "file.py", 1)
     finally:
         logging.captureWarnings(False)
+        atexit.unregister(logs._writer.close)
         logs.close()
     captured = capfd.readouterr()
     first, two, lines, warning = captured.err.splitlines()
