@@ -93,10 +93,10 @@ def node_state(sources: Sources) -> dict[str, Any]:
         "handshakes": sources.acceptor.handshakes,
         "channels": context.hub.channels,
         "delivered": context.hub.delivered,
+        "log_lines_dropped": logs.dropped(),
         "invalid": dict(context.hub.invalid),
         "rejected": dict(sources.access.rejected),
         "closed": {f"{code} {reason}": count for (code, reason), count in context.ended.items()},
-        "log_lines_dropped": logs.dropped(),
         "redis": {
             "connected": broker.connected,
             "outages": broker.outages,
