@@ -25,6 +25,7 @@ def serve(**_: object) -> None:
     config = read_settings().config()
     logs.configure(config.log_level, config.log_format, config.node)
     logs.capture_output(stdout=True)
+    logs.protect_crash_reports()
     log = structlog.get_logger()
     for remark in warnings(config):
         log.warning("setting", remark=remark)

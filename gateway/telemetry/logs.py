@@ -13,12 +13,14 @@ Logging never blocks and never raises: `log_writer` has the thread that writes, 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import json
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final, Literal, TextIO
 
 import orjson
@@ -208,6 +210,18 @@ def capture_output(*, stdout: bool) -> None:
         sys.stdout = text
     logging.captureWarnings(True)
     atexit.register(_writer.close)
+
+
+def protect_crash_reports() -> None:
+    """Keep faulthandler, where somebody has enabled it, from blocking a process that crashes.
+
+    It writes amid the crash, so not by way of the thread. Its own open file may be non-blocking without harm
+    to the processes that share stderr. Call it again when descriptors have been closed.
+    """
+    if faulthandler.is_enabled():
+        with suppress(OSError):  # a socket, a system without /proc, or another user's pipe
+            own = os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+            faulthandler.enable(own)
 
 
 def flush(*, at_once: bool = False) -> None:

@@ -72,6 +72,7 @@ def run_worker(spec: WorkerSpec) -> int:
     if os.getppid() != spec.parent:  # the parent died before prctl
         return EXIT_ORPHANED
     _close_all_but(spec.descriptors())
+    logs.protect_crash_reports()
     config = spec.config
     logs.configure(config.log_level, config.log_format, spec.name, spec.share.number)
     try:

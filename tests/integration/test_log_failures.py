@@ -187,6 +187,14 @@ async def test_nobody_reads_the_log_for_a_while(
         assert node.process.returncode == 0
 
 
+async def test_a_crash_is_not_held_up_by_its_own_report(valkey: ValkeyProcess) -> None:
+    report = "import faulthandler; faulthandler.enable()\n"
+    with pipe() as (_, writer), LoggingNode(valkey.url, stderr=writer, preface=report) as node:
+        await asyncio.to_thread(fill, writer)
+        node.signal(signal.SIGSEGV)
+        assert await asyncio.to_thread(node.process.wait, SECONDS) == -signal.SIGSEGV
+
+
 @WORKERS
 async def test_nobody_reads_the_log_when_the_node_stops(
     valkey: ValkeyProcess, backend: redis.asyncio.Redis, workers: str

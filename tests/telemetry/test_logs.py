@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import io
 import json
 import logging
@@ -104,6 +105,20 @@ def test_what_is_printed_goes_the_same_way(
     assert (first, two, lines) == ("a print\\x1b[31m", "two", "lines")
     assert "UserWarning: a warning" in json.loads(warning)["event"]
     assert captured.out == ""
+
+
+def test_a_crash_report_gets_an_open_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: False)
+    monkeypatch.setattr(faulthandler, "enable", used.append)
+    logs.protect_crash_reports()
+    assert used == []
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: True)
+    logs.protect_crash_reports()
+    (own,) = used
+    assert not os.get_blocking(own)
+    assert os.get_blocking(logs.STDERR)
+    os.close(own)
 
 
 def test_the_standard_librarys_loggers_go_the_same_way(stream: io.StringIO) -> None:
