@@ -9,7 +9,7 @@ from typing import Any, Final
 State = Mapping[str, Any]
 """As `health.node_state` makes one for /readyz."""
 
-_SUMS: Final = ("sessions", "handshakes", "channels", "delivered")
+_SUMS: Final = ("sessions", "handshakes", "channels", "delivered", "log_lines_dropped")
 _SUMS_BY_NAME: Final = ("invalid", "rejected", "closed")
 
 NO_WORKER: Final = "no worker serves"

@@ -10,6 +10,7 @@ from aiohttp import web
 
 from ..nodes.sources import Sources
 from ..redis.probe import Probe
+from ..telemetry import logs
 from .metrics import CONTENT_TYPE, NodeMetrics
 from .responses import PRIVATE_HEADERS, private_json
 
@@ -92,6 +93,7 @@ def node_state(sources: Sources) -> dict[str, Any]:
         "handshakes": sources.acceptor.handshakes,
         "channels": context.hub.channels,
         "delivered": context.hub.delivered,
+        "log_lines_dropped": logs.dropped(),
         "invalid": dict(context.hub.invalid),
         "rejected": dict(sources.access.rejected),
         "closed": {f"{code} {reason}": count for (code, reason), count in context.ended.items()},

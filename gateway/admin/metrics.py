@@ -31,6 +31,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
 from ..nodes.sources import Sources
+from ..telemetry import logs
 from ..wire.handshake import ADDRESS_FULL, BUSY, HTTP_REJECTIONS, NODE_FULL, ORIGIN, STOPPING
 from .hosts import HOST_NOT_ALLOWED
 
@@ -169,6 +170,10 @@ MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that mov
 LAG = _histogram(
     "gateway_event_loop_lag_seconds", "How late the event loop runs a timer, measured four times a second."
 )
+LOG_DROPPED = _counter(
+    "gateway_log_lines_dropped_total",
+    "Lines of the log that could not be written: the disk is full, or nobody reads the pipe.",
+)
 CPU = _counter("process_cpu_seconds_total", "User and system time of this process.")
 MEMORY = _gauge("process_resident_memory_bytes", "Resident memory of this process.")
 STARTED = _gauge("process_start_time_seconds", "When these metrics began, since 1970.")
@@ -183,7 +188,16 @@ WORKER_RESTARTS = _counter(
     "worker",
 )
 
-PARENT_FAMILIES: Final = (WORKERS_UP, WORKER_RESTARTS, PUBLISHED, REJECTED, CPU, MEMORY, STARTED)
+PARENT_FAMILIES: Final = (
+    WORKERS_UP,
+    WORKER_RESTARTS,
+    PUBLISHED,
+    REJECTED,
+    LOG_DROPPED,
+    CPU,
+    MEMORY,
+    STARTED,
+)
 """The metrics of the parent of several workers."""
 
 FAMILIES: Final = (
@@ -210,6 +224,7 @@ FAMILIES: Final = (
     REPAIRED,
     MOVED,
     LAG,
+    LOG_DROPPED,
     CPU,
     MEMORY,
     STARTED,
@@ -307,6 +322,7 @@ class NodeMetrics(Collector):
         return {
             BUILD: {(__version__, platform.python_version(), self._sources.name): 1},
             LAG: {(): self._sources.lag},
+            LOG_DROPPED: {(): logs.dropped()},
             CPU: {(): used.ru_utime + used.ru_stime},
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},
@@ -346,6 +362,7 @@ class ParentMetrics(Collector):
                 (HOST_NOT_ALLOWED,): 0,
                 **{(code,): count for code, count in self._rejected.items()},
             },
+            LOG_DROPPED: {(): logs.dropped()},
             CPU: {(): used.ru_utime + used.ru_stime},
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},

@@ -37,6 +37,7 @@ class AdminPort:
         server: RequestServer,
         dashboard: Dashboard,
         publisher: Publisher,
+        publishing: PublishEndpoint,
     ) -> None:
         """`build` makes the parts, which `close` releases."""
         self._serving = Serving(listeners, backlog)
@@ -45,6 +46,7 @@ class AdminPort:
         self._timers: asyncio.Task[None] | None = None
         self._dashboard = dashboard
         self._publisher = publisher
+        self._publishing = publishing
 
     @classmethod
     async def build(
@@ -74,13 +76,17 @@ class AdminPort:
         app = web_app(routes, MAX_PUBLISH_BODY, [KnownHosts(known_names(config, node), rejected).check])
         server = await RequestServer.build(app, acceptor, MAX_PUBLISH_BODY)
         dispatcher = Dispatcher(acceptor, server, Rejections(rejected))
-        return cls(listeners, config.backlog, acceptor, server, dashboard, publisher)
+        return cls(listeners, config.backlog, acceptor, server, dashboard, publisher, publishing)
 
     async def open(self) -> None:
         """Serve the connections that come."""
         clock = asyncio.get_running_loop().time
         self._timers = asyncio.create_task(run_timers(self._acceptor.deadlines, clock), name="admin timers")
         await self._serving.start(self._acceptor)
+
+    def use_token(self, token: str) -> None:
+        """From now on, POST /publish requires this token."""
+        self._publishing.use_token(token)
 
     async def close(self) -> None:
         """Stop listening, end the dashboard's streams, and wait for the responses that are in progress."""

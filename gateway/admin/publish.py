@@ -46,12 +46,16 @@ class PublishEndpoint:
         `outcomes` counts results by what became of them (`outcome_label`), and requests that were denied.
         """
         self._publisher = publisher
-        self._token = token.encode()
-        # Tells auditors which token it was, while tokens are exchanged for new ones.
-        self._fingerprint = hashlib.sha256(self._token).hexdigest()[:8]
+        self.use_token(token)
         self._channel_prefix = channel_prefix
         self._max_size = max_size
         self._outcomes = outcomes
+
+    def use_token(self, token: str) -> None:
+        """From now on, require this token."""
+        self._token = token.encode()
+        # Tells auditors which token it was, while tokens are exchanged for new ones.
+        self._fingerprint = hashlib.sha256(self._token).hexdigest()[:8]
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/publish", self.publish)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from ..telemetry import logs
 from .aggregate import aggregate
 from .health import OK
 from .metrics import merge
@@ -45,6 +46,7 @@ class WorkersHealth:
     async def state(self) -> dict[str, Any]:
         states = await self._workers.ask("state")
         body = aggregate(states, self._workers.name, draining=self._workers.draining)
+        body["log_lines_dropped"] += logs.dropped()  # the parent's own
         accounts = zip(self._workers.accounts(), states, strict=True)
         return {**body, "workers": [{**account, "state": state} for account, state in accounts]}
 

@@ -6,7 +6,6 @@ import errno
 import secrets
 import shlex
 import socket
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -17,7 +16,7 @@ from .. import __version__, embedded
 from ..config import Config
 from ..telemetry import logs
 from . import invocation
-from .runner import embedded_valkey, run_node
+from .runner import embedded_valkey, leave, run_node
 from .settings import SettingsCommand, read_settings, settings_options
 
 if TYPE_CHECKING:
@@ -44,6 +43,8 @@ def dev(**_: object) -> None:
         if name not in given.origins:  # a port that was asked for must be free
             config = on_free_port(config, name, notes)
     logs.configure(config.log_level, config.log_format, config.node)
+    logs.capture_output(stdout=False)
+    code = 0
     with suppress(KeyboardInterrupt), embedded_valkey() as valkey:
         if valkey.port != embedded.DEFAULT_PORT:
             notes.append(f"Port {embedded.DEFAULT_PORT} is taken; using {valkey.port} for Valkey.")
@@ -55,7 +56,8 @@ def dev(**_: object) -> None:
             click.echo(welcome(config, listening, web_socket_id, notes))
 
         demo = {"redisCli": invocation.redis_cli(config.redis), "cli": invocation.program()}
-        sys.exit(run_node(config, demo=demo, announce=announce))
+        code = run_node(config, demo=demo, announce=announce)
+    leave(code)
 
 
 def on_free_port(config: Config, name: str, notes: list[str]) -> Config:

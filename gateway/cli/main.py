@@ -13,13 +13,16 @@ from .config import config
 from .dev import dev
 from .drill import drill
 from .id import id_
+from .output import Commands
 from .publish import publish
 from .serve import serve
 from .watch import watch
 
 
 @click.group(
-    name="webflow-gateway", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    name="webflow-gateway",
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__)
 def commands() -> None:

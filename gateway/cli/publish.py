@@ -136,7 +136,7 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
             if isinstance(item, dict):
                 item = {"retain": retain, **item}
             (outcome,) = await publisher.send_json([item], config.channel_prefix, config.max_result_size)
-            click.echo(orjson.dumps(outcome_as_json(item, outcome)))
+            click.echo(logs.safe_json(outcome_as_json(item, outcome)).encode())
             match outcome:
                 case PublishError():
                     codes.add(UsageFailed.exit_code)

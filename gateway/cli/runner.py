@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from .. import embedded
 from ..config import Config
@@ -39,7 +40,7 @@ def run_node(
     demo: Mapping[str, object] | None = None,
     announce: Callable[[ListenAddresses], None] | None = None,
 ) -> int:
-    """Run a node until it is told to stop; returns the exit code."""
+    """Run a node until it is told to stop; returns the exit code for `leave`."""
     try:
         if config.workers > 1:
             from ..workers.supervisor import run as run_workers
@@ -47,11 +48,31 @@ def run_node(
             return run_workers(config, _loop_factory())
         from ..node import serve
 
-        return run(serve(config, demo=demo, announce=announce))
+        return _run_and_keep(serve(config, demo=demo, announce=announce))
     except ConfigError as error:  # a port that is taken, for example
         raise CommandFailed(str(error)) from None
     finally:
-        logs.flush(at_once=True)
+        logs.close()
+
+
+def _run_and_keep(main: Coroutine[Any, Any, int]) -> int:
+    """Run a coroutine, and leave its event loop open if it returns.
+
+    The process then still handles a signal, instead of being killed by it at the very end. And closing the
+    loop waits for its threads, one of which may look up a name at a server that is silent.
+    """
+    runner = asyncio.Runner(loop_factory=_loop_factory())
+    try:
+        return runner.run(main)
+    except BaseException:
+        runner.close()
+        raise
+
+
+def leave(code: int) -> NoReturn:
+    """End the process of a node at once: Python's own end would wait for threads."""
+    logs.close()
+    os._exit(code)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 
 import click
@@ -10,7 +9,7 @@ import structlog
 
 from ..config import EMBEDDED
 from ..telemetry import logs
-from .runner import embedded_valkey, run_node
+from .runner import embedded_valkey, leave, run_node
 from .settings import SettingsCommand, read_settings, settings_options, warnings
 
 
@@ -25,6 +24,8 @@ def serve(**_: object) -> None:
     """
     config = read_settings().config()
     logs.configure(config.log_level, config.log_format, config.node)
+    logs.capture_output(stdout=True)
+    logs.protect_crash_reports()
     log = structlog.get_logger()
     for remark in warnings(config):
         log.warning("setting", remark=remark)
@@ -33,4 +34,5 @@ def serve(**_: object) -> None:
             valkey = stack.enter_context(embedded_valkey())
             log.info("embedded valkey", url=valkey.url, pid=valkey.pid)
             config = config.model_copy(update={"redis": valkey.url})
-        sys.exit(run_node(config))
+        code = run_node(config)
+    leave(code)

@@ -40,7 +40,7 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
 
 
 def print_json(event: dict[str, Any]) -> None:
-    click.echo(orjson.dumps(event))
+    click.echo(logs.safe_json(event).encode())
 
 
 def print_sentence(event: dict[str, Any]) -> None:

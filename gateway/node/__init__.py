@@ -2,6 +2,10 @@
 
 from .composition import WorkerShare, build
 from .node import Node
-from .serve import StopOrder, serve, stop_orders, until_stopped
+from .serve import EXIT_DRAIN_CUT, serve, until_stopped
+from .signals import StopOrder, handle_stop_signals, reread, stop_orders
 
-__all__ = ["Node", "StopOrder", "WorkerShare", "build", "serve", "stop_orders", "until_stopped"]
+__all__ = [
+    "Node", "WorkerShare", "build", "StopOrder", "stop_orders", "handle_stop_signals", "reread", "serve",
+    "until_stopped", "EXIT_DRAIN_CUT",
+]  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from ..core.session import Session
@@ -12,6 +12,9 @@ from ..messages import CloseCode
 
 DRAIN_STEP: Final = 0.05
 """Seconds between two batches of sessions that are closed."""
+
+CLOSES_PER_TURN: Final = 500
+"""Sessions closed before others get the loop. A worker that closed 100,000 at once would count as hung."""
 
 
 async def close_sessions(
@@ -26,8 +29,9 @@ async def close_sessions(
     while sessions:
         elapsed = clock() - start
         keep = int(total * (1 - elapsed / seconds)) if elapsed < seconds else 0
-        for session in sessions[keep:]:
-            session.close(CloseCode.SERVICE_RESTART, "service restart")
+        await each_in_turns(
+            sessions[keep:], lambda session: session.close(CloseCode.SERVICE_RESTART, "service restart")
+        )
         del sessions[keep:]
         if sessions:
             await asyncio.sleep(DRAIN_STEP)
@@ -35,3 +39,11 @@ async def close_sessions(
     # A client that polls learns of the close by its next poll, milliseconds later.
     while unfinished() and clock() < end:  # noqa: ASYNC110 - sessions have nobody else to tell of their end
         await asyncio.sleep(DRAIN_STEP)
+
+
+async def each_in_turns(sessions: Sequence[Session], do: Callable[[Session], None]) -> None:
+    """Call `do` with each session, and let others have the loop in between."""
+    for count, session in enumerate(sessions, 1):
+        do(session)
+        if not count % CLOSES_PER_TURN:
+            await asyncio.sleep(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
@@ -17,10 +17,14 @@ from ..nodes.survey import Survey
 from ..server.listeners import ListenAddresses
 from ..server.port import PublicPort
 from ..server.timer_loop import run_timers
-from .draining import close_sessions
+from .draining import close_sessions, each_in_turns
+from .signals import reread
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing
+
+STOP_TIMEOUT: Final = 6.0
+"""Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
 
 log = structlog.get_logger()
 
@@ -88,6 +92,14 @@ class Node:
         """This process's metrics in Prometheus's text format; `metrics.merge` joins those of several."""
         return self._metrics.render()
 
+    def reload(self) -> None:
+        """Read again the files that settings name. What cannot be used is logged, and changes nothing."""
+        found = reread(self.config)
+        if found is not None:
+            self.config = found
+            if self._admin_port is not None:
+                self._admin_port.use_token(found.token())
+
     async def watch(self) -> None:
         """Wait until a background task ends, which none should; raises what ended it."""
         done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -109,10 +121,21 @@ class Node:
         )
 
     async def stop(self) -> None:
-        """Drop all open connections and release everything. `drain` closes sessions with a close frame."""
+        """Drop all open connections and release everything. `drain` closes sessions with a close frame.
+
+        It takes at most STOP_TIMEOUT seconds: what is not released then ends with the process.
+        """
+        try:
+            async with asyncio.timeout(STOP_TIMEOUT):
+                await self._release()
+        except TimeoutError:
+            log.error("not stopped in time", seconds=STOP_TIMEOUT)  # noqa: TRY400 - the place says nothing
+        else:
+            log.info("stopped")
+
+    async def _release(self) -> None:
         self._public_port.drop()
-        for session in list(self._context.deadlines):
-            session.abort()
+        await each_in_turns(list(self._context.deadlines), lambda session: session.abort())
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -121,7 +144,6 @@ class Node:
             await self._admin_port.close()
         if self._tracing is not None:
             await self._tracing.close()
-        log.info("stopped")
 
 
 def log_listening(listening: ListenAddresses, **about: object) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final
 
 import structlog
 
@@ -17,15 +17,13 @@ from ..telemetry import logs
 from ..telemetry.failures import log_loop_failure
 from .composition import DemoInfo, build
 from .node import Node
+from .signals import StopOrder, handle_stop_signals
 
 log = structlog.get_logger()
 
 
-class StopOrder(NamedTuple):
-    """An order to drain and stop: seconds until the first session is closed, and from there to the last."""
-
-    delay: float
-    seconds: float
+EXIT_DRAIN_CUT: Final = 5
+"""The exit code when the node stopped as told, but a worker ended before it had closed its sessions."""
 
 
 async def serve(
@@ -37,17 +35,21 @@ async def serve(
     """Run a node until SIGTERM or SIGINT; returns the exit code.
 
     SIGTERM drains as configured, SIGINT without delay, a second signal of either kind ends the node at
-    once. `announce` is called when the node listens. Raises ConfigError if it cannot.
+    once. SIGHUP has the files read again that settings name; with `demo` it is a SIGINT, since the terminal
+    has been closed. `announce` is called when the node listens. Raises ConfigError if it cannot.
     """
     orders: asyncio.Queue[StopOrder] = asyncio.Queue()
-    loop = asyncio.get_running_loop()
-    for number, order in stop_orders(config).items():
-        loop.add_signal_handler(number, orders.put_nowait, order)
+    handle_stop_signals(config, orders.put_nowait)
     try:
         node = await build(config, demo=demo)
     except ConfigError as error:
         log.error("cannot start", reason=str(error))  # noqa: TRY400 - the reason says all
         raise
+    loop = asyncio.get_running_loop()
+    if demo is None:
+        loop.add_signal_handler(signal.SIGHUP, node.reload)
+    else:
+        loop.add_signal_handler(signal.SIGHUP, orders.put_nowait, StopOrder(0, 0))
     try:
         logs.configure(config.log_level, config.log_format, node.name)
         await node.start()
@@ -56,14 +58,6 @@ async def serve(
         return await until_stopped(node, orders)
     finally:
         await node.stop()
-
-
-def stop_orders(config: Config) -> dict[signal.Signals, StopOrder]:
-    """What each signal orders."""
-    return {
-        signal.SIGTERM: StopOrder(config.drain_delay, config.drain_seconds),
-        signal.SIGINT: StopOrder(0, 0),
-    }
 
 
 async def until_stopped(node: Node, orders: asyncio.Queue[StopOrder]) -> int:

@@ -25,15 +25,16 @@ from ..admin.port import AdminPort
 from ..admin.workers import WorkersHealth
 from ..config import Config
 from ..errors import ConfigError
-from ..node import StopOrder, WorkerShare, stop_orders
+from ..node import EXIT_DRAIN_CUT, StopOrder, WorkerShare, handle_stop_signals, reread, stop_orders
 from ..node.node import log_listening
 from ..server.listeners import ListenAddresses, listen, port_of
 from ..server.requests import HTTP_SHUTDOWN
 from ..telemetry import logs
 from ..telemetry.failures import log_loop_failure
+from . import process_state
 from .control import Control, Message
 from .group import Workers
-from .liveness import HEARTBEAT_INTERVAL
+from .liveness import HEARTBEAT_INTERVAL, MAX_LATE
 from .standby import StandbyAcceptor
 from .worker import WorkerSpec, run_worker
 from .worker_slots import WorkerProcess, WorkerSlot
@@ -52,21 +53,24 @@ log = structlog.get_logger()
 def run(config: Config, loop_factory: LoopFactory) -> int:
     """Run a node of `config.workers` workers until SIGTERM or SIGINT; returns the exit code.
 
-    The signals mean the same as for `node.serve`. Raises ConfigError if a port is taken. Workers get their
-    loops from `loop_factory`; the parent, which has little to do, runs on asyncio's own.
+    The signals and the exit code mean the same as for `node.serve`; the code is EXIT_DRAIN_CUT if a worker
+    ended before it had closed its sessions. Raises ConfigError if a port is taken. Workers get their loops
+    from `loop_factory`; the parent, which has little to do, runs on asyncio's own.
     """
-    with asyncio.Runner() as runner:
-        try:
-            supervisor = runner.run(build(config))
-        except ConfigError as error:
-            log.error("cannot start", reason=str(error))  # noqa: TRY400 - the reason says all
-            raise
-        try:
-            runner.run(supervisor.start())
-            while (slot := runner.run(supervisor.next_vacant())) is not None:
-                _fork(supervisor, slot, loop_factory)
-        finally:
-            runner.run(supervisor.close())
+    runner = asyncio.Runner()
+    try:
+        supervisor = runner.run(build(config))
+    except ConfigError as error:
+        log.error("cannot start", reason=str(error))  # noqa: TRY400 - the reason says all
+        runner.close()
+        raise
+    # From here on the runner stays open to the end of the process, which then still handles its signals.
+    try:
+        runner.run(supervisor.start())
+        while (slot := runner.run(supervisor.next_vacant())) is not None:
+            _fork(supervisor, slot, loop_factory)
+    finally:
+        runner.run(supervisor.close())
     return supervisor.exit_code
 
 
@@ -140,9 +144,7 @@ class Supervisor:
         self.listening = listening
         self.workers = workers
         self.exit_code = 0
-        self._config = config
-        part = {name: math.ceil(getattr(config, name) / config.workers) for name in DIVIDED_LIMITS}
-        self._workers_config = config.model_copy(update=part)
+        self._use(config)
         self._admin_port = admin_port
         self._slots = workers.slots
         self._loop = asyncio.get_running_loop()
@@ -160,12 +162,29 @@ class Supervisor:
         logs.configure(config.log_level, config.log_format, self.workers.name)
         self._loop.set_exception_handler(log_loop_failure)
         await self._admin_port.open()
-        for number, order in stop_orders(config).items():
-            self._loop.add_signal_handler(number, self._stop, order)
+        handle_stop_signals(config, self._stop)
+        self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         self._spawn(self._check_heartbeats())
         for slot in self._slots:
             self._vacant.put_nowait(slot)
+
+    def _reload(self) -> None:
+        """SIGHUP: the files that settings name are read again, for this process and for all workers."""
+        found = reread(self._config)
+        if found is None:
+            return
+        self._use(found)
+        self._admin_port.use_token(found.token())
+        for slot in self._slots:
+            if slot.process is not None:
+                slot.process.control.send({"reload": True})
+
+    def _use(self, config: Config) -> None:
+        """Take `config` for this process and for the workers that are started from now on."""
+        self._config = config
+        part = {name: math.ceil(getattr(config, name) / config.workers) for name in DIVIDED_LIMITS}
+        self._workers_config = config.model_copy(update=part)
 
     async def next_vacant(self) -> WorkerSlot | None:
         """The next slot that needs a worker; None when the node has stopped."""
@@ -185,7 +204,7 @@ class Supervisor:
         """A worker runs in `slot`; `connection` leads to it."""
         control = Control(lambda message: self._on_message(slot, message), _ignore)
         slot.process = WorkerProcess(pid, control)
-        slot.heartbeat.beat()
+        slot.heartbeat.restart()
         log.info("worker started", worker=slot.number, pid=pid)
         self._spawn(control.open(connection))
 
@@ -208,6 +227,8 @@ class Supervisor:
                 self._log_when_complete()
             case {"leave": _}:
                 self._drain_one(slot, process)
+            case {"stopped": _}:
+                process.stopped = True
         self._adjust_standby()
 
     def _log_when_complete(self) -> None:
@@ -232,13 +253,23 @@ class Supervisor:
     async def _check_heartbeats(self) -> None:
         """Check every worker's heartbeat for ever, and kill those that hang."""
         while True:
+            due = self._loop.time() + HEARTBEAT_INTERVAL
             await asyncio.sleep(HEARTBEAT_INTERVAL)
             logs.flush()
+            if self._loop.time() - due > MAX_LATE * HEARTBEAT_INTERVAL:
+                continue  # the machine stood still or is overloaded, for the workers too
             for slot in self._slots:
-                slot.heartbeat.check()
-                if slot.process is not None and slot.heartbeat.hung:
-                    _kill(slot, slot.process, "no heartbeat")
+                self._check_heartbeat(slot)
             self._adjust_standby()
+
+    def _check_heartbeat(self, slot: WorkerSlot) -> None:
+        process = slot.process
+        if process is not None and process.stopped:
+            return
+        state = process_state.read(process.pid) if process is not None else None
+        slot.heartbeat.check(state, HEARTBEAT_INTERVAL)
+        if process is not None and slot.heartbeat.hung:
+            _kill(slot, process, "no heartbeat", state=state.states if state else "unknown")
 
     def _reap(self) -> None:
         for slot in self._slots:
@@ -256,6 +287,9 @@ class Supervisor:
         say = log.info if expected else log.error
         how = {"signal": _signal_name(-code)} if code < 0 else {"code": code}
         say("worker ended", worker=slot.number, pid=process.pid, **how)
+        if self.workers.draining and code and not process.stopped:
+            # It could not close its sessions: their browsers saw the connection break.
+            self.exit_code = self.exit_code or EXIT_DRAIN_CUT
         if process.listening and not self.workers.draining:
             self._spawn(self._replace(slot, process.age))
         else:
@@ -308,7 +342,6 @@ class Supervisor:
         await asyncio.sleep(order.seconds + self._config.close_timeout + HTTP_SHUTDOWN + STOP_MARGIN)
         for slot in self._slots:
             if slot.process is not None:
-                self.exit_code = 1
                 _kill(slot, slot.process, "not ended in time")
 
     def _end_when_empty(self) -> None:
@@ -336,9 +369,9 @@ class Supervisor:
         task.add_done_callback(self._tasks.discard)
 
 
-def _kill(slot: WorkerSlot, process: WorkerProcess, reason: str) -> None:
+def _kill(slot: WorkerSlot, process: WorkerProcess, reason: str, **about: object) -> None:
     os.kill(process.pid, signal.SIGKILL)
-    log.error("worker killed", worker=slot.number, pid=process.pid, reason=reason)
+    log.error("worker killed", worker=slot.number, pid=process.pid, reason=reason, **about)
 
 
 def _signal_name(number: int) -> str:

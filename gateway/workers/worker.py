@@ -17,6 +17,7 @@ import structlog
 
 from ..config import Config
 from ..node import Node, StopOrder, WorkerShare, build, until_stopped
+from ..node.signals import UNUSED_SIGNALS
 from ..telemetry import logs
 from .control import Control, Message
 from .liveness import HEARTBEAT_INTERVAL
@@ -27,6 +28,9 @@ PR_SET_NAME: Final = 15
 
 EXIT_ORPHANED: Final = 1
 """The exit code of a worker whose parent is gone."""
+
+PARENTS_SIGNALS: Final = (signal.SIGINT, signal.SIGHUP, *UNUSED_SIGNALS)
+"""Signals that a terminal or a service manager may send to every process; the parent tells its workers."""
 
 MAX_DESCRIPTORS: Final = 1 << 20
 
@@ -58,26 +62,27 @@ def run_worker(spec: WorkerSpec) -> int:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches every process of the terminal; the parent tells us
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    for number in PARENTS_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    # A SIGTERM waits until there is a handler, which asks the parent.
+    signal.pthread_sigmask(signal.SIG_SETMASK, (signal.SIGTERM,))
     if sys.platform == "linux":
         _prctl(PR_SET_NAME, f"gateway w{spec.share.number}".encode())
         _prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL))
     if os.getppid() != spec.parent:  # the parent died before prctl
         return EXIT_ORPHANED
     _close_all_but(spec.descriptors())
+    logs.protect_crash_reports()
     config = spec.config
     logs.configure(config.log_level, config.log_format, spec.name, spec.share.number)
     try:
-        with asyncio.Runner(loop_factory=spec.loop_factory) as runner:
-            return runner.run(serve(spec))
+        # The runner is not closed: that waits for threads, which may look up a name at a silent server.
+        return asyncio.Runner(loop_factory=spec.loop_factory).run(serve(spec))
     except Exception:
         log.exception("worker failed")
         return 1
     finally:
-        logs.flush(at_once=True)
+        logs.close()
 
 
 async def serve(spec: WorkerSpec) -> int:
@@ -115,6 +120,7 @@ class Worker:
         """Serve until the parent says stop or ends; returns the exit code."""
         await self._control.open(self._connection)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._control.send, {"leave": True})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
         heartbeats = asyncio.create_task(self._send_heartbeats())
         try:
             await self._node.start()
@@ -122,6 +128,7 @@ class Worker:
             return await self._until_stopped()
         finally:
             await self._node.stop()
+            self._control.send({"stopped": True})
             heartbeats.cancel()
             with suppress(asyncio.CancelledError):
                 await heartbeats
@@ -152,6 +159,8 @@ class Worker:
                 self._answer_later(message, self._node.dashboard.snapshot())
             case {"ask": "session", "about": web_socket_id}:
                 self._answer_later(message, self._node.dashboard.look_up(web_socket_id))
+            case {"reload": _}:
+                self._node.reload()
             case {"stop": [delay, seconds]}:
                 self._orders.put_nowait(StopOrder(delay, seconds))
 

@@ -28,6 +28,8 @@ class WorkerProcess:
         self.listening = False
         self.leaving = False
         """This worker has been told to stop, and the node goes on."""
+        self.stopped = False
+        """Its sessions are closed and only its process has to end. It sends no more heartbeats."""
 
     @property
     def age(self) -> float:
@@ -66,6 +68,6 @@ class WorkerSlot:
             "worker": self.number,
             "pid": self.process.pid if self.process else None,
             "restarts": self.restarts,
-            "responsive": not self.heartbeat.hung,
+            "responsive": not self.heartbeat.given_up,
             "accepts": self.accepts,
         }

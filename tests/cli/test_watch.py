@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from gateway.cli.watch import print_sentence
+from gateway.cli.watch import print_json, print_sentence
 from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
 from .conftest import Run
@@ -73,3 +73,8 @@ def test_watch_ends_when_the_gateway_refuses_it(valkey: ValkeyProcess) -> None:
 def test_watch_says(event: dict[str, object], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_sentence(event)
     assert capsys.readouterr().out[10:] == sentence + "\n"
+
+
+def test_json_has_no_characters_that_a_terminal_obeys(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"event": "message", "text": "ř\x9b\u202e"})
+    assert capsys.readouterr().out == '{"event":"message","text":"ř\\u009b\\u202e"}\n'

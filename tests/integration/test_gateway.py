@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis.asyncio
 
 from gateway.drill.fleet import ValkeyProcess
+from gateway.node import node as node_module
 from gateway.publishing import api as publishing
 
-from .conftest import Line, Place
-from .in_process import node_in_process, port_of, readiness, until_status
+from .conftest import Line, Place, complaints
+from .in_process import admin_port_of, node_in_process, port_of, readiness, until_status
 from .load import text, until
 from .raw import Raw
 
@@ -310,9 +313,53 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
                     "handshakes": 1,
                     "channels": 1,
                     "delivered": 0,
+                    "log_lines_dropped": 0,
                     "invalid": {},
                     "rejected": {},
                     "closed": {},
                     "redis": {"connected": True, "outages": 0, "outage_seconds": 0.0, "repaired": 0},
                 },
             )
+
+
+async def test_files_are_read_again_while_the_node_serves(
+    valkey: ValkeyProcess, tmp_path: Path, logged: list[Line]
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough")
+    async with node_in_process(valkey.url, publish_token_file=str(token)) as gateway:
+
+        async def status(with_token: str) -> int:
+            async with Raw.connected(admin_port_of(gateway)) as backend:
+                head = f"POST /publish HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {with_token}\r\n"
+                backend.send(f"{head}Content-Length: 2\r\n\r\n{{}}".encode())
+                return (await backend.answer())[0]
+
+        assert await status("a-token-that-is-long-enough") == 415, "the token is right, the request is not"
+        token.write_text("another-token-that-is-long-enough\r\n")
+        assert await status("another-token-that-is-long-enough") == 401
+        gateway.reload()
+        assert await status("a-token-that-is-long-enough") == 401
+        assert await status("another-token-that-is-long-enough") == 415
+        token.unlink()
+        gateway.reload()
+        assert await status("another-token-that-is-long-enough") == 415, "the last good one stays"
+    (line,) = complaints(logged)
+    assert line["event"] == "files not read again"
+    logged.remove(line)
+
+
+async def test_a_stop_that_hangs_is_given_up(
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, logged: list[Line]
+) -> None:
+    monkeypatch.setattr(node_module, "STOP_TIMEOUT", 0.01)
+    async with node_in_process(valkey.url) as gateway:
+        close = gateway._public_port.close
+        with monkeypatch.context() as patch:
+            patch.setattr(gateway._public_port, "close", asyncio.Event().wait)
+            await gateway.stop()
+        await close()
+        (line,) = complaints(logged)
+        assert line["event"] == "not stopped in time"
+        logged.remove(line)
+        monkeypatch.setattr(node_module, "STOP_TIMEOUT", 5.0)

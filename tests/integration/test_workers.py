@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.drill.fleet import NodeProcess, ValkeyProcess, free_port
 from gateway.errors import EmbeddedError
+from gateway.node import EXIT_DRAIN_CUT
 from gateway.server.affinity import owner
 
 from . import stomp
@@ -31,8 +32,7 @@ COUNT = 3
 BROWSERS = 60
 SOON = 8.0  # seconds: what takes no time, on a machine that is very busy; a hang takes longer
 
-QUICK = "import gateway.workers.liveness as r; r.HEARTBEAT_INTERVAL = 0.1\n"
-"""Signs of life every tenth of a second, so that nobody has to wait for a worker to count as hung."""
+EARLY_TO_GIVE_UP = "import gateway.workers.liveness as r; r.GIVEN_UP_AFTER = 3\n"
 
 SLOW_TO_REPLACE = "import gateway.workers.liveness as r; r.FIRST_RESTART_DELAY = 4.0\n"
 
@@ -60,6 +60,12 @@ def lives(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+def sends_heartbeats(pid: int) -> bool:
+    """Whether a worker handles SIGTERM, as it does before it sends the first one."""
+    caught = Path(f"/proc/{pid}/status").read_text().partition("SigCgt:")[2].split()[0]
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def session_of(worker: int, count: int = COUNT) -> Iterator[str]:
@@ -294,19 +300,22 @@ async def test_others_take_what_comes_for_one_that_is_gone(valkey: ValkeyProcess
 
 
 async def test_a_worker_that_hangs_is_relieved_and_then_replaced(valkey: ValkeyProcess) -> None:
-    with node_of(valkey, preface=QUICK) as node:
+    with node_of(valkey) as node:
         hung = pids(node)[0]
+        await until(lambda: sends_heartbeats(hung), "the worker has sent one")
+        started = time.monotonic()
         os.kill(hung, signal.SIGSTOP)
         async with arrivals(node, 30) as browsers:
             await until(lambda: all(browser.registered.is_set() for browser in browsers), "all are answered")
         await until(lambda: node.logged("worker killed"), "the parent has noticed")
+        assert time.monotonic() - started < 3.0 + SOON, "3 s where the machine is not overloaded"
         await until(lambda: pids(node)[0] not in (0, hung), "there is another")
         assert not lives(hung)
         assert len(node.logged("worker ended")) == 1
 
 
 async def test_a_worker_that_cannot_be_replaced_makes_the_node_ill(valkey: ValkeyProcess) -> None:
-    with node_of(valkey, preface=QUICK + SLOW_TO_REPLACE) as node:
+    with node_of(valkey, preface=EARLY_TO_GIVE_UP + SLOW_TO_REPLACE) as node:
         os.kill(pids(node)[2], signal.SIGKILL)
         async with aiohttp.ClientSession() as http:
 
@@ -445,12 +454,82 @@ async def test_ctrl_c_ends_all_without_a_word_too_many(valkey: ValkeyProcess) ->
 
 
 async def test_a_worker_that_hangs_does_not_hold_the_end_up(valkey: ValkeyProcess) -> None:
-    with node_of(valkey, "--close-timeout", "0.5", preface=QUICK) as node:
+    with node_of(valkey, "--close-timeout", "0.5") as node:
         os.kill(pids(node)[0], signal.SIGSTOP)
         start = time.monotonic()
         node.signal(signal.SIGTERM)
-        assert await exit_of(node) in (0, 1)
+        assert await exit_of(node) == EXIT_DRAIN_CUT
         assert time.monotonic() - start < 0.5 + 1.0 + 5.0 + SOON
+
+
+async def test_a_worker_that_is_killed_amid_the_drain_is_told_by_the_exit_code(valkey: ValkeyProcess) -> None:
+    with node_of(valkey, "--drain-delay", "0", "--drain-seconds", "3") as node:
+        async with load_clients([node.port], [f"cut-{number}" for number in range(BROWSERS)]) as browsers:
+            killed = pids(node)[0]
+            node.signal(signal.SIGTERM)
+            await until(lambda: any(browser.close_code == 1012 for browser in browsers), "it drains")
+            os.kill(killed, signal.SIGKILL)
+            assert await exit_of(node) == EXIT_DRAIN_CUT
+        ended = [line for line in node.logged("worker ended") if line["level"] == "error"]
+        assert [(line["worker"], line["signal"]) for line in ended] == [(1, "SIGKILL")]
+
+
+async def test_a_sigterm_that_comes_before_a_worker_can_handle_it_waits(valkey: ValkeyProcess) -> None:
+    slow = "import time, gateway.workers.worker as w\nb = w.build\n"
+    slow += "async def build(*a, **k):\n time.sleep(1)\n return await b(*a, **k)\nw.build = build\n"
+    with node_of(valkey, workers=2, preface=slow) as node:
+        # The node listens because all have started. This one is started later, and gets the signal at once.
+        os.kill(pids(node)[0], signal.SIGKILL)
+        await until(lambda: len(node.logged("worker started")) == 3, "there is another")
+        pid = node.logged("worker started")[2]["pid"]
+        os.kill(pid, signal.SIGTERM)
+        await until(lambda: node.logged("worker draining"), "the worker asks its parent")
+        assert node.logged("worker draining")[0]["pid"] == pid
+
+
+@pytest.mark.parametrize("workers", [1, 2], ids=["one process", "two workers"])
+async def test_signals_that_end_no_node(valkey: ValkeyProcess, workers: int) -> None:
+    """Sent to all processes, as a service manager or a closed terminal does."""
+    with node_of(valkey, workers=workers) as node:
+        async with Raw.registered(node.port, f"signal-{workers}") as browser:
+            for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+                os.killpg(node.process.pid, number)
+                await until(lambda: node.logged("files read again"), "the first has a meaning")
+            await until(lambda: len(node.logged("signal ignored")) == 2, "the others have none")
+            await browser.register(f"signal-{workers}")
+            if workers > 1:
+                assert all(map(lives, pids(node)))
+    assert not complaints(node.logs)
+
+
+@pytest.mark.parametrize("workers", [1, 2], ids=["one process", "two workers"])
+async def test_sighup_has_the_token_read_again(valkey: ValkeyProcess, tmp_path: Path, workers: int) -> None:
+    token = tmp_path / "token"
+    token.write_text(TOKEN)
+    with node_of(valkey, "--publish-token-file", str(token), workers=workers) as node:
+        body = {"webSocketId": "rotated", "authResult": "CONFIRMED"}
+
+        async def status(with_token: str) -> int:
+            async with (
+                aiohttp.ClientSession() as http,
+                http.post(
+                    f"http://127.0.0.1:{node.admin_port}/publish",
+                    json=body,
+                    headers={"Authorization": f"Bearer {with_token}"},
+                ) as answer,
+            ):
+                return answer.status
+
+        assert await status(TOKEN) == 200
+        other = TOKEN[::-1]
+        token.write_text(other + "\r\n")
+        node.signal(signal.SIGHUP)
+        await until(lambda: node.logged("files read again"), "it has been read")
+        assert (await status(TOKEN), await status(other)) == (401, 200)
+        token.write_text("short")
+        node.signal(signal.SIGHUP)
+        await until(lambda: node.logged("files not read again"), "the node complains")
+        assert await status(other) == 200, "the last good one stays"
 
 
 def test_a_free_port_is_picked_for_zero(valkey: ValkeyProcess) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.messages import CloseCode
-from gateway.node.draining import DRAIN_STEP, close_sessions
+from gateway.node.draining import CLOSES_PER_TURN, DRAIN_STEP, close_sessions
 
 from ..fakes import virtual
 
@@ -49,6 +49,21 @@ async def test_sessions_are_closed_evenly() -> None:
 @virtual
 async def test_without_a_time_all_are_closed_at_once() -> None:
     assert await drained(3, 0.0, [0]) == pytest.approx([0.0] * 4)
+
+
+@virtual
+async def test_while_many_are_closed_others_get_the_loop() -> None:
+    turns: list[int] = []
+
+    async def other() -> None:
+        while True:
+            turns.append(1)
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(other())
+    await drained(10 * CLOSES_PER_TURN, 0.0, [0])
+    running.cancel()
+    assert len(turns) >= 10
 
 
 @virtual

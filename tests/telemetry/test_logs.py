@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import faulthandler
 import io
 import json
 import logging
+import os
+import sys
+import types
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -68,12 +74,51 @@ def test_auto_is_json_unless_people_look_on(stream: io.StringIO) -> None:
     assert "\x1b[" in terminal.getvalue()
 
 
-def test_the_stream_is_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_stream_is_stderr(capfd: pytest.CaptureFixture[str]) -> None:
     logs.configure()
     structlog.get_logger().info("listening")
-    captured = capsys.readouterr()
+    logs.close()
+    captured = capfd.readouterr()
     assert '"event":"listening"' in captured.err
     assert captured.out == ""
+
+
+def test_what_is_printed_goes_the_same_way(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(sys, "stderr", sys.stderr)
+    logs.configure("info", "json")
+    logs.capture_output(stdout=True)
+    try:
+        print("a print\x1b[31m")
+        sys.stderr.write("two\nlines\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning("a warning", UserWarning, "file.py", 1)
+    finally:
+        logging.captureWarnings(False)
+        atexit.unregister(logs._writer.close)
+        logs.close()
+    captured = capfd.readouterr()
+    first, two, lines, warning = captured.err.splitlines()
+    assert (first, two, lines) == ("a print\\x1b[31m", "two", "lines")
+    assert "UserWarning: a warning" in json.loads(warning)["event"]
+    assert captured.out == ""
+
+
+def test_a_crash_report_gets_an_open_file_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: False)
+    monkeypatch.setattr(faulthandler, "enable", used.append)
+    logs.protect_crash_reports()
+    assert used == []
+    monkeypatch.setattr(faulthandler, "is_enabled", lambda: True)
+    logs.protect_crash_reports()
+    (own,) = used
+    assert not os.get_blocking(own)
+    assert os.get_blocking(logs.STDERR)
+    os.close(own)
 
 
 def test_the_standard_librarys_loggers_go_the_same_way(stream: io.StringIO) -> None:
@@ -106,10 +151,33 @@ def test_no_text_can_end_a_line_or_reach_the_terminal(text: str, form: Any) -> N
     structlog.get_logger().info("refused", origin=text, more=[text])
     written = stream.getvalue()
     assert written.count("\n") == 1
+    assert written[:-1].isprintable()
     if form == "json":
         assert json.loads(written)["origin"] == text
-    else:
-        assert written[:-1].isprintable()
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+@pytest.mark.parametrize(
+    "char",
+    ["\x07", "\x7f", "\x85", "\x9b", "\xad", "\u061c", "\u200e", "\u2028", "\u2029", "\u202e", "\u2066",
+     "\ufeff", "\udc9b", "\U000e0041"],
+    ids=ascii,
+)  # fmt: skip
+def test_no_character_that_a_viewer_would_obey_is_written_as_itself(
+    stream: io.StringIO, form: Any, char: str
+) -> None:
+    """Controls, separators of lines, direction marks, lone surrogates; in values, lists, names of fields."""
+    logs.configure("info", form, stream=stream)
+    structlog.get_logger().info(f"e{char}", value=f"v{char}", more=[f"m{char}"], **{f"k{char}": 1})
+    structlog.get_logger().error("failed", exc_info=ValueError(char))
+    written = stream.getvalue()
+    assert char not in written
+    assert written.replace("\n", "").isprintable()
+    assert written.isascii() or form == "console"
+    if form == "json":
+        line = json.loads(written.splitlines()[0])
+        assert (line["event"], line["value"], line["more"]) == (f"e{char}", f"v{char}", [f"m{char}"])
+        assert line[f"k{char}"] == 1
 
 
 def test_on_the_console_no_value_looks_like_a_member(stream: io.StringIO) -> None:
@@ -128,6 +196,91 @@ def test_what_json_does_not_know_is_written_all_the_same(stream: io.StringIO) ->
     logs.configure("info", "json", stream=stream)
     structlog.get_logger().info("odd", thing={1: object}, path="\udc80")
     assert parsed(stream)[0]["path"] == "\udc80"
+
+
+def test_the_end_of_a_long_traceback_is_kept(stream: io.StringIO) -> None:
+    logs.configure("info", "json", stream=stream)
+    structlog.get_logger().error("failed", exc_info=ValueError("x" * 100_000))
+    (line,) = parsed(stream)
+    assert len(line["exception"]) == logs.MAX_TRACEBACK + 1
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_nothing_that_is_logged_raises(stream: io.StringIO, form: Any) -> None:
+    logs.configure("info", form, stream=stream)
+    endless: list[Any] = []
+    endless.append(endless)
+    structlog.get_logger().info("one", value=Unprintable())
+    structlog.get_logger().info("two", value=endless, more=2**70)
+    logging.getLogger("asyncio").warning("%d of %d", "three")
+    written = stream.getvalue().splitlines()
+    assert [number in line for number, line in zip(("one", "two", "of"), written, strict=True)] == [True] * 3
+
+
+def test_dropped_lines_are_reported_once_the_log_can_be_written_again(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = types.SimpleNamespace(dropped=0, failing=False, crowded=False)
+    monkeypatch.setattr(logs, "_writer", writer)
+    monkeypatch.setattr(logs, "_reported", 0)
+    logs.configure("info", "json", stream=stream)
+    logs.flush()
+    writer.dropped, writer.failing = 7, True
+    logs.flush()
+    writer.failing, writer.crowded = False, True
+    logs.flush()
+    assert stream.getvalue() == ""
+    writer.crowded = False
+    logs.flush()
+    logs.flush()
+    (line,) = parsed(stream)
+    assert (line["event"], line["count"], line["total"]) == ("log lines dropped", 7, 7)
+    assert logs.dropped() == 7
+    writer.dropped = 9
+    logs.flush()
+    assert parsed(stream)[1]["count"] == 2
+
+
+@pytest.mark.real
+def test_a_child_reports_only_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_reported", 5)
+    monkeypatch.setattr(logs._writer, "dropped", 5)
+    pid = os.fork()
+    if not pid:
+        os._exit(logs._reported + logs.dropped())
+    assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_other_threads_may_log_while_bursts_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spans are sent in a thread, for example."""
+    folding = logs.Folding(clock := Clock())
+
+    class Window(logs._Window):
+        """Another thread has its turn whenever this one looks at a burst."""
+
+        @property
+        def start(self) -> float:
+            if others:
+                passes(folding, kind=others.pop())
+            return 0.0
+
+        @start.setter
+        def start(self, value: float) -> None: ...
+
+    others: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(logs, "_Window", Window)
+        for kind in range(20):
+            passes(folding, kind=kind)
+            folding._windows["warning", "bad", kind, None].folded = 1
+    clock.now = 1
+    others += range(100, 120)
+    assert len(folding.due()) == 20
 
 
 def passes(folding: logs.Folding, **event: object) -> dict[str, Any] | None:

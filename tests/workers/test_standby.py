@@ -46,7 +46,7 @@ async def test_the_other_gets_what_comes_for_one_that_cannot(slots: list[WorkerS
         first.process.leaving = True
     else:
         for _ in range(SILENT_AFTER + 1):
-            first.heartbeat.check()
+            first.heartbeat.check(None)
     # Those that the kernel gives to the second wait there for it; one is enough to see, many make it sure.
     standby = StandbyAcceptor(slots)
     standby.adjust()

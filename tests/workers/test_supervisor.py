@@ -10,15 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.admin.port import AdminPort
 from gateway.config import build
 from gateway.errors import ConfigError
-from gateway.node import StopOrder
+from gateway.node import EXIT_DRAIN_CUT, StopOrder
 from gateway.telemetry import logs
 from gateway.workers import supervisor as module
 from gateway.workers.control import Control, Message
@@ -28,8 +31,10 @@ from gateway.workers.worker_slots import WorkerSlot
 pytestmark = pytest.mark.real
 
 SECONDS = 5.0
+HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 WHERE = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": "redis://127.0.0.1:1"}
-IDLE = [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"]
+ENDS_WITH_0 = "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
+IDLE = [sys.executable, "-I", "-S", "-c", ENDS_WITH_0 + "print(flush=True); signal.pause()"]
 
 
 class Played:
@@ -37,7 +42,10 @@ class Played:
 
     def __init__(self, slot: WorkerSlot) -> None:
         self.slot = slot
-        self.process = subprocess.Popen(IDLE)
+        self.process = subprocess.Popen(IDLE, stdout=subprocess.PIPE)
+        assert self.process.stdout is not None
+        with self.process.stdout as said:
+            said.readline()  # it handles signals now
         self.heard: asyncio.Queue[Message] = asyncio.Queue()
         self.control = Control(self._hear, lambda: None)
 
@@ -51,8 +59,12 @@ class Played:
         async with asyncio.timeout(SECONDS):
             return await self.heard.get()
 
+    def end_as_told(self) -> None:
+        """The process ends with 0."""
+        self.process.send_signal(signal.SIGTERM)
+
     def end(self) -> None:
-        """The process is gone, with 0 as one that was told to stop."""
+        """The process is killed."""
         self.control.close()
         self.process.kill()
 
@@ -106,7 +118,7 @@ async def opened() -> AsyncIterator[Scene]:
         for worker in scene.played:
             worker.end()
             worker.process.wait()
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+        for number in HANDLED:
             asyncio.get_running_loop().remove_signal_handler(number)
 
 
@@ -179,6 +191,56 @@ async def test_who_gives_no_sign_of_life_is_killed(
         beating.cancel()
 
 
+async def test_a_parent_that_was_late_kills_nobody(
+    monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    """The machine stood still, so the workers could not send heartbeats either."""
+    monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", 0.01)
+    async with opened() as scene:
+        one, two = await scene.both()
+        for _ in range(50):  # intervals, none of which ends in time
+            time.sleep(0.02)  # noqa: ASYNC251 - nobody else gets to run
+            await asyncio.sleep(0)
+        assert [slot.heartbeat.hung for slot in (one.slot, two.slot)] == [False, False]
+        assert "worker killed" not in events(logged)
+
+
+async def test_who_is_killed_amid_the_drain_makes_the_exit_code_say_so(logged: list[Any]) -> None:
+    async with opened() as scene:
+        one, two = await scene.both()
+        scene.supervisor._stop(StopOrder(5, 20))
+        one.process.kill()
+        one.control.close()
+        while one.slot.process is not None:  # noqa: ASYNC110 - the supervisor tells nobody
+            await asyncio.sleep(0.01)
+        two.end_as_told()
+        assert await scene.next_vacant() is None
+        assert scene.supervisor.exit_code == EXIT_DRAIN_CUT
+        assert [line["log_level"] for line in logged if line["event"] == "worker ended"] == ["error", "info"]
+
+
+async def test_files_are_read_again_for_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[Any]
+) -> None:
+    token = tmp_path / "token"
+    token.write_text("a-token-that-is-long-enough")
+    monkeypatch.setitem(WHERE, "publish_token_file", str(token))
+    used: list[str] = []
+    monkeypatch.setattr(AdminPort, "use_token", lambda _port, token: used.append(token))
+    async with opened() as scene:
+        workers = await scene.both()
+        token.write_text("another-token-that-is-long-enough\r\n")
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert [await worker.next() for worker in workers] == [{"reload": True}] * 2
+        assert used == ["another-token-that-is-long-enough"]
+        token.unlink()
+        scene.supervisor._reload()
+        assert used == ["another-token-that-is-long-enough"]
+        (line,) = [line for line in logged if line["event"] == "files not read again"]
+        assert "--publish-token-file" in line["reason"]
+        assert all(worker.heard.empty() for worker in workers)
+
+
 async def test_who_never_could_ends_the_node(logged: list[Any]) -> None:
     async with opened() as scene:
         one, two = await scene.start_worker(), await scene.start_worker()
@@ -227,7 +289,7 @@ async def test_all_are_told_to_stop_and_then_to_end() -> None:
             assert [await worker.next() for worker in workers] == [{"stop": list(order)}] * 2
         assert scene.supervisor.workers.draining
         for worker in workers:
-            worker.end()
+            worker.end_as_told()
         assert await scene.next_vacant() is None
         assert scene.supervisor.exit_code == 0
 
@@ -253,7 +315,7 @@ async def test_who_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch, logge
         await scene.both()
         scene.supervisor._stop(StopOrder(0, 0))
         assert await scene.next_vacant() is None
-        assert scene.supervisor.exit_code == 1
+        assert scene.supervisor.exit_code == EXIT_DRAIN_CUT
         assert events(logged).count("worker killed") == 2
 
 

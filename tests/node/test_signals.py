@@ -1,0 +1,78 @@
+"""What signals mean to a node: real ones, sent to the test's own process."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from gateway.config import Config, build
+from gateway.node.signals import UNUSED_SIGNALS, StopOrder, handle_stop_signals, reread
+
+SECONDS = 5.0
+HANDLED = (signal.SIGTERM, signal.SIGINT, *UNUSED_SIGNALS)
+
+
+@pytest.fixture
+def config() -> Config:
+    return build({"drain_delay": 3, "drain_seconds": 7})
+
+
+@pytest.fixture
+def orders(config: Config) -> Iterator[asyncio.Queue[StopOrder]]:
+    yield asyncio.Queue()
+    assert not [number for number in HANDLED if signal.getsignal(number) is signal.SIG_IGN]
+
+
+async def test_each_stop_signal_is_an_order(config: Config, orders: asyncio.Queue[StopOrder]) -> None:
+    handle_stop_signals(config, orders.put_nowait)
+    try:
+        async with asyncio.timeout(SECONDS):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert await orders.get() == StopOrder(3, 7)
+            os.kill(os.getpid(), signal.SIGINT)
+            assert await orders.get() == StopOrder(0, 0)
+            with capture_logs() as lines:
+                for number in UNUSED_SIGNALS:
+                    os.kill(os.getpid(), number)
+                os.kill(os.getpid(), signal.SIGTERM)
+                await orders.get()
+        assert {line["signal"] for line in lines} == {"SIGUSR1", "SIGUSR2"}
+    finally:
+        for number in HANDLED:
+            asyncio.get_running_loop().remove_signal_handler(number)
+
+
+def test_files_are_read_again(tmp_path: Path) -> None:
+    token, redis = tmp_path / "token", tmp_path / "redis"
+    token.write_text("a-token-that-is-long-enough")
+    redis.write_text("redis://node:secret@127.0.0.1:1/0")
+    config = build({"publish_token_file": str(token), "redis_file": str(redis), "port": 1234})
+    token.write_text("another-token-that-is-long-enough\n")
+    with capture_logs() as lines:
+        found = reread(config)
+        assert found is not None
+        assert (found.token(), found.redis, found.port) == (
+            "another-token-that-is-long-enough",
+            config.redis,
+            1234,
+        )
+        redis.write_text("redis://node:renewed@127.0.0.1:1/0")
+        found = reread(config)
+        assert found is not None
+        assert "renewed" in found.redis
+        redis.write_text("http://127.0.0.1")
+        assert reread(config) is None
+    assert [line["event"] for line in lines] == [
+        "files read again",
+        "files read again",
+        "redis url changed",
+        "files not read again",
+    ]
+    assert "--redis-file" in lines[-1]["reason"]
+    assert "renewed" not in str(lines)
