@@ -101,7 +101,8 @@ class RequestServer:
         self, connection: RequestConnection, message: RawRequestMessage, payload: StreamReader
     ) -> None:
         transport = connection.transport
-        assert transport is not None
+        if transport is None:  # the client has left before its request's turn came
+            return
         try:
             writer = StreamWriter(connection, self._loop)
             task = cast("asyncio.Task[None]", asyncio.current_task())

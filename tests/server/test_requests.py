@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -329,3 +330,27 @@ async def test_a_rejected_request_leaves_nothing_behind(head: str, body: bytes, 
             finally:
                 tracemalloc.stop()
     assert kept < 20 * 5_000
+
+
+async def test_a_client_that_has_left_before_its_requests_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its loss may come in the same turn of the loop as its request."""
+    handled: list[web.Request] = []
+    tasks: set[asyncio.Task[None]] = set()
+    serve = RequestServer.serve
+
+    def lost_at_once(server: RequestServer, transport: asyncio.Transport, *request: Any) -> None:
+        serve(server, transport, *request)
+        transport.get_protocol().connection_lost(None)
+        transport.abort()
+        tasks.update(server._answering)
+
+    async def handler(request: web.Request) -> web.Response:
+        handled.append(request)
+        return web.Response()
+
+    monkeypatch.setattr(RequestServer, "serve", lost_at_once)
+    async with served(handler) as at, at.client() as client:
+        client.send("GET / HTTP/1.1")
+        assert await client.rest() == b""
+    assert not handled
+    assert [task.exception() for task in tasks] == [None]
