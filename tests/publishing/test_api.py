@@ -180,6 +180,8 @@ async def test_a_backend_needs_few_rights(valkey: ValkeyProcess) -> None:
     valkey.ask("ACL", "SETUSER", "backend", *rights("publish"))
     with redis.Redis(port=valkey.port, username="backend", password="x") as client:
         assert publish(client, "rights", "DONE").retained
+        by_hash = client.register_script(SCRIPT)
+        assert by_hash(keys=["websocket:rights"], args=["DONE", 1]) == 0, "EVALSHA, SCRIPT LOAD, EVALSHA"
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.set("other", "x")
         with pytest.raises(redis.exceptions.NoPermissionError):
