@@ -16,7 +16,7 @@ GATEWAY_UID = int(os.environ.get("GATEWAY_UID", "65532"))
 RIGHTS = {
     "node": "%R~websocket:* &websocket:* +ping +subscribe +unsubscribe +eval_ro +get +pttl +client|info "
     "+pubsub|numsub (+publish &websocket::*)",
-    "backend": "~websocket:* &websocket:* +ping +eval +set +publish",
+    "backend": "~websocket:* &websocket:* +ping +eval +evalsha +script|load +set +publish",
 }
 """As docs/redis-access.md explains them, with the optional right to show how long a result is retained."""
 

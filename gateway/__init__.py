@@ -29,11 +29,11 @@ docs/architecture.md gives the reasons; tests/test_architecture.py checks this o
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import PublishError
+    from .errors import NotPublished, PublishError, Unconfirmed
     from .publishing.api import Published, publish
 
 __version__ = "0.1.0"
-__all__ = ["publish", "Published", "PublishError"]
+__all__ = ["publish", "Published", "PublishError", "NotPublished", "Unconfirmed"]
 
 
 def __getattr__(name: str) -> Any:
@@ -43,4 +43,4 @@ def __getattr__(name: str) -> Any:
     from . import errors
     from .publishing import api as publishing
 
-    return getattr(errors if name == "PublishError" else publishing, name)
+    return getattr(publishing if name in ("publish", "Published") else errors, name)

@@ -76,6 +76,7 @@ class _Client:
     origin: str
     backoff: Backoff
     last_message_id: str | None = field(default=None, init=False)
+    was_registered: bool = field(default=False, init=False)
 
     async def connect(self, http: aiohttp.ClientSession) -> float:
         """Run one connection from start to end; returns the minimal delay in seconds before the next."""
@@ -139,7 +140,12 @@ class _Client:
     def _on_registration(self, body: dict[str, Any]) -> None:
         if body.get("registrationSucceeded") is not True:
             problem = _problem(body)
+            if problem["code"] == "not_allowed" and self.was_registered:
+                # Redis's rules were different a moment ago. The gateway closes an unregistered connection.
+                self.on_event({"event": "problem", **problem})
+                return
             raise ClientRejected(f"the gateway rejects the id: {problem['message']} ({problem['code']})")
+        self.was_registered = True
         self.backoff.reset()
         self.on_event({"event": "registered", "webSocketId": self.web_socket_id})
 

@@ -3,6 +3,7 @@
 GatewayError
 ├── ConfigError          the settings cannot be used; the message says which one, why, and what to write
 ├── PublishError         a result that no node would forward
+├── NotPublished         Redis refused a result or was not reached, so nothing was published
 ├── Unconfirmed          Redis has not confirmed a result, which may have been published nevertheless
 ├── ConnectionLost       [redis.connection] the connection to Redis is unusable; a new one replaces it
 │   └── ReplyError       [redis.connection] Redis answered a command with an error
@@ -25,6 +26,7 @@ ValueError
 ClickException
 └── CommandFailed        [cli.errors] a command ends with a message: click prints it and exits
     ├── UsageFailed      [cli.errors] what was asked for is not possible
+    ├── PublishFailed    [cli.errors] `publish` has published nothing
     └── WatchRejected    [cli.errors] the gateway rejects `watch` for good
 """
 
@@ -43,6 +45,18 @@ class ConfigError(GatewayError):
 
 class PublishError(GatewayError, ValueError):
     """The id, the result or its data has a form that no node would forward."""
+
+
+class NotPublished(GatewayError):
+    """Redis has refused a result, or could not be reached: nothing was published or retained.
+
+    `reason` says what was wrong, with Redis's own words if there are any.
+    """
+
+    def __init__(self, reason: str, message_id: str) -> None:
+        super().__init__(f"{reason}; the result was not published")
+        self.reason = reason
+        self.message_id = message_id
 
 
 class Unconfirmed(GatewayError):

@@ -136,6 +136,22 @@ async def test_a_refused_registration_ends_it(aiohttp_server: AiohttpServer) -> 
         await watch(url, "a", lambda event: None)
 
 
+async def test_not_allowed_ends_it_only_before_it_was_registered(aiohttp_server: AiohttpServer) -> None:
+    denied = REFUSED.replace("invalid_id", "not_allowed")
+    url = await serving(aiohttp_server, saying(denied))
+    with pytest.raises(ClientRejected, match="not_allowed"):
+        await watch(url, "a", lambda event: None)
+    events = await said(await serving(aiohttp_server, saying(ACCEPTED, denied)), Waits())
+    assert [event["event"] for event in events] == [
+        "connected",
+        "registered",
+        "problem",
+        "closed",
+        "retrying",
+    ]
+    assert events[2]["code"] == "not_allowed"
+
+
 async def test_http_403_ends_it_and_names_the_origin(aiohttp_server: AiohttpServer) -> None:
     origins = []
 

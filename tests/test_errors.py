@@ -9,7 +9,7 @@ import re
 
 import gateway
 from gateway import errors
-from gateway.errors import Unconfirmed, WireError
+from gateway.errors import NotPublished, Unconfirmed, WireError
 from gateway.messages import CloseCode
 
 ENTRY = re.compile(r"^(?P<indent>[│├└─ ]*)(?P<name>\w+)(?: +(?:\[(?P<module>[\w.]+)\] )?\S.*)?$")
@@ -56,6 +56,9 @@ def test_what_an_error_carries() -> None:
     unconfirmed = Unconfirmed("no answer", "m-1")
     assert (unconfirmed.reason, unconfirmed.message_id) == ("no answer", "m-1")
     assert "retry with messageId m-1" in str(unconfirmed)
+    refused = NotPublished("OOM", "m-1")
+    assert (refused.reason, refused.message_id) == ("OOM", "m-1")
+    assert str(refused) == "OOM; the result was not published"
     broken = WireError(CloseCode.POLICY, "too fast", last_message=b"bye")
     assert (broken.code, broken.reason, broken.last_message) == (CloseCode.POLICY, "too fast", b"bye")
     assert str(broken) == "too fast"

@@ -121,7 +121,8 @@ CLOCK_SKEW = _counter(
 PUBLISHED = _counter(
     "gateway_published_total",
     "Results of POST /publish on this node, by outcome: received by a node; retained only; no_receivers, so "
-    "lost; unconfirmed by Redis; invalid. denied counts requests without the token or without a valid body.",
+    "lost; not_published, because Redis refused or was away; unconfirmed by Redis; invalid. denied counts "
+    "requests without the token or without a valid body.",
     "outcome",
 )
 CLOSES = _counter(
@@ -370,7 +371,15 @@ class ParentMetrics(Collector):
         return (_metric(family, samples[family]) for family in PARENT_FAMILIES)
 
 
-OUTCOMES: Final = ("received", "retained", "no_receivers", "unconfirmed", "invalid", "denied")
+OUTCOMES: Final = (
+    "received",
+    "retained",
+    "no_receivers",
+    "not_published",
+    "unconfirmed",
+    "invalid",
+    "denied",
+)
 """What may become of a result of POST /publish."""
 
 

@@ -18,7 +18,7 @@ import orjson
 import structlog
 from aiohttp import web
 
-from ..errors import GatewayError, Unconfirmed
+from ..errors import GatewayError, NotPublished, PublishError, Unconfirmed
 from ..publishing.api import Published
 from ..publishing.publisher import PUBLISH_BATCH, Outcome, Publisher, outcome_as_json
 from ..telemetry.logs import short_id
@@ -63,8 +63,9 @@ class PublishEndpoint:
     async def publish(self, request: web.Request) -> web.Response:
         """Publish the results in the body.
 
-        200: all of them were published. 207: some of them. 400: none is valid. 503: Redis has confirmed none;
-        a retry with the same messageIds is idempotent.
+        200: all of them were published. 207: some of them. 400: none is valid. 503: Redis has confirmed none,
+        and each answer says whether nothing was published, or whether that is unknown. A retry with the same
+        messageIds is idempotent.
         """
         caller = caller_of(request)
         try:
@@ -77,11 +78,7 @@ class PublishEndpoint:
             log.warning("publish denied", kind=rejected.code, status=rejected.response.status, **caller)
             return rejected.response
         ends = await self._send(items, {**caller, "token": self._fingerprint})
-        unconfirmed = [end for end in ends if isinstance(end, Unconfirmed)]
-        if unconfirmed:
-            log.warning(
-                "results unconfirmed", count=len(unconfirmed), of=len(ends), reason=unconfirmed[0].reason
-            )
+        _warn(ends)
         answers = [outcome_as_json(item, end) for item, end in zip(items, ends, strict=True)]
         status = _status(ends)
         retry = {"Retry-After": RETRY_AFTER_HEADER} if status is HTTPStatus.SERVICE_UNAVAILABLE else {}
@@ -143,7 +140,7 @@ def _log_result(item: object, end: Outcome, who: Mapping[str, str]) -> None:
     match end:
         case Published(receivers, retained, message_id):
             facts |= {"message_id": message_id, "receivers": receivers, "retained": retained}
-        case Unconfirmed():
+        case NotPublished() | Unconfirmed():
             facts |= {"message_id": end.message_id, "reason": end.reason}
     log.info("result posted", audit=True, outcome=outcome_label(end), **facts, **who)
 
@@ -155,6 +152,8 @@ def outcome_label(end: Outcome) -> str:
             return "retained" if retained else "no_receivers"
         case Published():
             return "received"
+        case NotPublished():
+            return "not_published"
         case Unconfirmed():
             return "unconfirmed"
         case _:
@@ -207,10 +206,20 @@ def _items(body: dict[str, Any]) -> list[object]:
     return items
 
 
+def _warn(ends: Sequence[Outcome]) -> None:
+    """Log the results that Redis has not confirmed."""
+    refused = [end for end in ends if isinstance(end, NotPublished)]
+    if refused:
+        log.warning("results not published", count=len(refused), of=len(ends), reason=refused[0].reason)
+    unconfirmed = [end for end in ends if isinstance(end, Unconfirmed)]
+    if unconfirmed:
+        log.warning("results unconfirmed", count=len(unconfirmed), of=len(ends), reason=unconfirmed[0].reason)
+
+
 def _status(ends: Sequence[Outcome]) -> HTTPStatus:
     kinds = {type(end) for end in ends}
     if kinds == {Published}:
         return HTTPStatus.OK
     if Published in kinds:
         return HTTPStatus.MULTI_STATUS
-    return HTTPStatus.SERVICE_UNAVAILABLE if Unconfirmed in kinds else HTTPStatus.BAD_REQUEST
+    return HTTPStatus.BAD_REQUEST if kinds == {PublishError} else HTTPStatus.SERVICE_UNAVAILABLE

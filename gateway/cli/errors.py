@@ -4,7 +4,8 @@
 1    the command failed (CommandFailed)
 2    wrong usage or wrong settings (UsageFailed)
 3    publish: no node holds the id, and the result is not retained
-4    watch: the gateway rejects this client for good (WatchRejected)
+4    publish: Redis refused the result or was not reached, so nothing was published (PublishFailed);
+     watch: the gateway rejects this client for good (WatchRejected)
 5    serve: the node stopped as told, but a worker ended before it had closed its sessions
 130  drill: interrupted by Ctrl-C
 141  what reads the output is gone, as in `… | head -1`
@@ -37,6 +38,12 @@ class UsageFailed(CommandFailed):
     """What was asked for is not possible."""
 
     exit_code = 2
+
+
+class PublishFailed(CommandFailed):
+    """Nothing was published."""
+
+    exit_code = 4
 
 
 class WatchRejected(CommandFailed):

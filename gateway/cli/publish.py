@@ -13,11 +13,11 @@ import click
 import orjson
 
 from ..config import EMBEDDED, Config
-from ..errors import PublishError, Unconfirmed
+from ..errors import NotPublished, PublishError, Unconfirmed
 from ..messages import NO_DATA
 from ..redis.url import redact
 from ..telemetry import logs
-from .errors import EXIT_NO_RECEIVERS, CommandFailed, UsageFailed
+from .errors import EXIT_NO_RECEIVERS, CommandFailed, PublishFailed, UsageFailed
 from .runner import run
 from .settings import read_settings, settings_options
 
@@ -71,10 +71,11 @@ def publish(
 ) -> None:
     """Send RESULT (CONFIRMED, FAILED, …) to the browser that has registered ID.
 
-    Exit code 0: a node held the id, or the result was retained. 1: Redis refused or did not answer, so it is
-    unknown whether the result was published: retry with the same --message-id. 2: wrong usage; nothing was
-    published. 3: no node held the id, and the result was not retained. With --from, the code is the lowest
-    of 1, 2 and 3 that applies to any of the results, otherwise 0.
+    Exit code 0: a node held the id, or the result was retained. 1: Redis did not answer, so it is unknown
+    whether the result was published: retry with the same --message-id. 2: wrong usage; nothing was
+    published. 3: no node held the id, and the result was not retained. 4: Redis refused the result or was
+    not reached; nothing was published. With --from, the code is the first of 1, 4, 2 and 3 that applies to
+    any of the results, otherwise 0.
     """
     config = read_settings().config()
     if config.redis == EMBEDDED:
@@ -113,6 +114,8 @@ async def _publish(
             return await publisher.publish(web_socket_id, auth_result, **options)
         except PublishError as error:
             raise UsageFailed(str(error)) from None
+        except NotPublished as error:
+            raise PublishFailed(f"Redis at {redact(config.redis)}: {error}") from None
         except Unconfirmed as error:
             retry = f"--message-id {shlex.quote(error.message_id)}"
             raise CommandFailed(
@@ -140,11 +143,13 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
             match outcome:
                 case PublishError():
                     codes.add(UsageFailed.exit_code)
+                case NotPublished():
+                    codes.add(PublishFailed.exit_code)
                 case Unconfirmed():
                     codes.add(CommandFailed.exit_code)
                 case _:
                     codes.add(0 if outcome.receivers or outcome.retained else EXIT_NO_RECEIVERS)
-    return next(code for code in (1, 2, EXIT_NO_RECEIVERS, 0) if code in codes)
+    return next(code for code in (1, PublishFailed.exit_code, 2, EXIT_NO_RECEIVERS, 0) if code in codes)
 
 
 def _limit_name_lookups() -> None:

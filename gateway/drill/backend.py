@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from ..errors import Unconfirmed
+from ..errors import NotPublished, Unconfirmed
 from ..publishing.api import Published, outgoing
 from ..publishing.publisher import Publisher
 
@@ -36,7 +36,10 @@ class Backend:
                 return await self._publisher.publish(
                     web_socket_id, result, message_id=message_id, retain=retain
                 )
-            except Unconfirmed:  # the publisher has given up; somebody waits for the result, so try again
+            except (
+                NotPublished,
+                Unconfirmed,
+            ):  # the publisher has given up; somebody waits for the result, so try again
                 continue
 
     async def publish_once(self, ids: Sequence[str], message_id: str, data: object) -> list[int]:

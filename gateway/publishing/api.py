@@ -9,8 +9,8 @@ from __future__ import annotations
 import sys
 import time
 import uuid
-from collections.abc import Awaitable, Coroutine
-from typing import Any, Final, NamedTuple, TypedDict, Unpack, cast, overload
+from collections.abc import Coroutine
+from typing import Any, Final, NamedTuple, TypedDict, Unpack, overload
 
 import orjson
 import redis
@@ -18,6 +18,8 @@ import redis.asyncio
 
 from ..errors import PublishError
 from ..messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, TRACEPARENT, WEB_SOCKET_ID
+from ..redis.connection import Command
+from . import redis_py
 
 SCRIPT: Final = (
     "if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2]) end "
@@ -78,10 +80,10 @@ class Outgoing(NamedTuple):
     retain: int
     message_id: str
 
-    def arguments(self, command: str) -> tuple[str, bytes, int, str] | tuple[str, bytes, int]:
-        """KEYS[1] and ARGV of `SCRIPT`, to publish by `command`."""
-        three = (self.channel, self.payload, self.retain)
-        return three if command == "PUBLISH" else (*three, command)
+    def eval(self, command: str) -> Command:
+        """The command that runs `SCRIPT`, to publish by `command`: PUBLISH or SPUBLISH."""
+        publish: Command = ("EVAL", SCRIPT, 1, self.channel, self.payload, self.retain)
+        return publish if command == "PUBLISH" else (*publish, command)
 
     def published(self, receivers: int) -> Published:
         return Published(receivers, self.retain > 0, self.message_id)
@@ -117,23 +119,29 @@ def publish(
     redis.asyncio, await what this returns. `options`: `data`, `message_id`, `retain`, `channel_prefix`,
     `max_size` and `traceparent`, as `PublishOptions` describes them.
 
-    Raises PublishError, a ValueError, for a result that no node would forward. Raises what redis-py raises
-    when Redis fails; then it is unknown whether the result went out. A retry with the same `message_id` is
-    harmless.
+    Raises PublishError, a ValueError, for a result that no node would forward; NotPublished when Redis has
+    refused it or could not be reached; Unconfirmed when it is unknown whether it was published. Their cause
+    is redis-py's error. A retry with their `message_id` is harmless.
     """
     result = outgoing(web_socket_id, auth_result, **options)
+    attempts = redis_py.Attempts(result.retain, result.message_id)
     if isinstance(client, (redis.asyncio.Redis, redis.asyncio.RedisCluster)):
-        return _publish_async(client, result)
-    command = "SPUBLISH" if isinstance(client, redis.RedisCluster) else "PUBLISH"
-    return result.published(cast("int", client.eval(SCRIPT, 1, *result.arguments(command))))
+        return _publish_async(client, result, attempts)
+    if isinstance(client, redis.RedisCluster):
+        command = result.eval("SPUBLISH")
+        return result.published(redis_py.execute_in_cluster(client, result.channel, command, attempts))
+    return result.published(redis_py.execute(client, result.eval("PUBLISH"), attempts))
 
 
 async def _publish_async(
-    client: redis.asyncio.Redis | redis.asyncio.RedisCluster, result: Outgoing
+    client: redis.asyncio.Redis | redis.asyncio.RedisCluster, result: Outgoing, attempts: redis_py.Attempts
 ) -> Published:
-    command = "SPUBLISH" if isinstance(client, redis.asyncio.RedisCluster) else "PUBLISH"
-    reply = client.eval(SCRIPT, 1, *result.arguments(command))
-    return result.published(await cast("Awaitable[int]", reply))
+    if isinstance(client, redis.asyncio.RedisCluster):
+        command = result.eval("SPUBLISH")
+        return result.published(
+            await redis_py.execute_in_cluster_async(client, result.channel, command, attempts)
+        )
+    return result.published(await redis_py.execute_async(client, result.eval("PUBLISH"), attempts))
 
 
 def outgoing(

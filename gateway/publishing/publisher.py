@@ -1,8 +1,9 @@
 """Publishes what the command line and the HTTP API are given, on any Redis topology, in bounded time.
 
-A publication ends in one of two ways: Redis has confirmed it, or it is unknown whether it went out. Until the
-deadline it is retried, on another server if there is one by then. A retry is harmless: a node sends a
-messageId once on a connection.
+A publication ends in one of three ways: Redis has confirmed it; Redis has refused it or was not reached, so
+nothing was published; or it is unknown, because an attempt was sent and not answered. Until the deadline it
+is retried, on another server if there is one by then. A retry is harmless: a node sends a messageId once on a
+connection.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
+import hiredis
+
 from ..backoff import Backoff
-from ..errors import PublishError, Unconfirmed
+from ..errors import NotPublished, PublishError, Unconfirmed
 from ..redis.cluster.slots import Redirection, parse_redirection
 from ..redis.connection import Command
 from ..redis.factory import new_router
 from ..redis.server import Server
 from ..redis.url import Address, parse_redis_url
-from .api import SCRIPT, Outgoing, Published, PublishOptions, from_json, outgoing
+from .api import Outgoing, Published, PublishOptions, from_json, outgoing
+from .refusals import is_refusal
 
 PUBLISH_TIMEOUT: Final = 3.0
-"""Seconds for everything, then the result is unconfirmed."""
+"""Seconds for everything, then the publisher gives up."""
 
 ATTEMPT_TIMEOUT: Final = 1.0
 """Seconds to find the server, and the same again for its reply: one that hangs leaves time for another."""
@@ -44,7 +48,10 @@ _RETRYABLE: Final = re.compile(
     r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|MOVED|ASK)\b"
 )
 
-Outcome = Published | Unconfirmed | PublishError
+Sent = Published | NotPublished | Unconfirmed
+"""What became of a result that was sent."""
+
+Outcome = Sent | PublishError
 """What became of a result that came as JSON."""
 
 
@@ -76,23 +83,22 @@ class Publisher:
     ) -> Published:
         """Publish one result; `options` are those of `gateway.publish`.
 
-        Raises PublishError for a result that no node would forward, and Unconfirmed when Redis has not
-        confirmed it in time.
+        Raises PublishError for a result that no node would forward, NotPublished when Redis has refused it
+        or was not reached in time, and Unconfirmed when it is unknown whether it was published.
         """
-        publication = self._publication(outgoing(web_socket_id, auth_result, **options))
-        await self._send_in_time([publication])
-        if publication.published is None:
-            raise publication.unconfirmed()
-        return publication.published
+        (end,) = await self.send([outgoing(web_socket_id, auth_result, **options)])
+        if not isinstance(end, Published):
+            raise end
+        return end
 
-    async def send(self, results: Sequence[Outgoing]) -> list[Published | Unconfirmed]:
+    async def send(self, results: Sequence[Outgoing]) -> list[Sent]:
         """Publish several results, in batches to each server. Returns what became of each, in their order.
 
         It takes no longer than the timeout.
         """
         publications = [self._publication(result) for result in results]
         await self._send_in_time(publications)
-        return [publication.published or publication.unconfirmed() for publication in publications]
+        return [publication.outcome() for publication in publications]
 
     async def send_json(self, items: Sequence[object], channel_prefix: str, max_size: int) -> list[Outcome]:
         """`send` what JSON objects describe, as `from_json` reads them; wrong ones are not sent."""
@@ -125,7 +131,7 @@ class Publisher:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 servers = await self._router.servers([p.result.channel.encode() for p in publications])
         except OSError as error:
-            _note_failure(publications, error)
+            _note_failure(publications, error, sent=False)
             return
         for publication, server in zip(publications, servers, strict=True):
             if server is None:
@@ -152,20 +158,23 @@ class Publisher:
         self, server: Server, publications: list[_Publication], commands: list[Command]
     ) -> list[Any]:
         """The replies to the commands of `publications`; none when the server is unreachable."""
+        sent = False
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
                 connection = await self._router.pool.get(server)
+                sent = True
                 return await connection.pipeline(commands)
         except OSError as error:
             self._drop(server)
-            _note_failure(publications, error, server.display_url)
+            _note_failure(publications, error, server.display_url, sent=sent)
             return []
         except asyncio.CancelledError:  # the deadline has passed, and this server has not answered
             self._drop(server)
+            _note_failure(publications, None, sent=sent)
             raise
 
     async def _error_received(self, server: Server, publication: _Publication, error: str) -> None:
-        publication.reason = error
+        publication.refused(error)
         if (redirection := parse_redirection(error)) is not None:
             await self._follow(redirection, server, publication)
         elif _RETRYABLE.search(error):
@@ -198,9 +207,14 @@ class Publisher:
         counts = [reply for reply in replies if isinstance(reply, int)]
         if len(counts) == (1 if redirection.kind == "MOVED" else 2):
             publication.confirmed(sum(counts))
+            return
+        publication.may_be_out |= bool(counts)  # retained, but not published to those who are here
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                publication.refused(str(reply))
 
     def _eval(self, publication: _Publication) -> Command:
-        return ("EVAL", SCRIPT, 1, *publication.result.arguments(self._router.command))
+        return publication.result.eval(self._router.command)
 
     def _drop(self, server: Server) -> None:
         """Stop using this connection, and look the servers up again."""
@@ -217,8 +231,9 @@ def outcome_as_json(item: object, outcome: Outcome) -> dict[str, object]:
     match outcome:
         case Published(receivers, retained, message_id):
             return answer | {"messageId": message_id, "receivers": receivers, "retained": retained}
-        case Unconfirmed():
-            error = {"code": "unconfirmed", "message": str(outcome)}
+        case NotPublished() | Unconfirmed():
+            code = "unconfirmed" if isinstance(outcome, Unconfirmed) else "not_published"
+            error = {"code": code, "message": str(outcome)}
             return answer | {"messageId": outcome.message_id, "error": error}
         case PublishError():
             return answer | {"error": {"code": "invalid", "message": str(outcome)}}
@@ -234,7 +249,7 @@ def _read(item: object, channel_prefix: str, max_size: int) -> Outgoing | Publis
 class _Publication:
     """A result on its way."""
 
-    __slots__ = ("failed", "published", "reason", "result")
+    __slots__ = ("failed", "may_be_out", "published", "reason", "result")
 
     def __init__(self, result: Outgoing, reason: str) -> None:
         """`reason` is told when no attempt has had any result at the deadline."""
@@ -242,6 +257,8 @@ class _Publication:
         self.published: Published | None = None
         self.failed = False
         """Whether a retry would not help."""
+        self.may_be_out = False
+        """Whether an attempt was sent and not answered, or executed in part."""
         self.reason = reason
         """Why the latest attempt failed."""
 
@@ -252,12 +269,28 @@ class _Publication:
     def confirmed(self, receivers: int) -> None:
         self.published = self.result.published(receivers)
 
-    def unconfirmed(self) -> Unconfirmed:
-        return Unconfirmed(self.reason, self.result.message_id)
+    def refused(self, error: str) -> None:
+        """Redis has answered an attempt with this error."""
+        self.reason = error
+        self.may_be_out |= not is_refusal(error, self.result.retain)
+
+    def outcome(self) -> Sent:
+        if self.published is not None:
+            return self.published
+        kind = Unconfirmed if self.may_be_out else NotPublished
+        return kind(self.reason, self.result.message_id)
 
 
-def _note_failure(publications: list[_Publication], error: OSError, url: str = "Redis") -> None:
-    """Remember why an attempt failed. After a rejected login, a wrong password say, a retry does not help."""
+def _note_failure(
+    publications: list[_Publication], error: OSError | None, url: str = "Redis", *, sent: bool
+) -> None:
+    """Remember an attempt that was not answered, and whether it was `sent`.
+
+    Without an `error` the reason of the attempt before stays. After a rejected login, a wrong password say, a
+    retry does not help.
+    """
     for publication in publications:
-        publication.reason = str(error) or f"{url} gave no answer"
-        publication.failed = isinstance(error, PermissionError)
+        publication.may_be_out |= sent
+        if error is not None:
+            publication.reason = str(error) or f"{url} gave no answer"
+            publication.failed = isinstance(error, PermissionError)

@@ -11,6 +11,14 @@
 // "restored" when they arrive again, after the retained ones. With retention, a page that asks only in between misses
 // no result. All pages are told at the same moment: ask first after a random part of your interval, or all of them
 // ask at once too.
+//
+// An open client is always in one of these states:
+//
+//   awake, with a connection     `#current`; beside it `#next`, which replaces it once it is registered
+//   awake, between connections   `#timer` makes the next one
+//   asleep                       nothing, until the page is back
+//
+// Timers and events of a connection belong to its object, and end with it.
 
 const REGISTRATION = "/user/topic/registration";
 const AUTHORIZATION = "/user/topic/authorization";
@@ -21,45 +29,104 @@ const FIRST_DELAY = 500; // ms: the maximum of the first delay; it doubles with 
 const MAX_DELAY = 10_000; // ms
 const OPEN_DEADLINE = 15_000; // ms: longer than the gateway's 10 s, so that its reason comes first
 const CHECK_DEADLINE = 5_000; // ms: a live connection answers in much less
+const DEGRADED_DELAY = 10_000; // ms without Redis before another node is tried
+const MAX_DEGRADED_JITTER = 50_000; // ms: when all nodes are without Redis, trying does not help
 const REMEMBERED = 100; // messageIds remembered, to recognise duplicates
 
 /** Whether this is a valid webSocketId. */
 export const isValidId = (id) => /^[A-Za-z0-9._~-]{1,200}$/.test(id);
 
+/** One WebSocket and its deadline. After `drop`, or once it has ended, it calls nothing any more. */
+class Connection {
+  isRegistered = false;
+  #socket;
+  #ended;
+  #deadline = 0;
+
+  constructor(url, { opened, received, ended }) {
+    this.#socket = new WebSocket(url);
+    this.#socket.onopen = () => opened(this);
+    this.#socket.onmessage = ({ data }) => received(this, data);
+    this.#socket.onclose = ({ code, reason }) => this.#end(reason, code);
+    this.#ended = ended;
+    this.#expectAnswer(OPEN_DEADLINE);
+  }
+
+  get isOpen() {
+    return this.#socket.readyState === WebSocket.OPEN;
+  }
+
+  send(text) {
+    this.#socket.send(text);
+  }
+
+  /** Whether an answer is due. */
+  get isWaiting() {
+    return this.#deadline !== 0;
+  }
+
+  /** Sends what a live node answers. Without an answer, the connection ends. */
+  check(text) {
+    this.#expectAnswer(CHECK_DEADLINE);
+    this.send(text);
+  }
+
+  answered() {
+    this.isRegistered = true;
+    clearTimeout(this.#deadline);
+    this.#deadline = 0;
+  }
+
+  drop() {
+    clearTimeout(this.#deadline);
+    // Remove the handlers first: the close event of a dead connection can come a minute late.
+    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
+    this.#socket.close();
+  }
+
+  #expectAnswer(delay) {
+    clearTimeout(this.#deadline);
+    this.#deadline = setTimeout(() => this.#end("no answer"), delay);
+  }
+
+  #end(reason, code) {
+    this.drop();
+    this.#ended(this, reason, code);
+  }
+}
+
 export class ResultClient {
   #url;
   #id;
   #on;
-  #socket = null;
-  #state = "closed";
+  #current = null;
+  #next = null; // another node, tried while the current one is degraded
   #timer = 0;
   #failures = 0;
+  #wasRegistered = false;
   #seen = new Set();
   #last = undefined; // the latest messageId
   #push = "restored";
   #listening = null;
+  #isAsleep = false;
 
   /**
    * `on` may hold the callbacks `state(name, detail)`, `result(message)`, `push(name)`, `error(error)` and
-   * `frame(mark, text)`.
+   * `frame(mark, text)`. They may call `open` and `close`.
    */
-  constructor(url, webSocketId, on) {
+  constructor(url, webSocketId, on = {}) {
     this.#url = url;
     this.#id = webSocketId;
     this.#on = on;
   }
 
-  /** Connects, registers, and stays registered until `close` or a rejection. */
+  /** Connects, registers, and stays registered until `close` or a rejection. Throws if the URL is not valid. */
   open() {
     if (this.#listening) return;
-    this.#listening = new AbortController();
-    const { signal } = this.#listening;
-    window.addEventListener("online", () => this.#hurry(), { signal });
-    document.addEventListener("visibilitychange", () => document.hidden || this.#hurry(), { signal });
-    // A page in the back/forward cache would keep its connection, and its results would be lost.
-    window.addEventListener("pagehide", () => this.#drop(), { signal });
-    window.addEventListener("pageshow", ({ persisted }) => persisted && this.#connect(), { signal });
-    this.#connect();
+    this.#current = this.#dial();
+    this.#isAsleep = false;
+    this.#listen();
+    this.#tell("state", "connecting");
   }
 
   /** Ends the connection and stops reconnecting; `open` starts again. */
@@ -67,50 +134,180 @@ export class ResultClient {
     this.#end("closed");
   }
 
+  // The page
+
+  #listen() {
+    this.#listening = new AbortController();
+    const { signal } = this.#listening;
+    window.addEventListener("online", () => this.#isAsleep || this.#hurry(), { signal });
+    document.addEventListener("visibilitychange", () => document.hidden || this.#wake(), { signal });
+    // A page in the back/forward cache, or one that the browser freezes, would keep its connection, and the results
+    // that come would be lost: Chromium ends the connection when the page resumes. On the way out of the cache it
+    // fires resume, visibilitychange and pageshow, in this order.
+    window.addEventListener("pagehide", () => this.#sleep(), { signal });
+    document.addEventListener("freeze", () => this.#sleep(), { signal });
+    document.addEventListener("resume", () => this.#wake(), { signal });
+    window.addEventListener("pageshow", ({ persisted }) => persisted && this.#wake(), { signal });
+  }
+
+  #sleep() {
+    this.#isAsleep = true;
+    this.#dropAll();
+  }
+
+  #wake() {
+    this.#isAsleep = false;
+    this.#hurry();
+  }
+
+  // The user looks at the page again, perhaps after the banking app on the same phone, or the network is back.
+  #hurry() {
+    if (!this.#current) this.#connect();
+    else if (!this.#current.isWaiting) this.#check(this.#current);
+  }
+
+  // A device that slept may have lost its connection unnoticed. Registering again is idempotent and shows it.
+  #check(connection) {
+    const text = this.#registration();
+    connection.check(text);
+    this.#tell("frame", ">", text);
+  }
+
+  // Connections
+
+  #dial() {
+    return new Connection(this.#url, {
+      opened: (connection) => this.#opened(connection),
+      received: (connection, text) => this.#received(connection, text),
+      ended: (connection, reason, code) => this.#lost(connection, reason, code),
+    });
+  }
+
   #connect() {
-    this.#enter("connecting");
-    this.#expectAnswer(OPEN_DEADLINE);
-    const socket = new WebSocket(this.#url);
-    this.#socket = socket;
-    socket.onopen = () => {
-      this.#enter("registering");
-      this.#register();
-    };
-    socket.onmessage = ({ data }) => this.#receive(data);
-    socket.onclose = ({ code, reason }) => this.#retry(reason, code);
-  }
-
-  #register() {
-    // Members that are undefined are left out.
-    const asked = { lastMessageId: this.#last, status: this.#on.push ? true : undefined };
-    const text = JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id, ...asked });
-    this.#on.frame?.(">", text);
-    this.#socket.send(text);
-  }
-
-  #receive(text) {
-    this.#on.frame?.("<", text);
-    const message = JSON.parse(text);
-    if (message.topic === REGISTRATION) this.#answered(message);
-    if (message.topic === AUTHORIZATION && this.#isNew(message.messageId)) this.#on.result?.(message);
-    if (message.topic === STATUS) this.#pushIs(message.push);
-    if (message.topic === ERROR) this.#on.error?.(message.error);
-  }
-
-  #answered({ registrationSucceeded, error }) {
-    // A rejection is final: the same id would be rejected again. Everything else is worth a retry.
-    if (!registrationSucceeded) return this.#end("rejected", error);
     clearTimeout(this.#timer);
-    this.#failures = 0;
+    this.#current = this.#dial();
+    this.#tell("state", "connecting");
+  }
+
+  #opened(connection) {
+    const text = this.#registration();
+    connection.send(text);
+    if (connection === this.#current) this.#tell("state", "registering");
+    this.#tell("frame", ">", text);
+  }
+
+  #registration() {
+    // Members that are undefined are left out.
+    return JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id, lastMessageId: this.#last, status: true });
+  }
+
+  #lost(connection, reason, code) {
+    if (connection.isRegistered) this.#failures = 0;
+    if (connection === this.#next) {
+      this.#next = null;
+      this.#tryAnotherLater();
+    } else if (this.#next) {
+      this.#current = this.#next; // already on its way
+      this.#next = null;
+      this.#tell("state", this.#current.isOpen ? "registering" : "connecting");
+    } else {
+      this.#reconnectLater(reason, code);
+    }
+  }
+
+  // Full jitter: a thousand browsers that lost the same node must not reconnect at the same moment.
+  #reconnectLater(reason, code) {
+    this.#dropAll();
+    const delay = Math.random() * Math.min(MAX_DELAY, FIRST_DELAY * 2 ** this.#failures++);
+    this.#timer = setTimeout(() => this.#connect(), delay);
+    this.#tell("state", "waiting", { until: Date.now() + delay, reason, code });
+  }
+
+  // The balancer may know a node that has Redis. Until that one has registered this page, the present connection
+  // stays: its node may be the first to have Redis again.
+  #tryAnotherLater() {
+    clearTimeout(this.#timer);
+    const jitter = Math.random() * Math.min(MAX_DEGRADED_JITTER, DEGRADED_DELAY * 2 ** this.#failures++);
+    this.#timer = setTimeout(() => (this.#next = this.#dial()), DEGRADED_DELAY + jitter);
+  }
+
+  #stay() {
+    clearTimeout(this.#timer);
+    this.#next?.drop();
+    this.#next = null;
+  }
+
+  #dropAll() {
+    this.#stay();
+    this.#current?.drop();
+    this.#current = null;
+  }
+
+  #end(state, detail) {
+    this.#listening?.abort();
+    this.#listening = null;
+    this.#dropAll();
+    this.#tell("state", state, detail);
+  }
+
+  // Messages
+
+  #received(connection, text) {
+    this.#tell("frame", "<", text);
+    if (!this.#uses(connection)) return; // the page has closed the client in its callback
+    const message = JSON.parse(text);
+    if (message.topic === REGISTRATION) this.#answered(connection, message);
+    if (message.topic === AUTHORIZATION && this.#isNew(message.messageId)) this.#tell("result", message);
+    if (message.topic === STATUS) this.#statusReceived(connection, message.push);
+    if (message.topic === ERROR) this.#tell("error", message.error);
+  }
+
+  #uses(connection) {
+    return connection === this.#current || connection === this.#next;
+  }
+
+  #answered(connection, { registrationSucceeded, error }) {
+    if (!registrationSucceeded) return this.#rejected(connection, error);
+    const isFirst = !connection.isRegistered;
+    connection.answered();
+    this.#wasRegistered = true;
+    if (connection === this.#next) this.#moveTo(connection);
     // The first answer on a new connection means that results arrive.
-    if (this.#state !== "registered") this.#pushIs("restored");
-    this.#enter("registered");
+    if (isFirst) this.#pushIs("restored");
+    if (this.#uses(connection)) this.#tell("state", "registered");
+  }
+
+  #moveTo(connection) {
+    this.#current.drop();
+    this.#current = connection;
+    this.#next = null;
+  }
+
+  // A rejection is final: the same id would be rejected again. But `not_allowed` is about the access rules of a node,
+  // which were different a moment ago; and while another node is tried, the present one still has the registration.
+  #rejected(connection, error) {
+    const isFinal = connection === this.#current && !(this.#wasRegistered && error?.code === "not_allowed");
+    if (isFinal) return this.#end("rejected", error);
+    connection.drop();
+    this.#lost(connection, error?.message);
+  }
+
+  #statusReceived(connection, push) {
+    if (connection === this.#current) {
+      this.#pushIs(push);
+    } else if (push === "degraded") {
+      connection.drop(); // this node is no better
+      this.#lost(connection);
+    }
   }
 
   #pushIs(name) {
     if (name === this.#push) return;
     this.#push = name;
-    this.#on.push?.(name);
+    this.#failures = 0;
+    if (name === "degraded") this.#tryAnotherLater();
+    else this.#stay();
+    this.#tell("push", name);
   }
 
   // A retained result comes with every registration, except the one that this client names as its last. An older one
@@ -124,49 +321,14 @@ export class ResultClient {
     return true;
   }
 
-  // Full jitter: a thousand browsers that lost the same node must not reconnect at the same moment.
-  #retry(reason, code) {
-    this.#drop();
-    const delay = Math.random() * Math.min(MAX_DELAY, FIRST_DELAY * 2 ** this.#failures++);
-    this.#timer = setTimeout(() => this.#connect(), delay);
-    this.#enter("waiting", { until: Date.now() + delay, reason, code });
-  }
-
-  // The user looks at the page again, perhaps after the banking app on the same phone: reconnect at once.
-  #hurry() {
-    if (this.#state === "waiting") {
-      clearTimeout(this.#timer);
-      this.#connect();
-    } else if (this.#state === "registered") {
-      // A device that slept may have lost its connection unnoticed. Registering again is idempotent and shows it.
-      this.#expectAnswer(CHECK_DEADLINE);
-      this.#register();
+  // What a callback throws is reported as usual, and stops nothing here.
+  #tell(name, ...details) {
+    try {
+      this.#on[name]?.(...details);
+    } catch (error) {
+      setTimeout(() => {
+        throw error;
+      });
     }
-  }
-
-  #expectAnswer(deadline) {
-    clearTimeout(this.#timer);
-    this.#timer = setTimeout(() => this.#retry("no answer"), deadline);
-  }
-
-  #end(state, detail) {
-    this.#listening?.abort();
-    this.#listening = null;
-    this.#drop();
-    this.#enter(state, detail);
-  }
-
-  // Remove the handlers first: the close event of a dead connection can come a minute late.
-  #drop() {
-    clearTimeout(this.#timer);
-    if (!this.#socket) return;
-    this.#socket.onopen = this.#socket.onmessage = this.#socket.onclose = null;
-    this.#socket.close();
-    this.#socket = null;
-  }
-
-  #enter(state, detail) {
-    this.#state = state;
-    this.#on.state?.(state, detail);
   }
 }

@@ -127,7 +127,9 @@ const STATES = {
 };
 
 const WAITS = "This browser waits for a result. Run a command below to approve.";
-const DEGRADED = "No result can arrive until the node has Redis again. Your own page would ask its server meanwhile.";
+const DEGRADED =
+  "No result can arrive until the node has Redis again, or another node registers this page. " +
+  "Your own page would ask its server meanwhile.";
 
 const STORIES = {
   connecting: () => lostReason || CONNECTING,
@@ -159,9 +161,15 @@ function showPush(name) {
   page.dataset.push = name;
   if (page.dataset.state === "registering" && isDegraded()) showWaitingForRedis();
   if (page.dataset.state !== "registered") return; // otherwise the state of the connection says more
+  showRegistered();
+  announce(isDegraded() ? DEGRADED : "Results can arrive again.");
+  if (!isDegraded()) loadInfo().then(showRegistered); // it may be another node
+}
+
+function showRegistered() {
+  if (page.dataset.state !== "registered") return;
   $("state").textContent = STATES.registered();
   showStory();
-  announce(isDegraded() ? DEGRADED : "The node has Redis again.");
 }
 
 async function showState(state, detail) {

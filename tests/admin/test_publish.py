@@ -16,9 +16,9 @@ from aiohttp.test_utils import TestClient, TestServer
 from structlog.testing import capture_logs
 
 from gateway.admin.publish import MAX_PUBLISH_BODY, MAX_RESULTS, PublishEndpoint, _audit
-from gateway.errors import Unconfirmed
+from gateway.errors import NotPublished, Unconfirmed
 from gateway.publishing.api import Outgoing, Published
-from gateway.publishing.publisher import Publisher
+from gateway.publishing.publisher import Publisher, Sent
 from gateway.telemetry import logs
 
 TOKEN = "0123456789abcdef"
@@ -31,7 +31,7 @@ TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
 class FakePublisher(Publisher):
-    """Says that Redis has confirmed everything but results whose messageId begins with `lost`."""
+    """Says that Redis has confirmed everything but results whose messageId begins with `lost` or `no`."""
 
     def __init__(self) -> None:
         super().__init__("redis://nowhere")
@@ -39,12 +39,14 @@ class FakePublisher(Publisher):
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def send(self, results: Sequence[Outgoing]) -> list[Published | Unconfirmed]:
+    async def send(self, results: Sequence[Outgoing]) -> list[Sent]:
         self.batches.append(list(results))
         await self.answers.wait()
         return [self._end(result) for result in results]
 
-    def _end(self, result: Outgoing) -> Published | Unconfirmed:
+    def _end(self, result: Outgoing) -> Sent:
+        if result.message_id.startswith("no"):
+            return NotPublished("OOM", result.message_id)
         if result.message_id.startswith("lost"):
             return Unconfirmed("Redis is away", result.message_id)
         return result.published(1)
@@ -144,6 +146,22 @@ async def test_redis_out_of_reach(client: Client) -> None:
     status, answer = await post(client, {"results": [result("lost-1"), result("m", retain=-1)]})
     assert status == 503
     assert [one["error"]["code"] for one in answer["results"]] == ["unconfirmed", "invalid"]
+
+
+async def test_what_redis_refuses_is_known_not_to_be_published(client: Client) -> None:
+    with capture_logs() as logged:
+        status, answer = await post(client, result("no"))
+        assert (status, answer["messageId"]) == (503, "no")
+        assert answer["error"] == {"code": "not_published", "message": "OOM; the result was not published"}
+        status, answer = await post(
+            client, {"results": [result("no"), result("lost"), result("m", retain=-1)]}
+        )
+        assert status == 503
+        assert (await post(client, {"results": [result("no"), result("m")]}))[0] == 207
+    codes = [one["error"]["code"] for one in answer["results"]]
+    assert codes == ["not_published", "unconfirmed", "invalid"]
+    assert [line["event"] for line in logged].count("results not published") == 3
+    assert logged[0]["reason"] == "OOM"
 
 
 # What no node would forward

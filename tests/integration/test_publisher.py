@@ -12,12 +12,13 @@ import pytest
 
 from gateway import publish
 from gateway.drill.fleet import SentinelGroup, SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
-from gateway.errors import PublishError, Unconfirmed
+from gateway.errors import NotPublished, PublishError, Unconfirmed
 from gateway.publishing import publisher as publisher_module
 from gateway.publishing.api import Outgoing, Published, outgoing
-from gateway.publishing.publisher import ATTEMPT_TIMEOUT, PUBLISH_TIMEOUT, Publisher
+from gateway.publishing.publisher import ATTEMPT_TIMEOUT, PUBLISH_TIMEOUT, Publisher, outcome_as_json
 from gateway.redis.cluster.slots import key_slot
 
+from ..publishing.test_redis_py import READONLY, fake_redis
 from ..redis.test_sentinel import black_hole
 from ..redis.test_server import HELLO, saying
 
@@ -94,7 +95,7 @@ async def test_many_tasks_share_a_connection(valkey: ValkeyProcess) -> None:
 
 async def test_nobody_there_is_an_error_in_bounded_time() -> None:
     async with Publisher(f"redis://127.0.0.1:{free_port()}", timeout=0.3) as publisher, bounded(0.3):
-        with pytest.raises(Unconfirmed, match=r"Connect call failed.*it is unknown.*messageId m$"):
+        with pytest.raises(NotPublished, match=r"Connect call failed.*; the result was not published$"):
             await publisher.publish("a", "DONE", message_id="m")
 
 
@@ -145,17 +146,71 @@ async def test_a_black_hole_is_an_error_and_does_not_hold_up_who_comes_later() -
     with black_hole() as silent:
         async with Publisher(f"redis://127.0.0.1:{silent}") as publisher, bounded():
             ends = await asyncio.gather(*(publisher.send(results(2, "hole")) for _ in range(50)))
-        assert all(isinstance(end, Unconfirmed) for pair in ends for end in pair)
+        assert all(isinstance(end, NotPublished) for pair in ends for end in pair), "no login, no command"
 
 
 async def test_what_redis_refuses_for_good_is_not_tried_again() -> None:
     with ValkeyProcess() as server:
         server.ask("ACL", "SETUSER", "backend", "on", ">x", *RIGHTS, "-publish", "~*", "&*")
         async with Publisher(server.url.replace("//", "//backend:x@")) as publisher, bounded(0):
-            with pytest.raises(Unconfirmed, match="no permissions to run"):
+            with pytest.raises(Unconfirmed, match="no permissions to run the 'publish' command"):
                 await publisher.publish("a", "DONE")
+            with server.client() as client:
+                assert client.get("websocket:a") is not None, "it is retained, since Redis undoes nothing"
+            with pytest.raises(NotPublished, match="no permissions to run"):
+                await publisher.publish("a", "DONE", retain=0)
         async with Publisher(server.url.replace("//", "//backend:wrong@")) as publisher, bounded(0):
-            with pytest.raises(Unconfirmed, match="WRONGPASS"):
+            with pytest.raises(NotPublished, match="WRONGPASS"):
+                await publisher.publish("a", "DONE")
+
+
+@pytest.mark.parametrize(
+    ("command", "word"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), "OOM"),
+        (("CONFIG", "SET", "min-replicas-to-write", "1"), "NOREPLICAS"),
+        (("REPLICAOF", "127.0.0.1", "1"), "READONLY"),
+        (("ACL", "SETUSER", "default", "-eval"), "NOPERM"),
+    ],
+    ids=["OOM", "NOREPLICAS", "READONLY", "NOPERM"],
+)
+async def test_what_redis_refuses_is_known_not_to_be_published(command: tuple[str, ...], word: str) -> None:
+    with ValkeyProcess() as server:
+        async with Publisher(server.url, timeout=0.3) as publisher:
+            assert (await publisher.publish("first", "DONE")).retained
+            server.ask(*command)
+            with pytest.raises(NotPublished, match=f"{word}.*; the result was not published$"):
+                await publisher.publish("a", "DONE")
+
+
+async def test_without_the_password_nothing_is_published() -> None:
+    with ValkeyProcess() as server:
+        server.ask("CONFIG", "SET", "requirepass", "x")
+        async with Publisher(server.url) as publisher, bounded(0):
+            with pytest.raises(NotPublished, match="NOAUTH"):
+                await publisher.publish("a", "DONE")
+
+
+async def test_what_became_of_results_that_came_as_json(valkey: ValkeyProcess) -> None:
+    given = {"webSocketId": "json", "authResult": "DONE", "messageId": "m"}
+    async with Publisher(valkey.url) as publisher:
+        ends = await publisher.send_json([given, {**given, "authResult": "done"}], "ws:", 1024)
+    async with Publisher(f"redis://127.0.0.1:{free_port()}", timeout=0.2) as publisher:
+        ends += await publisher.send_json([given], "ws:", 1024)
+    answers = [outcome_as_json(given, end) for end in ends]
+    assert answers[0] == {"webSocketId": "json", "messageId": "m", "receivers": 0, "retained": True}
+    assert [answer.get("error", {}).get("code") for answer in answers[1:]] == ["invalid", "not_published"]  # type: ignore[attr-defined]
+    assert answers[2]["messageId"] == "m"
+    lost = outcome_as_json({"webSocketId": "x" * 201}, Unconfirmed("no answer", "m"))
+    assert lost["webSocketId"] is None
+    assert lost["error"] == {"code": "unconfirmed", "message": str(Unconfirmed("no answer", "m"))}
+
+
+async def test_a_refusal_after_a_lost_attempt_proves_nothing() -> None:
+    """As at a failover: the old master may have executed it before its connection was lost."""
+    with fake_redis(None, *[READONLY] * 20) as port:
+        async with Publisher(f"redis://127.0.0.1:{port}", timeout=0.5) as publisher:
+            with pytest.raises(Unconfirmed, match="READONLY"):
                 await publisher.publish("a", "DONE")
 
 
@@ -171,7 +226,7 @@ async def test_what_redis_refuses_for_good_is_not_tried_again() -> None:
 async def test_what_will_pass_is_tried_again(says: bytes) -> None:
     async with saying(HELLO, b"+PONG\r\n", says, says) as url, Publisher(url, timeout=0.2) as publisher:
         started = time.monotonic()
-        with pytest.raises(Unconfirmed):
+        with pytest.raises(NotPublished):
             await publisher.publish("a", "DONE")
         assert time.monotonic() - started >= 0.2
 
@@ -179,7 +234,7 @@ async def test_what_will_pass_is_tried_again(says: bytes) -> None:
 async def test_a_replica_takes_nothing(valkey: ValkeyProcess) -> None:
     with ValkeyProcess("--replicaof", f"127.0.0.1 {valkey.port}") as replica:
         async with Publisher(replica.url, timeout=0.2) as publisher:
-            with pytest.raises(Unconfirmed, match="READONLY"):
+            with pytest.raises(NotPublished, match="READONLY"):
                 await publisher.publish("a", "DONE")
 
 
@@ -245,7 +300,7 @@ async def test_a_node_of_a_cluster_named_as_one_server_is_said_to_be_that(cluste
     other = next(node for node in cluster.masters if node is not owner)
     async with Publisher(other.url) as publisher, bounded(0):
         (end,) = await publisher.send([result])
-    assert isinstance(end, Unconfirmed)
+    assert isinstance(end, NotPublished)
     assert "write redis+cluster://" in str(end)
 
 
@@ -300,7 +355,7 @@ async def test_a_frozen_node_holds_up_nobody_elses_results() -> None:
                 ends = await publisher.send(batch)
     for result, end in zip(batch, ends, strict=True):
         frozen = key_slot(result.channel.encode()) in there
-        assert isinstance(end, Unconfirmed if frozen else Published)
+        assert isinstance(end, NotPublished if frozen else Published), "it has not let the publisher in"
     assert len({type(end) for end in ends}) == 2
 
 

@@ -191,9 +191,12 @@ async def test_redis_out_of_reach_while_results_are_posted(fault: Fault, logged:
             )
             assert time.monotonic() - started < PUBLISH_TIMEOUT + SLACK
             (one, single), (other, batch) = answers
-            assert (one, single["messageId"], single["error"]["code"]) == (503, "meanwhile", "unconfirmed")
+            codes = {"not_published", "unconfirmed"}  # killed between two attempts, or during one
+            assert (one, single["messageId"]) == (503, "meanwhile")
+            assert single["error"]["code"] in codes
             assert other == 503
-            assert [end["error"]["code"] for end in batch["results"]] == ["unconfirmed", "invalid"]
+            assert batch["results"][0]["error"]["code"] in codes
+            assert batch["results"][1]["error"]["code"] == "invalid"
             await asyncio.to_thread(mend)
             for message_id in ("meanwhile", "meanwhile-2"):
                 status, answer = await backend.post(result("fault", message_id))
@@ -203,7 +206,7 @@ async def test_redis_out_of_reach_while_results_are_posted(fault: Fault, logged:
             assert (await backend.post(result("fault", "after")))[0] == 200
             heard += await messages_until(browser, "after")
             assert len(heard) == len(set(heard)), "each once"
-    assert {line["event"] for line in logged} >= {"results unconfirmed"}
+    assert {line["event"] for line in logged} & {"results unconfirmed", "results not published"}
 
 
 async def test_a_master_fails_while_results_are_posted() -> None:

@@ -180,6 +180,8 @@ async def test_a_backend_needs_few_rights(valkey: ValkeyProcess) -> None:
     valkey.ask("ACL", "SETUSER", "backend", *rights("publish"))
     with redis.Redis(port=valkey.port, username="backend", password="x") as client:
         assert publish(client, "rights", "DONE").retained
+        by_hash = client.register_script(SCRIPT)
+        assert by_hash(keys=["websocket:rights"], args=["DONE", 1]) == 0, "EVALSHA, SCRIPT LOAD, EVALSHA"
         with pytest.raises(redis.exceptions.NoPermissionError):
             client.set("other", "x")
         with pytest.raises(redis.exceptions.NoPermissionError):
@@ -215,7 +217,7 @@ def test_importing_the_package_brings_no_redis() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=20, capture_output=True)
     assert done.stdout.split() == [b"False", b"True"]
-    assert {"publish", "Published", "PublishError"} == set(gateway.__all__)
+    assert {"publish", "Published", "PublishError", "NotPublished", "Unconfirmed"} == set(gateway.__all__)
     assert all(getattr(gateway, name) for name in gateway.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'unpublish'"):
         gateway.unpublish  # noqa: B018

@@ -1,0 +1,3 @@
+package io.getlime.security.powerauth.lib.nextstep.model.enumeration;
+
+public enum AuthResult { CONTINUE, FAILED, DONE }
