@@ -177,7 +177,7 @@ def test_redis_lets_nobody_in_without_a_password(stack: Stack) -> None:
     password = stack.compose("exec", "-T", "redis", "cat", "/run/secrets/backend/password")
     assert len(password) >= 43
     assert password not in json.dumps(inspect(redis))
-    assert password not in run("docker", "top", redis, "-eo", "args")
+    assert password not in run("docker", "top", redis, "-eo", "pid,args")
 
 
 async def test_a_retained_result_survives_a_restart_of_redis(
