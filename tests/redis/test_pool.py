@@ -23,7 +23,7 @@ async def test_a_connection_is_kept_until_it_is_lost_or_dropped(valkey: ValkeyPr
     second.abort("to see what comes of it")
     third = await pool.get(server)
     assert await third.pipeline([("PING",)]) == [b"PONG"]
-    pool.close()
+    await pool.close()
     assert not third.is_open
 
 

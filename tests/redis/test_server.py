@@ -96,8 +96,9 @@ async def test_no_server_is_an_os_error(tmp_path: Path) -> None:
 
 def test_only_rediss_uses_tls_and_verifies_the_server() -> None:
     assert Server("redis://redis.example")._tls is None
-    tls = Server("rediss://redis.example")._tls
-    assert tls is not None
+    options = Server("rediss://redis.example")._tls
+    assert options is not None
+    tls = options.context()
     assert tls.verify_mode is ssl.CERT_REQUIRED
     assert tls.check_hostname
 
@@ -213,7 +214,7 @@ async def test_a_server_that_hangs_up_while_we_log_in() -> None:
 
 @pytest.mark.parametrize("says", [b"", b"+OK\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"+OK\r\n" * 5])
 async def test_a_connection_that_ends_ends_all_that_waits(says: bytes) -> None:
-    async with saying(HELLO, b"+PONG\r\n", says) as url:
+    async with saying(HELLO + b"+PONG\r\n", says) as url:
         connection = await connect(url)
         asked = await asyncio.gather(
             connection.pipeline([("PING",), ("PING",)]),

@@ -63,13 +63,13 @@ class Scene:
 async def test_the_views_with_the_latest_epoch_count() -> None:
     old, new = view(1, ONE), view(2, TWO)
     scene = Scene(n1=old, n2=new, n3=new)
-    assert await latest_views([ONE, TWO, THREE], scene.view_of, 1.0) == [new, new]
+    assert await latest_views([ONE, TWO, THREE], scene.view_of) == [new, new]
 
 
 @virtual
 async def test_without_an_answer_the_error_names_each_node() -> None:
     with pytest.raises(ConnectionError, match="n1:7000: refused; n2:7000: refused"):
-        await latest_views([TWO, ONE], Scene().view_of, 1.0)
+        await latest_views([TWO, ONE], Scene().view_of)
 
 
 @virtual
