@@ -57,7 +57,7 @@ class ReplyLimits:
         self._size = 0  # bytes since the last complete reply
         self._held: list[bytes] = []  # the chunks that the walker has not seen
         self._held_size = 0
-        self._tail = b""
+        self._tail = b"\n"
         self._walker = _Walker()
         self._walking = False
         self.unfinished = False
@@ -81,6 +81,7 @@ class ReplyLimits:
         self.unfinished = self._walking = False
         self._size = self._held_size = 0
         self._held.clear()
+        self._tail = b"\n"
         self._walker = _Walker()
 
     def incomplete(self, data: bytes, *, answered: bool) -> None:
@@ -89,7 +90,7 @@ class ReplyLimits:
         Raises UnexpectedReply when the reply is too long.
         """
         self.unfinished = True
-        self._tail = data[-OVERLAP:]
+        self._tail = (self._tail + data[-OVERLAP:])[-OVERLAP:]
         self._size = len(data) if answered else self._size + len(data)
         if self._size > MAX_REPLY:
             raise UnexpectedReply(f"a reply of more than {MAX_REPLY >> 20} MB")
