@@ -59,6 +59,9 @@ class Server:
         """
         try:
             await self.open(connection)
+            # A server without room says so at once and resets the connection. What has arrived is read in the
+            # next turn of the loop; a failed write would come before it.
+            await asyncio.sleep(0)
             async with _patience("HELLO"):
                 await connection.log_in(self.username, self.password, self.database, name)
             self._check_mode(connection.mode)
