@@ -163,6 +163,53 @@ async def test_an_answer_that_came_too_late_is_not_taken_for_the_next_ones(
         assert (await found.master()).port == AFTER
 
 
+def array(*parts: bytes) -> bytes:
+    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+
+
+EPOCH = array(b"config-epoch", b"5")
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"*4294967295\r\n",
+        EPOCH + array(b"10.0.0.1", b"65536"),
+        EPOCH + array(b"me:secret@h/?x", b"6379"),
+        EPOCH + array(b"10.0.0.1"),
+        EPOCH + b":7\r\n",
+        array(b"name", b"mymaster") + array(b"10.0.0.1", b"6379"),
+        array(b"config-epoch", b"many") + array(b"10.0.0.1", b"6379"),
+        b"*2\r\n*0\r\n:1\r\n" + array(b"10.0.0.1", b"6379"),
+        b"_\r\n" * 2,
+        b"+OK\r\n" * 3,
+    ],
+    ids=range(10),
+)
+async def test_what_no_sentinel_says_decides_nothing(sentinel: SentinelProcess, says: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while await reader.read(65_536):
+            writer.write(says)
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        port = listener.sockets[0].getsockname()[1]
+        async with asked(port, sentinel.port) as found:
+            assert (await found.master()).port == AFTER
+        async with asked(port) as found:
+            with pytest.raises(NoMaster):
+                await found.master()
+
+
+async def test_sentinels_that_are_far_away(sentinel: SentinelProcess) -> None:
+    """A connection and a question take two round trips, here of 0.6 s in all."""
+    async with Proxy.before(sentinel.port) as proxy:
+        proxy.delay = 0.3
+        async with asked(proxy.port) as found:
+            assert (await found.master()).port == AFTER
+
+
 async def test_callers_take_turns(sentinel: SentinelProcess) -> None:
     async with asked(sentinel.port) as found:
         masters = await asyncio.gather(*(found.master() for _ in range(10)))

@@ -346,6 +346,19 @@ def test_the_same_error_is_logged_once_and_then_every_half_minute(answer: Answer
 
 
 @virtual
+async def test_two_errors_that_alternate_are_logged_once_each() -> None:
+    async def alternates(topology: Topology, transport: Transport) -> None:
+        await (is_down if len(topology.attempts) % 2 else knows_no_resp3)(topology, transport)
+
+    with capture_logs() as logs:
+        scene = Scene(alternates)
+        await asyncio.sleep(REMIND_EVERY - 1)
+        assert len(scene.topology.attempts) > 30
+        assert len(told(logs, "redis unreachable")) == 2
+        await scene.stop()
+
+
+@virtual
 async def test_another_error_is_logged_at_once() -> None:
     with capture_logs() as logs:
         scene = Scene(is_down)
