@@ -19,10 +19,6 @@ import aiohappyeyeballs
 NEXT_ADDRESS_AFTER: Final = 0.25
 """Seconds until the next address is tried beside the first, as RFC 8305 section 8 recommends."""
 
-AGAIN_AFTER: Final = 1.5
-"""Seconds until everything is tried again beside the first try: the name may lead elsewhere by now, and a
-packet filter or a service address sends a new connection elsewhere, but never the packets of an old one."""
-
 AddressInfos = Sequence[tuple[int, int, int, str, Any]]
 """As socket.getaddrinfo returns them: family, type, protocol, canonical name, address."""
 
@@ -38,29 +34,7 @@ async def dial(host: str, port: int) -> socket.socket:
     """
     if not 0 < port <= 65_535:
         raise OSError(f"port {port} does not exist")
-    tries: list[asyncio.Task[socket.socket]] = []
-    first: asyncio.Task[socket.socket] | None = None
-    try:
-        while first is None:
-            tries.append(asyncio.create_task(_dial_once(host, port)))
-            done, _ = await asyncio.wait(tries, timeout=AGAIN_AFTER, return_when=asyncio.FIRST_COMPLETED)
-            first = next(iter(done), None)
-        return first.result()
-    finally:
-        await _abandon([task for task in tries if task is not first])
-
-
-async def _abandon(tries: Sequence[asyncio.Task[socket.socket]]) -> None:
-    """Cancel these tries; close the sockets of those that have just succeeded."""
-    for task in tries:
-        task.cancel()
-    for found in await asyncio.gather(*tries, return_exceptions=True):
-        if isinstance(found, socket.socket):
-            found.close()
-
-
-async def _dial_once(host: str, port: int) -> socket.socket:
-    addresses = _numeric(host, port) or await look_up(host, port)
+    addresses = _numeric(host, port) or await _look_up(host, port)
     return await aiohappyeyeballs.start_connection(
         addresses, happy_eyeballs_delay=NEXT_ADDRESS_AFTER, interleave=1
     )
@@ -74,7 +48,7 @@ def _numeric(host: str, port: int) -> AddressInfos:
         return []
 
 
-async def look_up(host: str, port: int) -> AddressInfos:
+async def _look_up(host: str, port: int) -> AddressInfos:
     """The addresses of a name. Raises OSError if it has none. The caller limits the time."""
     running = _look_ups.get((host, port))
     if running is None:

@@ -42,7 +42,7 @@ class ConnectionPool:
     async def _connect(self, server: Server, entry: _PoolEntry) -> Connection:
         try:
             entry.connection = await server.connect(
-                Connection(), PUBLISHER_NAME, only_master=self._only_masters
+                Connection, PUBLISHER_NAME, only_master=self._only_masters
             )
             return entry.connection
         finally:

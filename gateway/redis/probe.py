@@ -149,7 +149,7 @@ class Probe:
             self._drop_publisher()
         try:
             if self._publisher is None:
-                self._publisher = await server.connect(Connection(), self._name)
+                self._publisher = await server.connect(Connection, self._name)
             self._publisher_uses += 1
             async with asyncio.timeout(PROBE_TIMEOUT):
                 await self._publisher.execute(connection.commands.publish, channel, self._token)

@@ -89,7 +89,7 @@ class _SentinelClient:
                 raise
             except ConnectionLost:  # the Sentinel has restarted, or the network cuts idle connections
                 pass
-        self._connection = await self._server.connect(SentinelConnection(), "")
+        self._connection = await self._server.connect(SentinelConnection, "")
         return await self._query(self._connection, service)
 
     async def _query(self, connection: SentinelConnection, service: str) -> SentinelView:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
@@ -11,6 +11,7 @@ import redis.asyncio
 
 from .connection import Connection, ConnectionLost, LoginRejected, ReplyError
 from .dial import dial
+from .hedge import hedge
 from .reply_limits import UnexpectedReply, printable
 from .tls import ClientTLS
 from .url import Address, redact
@@ -18,6 +19,9 @@ from .url import Address, redact
 STEP_TIMEOUT: Final = 5.0
 """Seconds for each step of connecting: the look-up with TCP, TLS, the login. A slow network is as good for a
 new connection as for an old one, which may be silent for nearly as long."""
+
+AGAIN_AFTER: Final = 1.5
+"""Seconds until another attempt begins beside a slow one."""
 
 RETRYABLE_REPLIES: Final = ("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "ERR max number of clients")
 """Errors at login that will pass: the server starts, runs a script, has lost its master, or has too many
@@ -50,13 +54,20 @@ class Server:
             self._tls = ClientTLS(options)
             self.scheme = "rediss"
 
-    async def connect(self, connection: C, name: str, *, only_master: bool = False) -> C:
-        """Connect `connection` and log in; `name` is what CLIENT LIST shows.
+    async def connect(self, new_connection: Callable[[], C], name: str, *, only_master: bool = False) -> C:
+        """A new connection that is logged in; `name` is what CLIENT LIST shows.
 
         Raises OSError: LoginRejected, a PermissionError, when a retry does not help, because the server
         rejects the login or is not what the URL says; ConnectionLost when the login fails otherwise, or
         with `only_master` when the server is a replica; TimeoutError after STEP_TIMEOUT in any step.
         """
+        return await hedge(
+            lambda: self._connect(new_connection(), name, only_master=only_master),
+            AGAIN_AFTER,
+            lambda connection: connection.abort("another one was faster"),
+        )
+
+    async def _connect(self, connection: C, name: str, *, only_master: bool) -> C:
         try:
             await self.open(connection)
             # A server without room says so at once and resets the connection. What has arrived is read in the

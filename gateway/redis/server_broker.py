@@ -145,9 +145,9 @@ class ServerBroker:
         self._notifier.begin()
         try:
             while True:
-                connection = self._new_connection()
-                server = await self._connect(connection)
-                if server is not None:
+                connected = await self._connect()
+                if connected is not None:
+                    connection, server = connected
                     started = self._clock()
                     self._connection_up(connection, server, started)
                     reason = await self._monitor(connection, server)
@@ -162,16 +162,17 @@ class ServerBroker:
             self._connection = None
             await self._topology.close()
 
-    async def _connect(self, connection: SubscriberConnection) -> Server | None:
-        """Connect to the server that the topology finds; returns it, or None."""
+    async def _connect(self) -> tuple[SubscriberConnection, Server] | None:
+        """A connection to the server that the topology finds; None if that fails."""
         try:
             server = await self._topology.find()
-            connecting = server.connect(connection, self._name, only_master=self._topology.only_masters)
-            await while_current(self._topology, server, connecting)
+            only_masters = self._topology.only_masters
+            connecting = server.connect(self._new_connection, self._name, only_master=only_masters)
+            connection = await while_current(self._topology, server, connecting)
         except OSError as error:
             self._log_unreachable(str(error) or type(error).__name__, self._clock())
         else:
-            return server
+            return connection, server
         return None
 
     async def _monitor(self, connection: SubscriberConnection, server: Server) -> str:

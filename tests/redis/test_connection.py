@@ -218,7 +218,7 @@ KINDS: dict[str, Callable[[], Connection]] = {
     "pipeline": Connection,
     "Sentinel": SentinelConnection,
     "subscriber": lambda: SubscriberConnection(Events(), 1_000),
-    "sharded": lambda: ShardedSubscriberConnection(Events(), 1_000),
+    "sharded": lambda: ShardedSubscriberConnection(Events(), 1_000),  # type: ignore[arg-type]
 }
 
 HOSTILE = {
@@ -281,7 +281,7 @@ async def test_a_fault_of_our_own_is_not_blamed_on_redis() -> None:
     def broken(_name: bytes, _payload: bytes) -> None:
         raise ZeroDivisionError
 
-    events.received = broken  # type: ignore[method-assign]
+    events.received = broken  # type: ignore[method-assign, assignment]
     scene = Scene(lambda: SubscriberConnection(events, 1_000))
     with pytest.raises(ZeroDivisionError):
         scene.say(push(b"message", b"a", b"CONFIRMED"))
@@ -338,10 +338,11 @@ def test_a_server_without_the_options_of_hello(username: str, credentials: list[
 
 @virtual
 async def test_what_the_fallback_is_refused() -> None:
-    for answers, why in [
+    cases: list[tuple[list[object], str]] = [
         ([Exception("WRONGPASS no"), *[Exception("NOAUTH")] * 3], "AUTH with: WRONGPASS no"),
         (["OK", Exception("NOPROTO no"), "PONG", "OK"], "HELLO with: NOPROTO no"),
-    ]:
+    ]
+    for answers, why in cases:
         scene = Scene()
         task = await logs_in(scene, "secret")
         scene.say(resp(Exception("ERR syntax error")), PONG)

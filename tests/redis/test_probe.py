@@ -51,6 +51,7 @@ class Topology:
     """Finds the server, which is the topology itself."""
 
     connect: Any = Server.connect
+    _connect: Any = Server._connect
     display_url = "redis://somewhere"
     only_masters = False
     username, password, database = "default", None, 0

@@ -27,8 +27,12 @@ from ..integration.load import until
 HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
 
 
+def new_subscriber() -> SubscriberConnection:
+    return SubscriberConnection(Events(), 1_000)
+
+
 async def connect(url: str, *, only_master: bool = False) -> Connection:
-    return await Server(url).connect(Connection(), "test", only_master=only_master)
+    return await Server(url).connect(Connection, "test", only_master=only_master)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +266,7 @@ async def test_a_node_of_a_cluster_at_a_plain_url() -> None:
         message = f"this is a node of a Cluster: write redis\\+cluster://{node.address}"
         with pytest.raises(LoginRejected, match=message):
             await connect(node.url)
-        connection = await Server(node.url, in_cluster=True).connect(Connection(), "test")
+        connection = await Server(node.url, in_cluster=True).connect(Connection, "test")
         assert connection.mode == b"cluster"
         connection.abort("the test is over")
 
@@ -273,9 +277,7 @@ async def test_a_sentinel_at_a_plain_url() -> None:
         message = f"this is a Sentinel: write redis\\+sentinel://{sentinel.address}/NAME-OF-THE-MASTER"
         for in_cluster in (False, True):
             with pytest.raises(LoginRejected, match=message):
-                await Server(f"redis://{sentinel.address}", in_cluster=in_cluster).connect(
-                    Connection(), "test"
-                )
+                await Server(f"redis://{sentinel.address}", in_cluster=in_cluster).connect(Connection, "test")
 
 
 def test_the_url_to_write_where_there_is_no_address() -> None:
@@ -352,7 +354,7 @@ async def test_results_are_read_without_eval_ro(lacking: str) -> None:
             older.ask("ACL", "SETUSER", "default", "-eval_ro")
         older.ask("SET", "websocket:a", "CONFIRMED")
         events = Events([b"websocket:a"])
-        connection = await Server(older.url).connect(SubscriberConnection(events, 1_000), "test")
+        connection = await Server(older.url).connect(lambda: SubscriberConnection(events, 1_000), "test")
         connection.start()
         await until(lambda: ("subscribed", b"websocket:a", b"CONFIRMED") in events.heard, "it is read")
         connection.abort("the test is over")
@@ -366,7 +368,7 @@ async def test_what_no_redis_says_at_login_is_an_os_error(hostile: bytes) -> Non
         with pytest.raises(OSError, match=r"unexpected reply|closed the connection"):
             await connect(url)
         with pytest.raises(OSError, match=r"unexpected reply|closed the connection"):
-            await Server(url).connect(SubscriberConnection(Events(), 1_000), "test")
+            await Server(url).connect(new_subscriber, "test")
 
 
 async def test_a_login_may_take_as_long_as_a_connection_may_be_silent(
@@ -376,7 +378,7 @@ async def test_a_login_may_take_as_long_as_a_connection_may_be_silent(
     monkeypatch.setattr(servers, "STEP_TIMEOUT", servers.STEP_TIMEOUT / 50)
     async with Proxy.before(valkey.port) as proxy:
         proxy.delay = 0.024
-        connection = await Server(f"{proxy.url}/3").connect(SubscriberConnection(Events(), 1_000), "test")
+        connection = await Server(f"{proxy.url}/3").connect(new_subscriber, "test")
         assert connection.is_open
         connection.abort("the test is over")
 

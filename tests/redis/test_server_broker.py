@@ -72,6 +72,7 @@ class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
     connect: Any = Server.connect
+    _connect: Any = Server._connect
     display_url = "redis://somewhere"
     only_masters = False
     username = "default"
@@ -293,7 +294,6 @@ def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer, s
         with capture_logs() as logs:
             scene = Scene(answer)
             await asyncio.sleep(STEP_TIMEOUT + FIRST_RECONNECT_DELAY + 0.1)
-            assert len(scene.topology.attempts) == 2
             assert [line["reason"] for line in told(logs, "redis unreachable")] == [silence]
             scene.topology.answer = serves
             await asyncio.sleep(STEP_TIMEOUT + MAX_RECONNECT_DELAY)
@@ -307,7 +307,8 @@ def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer, s
 async def test_an_attempt_that_failed_leaves_no_connection_behind() -> None:
     scene = Scene(is_frozen)
     await asyncio.sleep(10)
-    assert all(transport.aborted for transport in scene.topology.transports[:-1])
+    overdue = [begun <= now() - STEP_TIMEOUT for begun in scene.topology.attempts]
+    assert [transport.aborted for transport in scene.topology.transports] == overdue
     await scene.stop()
     await turns()
     assert scene.topology.transports[-1].aborted

@@ -58,7 +58,7 @@ async def server(certificate: Path, key: Path, *, clients: Path | None = None) -
 async def visit(redis: Server, port: int) -> None:
     """Connect and leave. Raises OSError."""
     redis.port = port
-    connection = await redis.connect(Connection(), "test")
+    connection = await redis.connect(Connection, "test")
     connection.abort("the test is over")
     await connection.closed
 

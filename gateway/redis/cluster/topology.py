@@ -187,7 +187,7 @@ class ClusterTopology:
         if connection is not None:
             return await read_view(connection, address)
         server = Server(self._url.server(address), in_cluster=True)
-        connection = await server.connect(Connection(), self._name)
+        connection = await server.connect(Connection, self._name)
         try:
             return await read_view(connection, address)
         finally:
