@@ -52,7 +52,8 @@ async def read_view(connection: Connection, address: Address) -> ClusterView:
         return slots.parse_view(information, ranges, address)
     except ReplyError as error:
         if error.reply.startswith(_NO_CLUSTER):
-            raise ConnectionLost("this is no node of a Cluster: write redis:// or rediss://") from None
+            url = f"redis://{address}, or rediss:// with TLS"
+            raise ConnectionLost(f"this is no node of a Cluster: write {url}") from None
         raise
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         connection.abort("Redis sent an unexpected reply about its slots")
