@@ -78,6 +78,8 @@ class Server:
             self._check_mode(connection.mode)
         except BaseException as error:
             connection.abort("not connected")
+            if isinstance(error, ReplyError):  # such as for a command that Sentinels do not know
+                self._check_mode(connection.mode)
             if isinstance(error, ReplyError) and not error.reply.startswith(RETRYABLE_REPLIES):
                 raise LoginRejected(str(error)) from None
             if isinstance(error, Exception) and not isinstance(error, OSError):

@@ -67,6 +67,6 @@ async def test_a_slot_that_no_node_serves(cluster: ValkeyCluster) -> None:
 
 async def test_no_node_tells(valkey: ValkeyProcess) -> None:
     found = router_of(f"redis+cluster://{valkey.address}")
-    with pytest.raises(ConnectionError, match=f"{valkey.address}: .*this is no node of a Cluster: write redis:"):
+    with pytest.raises(ConnectionError, match=f"{valkey.address}: .*this is no node of a Cluster"):
         await urls(found)
     await found.close()
