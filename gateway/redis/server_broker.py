@@ -10,6 +10,7 @@ import structlog
 
 from ..backoff import Backoff
 from .events import SubscriberEvents
+from .hints import hint_for
 from .outage_notifier import OutageNotifier
 from .probe import Probe
 from .reconciler import Reconciler
@@ -217,7 +218,9 @@ class ServerBroker:
         seconds = self.down_for or 0.0
         write = log.error if seconds >= ALARM_AFTER else log.warning
         url = self._topology.display_url
-        write("redis unreachable", redis=url, reason=reason, for_seconds=round(seconds, 1))
+        hint = hint_for(reason)
+        facts = {} if hint is None else {"hint": hint}
+        write("redis unreachable", redis=url, reason=reason, for_seconds=round(seconds, 1), **facts)
 
 
 async def _run_monitor(monitor: Coroutine[None, None, None]) -> None:

@@ -141,9 +141,14 @@ class SubscriberConnection(Connection):
         return [self._read_command([])]
 
     async def _tried(self, replies: list[Any]) -> None:
-        if isinstance(replies[0], hiredis.ReplyError):
+        (denied,) = replies
+        if isinstance(denied, hiredis.ReplyError):
             self._evaluate = "EVAL"
-            await self.execute(*self._read_command([]))
+            (reply,) = await self.pipeline([self._read_command([])])
+            if isinstance(reply, hiredis.ReplyError) and "unknown command" in str(denied):
+                raise ReplyError("EVAL", reply)
+            if isinstance(reply, hiredis.ReplyError):
+                raise ReplyError("EVAL_RO", denied)
 
     # Called by the broker
 

@@ -394,12 +394,22 @@ async def test_results_are_read_by_eval_where_eval_ro_is_missing() -> None:
     scene.connection.abort("the test is over")
 
 
-@virtual
-async def test_a_user_that_may_run_no_script_is_told_so() -> None:
-    scene = Scene(KINDS["subscriber"])
-    task = await logs_in(scene)
-    scene.say(HELLO, PONG, resp(Exception("NOPERM no eval_ro")))
-    await turns()
-    scene.say(resp(Exception("NOPERM this user has no permissions to run the 'eval' command")))
-    with pytest.raises(ReplyError, match="EVAL with: NOPERM"):
-        await task
+@pytest.mark.parametrize(
+    ("denied", "told"),
+    [
+        ("NOPERM no eval_ro", "EVAL_RO with: NOPERM no eval_ro"),
+        ("ERR unknown command", "EVAL with: NOPERM no eval"),
+    ],
+)
+def test_a_user_that_may_run_no_script_is_told_so(denied: str, told: str) -> None:
+    @virtual
+    async def rejected() -> None:
+        scene = Scene(KINDS["subscriber"])
+        task = await logs_in(scene)
+        scene.say(HELLO, PONG, resp(Exception(denied)))
+        await turns()
+        scene.say(resp(Exception("NOPERM no eval")))
+        with pytest.raises(ReplyError, match=f"{told}$"):
+            await task
+
+    rejected()
