@@ -133,6 +133,38 @@ def test_redis_may_refuse_the_introduction(error: str) -> None:
 
 
 @virtual
+async def test_results_are_read_by_eval_where_eval_ro_is_missing() -> None:
+    scene = Scene()
+    task = await greeting(
+        scene, HELLO, resp("PONG"), resp(Exception("ERR unknown command 'EVAL_RO'")), resp([])
+    )
+    await task
+    scene.connection.start()
+    scene.connection.subscribe(b"a")
+    await turns()
+    assert b"EVAL_RO" in scene.transport.written[0]
+    assert all(b"$4\r\nEVAL\r\n" in written for written in scene.transport.written[1:])
+
+
+@pytest.mark.parametrize(
+    ("denied", "told"),
+    [
+        ("NOPERM no eval_ro", "EVAL_RO with: NOPERM no eval_ro"),
+        ("ERR unknown command", "EVAL with: NOPERM no eval"),
+    ],
+)
+def test_a_user_that_may_run_no_script_is_told_so(denied: str, told: str) -> None:
+    @virtual
+    async def rejected() -> None:
+        answers = map(resp, ["PONG", Exception(denied), Exception("NOPERM no eval")])
+        task = await greeting(Scene(), HELLO, *answers)
+        with pytest.raises(ConnectionLost, match=f"{told}$"):
+            await task
+
+    rejected()
+
+
+@virtual
 async def test_a_loss_ends_the_introduction() -> None:
     scene = Scene()
     task = await greeting(scene)
