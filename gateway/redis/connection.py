@@ -68,8 +68,9 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = hiredis.Reader(replyError=_reply_error, notEnoughData=NOT_ENOUGH)
-        self._parser.setmaxbuf(MAX_BUFFER)
+        parser = hiredis.Reader(replyError=_reply_error, notEnoughData=NOT_ENOUGH)
+        parser.setmaxbuf(MAX_BUFFER)
+        self._feed, self._gets, self._has_data = parser.feed, parser.gets, parser.has_data
         self._pending: deque[Any] = deque()  # Commands without a reply; a subclass adds its batches
         self._limits = ReplyLimits()
         self._reason: str | None = None
@@ -225,11 +226,11 @@ class Connection(asyncio.Protocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
-        gets, has_data = self._parser.gets, self._parser.has_data
+        gets, has_data, limits = self._gets, self._has_data, self._limits
         answered = False
         try:
-            self._limits.check(data)
-            self._parser.feed(data)
+            limits.check(data)
+            self._feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
                 answered = True
                 if type(reply) is hiredis.PushNotification:
@@ -237,10 +238,11 @@ class Connection(asyncio.Protocol):
                 else:
                     self._reply_received(reply)
                 if not has_data():
-                    self._limits.complete()
+                    if limits.unusual:
+                        limits.complete()
                     break
             else:
-                self._limits.incomplete(data, answered=answered)
+                limits.incomplete(data, answered=answered)
         except Exception as error:
             self._distrust(error)
 

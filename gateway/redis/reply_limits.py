@@ -60,25 +60,26 @@ class ReplyLimits:
         self._tail = b"\n"
         self._walker = _Walker()
         self._walking = False
-        self.unfinished = False
-        """Whether the last chunk ended within a reply."""
+        self.unusual = False
+        """Whether the last chunk ended within a reply, or looked as if it had too many elements. As long as it
+        does not, a chunk that ends with a reply needs no call of `complete`."""
 
     def check(self, data: bytes) -> None:
-        """Raises UnexpectedReply if a reply in `data` announces too many elements, or is too long."""
-        if self._walking or self._begins_suspiciously(data) or _LONG_LENGTH.search(data):
+        """Raises UnexpectedReply if a reply in `data` announces too many elements."""
+        if self.unusual or data[1 : MAX_LENGTH_DIGITS + 2].isdigit() or _LONG_LENGTH.search(data):
+            self._check_closely(data)
+
+    def _check_closely(self, data: bytes) -> None:
+        across = _LONG_LENGTH.search(self._tail + data[:OVERLAP])
+        if self._walking or across or _LONG_LENGTH.search(data):
             # The same characters may be part of a result, so it takes a walk from the start of the reply.
-            self._walking = True
+            self.unusual = self._walking = True
             self._walk_held()
             self._walker.walk(data)
 
-    def _begins_suspiciously(self, data: bytes) -> bool:
-        if self.unfinished:
-            return _LONG_LENGTH.search(self._tail + data[:OVERLAP]) is not None
-        return data[1 : MAX_LENGTH_DIGITS + 2].isdigit()
-
     def complete(self) -> None:
         """The chunk ended together with a reply."""
-        self.unfinished = self._walking = False
+        self.unusual = self._walking = False
         self._size = self._held_size = 0
         self._held.clear()
         self._tail = b"\n"
@@ -89,7 +90,7 @@ class ReplyLimits:
 
         Raises UnexpectedReply when the reply is too long.
         """
-        self.unfinished = True
+        self.unusual = True
         self._tail = (self._tail + data[-OVERLAP:])[-OVERLAP:]
         self._size = len(data) if answered else self._size + len(data)
         if self._size > MAX_REPLY:

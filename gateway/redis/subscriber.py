@@ -250,14 +250,14 @@ class SubscriberConnection(Connection):
 
     def data_received(self, data: bytes) -> None:
         self._received_at = self._loop.time()
-        gets, has_data = self._parser.gets, self._parser.has_data
+        gets, has_data, limits = self._gets, self._has_data, self._limits
         received, push = self._events.received, hiredis.PushNotification
         message, service_channels = self._message_kind, self._service_channels
         answered = False
         reply: Any = None
         try:
-            self._limits.check(data)
-            self._parser.feed(data)
+            limits.check(data)
+            self._feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
                 answered = True
                 if type(reply) is not push:
@@ -270,10 +270,11 @@ class SubscriberConnection(Connection):
                     service_channels[reply[1]](reply[2])
                 reply = None
                 if not has_data():
-                    self._limits.complete()
+                    if limits.unusual:
+                        limits.complete()
                     break
             else:
-                self._limits.incomplete(data, answered=answered)
+                limits.incomplete(data, answered=answered)
         except Exception as error:
             if self._is_message(reply):  # the fault is not Redis's: the loop reports it with a traceback
                 raise

@@ -33,7 +33,8 @@ class Reader:
         while (reply := self._parser.gets()) is not NOTHING:
             replies.append(reply)
             if not self._parser.has_data():
-                self.limits.complete()
+                if self.limits.unusual:
+                    self.limits.complete()
                 return replies
         self.limits.incomplete(data, answered=bool(replies))
         return replies
