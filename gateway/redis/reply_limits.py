@@ -61,8 +61,8 @@ class ReplyLimits:
         self._walker = _Walker()
         self._walking = False
         self.unusual = False
-        """Whether the last chunk ended within a reply, or looked as if it had too many elements. As long as it
-        does not, a chunk that ends with a reply needs no call of `complete`."""
+        """Whether the last chunk ended within a reply, or looked as if it had too many elements. Otherwise a
+        chunk that ends with a reply needs no call of `complete`."""
 
     def check(self, data: bytes) -> None:
         """Raises UnexpectedReply if a reply in `data` announces too many elements."""
