@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import socket
-import time
 from collections.abc import Iterator
 
 import pytest
 
-from gateway.drill.fleet import NodeProcess, SentinelProcess, ValkeyProcess, free_port
+from gateway.drill.fleet import SentinelProcess, ValkeyProcess, free_port
 
-from ..redis.test_dial import swallowing
 from .conftest import Line
 from .faults import Proxy
 from .in_process import admin_port_of, node_in_process, readiness, unconnected_node
@@ -21,55 +18,11 @@ from .load import until
 
 pytestmark = pytest.mark.real
 
-LEADS_TO = """
-import socket
-really = socket.getaddrinfo
-def names(host, port, *rest, **options):
-    if host != "redis.example" or options.get("flags"):
-        return really(host, port, *rest, **options)
-    return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in {ports}]
-socket.getaddrinfo = names
-"""
-
-NO_NAME_SERVER = """
-import socket, time
-really = socket.getaddrinfo
-def names(host, port, *rest, **options):
-    silent = host == "redis.example" and not options.get("flags")
-    return time.sleep(600) if silent else really(host, port, *rest, **options)
-socket.getaddrinfo = names
-"""
-
 
 def unreachable(logged: list[Line]) -> list[str]:
     """The reasons that were logged."""
     events = ("redis unreachable", "redis cluster unreachable", "probe not published")
     return [line["reason"] for line in logged if line["event"] in events]
-
-
-async def test_a_name_with_two_addresses_the_first_of_which_swallows_packets() -> None:
-    with await asyncio.to_thread(ValkeyProcess) as valkey, swallowing() as hole:
-        preface = LEADS_TO.format(ports=(hole, valkey.port))
-        with await asyncio.to_thread(NodeProcess, "redis://redis.example", preface=preface) as node:
-            (connected,) = node.logged("redis connected")
-            assert connected["redis"] == "redis://redis.example"
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_a_silent_name_server_does_not_delay_the_end(workers: int) -> None:
-    node = await asyncio.to_thread(
-        NodeProcess,
-        "redis+sentinel://redis.example/mymaster" if workers == 1 else "redis://redis.example",
-        "--workers",
-        str(workers),
-        wait_ready=False,
-        preface=NO_NAME_SERVER,
-    )
-    with node:
-        began = time.monotonic()
-        node.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(node.process.wait, 20) == 0
-        assert time.monotonic() - began < 10, "of a machine that is busy; the C library tries for longer"
 
 
 @contextlib.contextmanager
