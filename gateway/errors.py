@@ -7,7 +7,9 @@ GatewayError
 ├── Unconfirmed          Redis has not confirmed a result, which may have been published nevertheless
 ├── ConnectionLost       [redis.connection] the connection to Redis is unusable; a new one replaces it
 │   └── ReplyError       [redis.connection] Redis answered a command with an error
-├── UnexpectedReply      [redis.connection] Redis answered what no command asked; the connection is closed
+├── LoginRejected        [redis.connection] Redis rejects the login, or is not what the URL says
+├── ServerMoved          [redis.topology] another server is the master by now
+├── UnexpectedReply      [redis.reply_limits] Redis answered what no command asked; the connection is closed
 ├── NotReceiving         [redis.probe] published probes do not come back on a connection
 ├── NoMaster             no Sentinel names a master, so Redis cannot be reached
 ├── EmbeddedError        the embedded Valkey did not start

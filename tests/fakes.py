@@ -289,7 +289,7 @@ def parse_commands(data: bytes) -> list[list[bytes]]:
     reader.feed(data)
     commands = []
     while (command := reader.gets()) is not False:
-        if command[:2] == [b"EVAL", READ_SCRIPT.encode()]:
+        if command[1:2] == [READ_SCRIPT.encode()]:
             command = [b"READ", *command[3 : 3 + int(command[2])]]
         commands.append(command)
     return commands
@@ -307,6 +307,8 @@ class Redis:
         self.retained: dict[bytes, bytes] = {}
         self.forbidden_channels: set[bytes] = set()
         self.forbidden_keys: set[bytes] = set()
+        self.hello = {b"mode": b"standalone"}
+        """Its reply to HELLO."""
         self.commands: list[list[bytes]] = []
 
     def execute(self, command: list[bytes]) -> bytes:
@@ -325,7 +327,10 @@ class Redis:
             if self.forbidden_keys.intersection(arguments):
                 return resp(Exception("NOPERM this user has no permissions to access one of the keys"))
             return resp([self.retained.get(key) for key in arguments])
-        return resp({b"HELLO": "OK", b"PING": "PONG", b"SELECT": "OK"}[name])
+        if name == b"HELLO":
+            fields = [resp(part) for field in self.hello.items() for part in field]
+            return b"%%%d\r\n" % len(self.hello) + b"".join(fields)
+        return resp({b"PING": "PONG", b"SELECT": "OK"}[name])
 
     def publish(self, channel: bytes, payload: bytes) -> bytes:
         """What the connection gets to hear of a PUBLISH."""

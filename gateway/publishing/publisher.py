@@ -30,8 +30,9 @@ from .refusals import is_refusal
 PUBLISH_TIMEOUT: Final = 3.0
 """Seconds for everything, then the publisher gives up."""
 
-ATTEMPT_TIMEOUT: Final = 1.0
-"""Seconds to find the server, and the same again for its reply: one that hangs leaves time for another."""
+ATTEMPT_TIMEOUT: Final = 1.4
+"""Seconds to find the server, and the same again for its reply: one that hangs leaves time for another. A
+network that needs longer for a round trip is too slow to publish over."""
 
 FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 0.8

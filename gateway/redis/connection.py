@@ -7,6 +7,7 @@ connection makes the next one with `Server.connect`.
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypeVar, cast
 import hiredis
 
 from ..errors import GatewayError
+from .reply_limits import ReplyLimits, UnexpectedReply, printable
 
 TCP_USER_TIMEOUT = 5_000
 """Milliseconds that sent bytes may stay unacknowledged; the kernel's own view of a dead peer."""
@@ -47,8 +49,8 @@ class ReplyError(ConnectionLost):
         self.reply = str(reply)
 
 
-class UnexpectedReply(GatewayError):
-    """A reply that fits no command: what this connection says can no longer be trusted."""
+class LoginRejected(GatewayError, PermissionError):
+    """The server rejects the login, or is not of the kind that the URL says: a retry does not help."""
 
 
 class PendingReply:
@@ -66,17 +68,20 @@ class Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser = hiredis.Reader(replyError=_reply_error, notEnoughData=NOT_ENOUGH)
-        self._parser.setmaxbuf(MAX_BUFFER)
+        parser = hiredis.Reader(replyError=_reply_error, notEnoughData=NOT_ENOUGH)
+        parser.setmaxbuf(MAX_BUFFER)
+        self._feed, self._gets, self._has_data = parser.feed, parser.gets, parser.has_data
         self._pending: deque[Any] = deque()  # Commands without a reply; a subclass adds its batches
+        self._limits = ReplyLimits()
         self._reason: str | None = None
+        self._last_words: hiredis.ReplyError | None = None
         self.closed: asyncio.Future[str] = self._loop.create_future()
         """Gets the reason when the connection has ended."""
-        self.version = b""
-        """The server's version, as HELLO told it."""
         self.is_master = True
         """Whether the server is a master, as HELLO told it. A replica receives what is published on its
         master, a little later."""
+        self.mode = b""
+        """What HELLO told: standalone, sentinel or cluster."""
 
     @property
     def is_open(self) -> bool:
@@ -87,23 +92,59 @@ class Connection(asyncio.Protocol):
     async def log_in(self, username: str, password: str | None, database: int, name: str) -> None:
         """Authenticate, choose RESP3 and the database, and set the name that CLIENT LIST shows.
 
-        Raises ConnectionLost.
+        All commands go out in one write, so that a slow network costs one round trip. Raises ReplyError,
+        other kinds of ConnectionLost, and UnexpectedReply.
         """
-        command: list[str | int] = ["HELLO", 3]
+        credentials: Command = () if password is None else ("AUTH", username, password)
+        checks: list[Command] = [("SELECT", database)] if database else []
+        # A user without the right to PING would look connected, and lose the connection later.
+        checks.append(("PING",))
+        commands = [*checks, *self._trials()]
+        hello, *replies = await self._exchange([("HELLO", 3, *credentials, "SETNAME", name), *commands])
+        if _lacks_options(hello):
+            hello, *replies = await self._log_in_by_steps(username, password, name, commands)
+        _raise_errors([("HELLO",)], [hello])
+        self._read_hello(hello)
+        _raise_errors(checks, replies)
+        await self._tried(replies[len(checks) :])
+
+    async def _log_in_by_steps(
+        self, username: str, password: str | None, name: str, commands: Sequence[Command]
+    ) -> list[Any]:
+        """The replies to HELLO and `commands`, for servers that know HELLO but not all of its options."""
+        steps: list[Command] = []
         if password is not None:
-            command += ["AUTH", username, password]
-        server = await self.execute(*command, "SETNAME", name)
-        if isinstance(server, dict):
-            self.version = server.get(b"version", b"")
-            self.is_master = server.get(b"role", b"master") == b"master"
-        if database:
-            await self.execute("SELECT", database)
+            steps.append(("AUTH", password) if username == "default" else ("AUTH", username, password))
+        replies = await self._exchange([*steps, ("HELLO", 3), *commands, ("CLIENT", "SETNAME", name)])
+        _raise_errors(steps, replies)
+        return replies[len(steps) : -1]  # the name is for people, so it may be missing
+
+    def _trials(self) -> list[Command]:
+        """Commands that show what the server knows, for the same write. `_tried` gets the replies."""
+        return []
+
+    async def _tried(self, replies: list[Any]) -> None:
+        """Act on the replies to `_trials`. Raises ReplyError if the connection cannot be used."""
+
+    def _read_hello(self, hello: Any) -> None:
+        if not isinstance(hello, dict):
+            raise UnexpectedReply("the reply to HELLO is no map, so this is no server that speaks RESP3")
+        self.is_master = hello.get(b"role", b"master") == b"master"
+        self.mode = hello.get(b"mode", b"")
+
+    async def _exchange(self, commands: Sequence[Command]) -> list[Any]:
+        """As `pipeline`, for the login: an error that the server sends before it hangs up counts.
+
+        A server without room for more clients (maxclients, protected mode) sends one to whoever connects.
+        """
+        replies: list[Any] = []
         try:
-            # A user without the right to PING would look connected, and lose the connection later.
-            await self.execute("PING")
-        except ReplyError as error:
-            if not error.reply.startswith(DISK_FULL):
+            return await self.pipeline(commands, replies)
+        except ConnectionLost:
+            words = self._last_words or next((r for r in replies if isinstance(r, hiredis.ReplyError)), None)
+            if words is None:
                 raise
+            raise ReplyError(commands[0][0], words) from None
 
     async def execute(self, *command: str | bytes | int, decode: Callable[[Any], Any] | None = None) -> Any:
         """Redis's reply, or the result of `decode`, which is called at the moment the reply arrives.
@@ -125,19 +166,17 @@ class Connection(asyncio.Protocol):
     async def execute_all(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to several commands in one write. Raises ReplyError and ConnectionLost as `execute`."""
         replies = await self.pipeline(commands)
-        for command, reply in zip(commands, replies, strict=True):
-            if isinstance(reply, hiredis.ReplyError):
-                raise ReplyError(command[0], reply)
+        _raise_errors(commands, replies)
         return replies
 
-    async def pipeline(self, commands: Sequence[Command]) -> list[Any]:
+    async def pipeline(self, commands: Sequence[Command], replies: list[Any] | None = None) -> list[Any]:
         """As `execute_all`, but an error of Redis is a hiredis.ReplyError among the replies.
 
         Raises ConnectionLost when the connection ends before the last reply. It is unknown then which
-        commands Redis has executed.
+        commands Redis has executed; the list `replies` has the replies up to then.
         """
         transport = self._writable()
-        replies: list[Any] = []
+        replies = [] if replies is None else replies
         answer: asyncio.Future[list[Any]] = self._loop.create_future()
 
         def replied(reply: Any) -> None:
@@ -187,15 +226,31 @@ class Connection(asyncio.Protocol):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, TCP_USER_TIMEOUT)
 
     def data_received(self, data: bytes) -> None:
+        gets, has_data, limits = self._gets, self._has_data, self._limits
+        answered = False
         try:
-            self._parser.feed(data)
-            while (reply := self._parser.gets()) is not NOT_ENOUGH:
+            limits.check(data)
+            self._feed(data)
+            while (reply := gets()) is not NOT_ENOUGH:
+                answered = True
                 if type(reply) is hiredis.PushNotification:
                     self._push_received(reply)
                 else:
                     self._reply_received(reply)
-        except (hiredis.ProtocolError, UnexpectedReply) as error:
-            self.abort(f"Redis sent an unexpected reply: {error}")
+                if not has_data():
+                    if limits.unusual:
+                        limits.complete()
+                    break
+            else:
+                limits.incomplete(data, answered=answered)
+        except Exception as error:
+            self._distrust(error)
+
+    def _distrust(self, error: Exception) -> None:
+        """What Redis sent could not be understood: end the connection, whatever it was."""
+        expected = isinstance(error, (hiredis.ProtocolError, UnexpectedReply))
+        what = str(error) if expected else f"{type(error).__name__}: {error}"
+        self.abort(f"Redis sent an unexpected reply: {printable(what)}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
@@ -208,6 +263,10 @@ class Connection(asyncio.Protocol):
         """A push message of Redis; a connection without subscriptions ignores it."""
 
     def _reply_received(self, reply: Any) -> None:
+        if not self._pending and isinstance(reply, hiredis.ReplyError):
+            self._last_words = reply
+            self.abort(f"Redis answered: {reply}")
+            return
         if not self._pending or not isinstance(self._pending[0], PendingReply):
             raise UnexpectedReply(f"a reply of type {type(reply).__name__}")
         self._pending.popleft().reply(reply)
@@ -215,7 +274,22 @@ class Connection(asyncio.Protocol):
 
 def _reply_error(text: str) -> hiredis.ReplyError:
     """An error without the arguments that Redis quotes: those of an unknown HELLO have the password."""
-    return hiredis.ReplyError(text.partition(", with args beginning with")[0])
+    return hiredis.ReplyError(printable(text.partition(", with args beginning with")[0]))
+
+
+def _raise_errors(commands: Sequence[Command], replies: Sequence[Any]) -> None:
+    """Raises ReplyError for the first reply to `commands` that is an error."""
+    for command, reply in zip(commands, replies, strict=False):
+        disk_full = command == ("PING",) and str(reply).startswith(DISK_FULL)
+        if isinstance(reply, hiredis.ReplyError) and not disk_full:
+            raise ReplyError(command[0], reply)
+
+
+def _lacks_options(hello: Any) -> bool:
+    """Whether a server seems to know HELLO, but not with these arguments."""
+    if not isinstance(hello, hiredis.ReplyError):
+        return False
+    return re.match("ERR .*(syntax|option|argument)", str(hello), re.IGNORECASE) is not None
 
 
 def resolve(answer: asyncio.Future[T], value: T) -> None:

@@ -8,7 +8,7 @@ connections of others when one caller gives up.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Any, Final
 
 from .connection import Connection
 from .server import Server
@@ -26,29 +26,52 @@ class ConnectionPool:
         self._entries: dict[Server, _PoolEntry] = {}
 
     async def get(self, server: Server) -> Connection:
-        """The connection to `server`: the present one, or a new one. Raises OSError as `Server.connect`."""
+        """The connection to `server`: the present one, or a new one. Raises OSError as `Server.connect`.
+
+        All callers share one attempt. It goes on when they give up, so that the next caller profits from it
+        where the network is slow.
+        """
         entry = self._entries.setdefault(server, _PoolEntry())
-        async with entry.lock:
-            if entry.connection is None or not entry.connection.is_open:
-                entry.connection = None
-                entry.connection = await server.connect(
-                    Connection(), PUBLISHER_NAME, only_master=self._only_masters
-                )
+        if entry.connection is not None and entry.connection.is_open:
             return entry.connection
+        if entry.connecting is None:
+            entry.connecting = asyncio.create_task(self._connect(server, entry))
+            entry.connecting.add_done_callback(retrieve_exception)
+        return await asyncio.shield(entry.connecting)
+
+    async def _connect(self, server: Server, entry: _PoolEntry) -> Connection:
+        try:
+            entry.connection = await server.connect(
+                Connection, PUBLISHER_NAME, only_master=self._only_masters
+            )
+            return entry.connection
+        finally:
+            entry.connecting = None
 
     def drop(self, server: Server) -> None:
         """Close the connection to `server`, if there is one; the next caller gets a new one."""
         if server in self._entries and (connection := self._entries[server].connection) is not None:
             connection.abort("no longer trusted")
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        """Close all connections, and give up those that are being made."""
+        attempts = [entry.connecting for entry in self._entries.values() if entry.connecting is not None]
+        for attempt in attempts:
+            attempt.cancel()
+        await asyncio.gather(*attempts, return_exceptions=True)
         for server in self._entries:
             self.drop(server)
 
 
 class _PoolEntry:
-    """A server's connection, and the lock that lets one caller open it."""
+    """A server's connection, and the attempt to make one."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
         self.connection: Connection | None = None
+        self.connecting: asyncio.Task[Connection] | None = None
+
+
+def retrieve_exception(attempt: asyncio.Task[Any]) -> None:
+    """Take the exception of an attempt for which nobody waits any longer: asyncio would log it."""
+    if not attempt.cancelled():
+        attempt.exception()

@@ -21,15 +21,17 @@ import structlog
 
 from ..errors import GatewayError
 from .connection import Connection, ReplyError
+from .reminder import REMIND_EVERY, Reminder
 from .server import Server
 from .subscriber import SubscriberConnection
-from .topology import Topology
+from .topology import ServerMoved, Topology, while_current
 
 PROBE_INTERVAL: Final = 1.0
 """Seconds between two probes: a failover is noticed within two of them."""
 
-PROBE_TIMEOUT: Final = 1.0
-"""Seconds for each of: find the server, connect and get one PUBLISH answered."""
+PROBE_TIMEOUT: Final = 5.0
+"""Seconds for each of: find the server, and get one PUBLISH answered. The connection itself may be silent for
+nearly as long."""
 
 PROBE_GRACE: Final = 1.0
 """Seconds for the token to arrive after the reply to PING: the lag of a replica, where the connection leads
@@ -84,6 +86,7 @@ class Probe:
         """Probes that came through."""
         self.not_published = 0
         """Probes that could not be published, which says nothing about the connection."""
+        self._reminder = Reminder(REMIND_EVERY)
         self.missed = 0
         """Connections that were dropped because they did not receive a probe."""
 
@@ -117,7 +120,10 @@ class Probe:
         if channel is None:
             return
         start = self._stopwatch()
-        await self._publish(connection, found, channel)
+        try:
+            await while_current(self._topology, server, self._publish(connection, found, channel))
+        except ServerMoved as error:
+            raise NotReceiving(str(error)) from None
         if not await self._arrives(connection, channel):
             return
         self.round_trip = self._stopwatch() - start
@@ -142,14 +148,14 @@ class Probe:
         if self._publisher_uses >= RENEW_AFTER:
             self._drop_publisher()
         try:
+            if self._publisher is None:
+                self._publisher = await server.connect(Connection, self._name)
+            self._publisher_uses += 1
             async with asyncio.timeout(PROBE_TIMEOUT):
-                if self._publisher is None:
-                    self._publisher = await server.connect(Connection(), self._name)
-                self._publisher_uses += 1
                 await self._publisher.execute(connection.commands.publish, channel, self._token)
         except ReplyError:  # Redis refuses this PUBLISH, with MOVED or NOPERM; the connection is fine
             raise
-        except OSError:
+        except BaseException:  # also when the wait is given up: an answer may be on its way
             self._drop_publisher()
             raise
 
@@ -179,6 +185,6 @@ class Probe:
     def _note_not_published(self, error: OSError) -> None:
         self.not_published += 1
         reason = str(error) or f"no answer within {PROBE_TIMEOUT:g} s"
-        if reason != self.last_error:
-            self.last_error = reason
+        self.last_error = reason
+        if self._reminder.is_due(reason, self._clock()):
             log.warning("probe not published", reason=reason)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from math import inf
 from typing import Final, Protocol
 
-from .pool import ConnectionPool
+from .pool import ConnectionPool, retrieve_exception
 from .server import Server
 from .topology import topology_of
 from .url import Address, RedisURL
@@ -18,6 +19,9 @@ from .url import Address, RedisURL
 LOOKUP_INTERVAL: Final = 1.0
 """Seconds after which the Sentinels are asked again. A master that is cut off from them, but not from this
 process, would accept results that its successor never receives."""
+
+LOOKUP_WAIT: Final = 0.5
+"""Seconds that a publication waits for that answer; then it goes to the present master."""
 
 
 class Router(Protocol):
@@ -49,31 +53,36 @@ class ServerRouter:
     def __init__(self, url: RedisURL) -> None:
         self._topology = topology_of(url)
         self._found: Server | None = None
-        self._looked_up_at = 0.0
-        self._lock = asyncio.Lock()
+        self._looked_up_at = -inf
+        self._looking: asyncio.Task[Server] | None = None
         self.pool = ConnectionPool(only_masters=self._topology.only_masters)
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
-        async with self._lock:  # one lookup for all callers: it takes 0.1 s when a Sentinel is dead
-            return [await self._server()] * len(channels)
-
-    async def _server(self) -> Server:
         now = asyncio.get_running_loop().time()
-        if self._found is None:
-            self._found = await self._topology.find()
+        if self._looking is None and (self._found is None or now - self._looked_up_at >= LOOKUP_INTERVAL):
+            # One look-up for all callers. It goes on when they give up, as an attempt of the pool does.
             self._looked_up_at = now
-        elif now - self._looked_up_at >= LOOKUP_INTERVAL:
-            self._looked_up_at = now
-            self._found = await self._look_again(self._found)
-        return self._found
+            self._looking = asyncio.create_task(self._look_up())
+            self._looking.add_done_callback(retrieve_exception)
+        if self._looking is not None:
+            await self._wait_for(self._looking)
+        return [self._found] * len(channels)
 
-    async def _look_again(self, present: Server) -> Server:
+    async def _wait_for(self, looking: asyncio.Task[Server]) -> None:
+        """Wait until there is a server; with a present one, not for long. Raises OSError without any."""
+        if self._found is None:
+            await asyncio.shield(looking)
+        else:  # if no Sentinel answers, the present server has to do
+            await asyncio.wait((looking,), timeout=LOOKUP_WAIT)
+
+    async def _look_up(self) -> Server:
         try:
             found = await self._topology.find()
-        except OSError:  # no Sentinel answers: keep the present server
-            return present
-        if found is not present:
-            self.pool.drop(present)
+        finally:
+            self._looking = None
+        before, self._found = self._found, found
+        if before is not None and before is not found:
+            self.pool.drop(before)
         return found
 
     def forget(self) -> None:
@@ -83,5 +92,8 @@ class ServerRouter:
         return None
 
     async def close(self) -> None:
-        self.pool.close()
+        if self._looking is not None:
+            self._looking.cancel()
+            await asyncio.gather(self._looking, return_exceptions=True)
+        await self.pool.close()
         await self._topology.close()

@@ -11,19 +11,16 @@ reads the role in the reply to HELLO.
 from __future__ import annotations
 
 import asyncio
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from ..errors import NoMaster
 from .connection import Command, Connection, ConnectionLost, ReplyError
-from .majority import gather_majority
+from .majority import Patience, gather_majority
 from .server import Server
-from .url import Address, RedisURL
+from .url import Address, RedisURL, told_address
 
-SENTINEL_TIMEOUT: Final = 0.5
-"""Seconds for one lookup; a Sentinel does nothing but answer such questions, in a millisecond."""
-
-SENTINEL_GRACE: Final = 0.1
-"""Seconds for the other Sentinels once most have answered, so that a dead one does not delay the lookup.
+SENTINEL_PATIENCE: Final = Patience(first=5.0, others=0.5, rest=0.1)
+"""A Sentinel does nothing but answer such questions, in a millisecond; the rest is the network's.
 
 A majority alone is not enough: right after a failover only the Sentinel that led it knows the new master,
 until its next hello to the others, up to 2 s later."""
@@ -45,15 +42,13 @@ class Sentinels:
         self._lock = asyncio.Lock()
 
     async def master(self) -> Address:
-        """The master's address, after SENTINEL_TIMEOUT at the latest. One caller at a time.
+        """The master's address, as soon as SENTINEL_PATIENCE allows. One caller at a time.
 
         Raises NoMaster, an OSError, with what each Sentinel said.
         """
         async with self._lock:
             answers = await gather_majority(
-                [sentinel.view(self._service) for sentinel in self._sentinels],
-                SENTINEL_TIMEOUT,
-                SENTINEL_GRACE,
+                [sentinel.view(self._service) for sentinel in self._sentinels], SENTINEL_PATIENCE
             )
         views = [answer for answer in answers if isinstance(answer, SentinelView)]
         if views:
@@ -94,7 +89,7 @@ class _SentinelClient:
                 raise
             except ConnectionLost:  # the Sentinel has restarted, or the network cuts idle connections
                 pass
-        self._connection = await self._server.connect(SentinelConnection(), "")
+        self._connection = await self._server.connect(SentinelConnection, "")
         return await self._query(self._connection, service)
 
     async def _query(self, connection: SentinelConnection, service: str) -> SentinelView:
@@ -109,19 +104,30 @@ class _SentinelClient:
         ]
         try:
             fields, address = await connection.execute_all(questions)
-        except BaseException:  # a Sentinel that hangs may be unreachable: the next lookup connects again
+            return _read_view(fields, address)
+        except BaseException as error:  # one that hangs may be unreachable: the next lookup connects again
             self.close()
+            if isinstance(error, ReplyError) and error.reply.startswith("ERR unknown command"):
+                url = f"{self._server.scheme}://{self.address}"
+                raise NoMaster(f"this is no Sentinel: write {url} for a single server") from None
             raise
-        if address is None:
-            raise NoMaster("it knows no such master")
-        found = dict(zip(fields[::2], fields[1::2], strict=False))
-        host, port = address
-        return SentinelView(int(found[b"config-epoch"]), Address(host.decode(), int(port)))
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.abort("no longer needed")
             self._connection = None
+
+
+def _read_view(fields: Any, address: Any) -> SentinelView:
+    """What the two replies mean. Raises NoMaster, and ConnectionLost for replies that no Sentinel gives."""
+    if address is None:
+        raise NoMaster("it knows no such master")
+    try:
+        found = dict(zip(fields[::2], fields[1::2], strict=False))
+        host, port = address
+        return SentinelView(int(found[b"config-epoch"]), told_address(host, int(port)))
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConnectionLost(f"its reply has an unexpected form: {type(error).__name__}") from None
 
 
 def _failure(sentinel: _SentinelClient, answer: object) -> str:

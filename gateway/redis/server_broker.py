@@ -10,15 +10,14 @@ import structlog
 
 from ..backoff import Backoff
 from .events import SubscriberEvents
+from .hints import hint_for
 from .outage_notifier import OutageNotifier
 from .probe import Probe
 from .reconciler import Reconciler
+from .reminder import REMIND_EVERY, Reminder
 from .server import Server
 from .subscriber import SubscriberConnection
-from .topology import Topology
-
-CONNECT_TIMEOUT: Final = 2.0
-"""Seconds for TCP, TLS and HELLO together; a frozen Redis accepts connections and says nothing."""
+from .topology import Topology, while_current
 
 FIRST_RECONNECT_DELAY: Final = 0.05
 MAX_RECONNECT_DELAY: Final = 0.5
@@ -29,9 +28,6 @@ RECONNECT_JITTER: Final = 0.5
 
 STABLE_AFTER: Final = 5.0
 """Seconds that a connection must last before its end is followed by the first, short delay again."""
-
-REMIND_EVERY: Final = 30.0
-"""Seconds between log lines while Redis stays unreachable for the same reason."""
 
 ALARM_AFTER: Final = 10.0
 """Seconds without Redis after which the log line is an error: by then registrations time out."""
@@ -67,7 +63,7 @@ class ServerBroker:
         self._started = clock()
         self._backoff = Backoff(FIRST_RECONNECT_DELAY, MAX_RECONNECT_DELAY, RECONNECT_JITTER)
         self._last_error = ""
-        self._logged_at = 0.0
+        self._reminder = Reminder(REMIND_EVERY)
         self.probe = Probe(topology, name, probe_channel)
         self.reconciler = Reconciler(events)
         self._notifier = OutageNotifier(events.degraded)
@@ -150,9 +146,9 @@ class ServerBroker:
         self._notifier.begin()
         try:
             while True:
-                connection = self._new_connection()
-                server = await self._connect(connection)
-                if server is not None:
+                connected = await self._connect()
+                if connected is not None:
+                    connection, server = connected
                     started = self._clock()
                     self._connection_up(connection, server, started)
                     reason = await self._monitor(connection, server)
@@ -167,18 +163,17 @@ class ServerBroker:
             self._connection = None
             await self._topology.close()
 
-    async def _connect(self, connection: SubscriberConnection) -> Server | None:
-        """Connect to the server that the topology finds; returns it, or None."""
+    async def _connect(self) -> tuple[SubscriberConnection, Server] | None:
+        """A connection to the server that the topology finds; None if that fails."""
         try:
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                server = await self._topology.find()
-                await server.connect(connection, self._name, only_master=self._topology.only_masters)
-        except TimeoutError:
-            self._log_unreachable(f"no answer within {CONNECT_TIMEOUT:g} s", self._clock())
+            server = await self._topology.find()
+            only_masters = self._topology.only_masters
+            connecting = server.connect(self._new_connection, self._name, only_master=only_masters)
+            connection = await while_current(self._topology, server, connecting)
         except OSError as error:
             self._log_unreachable(str(error) or type(error).__name__, self._clock())
         else:
-            return server
+            return connection, server
         return None
 
     async def _monitor(self, connection: SubscriberConnection, server: Server) -> str:
@@ -217,13 +212,15 @@ class ServerBroker:
         self._events.disconnected()
 
     def _log_unreachable(self, reason: str, now: float) -> None:
-        if reason == self._last_error and now - self._logged_at < REMIND_EVERY:
+        self._last_error = reason
+        if not self._reminder.is_due(reason, now):
             return
-        self._last_error, self._logged_at = reason, now
         seconds = self.down_for or 0.0
         write = log.error if seconds >= ALARM_AFTER else log.warning
         url = self._topology.display_url
-        write("redis unreachable", redis=url, reason=reason, for_seconds=round(seconds, 1))
+        hint = hint_for(reason)
+        facts = {} if hint is None else {"hint": hint}
+        write("redis unreachable", redis=url, reason=reason, for_seconds=round(seconds, 1), **facts)
 
 
 async def _run_monitor(monitor: Coroutine[None, None, None]) -> None:

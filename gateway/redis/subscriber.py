@@ -11,22 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import hiredis
 
-from .connection import (
-    DISK_FULL,
-    NOT_ENOUGH,
-    Connection,
-    PendingReply,
-    ReplyError,
-    UnexpectedReply,
-    pack,
-    resolve,
-)
+from .connection import DISK_FULL, NOT_ENOUGH, Command, Connection, PendingReply, ReplyError, pack, resolve
 from .events import SubscriberEvents
+from .reply_limits import UnexpectedReply
 
 SUBSCRIBE_BATCH = 500
 """Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
@@ -128,6 +120,7 @@ class SubscriberConnection(Connection):
         super().__init__()
         self._events = events
         self._max_result_size = max_result_size
+        self._evaluate = "EVAL_RO"
         self._window = MAX_PENDING_BATCHES
         self._in_flight = 0  # batches without a reply
         self._to_subscribe: deque[bytes] = deque()
@@ -139,6 +132,23 @@ class SubscriberConnection(Connection):
         self._ticked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._service_channels: dict[bytes, Callable[[bytes], object]] = {}
+
+    # The login
+
+    def _trials(self) -> list[Command]:
+        # The script without keys: it shows that the server knows the command, and that its user may use it.
+        # With EVAL_RO the right to read is enough, but Redis 6.2 and some compatible servers do not know it.
+        return [self._read_command([])]
+
+    async def _tried(self, replies: list[Any]) -> None:
+        (denied,) = replies
+        if isinstance(denied, hiredis.ReplyError):
+            self._evaluate = "EVAL"
+            (reply,) = await self.pipeline([self._read_command([])])
+            if isinstance(reply, hiredis.ReplyError) and "unknown command" in str(denied):
+                raise ReplyError("EVAL", reply)
+            if isinstance(reply, hiredis.ReplyError):
+                raise ReplyError("EVAL_RO", denied)
 
     # Called by the broker
 
@@ -230,20 +240,26 @@ class SubscriberConnection(Connection):
     def _packed(self, batch: UnsubscribeBatch) -> list[bytes]:
         if not isinstance(batch, SubscribeBatch):
             return [pack("UNSUBSCRIBE", *batch.names)]
-        # On Redis 7 and Valkey the script can be declared read-only: then the right to read is enough.
-        evaluate = "EVAL_RO" if self.version[:1] >= b"7" or self.version[1:2].isdigit() else "EVAL"
-        read = pack(evaluate, READ_SCRIPT, len(batch.names), *batch.names, self._max_result_size, MAX_READ)
+        read = pack(*self._read_command(batch.names))
         return [pack("SUBSCRIBE", *batch.names), read] if batch.subscribe else [read]
+
+    def _read_command(self, names: Sequence[bytes]) -> Command:
+        return (self._evaluate, READ_SCRIPT, len(names), *names, self._max_result_size, MAX_READ)
 
     # Input
 
     def data_received(self, data: bytes) -> None:
         self._received_at = self._loop.time()
-        gets, received, push = self._parser.gets, self._events.received, hiredis.PushNotification
+        gets, has_data, limits = self._gets, self._has_data, self._limits
+        received, push = self._events.received, hiredis.PushNotification
         message, service_channels = self._message_kind, self._service_channels
+        answered = False
+        reply: Any = None
         try:
-            self._parser.feed(data)
+            limits.check(data)
+            self._feed(data)
             while (reply := gets()) is not NOT_ENOUGH:
+                answered = True
                 if type(reply) is not push:
                     self._reply_received(reply)
                 elif reply[0] != message:
@@ -252,10 +268,27 @@ class SubscriberConnection(Connection):
                     received(reply[1], reply[2])
                 else:
                     service_channels[reply[1]](reply[2])
-        except (hiredis.ProtocolError, UnexpectedReply) as error:
-            self.abort(f"Redis sent an unexpected reply: {error}")
+                reply = None
+                if not has_data():
+                    if limits.unusual:
+                        limits.complete()
+                    break
+            else:
+                limits.incomplete(data, answered=answered)
+        except Exception as error:
+            if self._is_message(reply):  # the fault is not Redis's: the loop reports it with a traceback
+                raise
+            self._distrust(error)
         if self._unsent:
             self._flush_soon()
+
+    def _is_message(self, reply: Any) -> bool:
+        """Whether `reply` is a published message in the form that it should have."""
+        return (
+            type(reply) is hiredis.PushNotification
+            and reply[:1] == [self._message_kind]
+            and [type(part) for part in reply[1:]] == [bytes, bytes]
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:

@@ -6,12 +6,25 @@ moved may leave a server behind that answers every PING and receives nothing.
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final, Protocol, TypeVar
 
+from ..errors import GatewayError
 from . import url as redis_url
 from .sentinel import Sentinels
 from .server import Server
 from .url import Address, RedisURL, redact
+
+LOOK_INTERVAL: Final = 1.0
+"""Seconds between two looks at whether the server is still the right one, while something takes long."""
+
+T = TypeVar("T")
+
+
+class ServerMoved(GatewayError, ConnectionError):
+    """The topology finds another server than the one that something is waiting for."""
 
 
 class Topology(Protocol):
@@ -32,8 +45,8 @@ class Topology(Protocol):
 class FixedTopology:
     """One server at one address, whichever machine that name leads to."""
 
-    def __init__(self, url: str, *, only_masters: bool = False) -> None:
-        self._server = Server(url)
+    def __init__(self, url: str, *, only_masters: bool = False, in_cluster: bool = False) -> None:
+        self._server = Server(url, in_cluster=in_cluster)
         self.display_url = self._server.display_url
         self.only_masters = only_masters
 
@@ -68,3 +81,32 @@ class SentinelTopology:
 def topology_of(url: RedisURL) -> Topology:
     """How to find the one server that a URL means; not for a Cluster."""
     return SentinelTopology(url) if url.kind is redis_url.RedisKind.SENTINEL else FixedTopology(url.text)
+
+
+async def while_current(topology: Topology, server: Server, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which waits for `server`.
+
+    Raises ServerMoved as soon as the topology finds another server: a deposed master may be patiently waited
+    for, but not longer than until there is a new one.
+    """
+    working = asyncio.create_task(work)
+    looking = asyncio.create_task(_moved_from(topology, server))
+    try:
+        await asyncio.wait((working, looking), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ServerMoved(f"the master is {looking.result().display_url} now")
+        return working.result()
+    finally:
+        working.cancel()
+        looking.cancel()
+        await asyncio.gather(working, looking, return_exceptions=True)
+
+
+async def _moved_from(topology: Topology, server: Server) -> Server:
+    """Wait until the topology finds another server than `server`; returns that one."""
+    found = server
+    while found is server:
+        await asyncio.sleep(LOOK_INTERVAL)
+        with suppress(OSError):  # no Sentinel answers: nobody knows better
+            found = await topology.find()
+    return found

@@ -28,6 +28,7 @@ _URL: Final = re.compile(
     r"(?:(?P<credentials>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<path>/[^?#]*)?(?:\?(?P<options>[^#]*))?"
 )
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?")
+_TOLD_HOST: Final = re.compile(rb"[A-Za-z0-9._:-]{1,255}")
 _SENTINEL_OPTIONS: Final = ("sentinel_username", "sentinel_password")
 
 HIDDEN: Final = "***"
@@ -61,6 +62,15 @@ class Address(NamedTuple):
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def told_address(host: object, port: object) -> Address:
+    """The address that a Sentinel or a node of a Cluster names. Raises ValueError if there can be none."""
+    if not isinstance(host, bytes) or _TOLD_HOST.fullmatch(host) is None:
+        raise ValueError("a server was named whose host is no name and no address")
+    if type(port) is not int or not 0 < port <= 65_535:
+        raise ValueError("a server was named with a port that does not exist")
+    return Address(host.decode(), port)
 
 
 class RedisURL(NamedTuple):

@@ -125,9 +125,16 @@ class RemoteValkey(ValkeyProcess):
 class RemoteNode(NodeProcess):
     """A node in the namespace for nodes."""
 
-    def __init__(self, namespaces: Namespaces, redis_url: str, *, preface: str = "") -> None:
+    def __init__(
+        self,
+        namespaces: Namespaces,
+        redis_url: str,
+        *options: str,
+        wait_ready: bool = True,
+        preface: str = "",
+    ) -> None:
         self._namespace = namespaces.nodes
-        super().__init__(redis_url, preface=preface)
+        super().__init__(redis_url, *options, wait_ready=wait_ready, preface=preface)
 
     def _command(self) -> list[str]:
         return [*within(self._namespace), *super()._command()]

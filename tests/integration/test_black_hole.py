@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -14,7 +17,7 @@ from gateway.drill.fleet import NodeProcess, logged_at
 
 from .conftest import Measured, complaints
 from .load import SECONDS, Backend, LoadClient, all_undisturbed, until, without_their_result
-from .namespaces import Namespaces, NotAllowed, RemoteNode, RemoteValkey
+from .namespaces import Namespaces, NotAllowed, RemoteNode, RemoteValkey, run
 
 pytestmark = [
     pytest.mark.needs("ip", "iptables"),
@@ -95,3 +98,44 @@ async def test_a_black_hole_is_noticed_and_nothing_retained_is_lost(
             )
             assert all_undisturbed(browsers)
         assert not complaints(node.logs)
+
+
+@contextmanager
+def names(namespaces: Namespaces, hosts: str, resolver: str = "") -> Iterator[None]:
+    """What the nodes' namespace has as /etc/hosts and /etc/resolv.conf; see ip-netns(8)."""
+    folder = Path("/etc/netns") / namespaces.nodes
+    folder.mkdir(parents=True)
+    try:
+        (folder / "hosts").write_text(hosts)
+        (folder / "resolv.conf").write_text(resolver)
+        yield
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_name_has_two_addresses_and_the_first_swallows_packets(namespaces: Namespaces) -> None:
+    # Nearer to the nodes' 10.0.0.2 than Redis is, so it comes first (RFC 6724, section 6, rule 9).
+    run(f"ip -n {namespaces.redis} address add 10.0.0.3/24 dev wire")
+    run(f"ip netns exec {namespaces.redis} iptables -A INPUT -d 10.0.0.3 -j DROP")
+    hosts = f"10.0.0.3 redis.test\n{namespaces.redis_host} redis.test\n"
+    with (
+        names(namespaces, hosts),
+        RemoteValkey(namespaces) as valkey,
+        RemoteNode(namespaces, f"redis://redis.test:{valkey.port}") as node,
+    ):
+        (connected,) = node.logged("redis connected")
+        assert connected["redis"] == f"redis://redis.test:{valkey.port}"
+        assert not node.logged("redis unreachable")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_name_server_is_silent_while_a_node_ends(namespaces: Namespaces, workers: int) -> None:
+    with names(namespaces, "127.0.0.1 localhost\n", f"nameserver {namespaces.redis_host}\n"):
+        run(f"ip netns exec {namespaces.redis} iptables -A INPUT -p udp -j DROP")
+        node = RemoteNode(namespaces, "redis://redis.test", "--workers", str(workers), wait_ready=False)
+        with node:
+            time.sleep(1.5)  # the look-up is under way
+            began = time.monotonic()
+            node.process.send_signal(signal.SIGTERM)
+            assert node.process.wait(30) == 0
+            assert time.monotonic() - began < 5, "the C library tries for 20 s"

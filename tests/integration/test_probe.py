@@ -10,6 +10,7 @@ import pytest
 from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
 from gateway.redis import probe
+from gateway.redis import topology as topologies
 from gateway.redis.server import Server
 from gateway.redis.server_broker import ServerBroker
 
@@ -108,9 +109,9 @@ async def test_a_node_that_may_not_probe_works_on(
 async def test_while_a_master_hangs_the_next_one_is_looked_for_no_less_often(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After a probe that timed out, the next one follows at once."""
+    """While a probe waits for the master, the topology is asked."""
     monkeypatch.setattr(probe, "PROBE_INTERVAL", 0.3)
-    monkeypatch.setattr(probe, "PROBE_TIMEOUT", 0.3)
+    monkeypatch.setattr(topologies, "LOOK_INTERVAL", 0.3)
     with await asyncio.to_thread(ValkeyProcess) as valkey:
         async with node_in_process(valkey.url) as gateway:
             topology = broker_of(gateway)._topology

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import hiredis
 import pytest
 
+from gateway.redis.cluster.subscriber import ShardedSubscriberConnection
 from gateway.redis.connection import Connection, ConnectionLost, ReplyError, pack
+from gateway.redis.reply_limits import UnexpectedReply
+from gateway.redis.sentinel import SentinelConnection
+from gateway.redis.subscriber import SubscriberConnection
 
-from ..fakes import Transport, parse_commands, push, resp, turns, virtual
+from ..fakes import Events, Transport, parse_commands, push, resp, turns, virtual
 
 
 class Scene:
     """A connection that is open; the test plays Redis."""
 
-    def __init__(self) -> None:
-        self.connection = Connection()
+    def __init__(self, kind: Callable[[], Connection] = Connection) -> None:
+        self.connection = kind()
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.connection
         self.connection.connection_made(self.transport)
@@ -146,7 +152,7 @@ async def test_no_command_before_there_is_a_connection() -> None:
         await Connection().execute("PING")
 
 
-@pytest.mark.parametrize("nonsense", [resp("OK"), resp(Exception("ERR")), b"!nonsense\r\n", b"*-7\r\n"])
+@pytest.mark.parametrize("nonsense", [resp("OK"), b"!nonsense\r\n", b"*-7\r\n"])
 def test_an_unexpected_reply_ends_it(nonsense: bytes) -> None:
     @virtual
     async def ended() -> None:
@@ -177,18 +183,16 @@ async def test_the_first_reason_counts() -> None:
 @pytest.mark.parametrize(
     ("role", "is_master"), [(b"master", True), (b"replica", False), (None, True)], ids=str
 )
-def test_hello_tells_the_version_and_the_role(role: bytes | None, is_master: bool) -> None:
+def test_hello_tells_the_mode_and_the_role(role: bytes | None, is_master: bool) -> None:
     @virtual
     async def told() -> None:
         scene = Scene()
         task = asyncio.create_task(scene.connection.log_in("default", None, 0, "gateway-x"))
-        fields = [b"version", b"7.2.0", *([b"role", role] if role else [])]
+        fields = [b"mode", b"standalone", *([b"role", role] if role else [])]
         await turns()
-        scene.say(b"%%%d\r\n" % (len(fields) // 2), *map(resp, fields))
-        await turns()
-        scene.say(resp("PONG"))
+        scene.say(b"%%%d\r\n" % (len(fields) // 2), *map(resp, fields), resp("PONG"))
         await task
-        assert (scene.connection.version, scene.connection.is_master) == (b"7.2.0", is_master)
+        assert (scene.connection.mode, scene.connection.is_master) == (b"standalone", is_master)
 
     told()
 
@@ -206,3 +210,168 @@ def test_hello_tells_the_version_and_the_role(role: bytes | None, is_master: boo
 )
 def test_commands_are_packed_as_redis_reads_them(command: tuple[Any, ...], packed: bytes) -> None:
     assert pack(*command) == packed
+
+
+# What no Redis says
+
+KINDS: dict[str, Callable[[], Connection]] = {
+    "pipeline": Connection,
+    "Sentinel": SentinelConnection,
+    "subscriber": lambda: SubscriberConnection(Events(), 1_000),
+    "sharded": lambda: ShardedSubscriberConnection(Events(), 1_000),  # type: ignore[arg-type]
+}
+
+HOSTILE = {
+    "array": b"*4294967295\r\n",
+    "map": b"%4294967295\r\n",
+    "set": b"~4294967295\r\n",
+    "push": b">4294967295\r\n",
+    "array in a push": b">3\r\n$7\r\nmessage\r\n*4294967295\r\n",
+    "nesting": b"*2\r\n" * 60_000,
+    "unhashable key": b"%1\r\n*0\r\n:1\r\n",
+    "attribute": b"|1\r\n+a\r\n+b\r\n",
+    "bulk": b"$9223372036854775808\r\n",
+    "HTTP": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "TLS": b"\x15\x03\x01\x00\x02\x02\x16\r\n",
+}
+
+
+@pytest.mark.parametrize("says", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_what_no_redis_says_ends_the_connection_at_once(kind: Callable[[], Connection], says: bytes) -> None:
+    @virtual
+    async def ended() -> None:
+        scene = Scene(kind)
+        began = time.thread_time()
+        scene.say(says)
+        assert scene.transport.aborted
+        assert "unexpected reply" in await scene.why()
+        del scene
+        assert time.thread_time() - began < 2, "of the loop's time; without a limit it is 10 s"
+
+    ended()
+
+
+PUSHES = {
+    "empty": b">0\r\n",
+    "unhashable name": push(b"message", [b"a"], b"CONFIRMED"),
+    "short": push(b"message", b"a"),
+    "no name": push(b"message"),
+    "confirmation of a list": push(b"subscribe", [b"a"], 1),
+    "confirmation of nothing": push(b"subscribe"),
+    "confirmation without a request": push(b"subscribe", b"a", 1),
+}
+
+
+@pytest.mark.parametrize("says", PUSHES.values(), ids=PUSHES)
+def test_pushes_of_no_form_end_a_subscriber(says: bytes) -> None:
+    @virtual
+    async def ended() -> None:
+        scene = Scene(KINDS["subscriber"])
+        scene.say(says)
+        assert "unexpected reply" in await scene.why()
+
+    ended()
+
+
+@virtual
+async def test_a_fault_of_our_own_is_not_blamed_on_redis() -> None:
+    events = Events()
+
+    def broken(_name: bytes, _payload: bytes) -> None:
+        raise ZeroDivisionError
+
+    events.received = broken  # type: ignore[method-assign, assignment]
+    scene = Scene(lambda: SubscriberConnection(events, 1_000))
+    with pytest.raises(ZeroDivisionError):
+        scene.say(push(b"message", b"a", b"CONFIRMED"))
+    scene = Scene(lambda: SubscriberConnection(events, 1_000))
+    scene.say(push(b"message", b"a", 7))
+    assert await scene.why() == "Redis sent an unexpected reply: ZeroDivisionError: "
+
+
+@virtual
+async def test_an_error_that_nobody_asked_for_is_the_reason() -> None:
+    scene = Scene()
+    scene.say(resp(Exception("ERR max number of clients \x1b[31mreached")))
+    assert await scene.why() == r"Redis answered: ERR max number of clients \x1b[31mreached"
+
+
+# The login
+
+OK = resp("OK")
+PONG = resp("PONG")
+HELLO = b"%2\r\n+proto\r\n:3\r\n+mode\r\n+standalone\r\n"
+
+
+async def logs_in(scene: Scene, password: str | None = None, username: str = "default") -> asyncio.Task[None]:
+    task = asyncio.create_task(scene.connection.log_in(username, password, 0, "gateway-x"))
+    await turns()
+    return task
+
+
+@pytest.mark.parametrize(
+    ("username", "credentials"), [("default", [b"AUTH", b"secret"]), ("me", [b"AUTH", b"me", b"secret"])]
+)
+@pytest.mark.parametrize(
+    "error", ["ERR Syntax error in HELLO option 'SETNAME'", "ERR wrong number of arguments for 'hello'"]
+)
+def test_a_server_without_the_options_of_hello(username: str, credentials: list[bytes], error: str) -> None:
+    @virtual
+    async def fallback() -> None:
+        scene = Scene()
+        task = await logs_in(scene, "secret", username)
+        scene.say(resp(Exception(error)), resp(Exception("NOAUTH Authentication required.")))
+        await turns()
+        assert parse_commands(scene.transport.written[1]) == [
+            credentials,
+            [b"HELLO", b"3"],
+            [b"PING"],
+            [b"CLIENT", b"SETNAME", b"gateway-x"],
+        ]
+        scene.say(OK, HELLO, PONG, resp(Exception("ERR unknown subcommand")))
+        await task
+        assert scene.connection.mode == b"standalone"
+
+    fallback()
+
+
+@virtual
+async def test_what_the_fallback_is_refused() -> None:
+    cases: list[tuple[list[object], str]] = [
+        ([Exception("WRONGPASS no"), *[Exception("NOAUTH")] * 3], "AUTH with: WRONGPASS no"),
+        (["OK", Exception("NOPROTO no"), "PONG", "OK"], "HELLO with: NOPROTO no"),
+    ]
+    for answers, why in cases:
+        scene = Scene()
+        task = await logs_in(scene, "secret")
+        scene.say(resp(Exception("ERR syntax error")), PONG)
+        await turns()
+        scene.say(*map(resp, answers))
+        with pytest.raises(ReplyError, match=why):
+            await task
+
+
+@virtual
+async def test_a_reply_to_hello_that_is_no_map() -> None:
+    scene = Scene()
+    task = await logs_in(scene)
+    scene.say(OK, PONG)
+    with pytest.raises(UnexpectedReply, match="no server that speaks RESP3"):
+        await task
+
+
+@virtual
+async def test_an_error_counts_also_when_the_connection_ended_before_the_login() -> None:
+    words = resp(Exception("ERR max number of clients reached"))
+    early, late = Scene(), Scene()
+    early.say(words)
+    early.transport.lose()
+    task = await logs_in(early)
+    late_task = await logs_in(late)
+    late.say(words)
+    late.transport.lose(ConnectionResetError("reset by peer"))
+    for one in (task, late_task):
+        with pytest.raises(ReplyError) as caught:
+            await one
+        assert str(caught.value) == "Redis answered HELLO with: ERR max number of clients reached"

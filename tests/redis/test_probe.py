@@ -51,6 +51,7 @@ class Topology:
     """Finds the server, which is the topology itself."""
 
     connect: Any = Server.connect
+    _connect: Any = Server._connect
     display_url = "redis://somewhere"
     only_masters = False
     username, password, database = "default", None, 0
@@ -60,6 +61,9 @@ class Topology:
         self.found: Any = self
         self.opened: list[Transport] = []
         self.refuses = False
+
+    def _check_mode(self, _mode: object) -> None:
+        """It is what it should be."""
 
     async def find(self) -> Any:
         if isinstance(self.found, Exception):
@@ -269,12 +273,12 @@ def test_a_probe_that_cannot_be_published_proves_nothing_and_is_logged_once(trou
             scene = Scene()
             trouble(scene)
             await asyncio.sleep(30)
-            assert scene.probe.not_published > 5
+            assert scene.probe.not_published >= 4
             assert (scene.probe.received, scene.probe.missed, scene.transport.aborted) == (0, 0, False)
             (line,) = [line for line in logs if line["event"] == "probe not published"]
             assert why in line["reason"]
             scene.topology.refuses, scene.topology.found, scene.redis.answer = False, scene.topology, None
-            await asyncio.sleep(3)
+            await asyncio.sleep(PROBE_TIMEOUT + 3)
             assert scene.probe.received > 0
             await scene.stop()
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,15 +14,25 @@ import hiredis
 import pytest
 import redis
 
-from gateway.drill.fleet import ValkeyProcess, free_port
-from gateway.redis.connection import Connection, ConnectionLost, ReplyError
+from gateway.drill.fleet import SentinelProcess, ValkeyProcess, free_port
+from gateway.redis import server as servers
+from gateway.redis.connection import Connection, ConnectionLost, LoginRejected, ReplyError
 from gateway.redis.server import Server
+from gateway.redis.subscriber import SubscriberConnection
+
+from ..fakes import Events
+from ..integration.faults import Proxy
+from ..integration.load import until
 
 HELLO = b"%1\r\n$4\r\nrole\r\n$6\r\nmaster\r\n"
 
 
+def new_subscriber() -> SubscriberConnection:
+    return SubscriberConnection(Events(), 1_000)
+
+
 async def connect(url: str, *, only_master: bool = False) -> Connection:
-    return await Server(url).connect(Connection(), "test", only_master=only_master)
+    return await Server(url).connect(Connection, "test", only_master=only_master)
 
 
 @pytest.mark.parametrize(
@@ -96,8 +107,9 @@ async def test_no_server_is_an_os_error(tmp_path: Path) -> None:
 
 def test_only_rediss_uses_tls_and_verifies_the_server() -> None:
     assert Server("redis://redis.example")._tls is None
-    tls = Server("rediss://redis.example")._tls
-    assert tls is not None
+    options = Server("rediss://redis.example")._tls
+    assert options is not None
+    tls = options.context()
     assert tls.verify_mode is ssl.CERT_REQUIRED
     assert tls.check_hostname
 
@@ -213,7 +225,7 @@ async def test_a_server_that_hangs_up_while_we_log_in() -> None:
 
 @pytest.mark.parametrize("says", [b"", b"+OK\r\n", b"HTTP/1.1 400 Bad Request\r\n", b"+OK\r\n" * 5])
 async def test_a_connection_that_ends_ends_all_that_waits(says: bytes) -> None:
-    async with saying(HELLO, b"+PONG\r\n", says) as url:
+    async with saying(HELLO + b"+PONG\r\n", says) as url:
         connection = await connect(url)
         asked = await asyncio.gather(
             connection.pipeline([("PING",), ("PING",)]),
@@ -243,3 +255,137 @@ async def test_a_replica_is_rejected_where_the_master_is_needed(valkey: ValkeyPr
         (await connect(replica.url)).abort("the test is over")
         with pytest.raises(ConnectionLost, match=f"{replica.port} is a replica"):
             await connect(replica.url, only_master=True)
+
+
+# Servers of another kind than the URL says
+
+
+@pytest.mark.real
+async def test_a_node_of_a_cluster_at_a_plain_url() -> None:
+    with ValkeyProcess("--cluster-enabled", "yes", "--cluster-port", str(free_port())) as node:
+        message = f"this is a node of a Cluster: write redis\\+cluster://{node.address}"
+        with pytest.raises(LoginRejected, match=message):
+            await connect(node.url)
+        connection = await Server(node.url, in_cluster=True).connect(Connection, "test")
+        assert connection.mode == b"cluster"
+        connection.abort("the test is over")
+
+
+@pytest.mark.real
+async def test_a_sentinel_at_a_plain_url() -> None:
+    with SentinelProcess(7_000) as sentinel:
+        message = f"this is a Sentinel: write redis\\+sentinel://{sentinel.address}/NAME-OF-THE-MASTER"
+        for in_cluster in (False, True):
+            with pytest.raises(LoginRejected, match=message):
+                await Server(f"redis://{sentinel.address}", in_cluster=in_cluster).connect(Connection, "test")
+
+
+def test_the_url_to_write_where_there_is_no_address() -> None:
+    with pytest.raises(LoginRejected, match=r"write redis\+cluster://HOST:PORT"):
+        Server("unix:///run/redis.sock")._check_mode(b"cluster")
+    with pytest.raises(LoginRejected, match=r"write rediss\+cluster://\[::1\]:7000"):
+        Server("rediss://[::1]:7000")._check_mode(b"cluster")
+
+
+# What a server says when it has no room
+
+
+@contextlib.asynccontextmanager
+async def refusing(words: bytes, *, reset: bool) -> AsyncIterator[str]:
+    """A server that says one thing to whoever connects, and hangs up: with FIN, or with RST at once."""
+
+    def serve(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(words)
+        if reset:
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.close()
+
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with listener:
+        yield f"redis://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        ("ERR max number of clients reached", ReplyError),
+        ("DENIED Redis is running in protected mode", LoginRejected),
+        ("LOADING Valkey is loading the dataset in memory", ReplyError),
+        ("MASTERDOWN Link with MASTER is down", ReplyError),
+        ("NOAUTH Authentication required.", LoginRejected),
+    ],
+)
+@pytest.mark.parametrize("reset", [False, True], ids=["closes", "resets"])
+async def test_the_words_of_a_server_that_hangs_up_are_the_reason(
+    words: str, kind: type[OSError], reset: bool
+) -> None:
+    reasons = set()
+    async with refusing(f"-{words}\r\n".encode(), reset=reset) as url:
+        for _ in range(20):
+            with pytest.raises(kind) as caught:
+                await connect(url)
+            reasons.add(str(caught.value))
+    assert reasons == {f"Redis answered HELLO with: {words}"}
+
+
+@pytest.mark.real
+async def test_a_server_that_has_too_many_clients() -> None:
+    with ValkeyProcess("--maxclients", "1") as full, contextlib.closing(socket.socket()) as other:
+        other.connect(("127.0.0.1", full.port))
+        other.sendall(b"PING\r\n")
+        assert await asyncio.to_thread(other.recv, 100) == b"+PONG\r\n"
+        for _ in range(20):
+            with pytest.raises(
+                ReplyError, match="Redis answered HELLO with: ERR max number of clients reached"
+            ):
+                await connect(full.url)
+
+
+# Servers that know less
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("lacking", ["renamed", "forbidden"])
+async def test_results_are_read_without_eval_ro(lacking: str) -> None:
+    options = ["--rename-command", "EVAL_RO", ""] if lacking == "renamed" else []
+    with ValkeyProcess(*options) as older:
+        if lacking == "forbidden":
+            older.ask("ACL", "SETUSER", "default", "-eval_ro")
+        older.ask("SET", "websocket:a", "CONFIRMED")
+        events = Events([b"websocket:a"])
+        connection = await Server(older.url).connect(lambda: SubscriberConnection(events, 1_000), "test")
+        connection.start()
+        await until(lambda: ("subscribed", b"websocket:a", b"CONFIRMED") in events.heard, "it is read")
+        connection.abort("the test is over")
+
+
+@pytest.mark.parametrize(
+    "hostile", [b"*4294967295\r\n", b"%1\r\n*0\r\n:1\r\n", b">0\r\n" * 9, b"+OK\r\n" * 3]
+)
+async def test_what_no_redis_says_at_login_is_an_os_error(hostile: bytes) -> None:
+    async with saying(hostile) as url:
+        with pytest.raises(OSError, match=r"unexpected reply|closed the connection"):
+            await connect(url)
+        with pytest.raises(OSError, match=r"unexpected reply|closed the connection"):
+            await Server(url).connect(new_subscriber, "test")
+
+
+async def test_a_login_may_take_as_long_as_a_connection_may_be_silent(
+    valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A round trip of 2.4 s: 48 ms here, and a fiftieth of every other time."""
+    monkeypatch.setattr(servers, "STEP_TIMEOUT", servers.STEP_TIMEOUT / 50)
+    async with Proxy.before(valkey.port) as proxy:
+        proxy.delay = 0.024
+        connection = await Server(f"{proxy.url}/3").connect(new_subscriber, "test")
+        assert connection.is_open
+        connection.abort("the test is over")
+
+
+async def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "STEP_TIMEOUT", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(TimeoutError, match=r"no answer to HELLO within 0\.05 s"):
+            await connect(url)

@@ -13,18 +13,17 @@ from structlog.testing import capture_logs
 
 from gateway.redis.connection import ConnectionLost
 from gateway.redis.outage_notifier import NOTIFY_AFTER
-from gateway.redis.server import Server
+from gateway.redis.reminder import REMIND_EVERY
+from gateway.redis.server import STEP_TIMEOUT, Server
 from gateway.redis.server_broker import (
-    CONNECT_TIMEOUT,
     FIRST_RECONNECT_DELAY,
     MAX_RECONNECT_DELAY,
-    REMIND_EVERY,
     STABLE_AFTER,
     ServerBroker,
 )
 from gateway.redis.subscriber import SubscriberConnection
 
-from ..fakes import Events, Redis, Transport, VirtualLoop, resp, turns, virtual
+from ..fakes import Events, Redis, Transport, VirtualLoop, parse_commands, resp, turns, virtual
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
@@ -33,6 +32,7 @@ Answer = Callable[["Topology", Transport], Awaitable[None]]
 
 async def serves(topology: Topology, transport: Transport) -> None:
     """A Redis that does its work."""
+    topology.redis.hello.pop(b"role", None)
     topology.redis.serve(transport)
     transport.protocol.connection_made(transport)
 
@@ -48,35 +48,31 @@ async def is_frozen(topology: Topology, transport: Transport) -> None:
 
 async def hangs(topology: Topology, transport: Transport) -> None:
     """Not even TCP gets an answer."""
-    await asyncio.Event().wait()
+    await asyncio.sleep(STEP_TIMEOUT)
+    raise TimeoutError("no answer to TCP within 5 s")
 
 
 async def knows_no_resp3(topology: Topology, transport: Transport) -> None:
     transport.protocol.connection_made(transport)
-    transport.on_write = lambda _data: transport.protocol.data_received(
-        resp(Exception("ERR unknown command"))
-    )
+    refusal = resp(Exception("ERR unknown command"))
+    transport.on_write = lambda data: transport.protocol.data_received(refusal * len(parse_commands(data)))
 
 
 async def is_a_replica(topology: Topology, transport: Transport) -> None:
+    topology.redis.hello[b"role"] = b"replica"
     topology.redis.serve(transport)
-    answer = transport.on_write
-    role = b"%1\r\n" + resp(b"role") + resp(b"replica")
-
-    def hello(data: bytes) -> None:
-        if b"HELLO" in data:
-            asyncio.get_running_loop().call_soon(transport.protocol.data_received, role)
-        else:
-            answer(data)
-
-    transport.on_write = hello
     transport.protocol.connection_made(transport)
+
+
+LOGIN = [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"], [b"READ"]]
+"""What a subscriber connection begins with; the script that reads results is tried without any key."""
 
 
 class Topology:
     """Where Redis is, and how it behaves when somebody connects: `answer` may change at any time."""
 
     connect: Any = Server.connect
+    _connect: Any = Server._connect
     display_url = "redis://somewhere"
     only_masters = False
     username = "default"
@@ -88,6 +84,9 @@ class Topology:
         self.redis = Redis()
         self.attempts: list[float] = []
         self.transports: list[Transport] = []
+
+    def _check_mode(self, _mode: object) -> None:
+        """It is what it should be."""
 
     async def find(self) -> Any:
         return self
@@ -133,7 +132,7 @@ class Scene:
         self.task = asyncio.create_task(self.broker.run())
 
     async def up(self) -> Scene:
-        await turns()
+        await turns(20)
         assert self.broker.connected
         return self
 
@@ -161,8 +160,7 @@ async def test_connects_introduces_itself_and_subscribes_what_is_wanted() -> Non
     scene = await Scene(serves, b"a", b"b").up()
     await turns()
     assert scene.topology.redis.commands == [
-        [b"HELLO", b"3", b"SETNAME", b"gateway-x"],
-        [b"PING"],
+        *LOGIN,
         [b"SUBSCRIBE", b"a", b"b"],
         [b"READ", b"a", b"b"],
     ]
@@ -179,7 +177,7 @@ async def test_forwards_requests() -> None:
     scene.broker.read(b"b")
     scene.broker.unsubscribe(b"c")
     await turns()
-    assert scene.topology.redis.commands[2:] == [
+    assert scene.topology.redis.commands[3:] == [
         [b"SUBSCRIBE", b"a"],
         [b"READ", b"a"],
         [b"READ", b"b"],
@@ -201,7 +199,7 @@ async def test_requests_without_a_connection_are_dropped() -> None:
     scene.topology.answer = serves
     await asyncio.sleep(MAX_RECONNECT_DELAY)
     assert scene.events.taken() == [("connected",)]
-    assert scene.topology.redis.commands == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"]]
+    assert scene.topology.redis.commands == LOGIN
     await scene.stop()
 
 
@@ -286,17 +284,19 @@ async def test_after_a_connection_that_lasted_the_next_comes_soon() -> None:
     await scene.stop()
 
 
-@pytest.mark.parametrize("answer", [is_frozen, hangs])
-def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer) -> None:
+@pytest.mark.parametrize(
+    ("answer", "silence"),
+    [(is_frozen, "no answer to HELLO within 5 s"), (hangs, "no answer to TCP within 5 s")],
+)
+def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer, silence: str) -> None:
     @virtual
     async def silent() -> None:
         with capture_logs() as logs:
             scene = Scene(answer)
-            await asyncio.sleep(CONNECT_TIMEOUT + FIRST_RECONNECT_DELAY + 0.1)
-            assert len(scene.topology.attempts) == 2
-            assert [line["reason"] for line in told(logs, "redis unreachable")] == ["no answer within 2 s"]
+            await asyncio.sleep(STEP_TIMEOUT + FIRST_RECONNECT_DELAY + 0.1)
+            assert [line["reason"] for line in told(logs, "redis unreachable")] == [silence]
             scene.topology.answer = serves
-            await asyncio.sleep(CONNECT_TIMEOUT + MAX_RECONNECT_DELAY)
+            await asyncio.sleep(STEP_TIMEOUT + MAX_RECONNECT_DELAY)
             assert scene.broker.connected
             await scene.stop()
 
@@ -307,7 +307,8 @@ def test_a_redis_that_says_nothing_does_not_hold_the_broker_up(answer: Answer) -
 async def test_an_attempt_that_failed_leaves_no_connection_behind() -> None:
     scene = Scene(is_frozen)
     await asyncio.sleep(10)
-    assert all(transport.aborted for transport in scene.topology.transports[:-1])
+    overdue = [begun <= now() - STEP_TIMEOUT for begun in scene.topology.attempts]
+    assert [transport.aborted for transport in scene.topology.transports] == overdue
     await scene.stop()
     await turns()
     assert scene.topology.transports[-1].aborted
@@ -343,6 +344,19 @@ def test_the_same_error_is_logged_once_and_then_every_half_minute(answer: Answer
             await scene.stop()
 
     troubled()
+
+
+@virtual
+async def test_two_errors_that_alternate_are_logged_once_each() -> None:
+    async def alternates(topology: Topology, transport: Transport) -> None:
+        await (is_down if len(topology.attempts) % 2 else knows_no_resp3)(topology, transport)
+
+    with capture_logs() as logs:
+        scene = Scene(alternates)
+        await asyncio.sleep(REMIND_EVERY - 1)
+        assert len(scene.topology.attempts) > 30
+        assert len(told(logs, "redis unreachable")) == 2
+        await scene.stop()
 
 
 @virtual

@@ -73,6 +73,8 @@ def names(count: int, first: int = 0) -> list[bytes]:
 
 # HELLO
 
+HELLO = b"%1\r\n+proto\r\n:3\r\n"
+
 
 async def greeting(scene: Scene, *answers: bytes, **options: Any) -> asyncio.Task[None]:
     arguments: dict[str, Any] = {"username": "default", "password": None, "database": 0, "name": "gateway-x"}
@@ -87,29 +89,31 @@ async def greeting(scene: Scene, *answers: bytes, **options: Any) -> asyncio.Tas
 @virtual
 async def test_introduces_itself() -> None:
     scene = Scene()
-    task = await greeting(scene, b"%1\r\n+proto\r\n:3\r\n", resp("PONG"))
+    task = await greeting(scene, HELLO, resp("PONG"), resp([]))
     assert task.done()
-    assert scene.commands() == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"]]
+    assert scene.commands() == [[b"HELLO", b"3", b"SETNAME", b"gateway-x"], [b"PING"], [b"READ"]]
+    assert len(scene.transport.written) == 1, "one round trip"
 
 
 @virtual
 async def test_introduces_itself_with_a_password_and_chooses_the_database() -> None:
     scene = Scene()
     task = await greeting(
-        scene, resp("OK"), resp("OK"), resp("PONG"), username="me", password="secret", database=7
+        scene, HELLO, resp("OK"), resp("PONG"), resp([]), username="me", password="secret", database=7
     )
     assert task.done()
     assert scene.commands() == [
         [b"HELLO", b"3", b"AUTH", b"me", b"secret", b"SETNAME", b"gateway-x"],
         [b"SELECT", b"7"],
         [b"PING"],
+        [b"READ"],
     ]
 
 
 @virtual
 async def test_a_user_that_may_not_ping_is_found_out_at_once() -> None:
     why = "NOPERM User weak has no permissions to run the 'ping' command"
-    task = await greeting(Scene(), resp("OK"), resp(Exception(why)))
+    task = await greeting(Scene(), HELLO, resp(Exception(why)), resp([]))
     with pytest.raises(ConnectionLost, match="permissions to run the 'ping' command"):
         await task
 
@@ -120,12 +124,44 @@ async def test_a_user_that_may_not_ping_is_found_out_at_once() -> None:
 def test_redis_may_refuse_the_introduction(error: str) -> None:
     @virtual
     async def refused() -> None:
-        task = await greeting(Scene(), resp(Exception(error)), password="secret")
+        task = await greeting(Scene(), resp(Exception(error)) * 3, password="secret")
         with pytest.raises(ConnectionLost, match=error) as raised:
             await task
         assert "secret" not in str(raised.value)
 
     refused()
+
+
+@virtual
+async def test_results_are_read_by_eval_where_eval_ro_is_missing() -> None:
+    scene = Scene()
+    task = await greeting(
+        scene, HELLO, resp("PONG"), resp(Exception("ERR unknown command 'EVAL_RO'")), resp([])
+    )
+    await task
+    scene.connection.start()
+    scene.connection.subscribe(b"a")
+    await turns()
+    assert b"EVAL_RO" in scene.transport.written[0]
+    assert all(b"$4\r\nEVAL\r\n" in written for written in scene.transport.written[1:])
+
+
+@pytest.mark.parametrize(
+    ("denied", "told"),
+    [
+        ("NOPERM no eval_ro", "EVAL_RO with: NOPERM no eval_ro"),
+        ("ERR unknown command", "EVAL with: NOPERM no eval"),
+    ],
+)
+def test_a_user_that_may_run_no_script_is_told_so(denied: str, told: str) -> None:
+    @virtual
+    async def rejected() -> None:
+        answers = map(resp, ["PONG", Exception(denied), Exception("NOPERM no eval")])
+        task = await greeting(Scene(), HELLO, *answers)
+        with pytest.raises(ConnectionLost, match=f"{told}$"):
+            await task
+
+    rejected()
 
 
 @virtual
@@ -608,7 +644,7 @@ async def test_a_redis_that_cannot_save_to_its_disk_is_alive() -> None:
     """Redis answers PING with MISCONF, and SUBSCRIBE and PUBLISH as usual."""
     misconf = resp(Exception("MISCONF Redis is configured to save RDB snapshots, but is unable to"))
     scene = Scene(b"a")
-    await (await greeting(scene, resp("OK"), misconf))
+    await (await greeting(scene, HELLO, misconf, resp([])))
     scene.commands()
     scene.connection.start()
     for _ in range(20):

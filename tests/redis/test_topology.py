@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
 import pytest
 
-from gateway.redis.topology import FixedTopology, SentinelTopology, topology_of
+from gateway.errors import NoMaster
+from gateway.redis.topology import (
+    LOOK_INTERVAL,
+    FixedTopology,
+    SentinelTopology,
+    ServerMoved,
+    topology_of,
+    while_current,
+)
 from gateway.redis.url import Address, RedisURL, parse_redis_url
+
+from ..fakes import virtual
 
 
 @pytest.mark.parametrize("only_masters", [False, True])
@@ -58,3 +71,60 @@ def test_a_url_says_how_the_server_is_found() -> None:
     assert isinstance(topology_of(parse_redis_url("redis://127.0.0.1")), FixedTopology)
     assert not topology_of(parse_redis_url("redis://127.0.0.1")).only_masters, "a replica may be meant"
     assert isinstance(topology_of(parse_redis_url("redis+sentinel://s1/mymaster")), SentinelTopology)
+
+
+class Finding:
+    """A topology that finds what the test sets."""
+
+    only_masters = True
+
+    def __init__(self, found: Any) -> None:
+        self.found = found
+        self.display_url = "redis://s1"
+
+    async def find(self) -> Any:
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@virtual
+async def test_a_slow_server_is_waited_for_as_long_as_it_is_the_right_one() -> None:
+    server = await FixedTopology("redis://one").find()
+    topology = Finding(server)
+
+    async def answer() -> str:
+        await asyncio.sleep(4 * LOOK_INTERVAL)
+        return "late"
+
+    waiting = asyncio.create_task(while_current(topology, server, answer()))
+    await asyncio.sleep(1.5 * LOOK_INTERVAL)
+    topology.found = NoMaster("no Sentinel answers")
+    assert await waiting == "late"
+
+    never = asyncio.create_task(while_current(topology, server, asyncio.sleep(1_000)))
+    await asyncio.sleep(2 * LOOK_INTERVAL)
+    topology.found = await FixedTopology("redis://:secret@two").find()
+    began = asyncio.get_running_loop().time()
+    with pytest.raises(ServerMoved, match=r"the master is redis://:\*\*\*@two now"):
+        await never
+    assert asyncio.get_running_loop().time() - began <= LOOK_INTERVAL
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@virtual
+async def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
+    server = await FixedTopology("redis://one").find()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.5):
+            await while_current(Finding(server), server, asyncio.sleep(1_000))
+    with pytest.raises(ConnectionRefusedError):
+        await while_current(Finding(server), server, refused())
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def refused() -> None:
+    raise ConnectionRefusedError

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.redis.url import Address, RedisKind, parse_redis_url, redact
+from gateway.redis.url import Address, RedisKind, parse_redis_url, redact, told_address
 
 CREDENTIALS = "user:p%40ss%3A"
 
@@ -146,3 +146,19 @@ def test_any_text_can_be_shown(text: str) -> None:
 
 def test_a_parsed_url_is_printed_without_its_password() -> None:
     assert repr(parse_redis_url("redis+sentinel://u:secret@a/m")) == "RedisURL(redis+sentinel://u:***@a/m)"
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "::1", "fe80::1", "redis-1.example", "a_b"])
+def test_an_address_that_a_server_names(host: str) -> None:
+    assert told_address(host.encode(), 6_379) == Address(host, 6_379)
+
+
+@pytest.mark.parametrize(
+    ("host", "port"),
+    [(b"", 1), (b"a b", 1), (b"me:p@ss@h", 1), (b"a/b", 1), (b"a" * 256, 1), ("a", 1), (None, 1)]
+    + [(b"a", port) for port in (0, -1, 65_536, b"1", None, True)],
+    ids=str,
+)
+def test_an_address_that_no_server_has(host: object, port: object) -> None:
+    with pytest.raises(ValueError, match="a server was named"):
+        told_address(host, port)

@@ -256,7 +256,7 @@ class ClusterBroker:
         if broker is None:
             events = ShardEventFilter(self, self._events, address)
             broker = self._brokers[address] = ServerBroker(
-                FixedTopology(self._url.server(address), only_masters=True),
+                FixedTopology(self._url.server(address), only_masters=True, in_cluster=True),
                 events,
                 self._name,
                 self._clock,

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
 
 from ..pool import ConnectionPool
 from ..server import Server
 from ..url import Address, RedisURL
 from .slots import ClusterView, SlotMap, key_slot, slot_map
 from .topology import latest_views, read_view
-
-LOOKUP_TIMEOUT: Final = 0.5
-"""Seconds for the nodes of a Cluster to answer."""
 
 
 class ClusterRouter:
@@ -42,17 +38,17 @@ class ClusterRouter:
 
     def server_at(self, address: Address) -> Server:
         if address not in self._servers:
-            self._servers[address] = Server(self._url.server(address))
+            self._servers[address] = Server(self._url.server(address), in_cluster=True)
         return self._servers[address]
 
     async def close(self) -> None:
-        self.pool.close()
+        await self.pool.close()
 
     async def _look_up(self) -> SlotMap:
         """The map. Raises ConnectionError when no node answers in time."""
         known = list(dict.fromkeys([*self._masters, *self._url.addresses]))
         try:
-            views = await latest_views(known, self._view_of, LOOKUP_TIMEOUT)
+            views = await latest_views(known, self._view_of)
         except ConnectionError as error:
             raise ConnectionError(f"no node of the Cluster tells the slot map: {error}") from error
         found = slot_map(views[0].ranges)

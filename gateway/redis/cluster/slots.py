@@ -7,7 +7,7 @@ from binascii import crc_hqx
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from ..url import Address
+from ..url import Address, told_address
 
 SLOT_COUNT: Final = 16_384
 
@@ -29,7 +29,7 @@ def key_slot(name: bytes) -> int:
     return crc_hqx(name, 0) % SLOT_COUNT
 
 
-_REDIRECTION: Final = re.compile(r"(MOVED|ASK) [0-9]+ (.*):([0-9]+)")
+_REDIRECTION: Final = re.compile(r"(MOVED|ASK) [0-9]+ ([A-Za-z0-9._:?-]*):([0-9]{1,5})")
 
 Ranges = tuple[tuple[int, int, Address], ...]
 """First slot, last slot, master; in order."""
@@ -63,12 +63,16 @@ class ClusterView(NamedTuple):
 def parse_view(information: bytes, ranges: Sequence[Any], asked: Address) -> ClusterView:
     """A node's replies to CLUSTER INFO and CLUSTER SLOTS. `asked` is the node's address.
 
-    A node that does not know its own name leaves the host out.
+    A node that does not know its own name leaves the host out. Raises ValueError for replies that no node
+    gives.
     """
     fields = dict(line.partition(b":")[::2] for line in information.split(b"\r\n"))
     found = []
     for first, last, (host, port, *_), *_replicas in ranges:
-        found.append((first, last, Address(host.decode() if host and host != b"?" else asked.host, port)))
+        if type(first) is not int or type(last) is not int or not 0 <= first <= last < SLOT_COUNT:
+            raise ValueError("slots were named that do not exist")
+        named = host if host and host != b"?" else asked.host.encode()
+        found.append((first, last, told_address(named, port)))
     return ClusterView(int(fields[b"cluster_current_epoch"]), tuple(sorted(found)))
 
 

@@ -19,8 +19,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import hiredis
 
-from ..connection import UnexpectedReply, pack
+from ..connection import Command, pack
 from ..events import SubscriberEvents
+from ..reply_limits import UnexpectedReply
 from ..subscriber import (
     PubSubCommands,
     SubscribeBatch,
@@ -80,6 +81,12 @@ class ShardedSubscriberConnection(SubscriberConnection):
         self._shard_events = events
         self._window = max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size))
         self._deferred: dict[bytes, DeferredRequest] = {}
+
+    def _trials(self) -> list[Command]:
+        return []  # results are read by GETRANGE, which every server knows
+
+    async def _tried(self, replies: list[Any]) -> None:
+        pass
 
     def subscribe(self, name: bytes) -> None:
         self._cancel_deferred(name)

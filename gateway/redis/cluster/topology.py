@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import structlog
 
-from ..connection import Connection
-from ..majority import gather_majority
+from ..connection import Connection, ConnectionLost, ReplyError
+from ..majority import Patience, gather_majority
 from ..server import Server
 from ..url import Address, RedisURL, redact
 from . import slots
@@ -28,11 +28,10 @@ noticed."""
 URGENT_REFRESH_INTERVAL: Final = 0.25
 """Seconds between two refreshes while a slot has no connection, or a node contradicts the map."""
 
-MAP_TIMEOUT: Final = 1.0
-"""Seconds for a node to answer."""
+MAP_PATIENCE: Final = Patience(first=5.0, others=0.5, rest=0.1)
+"""For the nodes of a Cluster that are asked at once."""
 
-MAP_GRACE: Final = 0.1
-"""Seconds for the other nodes once most have answered."""
+_NO_CLUSTER: Final = ("ERR This instance has cluster support disabled", "ERR unknown command")
 
 NODES_PER_REFRESH: Final = 3
 """Nodes asked in one refresh."""
@@ -48,20 +47,30 @@ log = structlog.get_logger()
 
 async def read_view(connection: Connection, address: Address) -> ClusterView:
     """What the node at `address` says, over a connection to it. Raises ConnectionLost."""
-    information, ranges = await connection.execute_all([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
-    return slots.parse_view(information, ranges, address)
+    try:
+        information, ranges = await connection.execute_all([("CLUSTER", "INFO"), ("CLUSTER", "SLOTS")])
+        return slots.parse_view(information, ranges, address)
+    except ReplyError as error:
+        if error.reply.startswith(_NO_CLUSTER):
+            url = f"redis://{address}, or rediss:// with TLS"
+            raise ConnectionLost(f"this is no node of a Cluster: write {url}") from None
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        connection.abort("Redis sent an unexpected reply about its slots")
+        what = type(error).__name__
+        raise ConnectionLost(f"its reply about slots has an unexpected form: {what}") from None
 
 
 async def latest_views(
     addresses: Sequence[Address],
     view_of: Callable[[Address], Coroutine[Any, Any, ClusterView]],
-    seconds: float,
+    patience: Patience = MAP_PATIENCE,
 ) -> list[ClusterView]:
     """Ask several nodes at once; returns the views with the latest epoch, at least one.
 
-    Raises ConnectionError with what each node said if none answers within `seconds`.
+    Raises ConnectionError with what each node said if none answers in time.
     """
-    answers = await gather_majority([view_of(address) for address in addresses], seconds, MAP_GRACE)
+    answers = await gather_majority([view_of(address) for address in addresses], patience)
     views = [answer for answer in answers if isinstance(answer, ClusterView)]
     if not views:
         failures = (f"{address}: {answer}" for address, answer in zip(addresses, answers, strict=True))
@@ -107,7 +116,7 @@ class ClusterTopology:
         self._refreshed_at = self._clock()
         self._claimed_since_refresh = {}
         try:
-            views = await latest_views(self._nodes_to_ask(), self._view_of, MAP_TIMEOUT)
+            views = await latest_views(self._nodes_to_ask(), self._view_of)
         except ConnectionError as error:
             # Which nodes were asked is random, so the text changes although nothing else does.
             if not self.last_error or self._refreshed_at - self._reported_at >= REPORT_INTERVAL:
@@ -178,7 +187,8 @@ class ClusterTopology:
         connection = self._connection_to(address)
         if connection is not None:
             return await read_view(connection, address)
-        connection = await Server(self._url.server(address)).connect(Connection(), self._name)
+        server = Server(self._url.server(address), in_cluster=True)
+        connection = await server.connect(Connection, self._name)
         try:
             return await read_view(connection, address)
         finally:

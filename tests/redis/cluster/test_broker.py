@@ -94,7 +94,7 @@ class Scene:
         self._open, redis = Server.open, self.redis
 
         async def opened(server: Server, protocol: Any) -> Any:
-            await redis.open(server.host, server._port, protocol)
+            await redis.open(server.host, server.port, protocol)
             return protocol
 
         Server.open = opened  # type: ignore[method-assign,assignment]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,6 +79,26 @@ def test_a_node_without_a_name_is_the_asked_one(host: bytes | None) -> None:
 def test_a_cluster_without_slots_has_an_empty_view() -> None:
     assert parse_view(INFO, [], A) == ClusterView(7, ())
     assert slot_map(()) == UNKNOWN_MAP
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [[0, SLOT_COUNT, [b"b", 7_002]]],
+        [[-1, 5, [b"b", 7_002]]],
+        [[9, 5, [b"b", 7_002]]],
+        [[0, 1 << 40, [b"b", 7_002]]],
+        [[0, b"5", [b"b", 7_002]]],
+        [[0, 5, [b"b/?x=y@c", 7_002]]],
+        [[0, 5, [b"b", 65_536]]],
+        [[0, 5, [b"b", b"7002"]]],
+        [[0, 5, [["b"], 7_002]]],
+    ],
+    ids=str,
+)
+def test_a_view_that_no_node_has(ranges: list[Any]) -> None:
+    with pytest.raises(ValueError, match="named"):
+        parse_view(INFO, ranges, A)
 
 
 # Maps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import structlog
@@ -16,7 +17,9 @@ from gateway.redis.cluster.topology import (
     URGENT_REFRESH_INTERVAL,
     ClusterTopology,
     latest_views,
+    read_view,
 )
+from gateway.redis.connection import ConnectionLost, ReplyError
 from gateway.redis.url import Address, parse_redis_url
 
 from ...fakes import virtual
@@ -63,13 +66,13 @@ class Scene:
 async def test_the_views_with_the_latest_epoch_count() -> None:
     old, new = view(1, ONE), view(2, TWO)
     scene = Scene(n1=old, n2=new, n3=new)
-    assert await latest_views([ONE, TWO, THREE], scene.view_of, 1.0) == [new, new]
+    assert await latest_views([ONE, TWO, THREE], scene.view_of) == [new, new]
 
 
 @virtual
 async def test_without_an_answer_the_error_names_each_node() -> None:
     with pytest.raises(ConnectionError, match="n1:7000: refused; n2:7000: refused"):
-        await latest_views([TWO, ONE], Scene().view_of, 1.0)
+        await latest_views([TWO, ONE], Scene().view_of)
 
 
 @virtual
@@ -152,3 +155,54 @@ def test_refreshes_come_sooner_when_they_are_urgent(urgent: bool, seconds: float
         assert asyncio.get_running_loop().time() - start == pytest.approx(seconds)
 
     waited()
+
+
+class Answering:
+    """A connection that gives these replies to all commands."""
+
+    def __init__(self, *replies: Any) -> None:
+        self.replies = list(replies)
+        self.aborted = ""
+
+    async def execute_all(self, _commands: object) -> list[Any]:
+        if isinstance(self.replies[0], Exception):
+            raise self.replies[0]
+        return self.replies
+
+    def abort(self, reason: str) -> None:
+        self.aborted = reason
+
+
+INFORMATION = b"cluster_current_epoch:7\r\n"
+
+
+@pytest.mark.parametrize(
+    "replies",
+    [
+        (7, []),
+        (b"", []),
+        (b"cluster_current_epoch:many\r\n", []),
+        (INFORMATION, 7),
+        (INFORMATION, [7]),
+        (INFORMATION, [[0, 5]]),
+        (INFORMATION, [[0, 1 << 40, [b"n1", 7_000]]]),
+        (INFORMATION, [[0, 5, [b"n1/?", 7_000]]]),
+        (None, None),
+    ],
+    ids=str,
+)
+async def test_what_no_node_says_of_its_slots_ends_the_connection(replies: tuple[Any, Any]) -> None:
+    connection: Any = Answering(*replies)
+    with pytest.raises(ConnectionLost, match="unexpected form"):
+        await read_view(connection, ONE)
+    assert "about its slots" in connection.aborted
+
+
+async def test_a_server_that_is_no_node_of_a_cluster() -> None:
+    for error in ("ERR This instance has cluster support disabled", "ERR unknown command 'CLUSTER'"):
+        connection: Any = Answering(ReplyError("CLUSTER", error))
+        with pytest.raises(ConnectionLost, match="this is no node of a Cluster: write redis://n1:7000"):
+            await read_view(connection, ONE)
+    connection = Answering(ReplyError("CLUSTER", "NOPERM no"))
+    with pytest.raises(ReplyError, match="NOPERM no"):
+        await read_view(connection, ONE)
