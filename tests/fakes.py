@@ -215,6 +215,7 @@ class Subscriber:
         self.lines_down: set[bytes] = set()
         """Channels that cannot be heard, and have not been for long."""
         self.connected = True
+        self.deaf = ""
 
     def reaches(self, _name: bytes) -> bool:
         return self.connected

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from gateway.drill.fleet import HAProxyProcess, ValkeyProcess, wait_until
+from gateway.drill.fleet import HAProxyProcess, wait_until
 
 from ..clients import SECONDS, Clients, clients_at
 from ..integration.faults import Proxy
 from ..running_nodes import BalancedNodes
 from ..sockjs_pages import pages, publish, register, result
+from . import balanced
 from .test_haproxy import CONFIGURATION
 
 pytestmark = pytest.mark.needs("haproxy")
-
-PATIENT = ["--registration-timeout", "60"]  # so that clients of a node that is cut off can be seen to wait
 
 
 class Stack(NamedTuple):
@@ -50,17 +48,9 @@ class Stack(NamedTuple):
 
 @pytest.fixture
 async def stack() -> AsyncIterator[Stack]:
-    """The proxies run in this loop, so it must not be blocked while the nodes start."""
-    async with AsyncExitStack() as opened:
-        valkey = opened.enter_context(await asyncio.to_thread(ValkeyProcess))
-        proxies = [await opened.enter_async_context(Proxy.before(valkey.port)) for _ in range(3)]
-        group = BalancedNodes(valkey, *(["--redis", proxy.url, *PATIENT] for proxy in proxies))
-        nodes = await asyncio.to_thread(group.__enter__)
-        opened.push(group.__exit__)
-        balancer = opened.enter_context(await asyncio.to_thread(HAProxyProcess, nodes.nodes))
-        yield Stack(proxies, nodes, balancer)
-        for node in nodes.nodes:
-            node.kill()
+    async with balanced.nodes_that_can_be_cut_off() as (nodes, proxies):
+        with await asyncio.to_thread(HAProxyProcess, nodes.nodes) as balancer:
+            yield Stack(proxies, nodes, balancer)
 
 
 @pytest.fixture
