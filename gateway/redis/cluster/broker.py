@@ -22,7 +22,7 @@ from ..connection import ConnectionLost
 from ..events import Slots, SubscriberEvents
 from ..history import REMIND_EVERY
 from ..outage_notifier import OutageNotifier
-from ..server_broker import ServerBroker
+from ..server_broker import ALARM_AFTER, ServerBroker
 from ..subscriber import SubscriberConnection
 from ..topology import FixedTopology
 from ..url import Address, RedisURL
@@ -279,7 +279,8 @@ class ClusterBroker:
             return
         if self.ever_connected and (logged_at is None or now - logged_at >= REMIND_EVERY):
             self._missing_logged_at = now
-            log.error(
+            write = log.error if down_for >= ALARM_AFTER else log.warning
+            write(
                 "redis cluster slots missing",
                 slots=shown_ranges(self.missing_slots),
                 for_seconds=round(down_for, 1),
