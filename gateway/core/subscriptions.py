@@ -107,21 +107,15 @@ class ChannelsBySlot(Generic[M]):
         self._parts.setdefault(self._slot_of(name), {})[name] = channel
 
     def __delitem__(self, name: bytes) -> None:
-        self.pop(name)
+        number = self._slot_of(name)
+        part = self._parts[number]
+        del part[name]
+        if not part:
+            del self._parts[number]
 
     def get(self, name: bytes) -> Channel[M] | None:
         part = self._parts.get(self._slot_of(name))
         return None if part is None else part.get(name)
-
-    def pop(self, name: bytes, default: Channel[M] | None = None) -> Channel[M] | None:
-        number = self._slot_of(name)
-        part = self._parts.get(number)
-        if part is None:
-            return default
-        channel = part.pop(name, default)
-        if not part:
-            del self._parts[number]
-        return channel
 
     def values(self) -> Iterator[Channel[M]]:
         return (channel for part in self._parts.values() for channel in part.values())
