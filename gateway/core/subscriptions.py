@@ -280,13 +280,13 @@ class Subscriptions(Generic[M]):
         if channel is None or channel.state is LEAVING:
             return ()
         if channel.state is CONFIRMED:  # a read was denied; live results arrive as before
-            return channel.waiting
+            return tuple(channel.waiting)
         if channel.empty:
             del self._channels[name]
             return ()
         channel.state = DENIED
         channel.held = ()
-        return channel.waiting + channel.listening
+        return (*channel.waiting, *channel.listening)
 
     def retry(self, name: bytes) -> bool:
         """Whether a denied `name` is still wanted: then the same request is open again."""
