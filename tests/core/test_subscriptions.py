@@ -475,7 +475,7 @@ class Conversation(RuleBasedStateMachine):
         elif kind == "unreadable":
             self.revoked.add(name)
             self.asked.append(("UNSUBSCRIBE", name))
-        elif kind == "refused" or name in self.revoked:
+        elif kind == "refused" or (kind == "unsubscribed" and name in self.revoked):
             self.revoked.discard(name)
             self.deny(name)
         elif kind == "unsubscribed":
