@@ -28,7 +28,8 @@ from bench.servers import ROOT, SPARE_DESCRIPTORS, Server, memory
 from gateway.drill.connection import HANDSHAKE
 from gateway.drill.fleet import HAProxyProcess, NginxProcess, NodeGroup, NodeProcess, ValkeyProcess
 from gateway.publishing.api import RETAIN_SECONDS, SCRIPT
-from gateway.redis.subscriber import MAX_READ, READ_SCRIPT, SUBSCRIBE_BATCH
+from gateway.redis.history import MAX_READ, SUBSCRIBE_BATCH
+from gateway.redis.subscriber import READ_SCRIPT
 from gateway.system import raise_nofile_limit
 
 PAYLOAD = '{"authResult":"CONFIRMED","messageId":"01234567-89ab-cdef-0123-456789abcdef"}'

@@ -16,7 +16,7 @@ from gateway.config import Config
 from gateway.core.admission import Admission
 from gateway.core.hub import Hub
 from gateway.core.session import SessionContext
-from gateway.messages import Problem, Result
+from gateway.messages import Result
 from gateway.redis.events import Slots
 from gateway.redis.subscriber import READ_SCRIPT
 
@@ -194,9 +194,6 @@ class Member:
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.heard.append(("deliver", result.auth_result))
 
-    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
-        self.heard.append(("deny", problem.code))
-
     def degraded(self) -> None:
         self.is_degraded = True
         self.heard.append(("degraded", ""))
@@ -218,6 +215,7 @@ class Subscriber:
         self.lines_down: set[bytes] = set()
         """Channels that cannot be heard, and have not been for long."""
         self.connected = True
+        self.deaf = ""
 
     def reaches(self, _name: bytes) -> bool:
         return self.connected
@@ -355,6 +353,8 @@ class Events:
 
     def __init__(self, wanted: Iterable[bytes] = ()) -> None:
         self.wanted = list(wanted)
+        self.given_up: set[bytes] = set()
+        """Channels that nobody waits for when Redis denies them."""
         self.heard: list[tuple[Any, ...]] = []
 
     def connected(self, _slots: Slots | None = None) -> list[bytes]:
@@ -390,8 +390,13 @@ class Events:
             self.heard.append(("degraded", name))
             yield
 
-    def denied(self, name: bytes, reason: str) -> None:
-        self.heard.append(("denied", name, reason.partition(" ")[0]))
+    def denied(self, name: bytes) -> bool:
+        self.heard.append(("denied", name))
+        return name not in self.given_up
+
+    def retry(self, name: bytes) -> bool:
+        self.heard.append(("retry", name))
+        return name not in self.given_up
 
     def taken(self) -> list[tuple[Any, ...]]:
         """What was heard since the last time."""

@@ -24,7 +24,8 @@ class HealthSource(Protocol):
         """The answer of /healthz; `status` is OK if nothing has to be restarted."""
 
     async def state(self) -> dict[str, Any]:
-        """The answer of /readyz; `ready` says whether browsers should be sent here."""
+        """The answer of /readyz; `ready` says whether browsers should be sent here, `strict` the same for
+        /readyz/strict."""
 
     async def metrics(self) -> bytes:
         """The answer of /metrics."""
@@ -40,6 +41,7 @@ class HealthEndpoints:
         return [
             web.get("/healthz", self.health),
             web.get("/readyz", self.ready),
+            web.get("/readyz/strict", self.strictly_ready),
             web.get("/metrics", self.metrics),
         ]
 
@@ -52,6 +54,15 @@ class HealthEndpoints:
         """GET /readyz: 200 if browsers should be sent here, else 503. Use it as the readiness probe."""
         body = await self._source.state()
         return private_json(body, _status(ok=body["ready"]))
+
+    async def strictly_ready(self, _request: web.Request) -> web.Response:
+        """GET /readyz/strict: 200 if results are received, too. For balancers that can fall back to /readyz.
+
+        While Redis is away, no node is strictly ready.
+        """
+        body = await self._source.state()
+        strict = body["strict"]
+        return private_json({**body, **strict}, _status(ok=strict["ready"]))
 
     async def metrics(self, _request: web.Request) -> web.Response:
         return web.Response(
@@ -84,10 +95,11 @@ class LocalHealth:
 def node_state(sources: Sources) -> dict[str, Any]:
     """The answer of /readyz for one process."""
     context, broker = sources.context, sources.broker
-    reasons = sources.readiness.reasons()
+    reasons, strict_reasons = sources.readiness.reasons(), sources.readiness.strict_reasons()
     return {
         "ready": not reasons,
         "reasons": reasons,
+        "strict": {"ready": not strict_reasons, "reasons": strict_reasons},
         "node": sources.name,
         "sessions": context.admission.sessions,
         "handshakes": sources.acceptor.handshakes,
@@ -103,6 +115,8 @@ def node_state(sources: Sources) -> dict[str, Any]:
             "outage_seconds": round(broker.outage_seconds(), 3),
             "probe_seconds": _round_trip([server.probe for server in broker.server_brokers]),
             "repaired": broker.repaired,
+            "missing_slots": len(broker.missing_slots),
+            "denied_channels": broker.denied_channels,
         },
     }
 

@@ -32,7 +32,7 @@ from .. import __version__
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
 from ..nodes.sources import Sources
 from ..telemetry import logs
-from ..wire.handshake import ADDRESS_FULL, BUSY, HTTP_REJECTIONS, NODE_FULL, ORIGIN, STOPPING
+from ..wire.handshake import ADDRESS_FULL, BUSY, CUT_OFF, HTTP_REJECTIONS, NODE_FULL, ORIGIN, STOPPING
 from .hosts import HOST_NOT_ALLOWED
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -88,6 +88,7 @@ BUILD = Family(
     ("version", "python", "node"),
 )
 READY = _gauge("gateway_ready", "1 while /readyz answers 200, else 0.")
+STRICTLY_READY = _gauge("gateway_strictly_ready", "1 while /readyz/strict answers 200, else 0.")
 SESSIONS = _gauge("gateway_sessions", "Open sessions, by protocol and transport.", "protocol", "transport")
 MAX_SESSIONS = _gauge(
     "gateway_max_sessions", "Sessions that the node admits, by --max-sessions and the limit of open files."
@@ -96,7 +97,7 @@ HANDSHAKES = _gauge("gateway_handshakes", "Connections on the public port that h
 REGISTRATIONS = _counter(
     "gateway_registrations_total",
     "Registrations by outcome: confirmed by Redis; rejected for their form (kind says what is wrong); "
-    "denied by Redis's access rules; timed_out, since Redis did not confirm them in time.",
+    "timed_out, since Redis did not confirm them in time.",
     "outcome",
     "kind",
 )
@@ -146,7 +147,13 @@ OUTAGE_SECONDS = _counter(
     "gateway_redis_outage_seconds_total", "Seconds of all outages, the present one included."
 )
 CHANNELS = _gauge(
-    "gateway_redis_channels", "Channels: wanted by sessions of this node, and confirmed by Redis.", "state"
+    "gateway_redis_channels",
+    "Channels: wanted by sessions of this node; of these, confirmed by Redis, and denied by it.",
+    "state",
+)
+MISSING_SLOTS = _gauge(
+    "gateway_redis_missing_slots",
+    "Slots of a Cluster that are not connected, or that no master serves. Their ids get no results.",
 )
 ROUND_TRIP = _gauge(
     "gateway_redis_probe_round_trip_seconds",
@@ -204,6 +211,7 @@ PARENT_FAMILIES: Final = (
 FAMILIES: Final = (
     BUILD,
     READY,
+    STRICTLY_READY,
     SESSIONS,
     MAX_SESSIONS,
     HANDSHAKES,
@@ -219,6 +227,7 @@ FAMILIES: Final = (
     OUTAGES,
     OUTAGE_SECONDS,
     CHANNELS,
+    MISSING_SLOTS,
     ROUND_TRIP,
     PROBES,
     RECONCILIATIONS,
@@ -255,15 +264,15 @@ class NodeMetrics(Collector):
     def _sessions(self) -> dict[Family, Samples]:
         sources, context = self._sources, self._sources.context
         rejected = {("rejected", code): count for code, count in context.rejected.items()}
-        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN, *HTTP_REJECTIONS)
+        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN, CUT_OFF, *HTTP_REJECTIONS)
         return {
             READY: {(): float(not sources.readiness.reasons())},
+            STRICTLY_READY: {(): float(not sources.readiness.strict_reasons())},
             SESSIONS: {**dict.fromkeys(sources.session_kinds, 0), **context.open},
             MAX_SESSIONS: {(): sources.max_sessions},
             HANDSHAKES: {(): sources.acceptor.handshakes},
             REGISTRATIONS: {
                 ("confirmed", ""): context.hub.registrations_confirmed,
-                ("denied", ""): context.hub.registrations_denied,
                 ("timed_out", ""): context.timed_out,
                 ("rejected", "invalid_id"): 0,
                 **rejected,
@@ -303,7 +312,12 @@ class NodeMetrics(Collector):
             CONNECTED: {(shown,): float(server.connected) for shown, server in servers.items()},
             OUTAGES: {(): broker.outages},
             OUTAGE_SECONDS: {(): broker.outage_seconds()},
-            CHANNELS: {("wanted",): hub.channels, ("confirmed",): hub.count_confirmed()},
+            CHANNELS: {
+                ("wanted",): hub.channels,
+                ("confirmed",): hub.count_confirmed(),
+                ("denied",): broker.denied_channels,
+            },
+            MISSING_SLOTS: {(): len(broker.missing_slots)},
             ROUND_TRIP: {
                 (shown,): probe.round_trip for shown, probe in probes.items() if probe.round_trip is not None
             },

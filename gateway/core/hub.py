@@ -8,7 +8,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
-from ..messages import InvalidResult, Problem, Result, parse_result
+from ..messages import InvalidResult, Result, parse_result
 from ..telemetry import logs
 from ..telemetry.latency import Latency
 from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Action, SlotOf, Slots, Subscriptions
@@ -29,9 +29,6 @@ class Member(Protocol):
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         """A result for the id. The member may have had it before."""
 
-    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
-        """Redis does not allow the registration, or no longer. The member is out of the hub."""
-
     def degraded(self) -> None:
         """Results for the member cannot be received at present. This may be called again meanwhile."""
 
@@ -48,7 +45,7 @@ class ChannelSubscriber(Protocol):
     def unsubscribe(self, name: bytes) -> None: ...
 
     def degraded(self, name: bytes) -> bool:
-        """Whether the outage of `name` has lasted so long that `SubscriberEvents.degraded` was called."""
+        """Whether the members of `name` have been told of an outage that lasts."""
 
 
 B = TypeVar("B", bound=ChannelSubscriber)
@@ -87,8 +84,6 @@ class Hub(Generic[B]):
         """Results that arrived when no member waited for them any more."""
         self.registrations_confirmed = 0
         """Registrations that Redis has confirmed so far."""
-        self.registrations_denied = 0
-        """Registrations that Redis's access rules did not allow so far."""
         self.broker = new_broker(self)
 
     def _request(self, action: Action, name: bytes) -> None:
@@ -113,8 +108,8 @@ class Hub(Generic[B]):
     def register(self, web_socket_id: bytes, member: Member) -> bytes:
         """`member` waits for `web_socket_id`. Returns the channel, which `leave` needs.
 
-        Later, never during this call, `member.confirm` or `member.deny` is called, however
-        long Redis is out of reach.
+        Later, never during this call, `member.confirm` is called, however long Redis is out of reach or
+        denies this node the channel.
         """
         name = self._prefix + web_socket_id
         self._request(self._table.join(name, member, connected=self.broker.reaches(name)), name)
@@ -198,13 +193,14 @@ class Hub(Generic[B]):
         elif not self._table.awaited(name):
             self.unclaimed += 1
 
-    def denied(self, name: bytes, reason: str) -> None:
-        log.error("channel denied by redis", reason=reason)
-        web_socket_id = self.web_socket_id(name)
+    def denied(self, name: bytes) -> bool:
         members = self._table.denied(name)
-        self.registrations_denied += len(members)
         for member in members:
-            member.deny(web_socket_id, Problem("not_allowed", "this webSocketId is not allowed here"))
+            member.degraded()
+        return bool(members)
+
+    def retry(self, name: bytes) -> bool:
+        return self._table.retry(name)
 
     def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member], *, live: bool = False) -> None:
         if not members:

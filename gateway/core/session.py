@@ -304,15 +304,6 @@ class Session:
             if self._watches_status and self._channel is not None:  # else it has left, as in `deliver`
                 self._reply(self._wire.status(RESTORED))
 
-    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
-        """Redis does not allow the registration. The client may try another id until its deadline."""
-        self._channel = None
-        if self.state is REGISTERED:  # it was allowed before, so the client should reconnect
-            self.close(CloseCode.TRY_AGAIN_LATER, problem.message)
-            return
-        self.state = OPEN
-        self._reply(self._wire.rejected(web_socket_id.decode(), problem))
-
     def about(self) -> dict[str, object]:
         """The facts that operators may see. Times are in seconds before now. Results are not kept."""
         return {

@@ -12,6 +12,8 @@ Each channel has at most one open request at Redis, so every reply belongs to ex
                         +-> ASKED, if a member has joined in between
 
 While there is no connection for a channel, it is WANTED. The next connection subscribes to all its channels.
+While Redis denies a channel to this node, it is DENIED: no request is open, and the connection asks again
+from time to time (`retry`) until nobody wants it any more.
 When Redis ends a confirmed subscription by itself (`lost`), the channel is ASKED for again.
 
 A member first waits, then listens. It waits until Redis has confirmed the subscription and the retained
@@ -48,11 +50,12 @@ class ChannelState(Enum):
     ASKED = auto()
     CONFIRMED = auto()
     LEAVING = auto()
+    DENIED = auto()
 
 
 # Python 3.11 needs 200 ns to look up an enum's member, and 10 ns for a global.
 NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Action
-WANTED, ASKED, CONFIRMED, LEAVING = ChannelState
+WANTED, ASKED, CONFIRMED, LEAVING, DENIED = ChannelState
 
 M = TypeVar("M")
 
@@ -104,21 +107,15 @@ class ChannelsBySlot(Generic[M]):
         self._parts.setdefault(self._slot_of(name), {})[name] = channel
 
     def __delitem__(self, name: bytes) -> None:
-        self.pop(name)
+        number = self._slot_of(name)
+        part = self._parts[number]
+        del part[name]
+        if not part:
+            del self._parts[number]
 
     def get(self, name: bytes) -> Channel[M] | None:
         part = self._parts.get(self._slot_of(name))
         return None if part is None else part.get(name)
-
-    def pop(self, name: bytes, default: Channel[M] | None = None) -> Channel[M] | None:
-        number = self._slot_of(name)
-        part = self._parts.get(number)
-        if part is None:
-            return default
-        channel = part.pop(name, default)
-        if not part:
-            del self._parts[number]
-        return channel
 
     def values(self) -> Iterator[Channel[M]]:
         return (channel for part in self._parts.values() for channel in part.values())
@@ -229,6 +226,9 @@ class Subscriptions(Generic[M]):
             return UNSUBSCRIBE
         if channel.state is WANTED:
             del self._channels[name]
+        elif channel.state is DENIED:
+            del self._channels[name]
+            return UNSUBSCRIBE  # so that the connection does not ask again; Redis is told nothing
         return NOTHING
 
     def listening(self, name: bytes, payload: bytes) -> tuple[M, ...]:
@@ -272,9 +272,31 @@ class Subscriptions(Generic[M]):
         return SUBSCRIBE
 
     def denied(self, name: bytes) -> tuple[M, ...]:
-        """Redis does not allow this node to subscribe or read `name`. Its members are out of the table."""
-        channel = self._channels.pop(name, None)
-        return () if channel is None else channel.waiting + channel.listening
+        """Redis denies this node the channel `name`, or a read of its retained result.
+
+        Returns the members that wait for it to be allowed. Without any, there is nothing to ask again.
+        """
+        channel = self._channels.get(name)
+        if channel is None or channel.state is LEAVING:
+            return ()
+        if channel.state is CONFIRMED:  # a read was denied; live results arrive as before
+            return tuple(channel.waiting)
+        if channel.empty:
+            del self._channels[name]
+            return ()
+        channel.state = DENIED
+        channel.held = ()
+        return (*channel.waiting, *channel.listening)
+
+    def retry(self, name: bytes) -> bool:
+        """Whether a denied `name` is still wanted: then the same request is open again."""
+        channel = self._channels.get(name)
+        if channel is None:
+            return False
+        if channel.state is DENIED:
+            channel.state = ASKED
+            return True
+        return channel.state is CONFIRMED and bool(channel.waiting)
 
     def lost(self, name: bytes, *, answer: bool = False) -> Action:
         """Redis has ended the subscription to `name` by itself: its slot may have moved.

@@ -190,6 +190,7 @@ class InfoSource:
         sessions = sources.context.admission.sessions
         return [
             *redis_troubles(redis, broker.last_error, not_published, ever=broker.ever_connected),
+            *denial_troubles(broker.denied_channels),
             *node_troubles(sessions, sources.max_sessions, draining=sources.readiness.draining),
         ]
 
@@ -226,6 +227,14 @@ def redis_troubles(redis: RedisInfo, last_error: str, not_published: str, *, eve
     # If the probe was not published, its absence says nothing about the connection.
     text = f"has not received its probe for {_seconds(redis.probe_age)}{_because(not_published)}"
     return [Trouble(tone="warn" if not_published else "bad", text=_cut(text))]
+
+
+def denial_troubles(channels: int) -> list[Trouble]:
+    """What Redis denies a node."""
+    if not channels:
+        return []
+    text = f"is denied {channels:,} channels by Redis: its log names the missing access rule"
+    return [Trouble(tone="bad", text=text)]
 
 
 def node_troubles(sessions: int, room: int, *, draining: bool) -> list[Trouble]:

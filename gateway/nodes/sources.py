@@ -15,10 +15,12 @@ from ..telemetry.latency import Histogram, Latency
 
 @dataclass(slots=True)
 class Readiness:
-    """Whether load balancers should send browsers to this node.
+    """Whether load balancers should send browsers to this node. There are two answers.
 
-    A node stays ready while Redis is away, for however long: all nodes share Redis, and if every node turned
-    browsers away, logins would end that only have to wait.
+    By the first one, a node stays ready while Redis is away, for however long: all nodes share Redis, and if
+    every node turned browsers away, logins would end that only have to wait. By the strict answer, a node is
+    ready only while it receives results. A balancer that prefers strictly ready nodes, and falls back to all
+    ready ones, spares browsers the node that alone is cut off.
     """
 
     broker: Broker
@@ -33,6 +35,11 @@ class Readiness:
         if not self.broker.ever_connected:
             reasons.append("Redis has not been reached yet")
         return reasons
+
+    def strict_reasons(self) -> list[str]:
+        """Why the node is not strictly ready; empty if it is."""
+        deaf = self.broker.deaf
+        return [*self.reasons(), *([deaf] if deaf else [])]
 
 
 @dataclass(frozen=True, slots=True)

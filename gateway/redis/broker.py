@@ -23,7 +23,7 @@ class Broker(Protocol):
     outages: int
     """Outages so far: what was published meanwhile without retention is lost."""
     ever_connected: bool
-    """Whether all servers were connected at least once."""
+    """Whether a server was connected at least once: the only one, or any master of a Cluster."""
 
     async def run(self) -> None:
         """Keep the connections up until cancelled."""
@@ -41,7 +41,8 @@ class Broker(Protocol):
         """Whether the server of a channel is connected."""
 
     def degraded(self, name: bytes) -> bool:
-        """Whether the outage of a channel has lasted so long that `events.degraded` was called."""
+        """Whether the members of a channel have been told that no results come: after `events.degraded`, or
+        while Redis denies the channel."""
 
     def connection_for(self, name: bytes) -> SubscriberConnection | None:
         """The connection to the server of a channel; None while that is not connected."""
@@ -53,6 +54,22 @@ class Broker(Protocol):
     @property
     def connected(self) -> bool:
         """Whether every server is connected and, in a Cluster, every slot served."""
+
+    @property
+    def deaf(self) -> str:
+        """Why results cannot be received at this moment, for some channels at least; empty if all are well.
+
+        It is noticed sooner than `connected` turns False, so another node should get the new browsers. It may
+        be wrong for a moment.
+        """
+
+    @property
+    def denied_channels(self) -> int:
+        """Channels that Redis denies this node at present."""
+
+    @property
+    def missing_slots(self) -> Sequence[int]:
+        """Slots of a Cluster that are not connected, or that no node serves."""
 
     @property
     def down_for(self) -> float | None:

@@ -46,8 +46,15 @@ class SubscriberEvents(Protocol):
         Each step of the iterator tells some of them. The caller may stop between two steps.
         """
 
-    def denied(self, name: bytes, reason: str) -> None:
-        """Redis's access rules do not allow this node to use the channel or its retained result."""
+    def denied(self, name: bytes) -> bool:
+        """Redis denies this node the channel, or a read of its retained result. Nothing is subscribed by it.
+
+        Returns whether the channel is still wanted: then `retry` follows. A denial is an outage and no answer
+        to a browser.
+        """
+
+    def retry(self, name: bytes) -> bool:
+        """A denied channel can be asked for again. Returns whether it is wanted: then the request is open."""
 
     def lost(self, name: bytes, *, answer: bool = False) -> None:
         """Redis has dropped the subscription, which nobody had asked for.

@@ -36,7 +36,7 @@ def new_broker(
         events,
         name,
         clock,
-        lambda: SubscriberConnection(events, max_result_size),
+        lambda history: SubscriberConnection(events, max_result_size, history),
         lambda: probe_channel,
     )
 

@@ -18,7 +18,8 @@ import structlog
 
 from .connection import ConnectionLost, ReplyError
 from .events import SubscriberEvents
-from .subscriber import SUBSCRIBE_BATCH, SubscriberConnection
+from .history import SUBSCRIBE_BATCH
+from .subscriber import SubscriberConnection
 
 RECONCILE_INTERVAL: Final = 60.0
 """Seconds between two runs."""

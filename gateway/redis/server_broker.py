@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Final
 
 import structlog
@@ -11,6 +12,7 @@ import structlog
 from ..backoff import Backoff
 from .events import SubscriberEvents
 from .hints import hint_for
+from .history import ServerHistory
 from .outage_notifier import OutageNotifier
 from .probe import Probe
 from .reconciler import Reconciler
@@ -29,8 +31,17 @@ RECONNECT_JITTER: Final = 0.5
 STABLE_AFTER: Final = 5.0
 """Seconds that a connection must last before its end is followed by the first, short delay again."""
 
+SILENT_AFTER: Final = 2.5
+"""Seconds of silence after which the node counts as cut off: a PING has been unanswered for a second. The
+connection is kept for 4 s, since a slow Redis must not lose its subscribers."""
+
 ALARM_AFTER: Final = 10.0
 """Seconds without Redis after which the log line is an error: by then registrations time out."""
+
+TOO_SMALL_BUFFER: Final = (
+    "Redis closed it while it answered a batch: the next batches are smaller. If this repeats, raise Redis's "
+    "client-output-buffer-limit pubsub, to 64mb for example"
+)
 
 log = structlog.get_logger()
 
@@ -44,7 +55,7 @@ class ServerBroker:
         events: SubscriberEvents,
         name: str,
         clock: Callable[[], float],
-        new_connection: Callable[[], SubscriberConnection],
+        new_connection: Callable[[ServerHistory], SubscriberConnection],
         probe_channel: Callable[[], bytes | None],
     ) -> None:
         """`name` is what CLIENT LIST shows; `clock` is monotonic, in seconds.
@@ -57,6 +68,8 @@ class ServerBroker:
         self._events = events
         self._name = name
         self._new_connection = new_connection
+        self._probe_channel = probe_channel
+        self._history = ServerHistory(clock)
         self._connection: SubscriberConnection | None = None
         self._lost_at: float | None = None
         self._connected_at = 0.0
@@ -138,8 +151,27 @@ class ServerBroker:
         if self._connection is not None:
             self._connection.unsubscribe(name)
 
-    def degraded(self, _name: bytes) -> bool:
-        return self._notifier.notified
+    def degraded(self, name: bytes) -> bool:
+        return self._notifier.notified or (self._connection is not None and self._connection.denies(name))
+
+    @property
+    def deaf(self) -> str:
+        connection = self._connection
+        if connection is None:
+            return ": ".join(filter(None, ("Redis is not connected", self._last_error)))
+        if connection.silent_for > SILENT_AFTER:
+            return f"Redis has been silent for {connection.silent_for:.1f} s"
+        refusal = connection.refuses_service(self._probe_channel())
+        return f"Redis refuses the channel of the node's own probe: {refusal}" if refusal else ""
+
+    @property
+    def denied_channels(self) -> int:
+        return 0 if self._connection is None else self._connection.denied_channels
+
+    @property
+    def missing_slots(self) -> Sequence[int]:
+        """There are no slots."""
+        return ()
 
     async def run(self) -> None:
         connection: SubscriberConnection | None = None
@@ -168,7 +200,8 @@ class ServerBroker:
         try:
             server = await self._topology.find()
             only_masters = self._topology.only_masters
-            connecting = server.connect(self._new_connection, self._name, only_master=only_masters)
+            new_connection = partial(self._new_connection, self._history)
+            connecting = server.connect(new_connection, self._name, only_master=only_masters)
             connection = await while_current(self._topology, server, connecting)
         except OSError as error:
             self._log_unreachable(str(error) or type(error).__name__, self._clock())
@@ -208,7 +241,10 @@ class ServerBroker:
         self._lost_at = now
         self._notifier.begin()
         self.outages += 1
-        log.warning("redis connection lost", redis=server.display_url, reason=reason, outages=self.outages)
+        facts = {"hint": TOO_SMALL_BUFFER} if self._history.shrunk else {}
+        log.warning(
+            "redis connection lost", redis=server.display_url, reason=reason, outages=self.outages, **facts
+        )
         self._events.disconnected()
 
     def _log_unreachable(self, reason: str, now: float) -> None:

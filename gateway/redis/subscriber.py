@@ -17,17 +17,10 @@ from typing import Any, NamedTuple
 import hiredis
 
 from .connection import DISK_FULL, NOT_ENOUGH, Command, Connection, PendingReply, ReplyError, pack, resolve
+from .denials import DeniedChannels, is_denial
 from .events import SubscriberEvents
+from .history import ServerHistory
 from .reply_limits import UnexpectedReply
-
-SUBSCRIBE_BATCH = 500
-"""Channels in one command: 64 KB with ids of 128 characters, under 1 ms of Redis's time."""
-
-MAX_PENDING_BATCHES = 8
-"""Batches without a reply: 4,000 channels, far below the 32 MB at which Redis drops a subscriber."""
-
-MAX_READ = 2 << 20
-"""Bytes of retained results in one batch's reply, for the same reason; the rest is read again."""
 
 NO_ROOM = 0
 """The reply of `READ_SCRIPT` for a result that had no room in it."""
@@ -49,7 +42,7 @@ end
 return results"""
 """Reads retained results as MGET would, but limits the size of the reply. KEYS are the channels. ARGV[1] is
 the greatest size of a result in bytes; of a larger one it returns one byte more, which shows it. ARGV[2] is
-MAX_READ."""
+`ServerHistory.max_read`."""
 
 LIVENESS_TICK = 0.5
 PING_AFTER = 1.5
@@ -115,21 +108,29 @@ class SubscriberConnection(Connection):
     _message_kind = b"message"
     _subscribe_kind, _unsubscribe_kind = b"subscribe", b"unsubscribe"
 
-    def __init__(self, events: SubscriberEvents, max_result_size: int) -> None:
-        """`max_result_size` is in bytes; of a larger retained result `events` gets one byte more."""
+    def __init__(
+        self, events: SubscriberEvents, max_result_size: int, history: ServerHistory | None = None
+    ) -> None:
+        """`max_result_size` is in bytes; of a larger retained result `events` gets one byte more.
+
+        `history` has what earlier connections to this server have shown.
+        """
         super().__init__()
         self._events = events
         self._max_result_size = max_result_size
+        self._history = history or ServerHistory(self._loop.time)
+        self._window, self._batch = self._history.window(), self._history.batch
+        self._denied = DeniedChannels(self._flush_soon)
+        self._revoked: dict[bytes, str] = {}  # subscribed, and given up because the read was denied with this
+        self._refused_services: dict[bytes, str] = {}
         self._evaluate = "EVAL_RO"
-        self._window = MAX_PENDING_BATCHES
         self._in_flight = 0  # batches without a reply
         self._to_subscribe: deque[bytes] = deque()
         self._to_read: deque[bytes] = deque()
         self._to_unsubscribe: deque[bytes] = deque()
-        self._to_retry: deque[UnsubscribeBatch] = deque()  # one channel each, after a denied batch
+        self._to_retry: deque[SubscribeBatch] = deque()  # the halves of a denied batch
         self._flush_scheduled = False
-        self._received_at = 0.0
-        self._ticked_at = 0.0
+        self._started_at = self._received_at = self._ticked_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._service_channels: dict[bytes, Callable[[bytes], object]] = {}
 
@@ -156,23 +157,29 @@ class SubscriberConnection(Connection):
         """Begin to watch the liveness, and subscribe the channels that `events.connected` names."""
         if self._transport is None:  # Redis hung up as soon as it had answered; `closed` has the reason
             return
-        self._received_at = self._ticked_at = self._loop.time()
+        self._started_at = self._received_at = self._ticked_at = self._loop.time()
         self._timer = self._loop.call_later(LIVENESS_TICK, self._tick)
         self._to_subscribe.extend(self._events.connected())
         self._flush_soon()
 
     def subscribe(self, name: bytes) -> None:
         """SUBSCRIBE and read the retained result; `events.subscribed` or `denied` follows."""
+        if self._denied:
+            self._denied.discard(name)
         self._to_subscribe.append(name)
         self._flush_soon()
 
     def read(self, name: bytes) -> None:
         """Read the retained result of a subscribed channel; `events.subscribed` or `denied` follows."""
+        if self._denied:
+            self._denied.discard(name)
         self._to_read.append(name)
         self._flush_soon()
 
     def unsubscribe(self, name: bytes) -> None:
-        """`events.unsubscribed` follows."""
+        """`events.unsubscribed` follows, unless the channel is denied: then there is nothing to undo."""
+        if self._denied and self._denied.discard(name):
+            return
         self._to_unsubscribe.append(name)
         self._flush_soon()
 
@@ -194,6 +201,24 @@ class SubscriberConnection(Connection):
         """The channels that `subscribe_service` has subscribed."""
         return self._service_channels.keys()
 
+    def refuses_service(self, name: bytes | None) -> str:
+        """Why Redis has refused a service channel the last time; empty if it has not."""
+        return self._refused_services.get(name, "") if name is not None else ""
+
+    def denies(self, name: bytes) -> bool:
+        """Whether Redis denies this node the channel at present."""
+        return name in self._denied
+
+    @property
+    def denied_channels(self) -> int:
+        """How many channels Redis denies this node at present."""
+        return len(self._denied)
+
+    @property
+    def silent_for(self) -> float:
+        """Seconds since anything has arrived. Redis answers a PING after PING_AFTER at the latest."""
+        return self._loop.time() - self._received_at
+
     @property
     def idle(self) -> bool:
         """Whether Redis has answered every command about subscriptions."""
@@ -202,7 +227,9 @@ class SubscriberConnection(Connection):
     @property
     def _unsent(self) -> bool:
         """Whether commands wait to be written."""
-        return bool(self._to_retry or self._to_subscribe or self._to_read or self._to_unsubscribe)
+        return bool(
+            self._to_retry or self._to_subscribe or self._to_read or self._to_unsubscribe or self._denied.due
+        )
 
     # Output: all requests of one turn of the loop, in as few commands as possible
 
@@ -232,10 +259,13 @@ class SubscriberConnection(Connection):
             return SubscribeBatch(self._take(self._to_read), subscribe=False)
         if self._to_unsubscribe:
             return UnsubscribeBatch(self._take(self._to_unsubscribe))
+        if self._denied.due:
+            names, subscribe = self._denied.take(self._batch, self._events.retry)
+            return SubscribeBatch(names, subscribe=subscribe) if names else None
         return None
 
     def _take(self, names: deque[bytes]) -> list[bytes]:
-        return [names.popleft() for _ in range(min(SUBSCRIBE_BATCH, len(names)))]
+        return [names.popleft() for _ in range(min(self._batch, len(names)))]
 
     def _packed(self, batch: UnsubscribeBatch) -> list[bytes]:
         if not isinstance(batch, SubscribeBatch):
@@ -244,7 +274,8 @@ class SubscriberConnection(Connection):
         return [pack("SUBSCRIBE", *batch.names), read] if batch.subscribe else [read]
 
     def _read_command(self, names: Sequence[bytes]) -> Command:
-        return (self._evaluate, READ_SCRIPT, len(names), *names, self._max_result_size, MAX_READ)
+        max_read = self._history.max_read(self._max_result_size)
+        return (self._evaluate, READ_SCRIPT, len(names), *names, self._max_result_size, max_read)
 
     # Input
 
@@ -293,6 +324,9 @@ class SubscriberConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            within_batch = self._in_flight > 0 and self._reason is None  # Redis closed it, not this node
+            self._history.connection_ended(self._loop.time() - self._started_at, within_batch=within_batch)
+        self._denied.close()
         super().connection_lost(exc)
 
     def _push_received(self, push: list[Any]) -> None:
@@ -300,6 +334,7 @@ class SubscriberConnection(Connection):
         batch = self._pending[0] if self._pending else None
         if kind == self._subscribe_kind and type(batch) is ServiceSubscription and batch.names[0] == push[1]:
             self._pending.popleft()
+            self._refused_services.pop(push[1], None)
             self._service_channels[push[1]] = batch.on_message
             resolve(batch.error, None)
         elif kind == self._subscribe_kind:
@@ -311,7 +346,14 @@ class SubscriberConnection(Connection):
         batch = self._confirm(UnsubscribeBatch, name)
         if batch.confirmed == len(batch.names):
             self._batch_done()
-        self._events.unsubscribed(name)
+        self._unsubscribed(name)
+
+    def _unsubscribed(self, name: bytes) -> None:
+        error = self._revoked.pop(name, None)
+        if error is None:
+            self._events.unsubscribed(name)
+        else:
+            self._deny(name, error, subscribe=True)
 
     def _confirm(self, kind: type[UnsubscribeBatch], name: bytes) -> UnsubscribeBatch:
         """Count a channel as confirmed. Redis confirms channels in the order of the command."""
@@ -334,6 +376,7 @@ class SubscriberConnection(Connection):
             if not isinstance(reply, hiredis.ReplyError):
                 raise UnexpectedReply("a reply to SUBSCRIBE")
             self._pending.popleft()
+            self._refused_services[batch.names[0]] = str(reply)
             resolve(batch.error, str(reply))
         elif isinstance(batch, UnsubscribeBatch):
             self._batch_replied(batch, reply)
@@ -344,9 +387,7 @@ class SubscriberConnection(Connection):
         if not isinstance(batch, SubscribeBatch):
             raise UnexpectedReply("a reply to UNSUBSCRIBE")
         error = str(reply) if isinstance(reply, hiredis.ReplyError) else None
-        if error is not None and not is_channel_denied(error):
-            # LOADING, MASTERDOWN and the like pass. Or Redis denies the node's own user the command, which
-            # is no browser's fault.
+        if error is not None and not is_denial(error):  # LOADING, MASTERDOWN and the like
             self.abort(f"Redis answered: {error}")
         elif batch.confirmed == 0:  # SUBSCRIBE was denied as a whole; the reply to the read follows
             if error is None:
@@ -360,22 +401,45 @@ class SubscriberConnection(Connection):
             self._finish_subscribe(batch, reply, batch.error or error)
 
     def _finish_subscribe(self, batch: SubscribeBatch, values: list[Any], error: str | None) -> None:
-        if error is None:
-            if type(values) is not list or len(values) != len(batch.names):
-                raise UnexpectedReply("a reply to the read of retained results")
-            for name, retained in zip(batch.names, values, strict=True):
-                if retained == NO_ROOM:
-                    (self._to_subscribe if batch.subscribe else self._to_read).append(name)
-                elif batch.subscribe or self._events.is_confirmed(name):
-                    # Else the channel was given up and is wanted again: a SUBSCRIBE is on its way.
-                    self._events.subscribed(name, retained)
-        elif len(batch.names) > 1:  # one denied id must not affect the others
-            self._to_retry.extend(SubscribeBatch([name], subscribe=batch.subscribe) for name in batch.names)
+        if error is not None:
+            self._batch_denied(batch, error)
+            return
+        if type(values) is not list or len(values) != len(batch.names):
+            raise UnexpectedReply("a reply to the read of retained results")
+        for name, retained in zip(batch.names, values, strict=True):
+            if retained == NO_ROOM:
+                (self._to_subscribe if batch.subscribe else self._to_read).append(name)
+            elif batch.subscribe or self._events.is_confirmed(name):
+                # Else the channel was given up and is wanted again: a SUBSCRIBE is on its way.
+                self._events.subscribed(name, retained)
+        self._denied.allowed()
+
+    # Denials: an outage of these channels only, until Redis allows them
+
+    def _batch_denied(self, batch: SubscribeBatch, error: str) -> None:
+        """Redis denies a batch as a whole: halve it until the denied channels are alone."""
+        self._denied.refused()
+        middle = len(batch.names) // 2
+        if middle and not self._denied.hopeless:
+            halves = (batch.names[:middle], batch.names[middle:])
+            self._to_retry.extendleft(
+                SubscribeBatch(half, subscribe=batch.subscribe) for half in reversed(halves)
+            )
+            return
+        for name in batch.names:
+            self._channel_denied(batch, name, error)
+
+    def _channel_denied(self, batch: SubscribeBatch, name: bytes, error: str) -> None:
+        if batch.subscribe and batch.error is None:  # it is subscribed; only its retained result is denied
+            self._revoked[name] = error
+            self._to_unsubscribe.append(name)
         else:
-            (name,) = batch.names
-            if batch.error is None:  # the channel is subscribed; only its retained result is denied
-                self._to_unsubscribe.append(name)
-            self._events.denied(name, error)
+            self._deny(name, error, subscribe=batch.subscribe)
+
+    def _deny(self, name: bytes, error: str, *, subscribe: bool) -> None:
+        self._history.denied(name, error)
+        if self._events.denied(name):
+            self._denied.add(name, subscribe=subscribe)
 
     def _batch_done(self) -> None:
         self._pending.popleft()
@@ -401,8 +465,3 @@ class SubscriberConnection(Connection):
     def _pong_received(self, reply: Any) -> None:
         if isinstance(reply, hiredis.ReplyError) and not str(reply).startswith(DISK_FULL):
             self.abort(f"Redis answered PING with: {reply}")
-
-
-def is_channel_denied(error: str) -> bool:
-    """Whether Redis's access rules deny a channel or a key, rather than the command as such."""
-    return error.startswith("NOPERM") and "to run the" not in error

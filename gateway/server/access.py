@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Final
 
 import structlog
 from aiohttp import web
 
 from ..core.admission import Verdict
 from ..core.session import SessionContext
-from ..wire.handshake import ADDRESS_FULL, NODE_FULL, ORIGIN, STOPPING, Handshake, Rejection, rejection_of
+from ..wire.handshake import (
+    ADDRESS_FULL,
+    CUT_OFF,
+    NODE_FULL,
+    ORIGIN,
+    STOPPING,
+    Handshake,
+    Rejection,
+    rejection_of,
+)
 from .client_address import client_address, is_trusted
 from .origins import origin_allowed
 from .rejections import Rejections
+
+STRICT_HEADER: Final = "Gateway-Strict"
+"""A request with this header is for a node that receives results; a proxy that cannot ask /readyz/strict sets
+it, and tries again without it when every node says no."""
 
 log = structlog.get_logger()
 
@@ -42,7 +56,13 @@ class AccessControl:
         wrong = STOPPING if self._closed else rejection_of(request)
         if wrong is not None:
             return self.reject(wrong, address=address)
-        return self.check_origin(request) or self.check_session(address)
+        return self.check_origin(request) or self.check_strict(request) or self.check_session(address)
+
+    def check_strict(self, request: Handshake) -> Rejection | None:
+        """The reason why this node does not do, if the proxy wants one that receives results."""
+        if STRICT_HEADER in request.headers and self._context.hub.broker.deaf:
+            return self.reject(CUT_OFF)
+        return None
 
     def check_session(self, address: str) -> Rejection | None:
         """The reason not to open a session for `address`. None if it may be opened; it is then admitted."""

@@ -66,7 +66,7 @@ class SSEEndpoint:
         if isinstance(wanted, InvalidRegistration):
             rejection = self._access.reject(Rejection(400, *wanted.problem))
             return rejection_response(rejection, cors)
-        rejection = self._access.check_session(address)
+        rejection = self._access.check_strict(handshake) or self._access.check_session(address)
         if rejection is not None:
             return rejection_response(rejection, cors)
         session = SSESession(self._context, self._new_wire(), address, http.take_connection(request))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from ..core.session import Session, SessionContext
-from ..messages import SLOW_CONSUMER, CloseCode, Problem, Register, WatchStatus
+from ..messages import SLOW_CONSUMER, CloseCode, Register, WatchStatus
 from ..wire import Wire
 from ..wire.sse import close_comment
 from . import http
@@ -61,11 +61,6 @@ class SSESession(Session, asyncio.Protocol):
         """Nothing to do: a session that was too slow is closing already."""
 
     # Session
-
-    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
-        """As for every session. But this client cannot try another id, so the stream ends."""
-        super().deny(web_socket_id, problem)
-        self.close(CloseCode.POLICY, problem.message)
 
     def _write(self, message: bytes) -> None:
         http.write(self._connection.transport, http.chunk(self._connection, message))

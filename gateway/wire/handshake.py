@@ -54,6 +54,9 @@ class Rejection(NamedTuple):
 
 BUSY = Rejection(503, "busy", "too many handshakes are in progress", {"Retry-After": "1"})
 STOPPING = Rejection(503, "stopping", "this node is shutting down", {"Retry-After": "1"})
+CUT_OFF = Rejection(
+    503, "cut_off", "this node receives no results at the moment, and the proxy wants one that does"
+)
 NODE_FULL = Rejection(503, "node_full", "this node is full", {"Retry-After": RETRY_AFTER_SECONDS})
 ADDRESS_FULL = Rejection(
     429, "address_full", "too many sessions from your address", {"Retry-After": RETRY_AFTER_SECONDS}

@@ -8,10 +8,19 @@ from gateway.admin.aggregate import NO_WORKER, aggregate
 
 
 def state(**members: Any) -> dict[str, Any]:
-    redis = {"connected": True, "outages": 0, "outage_seconds": 0.0, "probe_seconds": 0.001, "repaired": 0}
+    redis = {
+        "connected": True,
+        "outages": 0,
+        "outage_seconds": 0.0,
+        "probe_seconds": 0.001,
+        "repaired": 0,
+        "missing_slots": 0,
+        "denied_channels": 0,
+    }
     return {
         "ready": True,
         "reasons": [],
+        "strict": {"ready": True, "reasons": []},
         "node": "n",
         "sessions": 2,
         "handshakes": 1,
@@ -41,7 +50,14 @@ def test_it_has_the_form_of_a_single_one() -> None:
 
 
 def test_of_redis_the_worst_is_told() -> None:
-    away = {"connected": False, "outages": 1, "outage_seconds": 2.5, "probe_seconds": None}
+    away = {
+        "connected": False,
+        "outages": 1,
+        "outage_seconds": 2.5,
+        "probe_seconds": None,
+        "missing_slots": 5461,
+        "denied_channels": 3,
+    }
     body = aggregate([state(redis={"outages": 2, "repaired": 1}), state(redis=away)], "n", draining=False)
     assert body["redis"] == {
         "connected": False,
@@ -49,6 +65,8 @@ def test_of_redis_the_worst_is_told() -> None:
         "outage_seconds": 2.5,
         "probe_seconds": None,
         "repaired": 1,
+        "missing_slots": 5461,
+        "denied_channels": 3,
     }
     assert body["ready"], "all nodes share Redis"
 
@@ -58,6 +76,18 @@ def test_one_that_serves_is_enough() -> None:
     assert aggregate([never, state(), None], "n", draining=False)["ready"]
     body = aggregate([never, never], "n", draining=False)
     assert (body["ready"], body["reasons"]) == (False, ["Redis has not been reached yet"])
+
+
+def test_one_that_is_cut_off_is_enough_for_a_strict_answer() -> None:
+    """The kernel sends new browsers to every worker that serves."""
+    cut_off = state(strict={"ready": False, "reasons": ["Redis is not connected"]})
+    never = state(ready=False, reasons=["never"], strict={"ready": False, "reasons": ["never"]})
+    body = aggregate([state(), cut_off, None], "n", draining=False)
+    assert (body["ready"], body["strict"]) == (True, {"ready": False, "reasons": ["Redis is not connected"]})
+    body = aggregate([state(), never, None], "n", draining=False)
+    assert body["strict"]["ready"], "it does not listen yet"
+    body = aggregate([never], "n", draining=False)
+    assert body["strict"] == {"ready": False, "reasons": ["never"]}
 
 
 def test_nobody_serves() -> None:

@@ -40,9 +40,19 @@ async def test_the_endpoints(aiohttp_client: Any) -> None:
     assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     assert "gateway_ready 1.0" in await answer.text()
 
+    assert (await get("/readyz/strict"))[0] == 200
+
+    scene.broker.deaf = "Redis is not connected"
+    status, body = await get("/readyz/strict")
+    assert (status, body["ready"], body["reasons"]) == (503, False, ["Redis is not connected"])
+    status, body = await get("/readyz")
+    assert (status, body["ready"], body["reasons"]) == (200, True, [])
+    assert body["strict"] == {"ready": False, "reasons": ["Redis is not connected"]}
+
     scene.readiness.draining = True
     status, body = await get("/readyz")
     assert (status, body["ready"], body["reasons"]) == (503, False, ["draining"])
+    assert body["strict"]["reasons"] == ["draining", "Redis is not connected"]
 
 
 async def test_a_node_is_ready_once_it_has_reached_redis() -> None:

@@ -63,6 +63,8 @@ class Broker:
     display_url = "redis://redis:6379/0"
     connected, ever_connected = True, True
     outages, repaired, slots_moved = 2, 0, 0
+    deaf, denied_channels = "", 3
+    missing_slots = range(10, 20)
 
     def __init__(self) -> None:
         self.probe = Probe()
@@ -146,19 +148,19 @@ async def test_registrations_by_outcome() -> None:
     scene = Scene()
     first, second, third = scene.session(), scene.session(b"other"), scene.session(b"third")
     scene.hub.subscribed(b"websocket:id", None)
-    scene.hub.denied(b"websocket:other", "NOPERM")
     third._state_ends = 0
     third.deadline_passed()
     first.message_received(b'{"webSocketId":"another"}')
     second.message_received(b'{"topic":"/user/topic/registration"}')
     counted = {
-        name: scene.now("gateway_registrations_total", outcome=name)
-        for name in ("confirmed", "denied", "timed_out")
+        name: scene.now("gateway_registrations_total", outcome=name) for name in ("confirmed", "timed_out")
     }
-    assert counted == {"confirmed": 1, "denied": 1, "timed_out": 1}
+    assert counted == {"confirmed": 1, "timed_out": 1}
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="already_registered") == 1
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="missing_id") == 1
     assert scene.now("gateway_redis_channels", state="confirmed") == 1
+    assert scene.now("gateway_redis_channels", state="denied") == 3
+    assert scene.now("gateway_redis_missing_slots") == 10
 
 
 @virtual
@@ -217,6 +219,10 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     scene.readiness.draining = True
     assert scene.now("gateway_redis_probe_round_trip_seconds", **here) == 0.002
     assert scene.now("gateway_ready") == 0
+    scene.readiness.draining = False
+    assert scene.now("gateway_strictly_ready") == 1
+    scene.broker.deaf = "Redis is not connected"
+    assert (scene.now("gateway_ready"), scene.now("gateway_strictly_ready")) == (1, 0)
 
 
 def test_no_client_makes_ever_more_series() -> None:

@@ -137,13 +137,26 @@ def test_a_gap_asks_again_and_brings_what_is_retained_to_those_who_listen() -> N
     assert waiting.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
 
 
-def test_a_refusal_reaches_everybody_of_the_channel() -> None:
+def test_a_denial_is_an_outage_for_everybody_of_the_channel() -> None:
     scene = Scene()
     listening, waiting = scene.registered("listening"), Member("waiting")
+    scene.hub.lost(CHANNEL)
     scene.hub.register(b"id", waiting)
-    scene.hub.denied(CHANNEL, "NOPERM")
-    assert listening.heard == waiting.heard == [("deny", "not_allowed")]
-    assert scene.hub.channels == 0
+    assert scene.hub.denied(CHANNEL)
+    assert listening.heard == waiting.heard == [("degraded", "")]
+    assert scene.hub.retry(CHANNEL)
+    scene.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert listening.heard[1:] == [("deliver", "CONFIRMED"), ("restored", "")]
+    assert waiting.heard[1:] == [("confirm", b"id"), ("deliver", "CONFIRMED"), ("restored", "")]
+
+
+def test_a_denied_channel_that_nobody_waits_for_is_not_wanted() -> None:
+    scene = Scene()
+    member = Member()
+    name = scene.hub.register(b"id", member)
+    scene.hub.leave(name, member)
+    assert not scene.hub.denied(CHANNEL)
+    assert not scene.hub.retry(CHANNEL)
 
 
 def told(scene: Scene, slots: Slots | None = None) -> int:
@@ -295,7 +308,7 @@ def test_what_nobody_waits_for_is_not_even_parsed() -> None:
     scene.hub.received(CHANNEL, b"\xff")
     scene.hub.subscribed(CHANNEL, b"\xff")
     scene.hub.unsubscribed(CHANNEL)
-    scene.hub.denied(CHANNEL, "NOPERM")
+    scene.hub.denied(CHANNEL)
     assert not scene.hub.invalid
 
 

@@ -19,7 +19,7 @@ from gateway.core.session import (
     SessionState,
 )
 from gateway.errors import WireError
-from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
+from gateway.messages import NO_DATA, CloseCode, Result, WatchStatus
 from gateway.wire.json import JSON_WIRE
 
 from ..fakes import Clock, Subscriber, node
@@ -203,26 +203,36 @@ def test_a_bad_id_is_refused_and_the_next_one_may_be_good(message: bytes, code: 
     scene.register()
 
 
-def test_what_redis_forbids_is_refused_and_another_id_may_be_tried() -> None:
+def test_what_redis_denies_waits_until_it_is_allowed() -> None:
     scene = Scene()
     scene.session.message_received(REGISTER)
-    scene.node.hub.denied(CHANNEL, "NOPERM")
-    (answer,) = scene.said()
-    assert answer["registrationSucceeded"] is False
-    assert isinstance(answer["error"], dict)
-    assert answer["error"]["code"] == "not_allowed"
-    assert scene.state() is SessionState.OPEN
-    scene.session.message_received(b'{"webSocketId":"other"}')
-    scene.node.hub.subscribed(b"websocket:other", None)
+    scene.node.hub.denied(CHANNEL)
+    assert scene.said() == []
+    assert scene.state() is SessionState.WAITING
+    assert scene.node.hub.retry(CHANNEL)
+    scene.node.hub.subscribed(CHANNEL, None)
     assert [message["registrationSucceeded"] for message in scene.said()] == [True]
 
 
-def test_what_redis_forbids_later_ends_the_session() -> None:
+def test_what_redis_denies_ends_as_an_outage_does() -> None:
+    """Never with `registrationSucceeded: false`, which is the end of a login."""
+    scene = Scene(registration_timeout=10)
+    scene.session.message_received(REGISTER)
+    scene.node.hub.denied(CHANNEL)
+    scene.wait(11)
+    assert scene.said() == []
+    assert scene.session.closes == [(CloseCode.TRY_AGAIN_LATER, "registration not confirmed in time")]
+    assert not scene.hub_knows
+
+
+def test_what_redis_denies_later_ends_no_session() -> None:
     scene = Scene()
     scene.register()
-    scene.node.hub.denied(CHANNEL, "NOPERM")
-    assert scene.session.closes == [(CloseCode.TRY_AGAIN_LATER, "this webSocketId is not allowed here")]
-    assert not scene.hub_knows
+    scene.node.hub.lost(CHANNEL)
+    scene.node.hub.denied(CHANNEL)
+    scene.wait(20)
+    assert scene.session.closes == []
+    assert scene.state() is SessionState.REGISTERED
 
 
 # Nonsense
@@ -490,14 +500,13 @@ def test_another_line_that_is_down_concerns_nobody_here() -> None:
     assert pushes(scene) == []
 
 
-def test_after_a_refusal_by_redis_the_next_registration_brings_the_end_of_it() -> None:
+def test_who_watches_the_status_is_told_of_a_denial_and_of_its_end() -> None:
     scene = Scene()
-    scene.broker.lines_down.add(CHANNEL)
     scene.session.message_received(WATCHING)
-    scene.node.hub.denied(CHANNEL, "NOPERM")
+    scene.node.hub.denied(CHANNEL)
     assert pushes(scene) == ["degraded"]
-    scene.session.message_received(b'{"webSocketId":"other"}')
-    scene.node.hub.subscribed(b"websocket:other", None)
+    scene.node.hub.retry(CHANNEL)
+    scene.node.hub.subscribed(CHANNEL, None)
     assert pushes(scene) == ["restored"]
 
 
@@ -571,15 +580,6 @@ def test_redis_may_come_back_in_time() -> None:
     assert [message.get("authResult", "answer") for message in scene.said()] == ["answer", "CONFIRMED"]
     scene.wait(5)
     assert scene.session.closes == []
-
-
-def test_a_refusal_by_redis_buys_no_time() -> None:
-    scene = Scene(registration_timeout=10)
-    scene.wait(9)
-    scene.session.message_received(REGISTER)
-    scene.node.hub.denied(CHANNEL, "NOPERM")
-    scene.wait(1.5)
-    assert scene.session.closes == [(CloseCode.POLICY, "registration timeout")]
 
 
 def test_heartbeats_go_on_for_as_long_as_they_are_answered() -> None:
@@ -676,19 +676,6 @@ def test_what_a_carrier_must_bring() -> None:
     ):
         with pytest.raises(NotImplementedError):
             call()
-
-
-def test_refusals_have_the_form_of_a_problem() -> None:
-    scene = Scene()
-    scene.session.deny(b"12345678", Problem("not_allowed", "because"))
-    assert scene.said() == [
-        {
-            "topic": "/user/topic/registration",
-            "webSocketId": "12345678",
-            "registrationSucceeded": False,
-            "error": {"code": "not_allowed", "message": "because"},
-        }
-    ]
 
 
 # What is logged of it

@@ -211,7 +211,6 @@ def test_a_wire_may_have_nothing_to_say() -> None:
     scene.register()
     scene.wire.says = None
     scene.node.hub.received(CHANNEL, b"CONFIRMED")
-    scene.session.deny(b"a", Problem("not_allowed", "no"))
     assert [message for _, message in scene.session.written] == [b"registered"]
 
 

@@ -223,13 +223,58 @@ def test_names_are_those_of_a_moment() -> None:
     assert names == [b"x", b"y"]
 
 
-def test_a_refusal_puts_everybody_out() -> None:
+def test_members_of_a_denied_channel_wait_until_it_is_allowed() -> None:
     subs = table()
     confirmed(subs, A)
+    subs.lost(b"x")
     subs.join(b"x", B, connected=True)
-    assert set(subs.denied(b"x")) == {A, B}
+    assert set(subs.denied(b"x")) == set(subs.unconfirmed(b"x")) == {A, B}
+    assert subs.join(b"x", "C", connected=True) is Action.NOTHING, "the connection asks again by itself"
+    assert subs.retry(b"x")
+    assert subs.confirmed(b"x", b"r") == Confirmation(Action.NOTHING, (B, "C"), (b"r",), (A,), b"r")
+    assert not subs.retry(b"x"), "nobody waits any more"
+
+
+def test_what_is_left_while_it_is_denied_is_forgotten() -> None:
+    subs = table()
+    subs.join(b"x", A, connected=True)
+    subs.denied(b"x")
+    assert subs.leave(b"x", A) is Action.UNSUBSCRIBE, "so that the connection does not ask again"
     assert len(subs) == 0
+    assert not subs.retry(b"x")
     assert subs.denied(b"x") == ()
+
+
+def test_a_denied_channel_that_nobody_wants_any_more_is_not_asked_for_again() -> None:
+    subs = table()
+    subs.join(b"x", A, connected=True)
+    assert subs.leave(b"x", A) is Action.NOTHING, "a request is open"
+    assert subs.denied(b"x") == ()
+    assert len(subs) == 0
+    confirmed(subs, A)
+    subs.leave(b"x", A)
+    assert subs.denied(b"x") == (), "it is being given up"
+
+
+def test_a_denied_read_harms_nobody_who_listens() -> None:
+    subs = table()
+    confirmed(subs, A)
+    assert subs.join(b"x", B, connected=True) is Action.READ
+    assert subs.denied(b"x") == (B,)
+    assert subs.listening(b"x", b"1") == (A,)
+    assert subs.is_confirmed(b"x")
+    assert subs.retry(b"x")
+    assert subs.confirmed(b"x", None).newcomers == (B,)
+
+
+def test_a_denied_channel_is_wanted_like_any_other_once_the_connection_is_lost() -> None:
+    subs = table()
+    subs.join(b"x", A, connected=True)
+    subs.denied(b"x")
+    subs.disconnected()
+    assert not subs.retry(b"x")
+    assert subs.connected() == [b"x"]
+    assert subs.confirmed(b"x", None).newcomers == (A,)
 
 
 def test_what_redis_takes_away_is_asked_for_again_and_read() -> None:
@@ -273,7 +318,9 @@ def test_connections_for_some_slots_of_a_cluster() -> None:
     assert (subs.count_confirmed(), subs.count_confirmed({key_slot(b"z"), key_slot(b"x")})) == (2, 1)
     assert sorted(subs.connected({key_slot(b"x"), key_slot(b"w"), key_slot(b"nobody's")})) == [b"w", b"x"]
     assert subs.confirmed(b"x", b"r").veterans == (A,)
-    assert subs.denied(b"y") == (A,)
+    assert subs.denied(b"x") == ()
+    assert subs.denied(b"w") == (B,)
+    assert subs.leave(b"w", B) is Action.UNSUBSCRIBE
     assert len(subs) == 3
 
 
@@ -293,7 +340,7 @@ def test_what_is_not_in_the_table_changes_nothing() -> None:
 CHANNELS = [b"one", b"two", b"not subscribable", b"not readable"]
 channels = st.sampled_from([CHANNELS[0]] * 6 + CHANNELS)  # much happens on one of them
 often = ["join"] * 5 + ["leave"] * 3 + ["publish"] * 6 + ["work", "hear"] * 3
-seldom = ["expire", "disconnect", "settle", "take away"]
+seldom = ["expire", "disconnect", "settle", "take away", "other rights", "retry"]
 
 
 @dataclass(eq=False)
@@ -302,7 +349,6 @@ class Client:
 
     channel: bytes
     answered: bool = False
-    refused: bool = False
     heard: list[bytes] = field(default_factory=list)
     owed: set[bytes] = field(default_factory=set)
 
@@ -330,6 +376,10 @@ class Conversation(RuleBasedStateMachine):
         self.said: deque[tuple[str, bytes, bytes | None]] = deque()
         self.subscribed: set[bytes] = set()
         self.retained: dict[bytes, bytes] = {}
+        self.denies = True  # whether Redis denies what its rules do not name
+        # The connection: what is denied, and what it gives up because its read was denied
+        self.denied: set[bytes] = set()
+        self.revoked: set[bytes] = set()
 
     # The gateway's end
 
@@ -337,8 +387,10 @@ class Conversation(RuleBasedStateMachine):
         if ask is Action.NOTHING:
             return
         assert self.connected
-        if name != b"not readable":  # there the one who speaks to Redis has a question of his own
-            assert not self.open_questions(name, "SUBSCRIBE", "UNSUBSCRIBE"), "a second question"
+        assert not self.open_questions(name, "SUBSCRIBE", "UNSUBSCRIBE"), "a second question"
+        if ask is Action.UNSUBSCRIBE and name in self.denied:
+            self.denied.remove(name)
+            return
         self.asked.append((ask.name, name))
         if ask is Action.SUBSCRIBE:
             self.asked.append(("GET", name))
@@ -374,6 +426,10 @@ class Conversation(RuleBasedStateMachine):
     def happen(self, what: str, channel: bytes) -> None:
         if what == "expire":
             self.retained.pop(channel, None)
+        elif what == "other rights":
+            self.denies = not self.denies
+        elif what == "retry":
+            self.retry()
         elif what == "disconnect" and self.connected:
             self.disconnect()
         elif what == "take away" and channel in self.subscribed:
@@ -397,6 +453,8 @@ class Conversation(RuleBasedStateMachine):
         self.asked.clear()
         self.said.clear()
         self.subscribed.clear()
+        self.denied.clear()
+        self.revoked.clear()
         self.table.disconnected()
         for client in self.clients:  # what was on its way is lost; what is retained comes again
             client.owed.intersection_update(client.heard)
@@ -414,16 +472,20 @@ class Conversation(RuleBasedStateMachine):
         kind, name, value = self.said.popleft()
         if kind in ("subscribed", "read"):
             self.confirm(name, value)
+        elif kind == "unreadable":
+            self.revoked.add(name)
+            self.asked.append(("UNSUBSCRIBE", name))
+        elif kind == "refused" or (kind == "unsubscribed" and name in self.revoked):
+            self.revoked.discard(name)
+            self.deny(name)
         elif kind == "unsubscribed":
             self.ask(self.table.unsubscribed(name), name)
         elif kind == "lost":
             self.ask(self.table.lost(name), name)
-        elif kind == "message":
+        else:
             assert value is not None
             for client in self.table.listening(name, value):
                 self.deliver(client, value)
-        else:
-            self.refuse(kind, name)
 
     def confirm(self, name: bytes, retained: bytes | None) -> None:
         answer = self.table.confirmed(name, retained)
@@ -443,12 +505,17 @@ class Conversation(RuleBasedStateMachine):
             if answer.retained is not None:
                 self.deliver(client, answer.retained)
 
-    def refuse(self, kind: str, name: bytes) -> None:
-        for client in self.table.denied(name):
-            client.refused = True
-            self.clients.remove(client)
-        if kind == "unreadable":  # it is subscribed, so whoever speaks to Redis gives it up
-            self.asked.append(("UNSUBSCRIBE", name))
+    def deny(self, name: bytes) -> None:
+        members = self.table.denied(name)
+        assert set(members) == {client for client in self.clients if client.channel == name}
+        if members:
+            self.denied.add(name)
+
+    def retry(self) -> None:
+        for name in list(self.denied):
+            assert self.table.retry(name), "nobody wants it, and the connection was not told"
+            self.denied.remove(name)
+            self.ask(Action.SUBSCRIBE, name)
 
     def deliver(self, client: Client, payload: bytes) -> None:
         assert client in self.clients, "delivered to somebody who has left"
@@ -459,7 +526,7 @@ class Conversation(RuleBasedStateMachine):
 
     def work(self) -> None:
         kind, name = self.asked.popleft()
-        if kind == "SUBSCRIBE" and name == b"not subscribable":
+        if kind == "SUBSCRIBE" and name == b"not subscribable" and self.denies:
             self.asked.popleft()
             self.said.append(("refused", name, None))
         elif kind == "SUBSCRIBE":
@@ -469,7 +536,7 @@ class Conversation(RuleBasedStateMachine):
             self.said.append(("unsubscribed", name, None))
         elif kind == "READ" and name not in self.subscribed:
             self.said.append(("lost", name, None))
-        elif name == b"not readable":
+        elif kind == "GET" and name == b"not readable" and self.denies:
             self.said.append(("unreadable", name, None))
         else:
             self.said.append(("subscribed" if kind == "GET" else "read", name, self.retained.get(name)))
@@ -504,13 +571,15 @@ class Conversation(RuleBasedStateMachine):
         assert not self.asked
         assert not self.said
         for client in self.clients:
-            assert client.answered or not self.connected, "still waiting, and nothing on its way"
+            waits_for_right = client.channel in self.denied
+            assert client.answered or not self.connected or waits_for_right, "nothing is on its way"
             assert client.owed <= set(client.heard), "missed"
-            if self.connected and client.channel in self.retained:
+            if self.connected and client.channel in self.retained and not waits_for_right:
                 assert self.retained[client.channel] in client.heard, "what is retained was missed"
         wanted = {client.channel for client in self.clients}
         assert len(self.table) == len(wanted)
-        assert self.subscribed == (wanted if self.connected else set())
+        assert self.denied <= wanted
+        assert self.subscribed == (wanted - self.denied if self.connected else set())
 
     @invariant()
     def who_waits_has_a_question_open(self) -> None:
@@ -519,8 +588,11 @@ class Conversation(RuleBasedStateMachine):
             assert len(channel.held) <= MAX_HELD_PAYLOADS
             assert (channel.state is ChannelState.WANTED) == (not self.connected)
             if channel.waiting and self.connected:
-                assert self.open_questions(name, "SUBSCRIBE", "READ", "UNSUBSCRIBE") or (
-                    ("unreadable", name, None) in self.said or ("lost", name, None) in self.said
+                assert (
+                    self.open_questions(name, "SUBSCRIBE", "READ", "UNSUBSCRIBE")
+                    or name in self.denied
+                    or ("unreadable", name, None) in self.said
+                    or ("lost", name, None) in self.said
                 )
 
     def teardown(self) -> None:
@@ -553,4 +625,5 @@ def test_members_in_slots() -> None:
     assert table.members(b"c1") == ()
     assert table.denied(b"c1") == ()
     assert table.denied(b"a1") == ("a1",)
+    table.leave(b"a1", "a1")
     assert sorted(table.names([ord("a"), ord("b")])) == [b"a2", b"b1"]

@@ -5,23 +5,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import aiohttp
 import pytest
 
-from gateway.drill.fleet import wait_until
+from gateway.drill.fleet import ValkeyProcess, wait_until
 from gateway.publishing.api import SCRIPT
 
 from .. import sockjs_pages
 from ..clients import SECONDS, Clients, clients_at
 from ..integration import stomp
+from ..integration.faults import Proxy
 from ..running_nodes import BalancedNodes, LoadBalancer
 from ..sockjs_pages import Lost, Page, pages, publish, register
 
 CLIENTS = 99
 PAGES = 60
 AT_ONCE = 4.0  # seconds, well before the next heartbeat would tell
+
+
+PATIENT = ["--registration-timeout", "60"]  # so that clients of a node that is cut off can be seen to wait
+
+
+@contextlib.asynccontextmanager
+async def nodes_that_can_be_cut_off() -> AsyncIterator[tuple[BalancedNodes, list[Proxy]]]:
+    """Three nodes, each of which reaches Redis through a proxy.
+
+    The proxies run in the test's loop, which must not be blocked while they are needed.
+    """
+    async with AsyncExitStack() as opened:
+        valkey = opened.enter_context(await asyncio.to_thread(ValkeyProcess))
+        proxies = [await opened.enter_async_context(Proxy.before(valkey.port)) for _ in range(3)]
+        group = BalancedNodes(valkey, *(["--redis", proxy.url, *PATIENT] for proxy in proxies))
+        nodes = await asyncio.to_thread(group.__enter__)
+        opened.push(group.__exit__)
+        yield nodes, proxies
+        for node in nodes.nodes:
+            node.kill()
 
 
 async def clients_of_a_killed_node_get_their_results(

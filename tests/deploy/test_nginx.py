@@ -122,6 +122,36 @@ async def test_without_the_hash_sessions_are_lost_at_once(nodes: BalancedNodes) 
         await balanced.most_sockjs_sessions_are_lost_at_once(control)
 
 
+# A node that is cut off from Redis
+
+
+async def until_strictly_ready(nodes: BalancedNodes, expected: list[bool]) -> None:
+    def found() -> bool:
+        states = [node.readyz() for node in nodes.nodes]
+        return [state is not None and state["strict"]["ready"] for state in states] == expected
+
+    await asyncio.to_thread(wait_until, found, f"strictly ready: {expected}")
+
+
+async def test_new_clients_go_to_nodes_that_receive_results_and_wait_anywhere_if_none_does(
+    clients: Clients,
+) -> None:
+    async with balanced.nodes_that_can_be_cut_off() as (nodes, proxies):
+        with in_front_of(nodes) as nginx:
+            with proxies[0].paused():
+                await until_strictly_ready(nodes, [False, True, True])
+                for number in range(6):
+                    await clients.register(nginx.ws_url, f"first-{number}")
+                assert await asyncio.to_thread(nodes.sessions) == [0, 3, 3]
+                with proxies[1].paused(), proxies[2].paused():
+                    await until_strictly_ready(nodes, [False] * 3)
+                    waiting = [await clients.connect(nginx.ws_url) for _ in range(3)]
+                    for number, websocket in enumerate(waiting):
+                        await websocket.send_json({"webSocketId": f"waits-{number}"})
+            for websocket in waiting:
+                assert (await websocket.receive_json(timeout=SECONDS))["registrationSucceeded"] is True
+
+
 # What is nginx's own
 
 
@@ -168,6 +198,7 @@ async def test_without_a_second_try_clients_of_a_dead_node_are_refused(
     configuration = replaced(
         CONFIGURATION, "proxy_next_upstream error timeout http_503;", "proxy_next_upstream off;"
     )
+    configuration = replaced(configuration, "error_page 502 503 504 = @any;", "")
     nodes.nodes[0].kill()
     with in_front_of(nodes, configuration) as control:
         tries = (clients.register(control.ws_url, f"client-{number}") for number in range(3))

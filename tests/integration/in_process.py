@@ -46,10 +46,10 @@ def admin_port_of(gateway: Node) -> int:
     return gateway.listening.admin_port
 
 
-async def readiness(admin_port: int) -> tuple[int, dict[str, Any]]:
-    """Status and body of /readyz on this port."""
+async def readiness(admin_port: int, *, strict: bool = False) -> tuple[int, dict[str, Any]]:
+    """Status and body of /readyz, or of /readyz/strict, on this port."""
     timeout = aiohttp.ClientTimeout(SECONDS)
-    url = f"http://127.0.0.1:{admin_port}/readyz"
+    url = f"http://127.0.0.1:{admin_port}/readyz{'/strict' * strict}"
     async with aiohttp.ClientSession(timeout=timeout) as http, http.get(url) as answer:
         body: dict[str, Any] = await answer.json()
         return answer.status, body

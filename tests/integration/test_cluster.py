@@ -22,7 +22,7 @@ from gateway.redis.cluster.broker import ShardEventFilter
 
 from .conftest import Measured, nodes_on
 from .faults import never_move, never_resubscribe
-from .in_process import node_in_process, port_of
+from .in_process import admin_port_of, node_in_process, port_of, readiness, unconnected_node
 from .load import SECONDS, PublisherBackend, all_undisturbed, load_clients, until, without_their_result
 from .test_race import Waiting
 
@@ -354,3 +354,34 @@ async def test_the_whole_cluster_is_restarted(
                 measured("whole Cluster restarted: all results there, once it was", time.monotonic() - start)
                 assert all_undisturbed(browsers + newcomers)
                 await reconciled(here, nodes)
+
+
+# A master that is away when a node starts
+
+
+async def test_a_node_that_starts_without_one_of_the_masters_is_ready_with_the_others() -> None:
+    """There is no replica to promote, and the Cluster goes on without the slots, as it can be told to."""
+    options = ("--cluster-require-full-coverage", "no")
+    with ValkeyCluster(*options, replicas=0) as cluster:
+        *_, away = cluster.nodes
+        missing = await asyncio.to_thread(slots_of, cluster, away)
+        away.kill()
+        async with (
+            unconnected_node(cluster.url) as gateway,
+            PublisherBackend.to(cluster.url) as backend,
+        ):
+            await until(
+                lambda: len(gateway._broker.missing_slots) == len(missing), "the others are connected"
+            )
+            status, body = await readiness(admin_port_of(gateway))
+            assert (status, body["ready"], body["redis"]["missing_slots"]) == (200, True, len(missing))
+            status, body = await readiness(admin_port_of(gateway), strict=True)
+            assert (status, body["ready"]) == (503, False)
+            assert body["reasons"] == [f"Redis is not connected for the slots {min(missing)}-{max(missing)}"]
+            names = names_in("served", set(range(slots.SLOT_COUNT)) - missing, 5)
+            async with load_clients([port_of(gateway)], names) as browsers:
+                await backend.publish_all(names, 1_000)
+                await until(lambda: not without_their_result(browsers), "each has its result")
+            await asyncio.to_thread(away.start)
+            await until(lambda: gateway._broker.connected, "it is complete")
+            assert (await readiness(admin_port_of(gateway), strict=True))[0] == 200

@@ -308,6 +308,7 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
                 {
                     "ready": True,
                     "reasons": [],
+                    "strict": {"ready": True, "reasons": []},
                     "node": "node-7",
                     "sessions": 1,
                     "handshakes": 1,
@@ -317,7 +318,14 @@ async def test_what_the_admin_port_says(valkey: ValkeyProcess, new_id: NewId) ->
                     "invalid": {},
                     "rejected": {},
                     "closed": {},
-                    "redis": {"connected": True, "outages": 0, "outage_seconds": 0.0, "repaired": 0},
+                    "redis": {
+                        "connected": True,
+                        "outages": 0,
+                        "outage_seconds": 0.0,
+                        "repaired": 0,
+                        "missing_slots": 0,
+                        "denied_channels": 0,
+                    },
                 },
             )
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import redis.asyncio
 
 from gateway.drill.fleet import ValkeyProcess
+from gateway.redis import history
 from gateway.redis import subscriber as link
 
 from .in_process import node_in_process, port_of
@@ -63,6 +66,41 @@ async def test_many_large_results_come_in_their_turn(
         await backend.delete(*(f"websocket:{name}" for name in names))
 
 
+SMALL_RESULT = b'{"authResult":"DONE","data":"' + b"x" * 4_000 + b'"}'
+
+
+@pytest.mark.parametrize(
+    ("limit", "safeguard"),
+    [("256kb", True), ("1mb", True), ("256kb", False)],
+    ids=["256kb", "1mb", "control"],
+)
+async def test_batches_shrink_to_the_output_buffer_that_redis_allows(
+    limit: str, safeguard: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not safeguard:
+        monkeypatch.setattr(history, "SMALLEST", 0)
+    names = [f"narrow-{number:0120}" for number in range(2_000)]
+    options = ("--client-output-buffer-limit", f"pubsub {limit} 0 0")
+    with await asyncio.to_thread(ValkeyProcess, *options) as valkey:
+        with valkey.client() as client:
+            client.mset({f"websocket:{name}": SMALL_RESULT for name in names})
+        async with node_in_process(valkey.url) as gateway:
+            members = [_Deaf() for _ in names]
+            for name, member in zip(names, members, strict=True):
+                gateway._hub.register(name.encode(), member)
+            if not safeguard:
+                await until(lambda: gateway._broker.outages > 8, "Redis closes it again and again")
+                assert not all(member.delivered for member in members)
+                return
+            await until(lambda: all(member.delivered for member in members), "each has its result")
+            outages = gateway._broker.outages
+            assert 1 <= outages <= 8
+            valkey.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await until(lambda: gateway._broker.outages > outages, "it is cut off once more")
+            await until(lambda: gateway._hub.count_confirmed() == len(names), "all are back")
+            assert gateway._broker.outages == outages + 1, "what the node has learnt, it remembers"
+
+
 class _Deaf:
     """A member of the hub that only counts."""
 
@@ -74,9 +112,6 @@ class _Deaf:
 
     def deliver(self, web_socket_id: bytes, result: object) -> None:
         self.delivered += 1
-
-    def deny(self, web_socket_id: bytes, problem: object) -> None:
-        raise AssertionError(problem)
 
     def degraded(self) -> None:
         """It watches no status."""

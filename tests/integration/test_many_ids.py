@@ -13,7 +13,7 @@ import pytest
 
 from gateway.drill.fleet import ValkeyProcess
 from gateway.node import Node
-from gateway.redis import subscriber as link
+from gateway.redis import history
 
 from .conftest import Measured
 from .in_process import node_in_process
@@ -139,8 +139,8 @@ async def test_control_in_one_command_they_do_not_come_back(
 ) -> None:
     """The confirmations alone are more than Redis's buffer for a subscriber may hold."""
     async with many_ids(measured) as (valkey, gateway, others):
-        monkeypatch.setattr(link, "SUBSCRIBE_BATCH", IDS)
-        monkeypatch.setattr(link, "MAX_PENDING_BATCHES", IDS)
+        monkeypatch.setattr(history, "SUBSCRIBE_BATCH", IDS)
+        monkeypatch.setattr(history, "SMALLEST", 0)  # nor do batches shrink after a loss
         await asyncio.to_thread(cut, valkey, others)
         await until(lambda: gateway._broker.outages >= 3, "cut off again and again", 60)
         measured("control: the longest PING of somebody else", await asyncio.to_thread(others.longest))

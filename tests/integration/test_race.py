@@ -14,7 +14,7 @@ import redis.asyncio
 
 from gateway.core.hub import Member
 from gateway.drill.fleet import ValkeyProcess
-from gateway.messages import Problem, Result
+from gateway.messages import Result
 from gateway.node import Node
 from gateway.publishing.api import SCRIPT
 
@@ -39,9 +39,6 @@ class Waiting:
 
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.told.append(result.auth_result)
-
-    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
-        self.told.append(problem.code)
 
     def degraded(self) -> None:
         """It watches no status."""

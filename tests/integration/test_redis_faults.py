@@ -18,6 +18,7 @@ import redis.asyncio
 
 from gateway.drill.fleet import NodeProcess, ValkeyProcess, free_port
 from gateway.node import Node
+from gateway.redis import history
 from gateway.redis import subscriber as link
 
 from .conftest import Line, Measured, nodes_on
@@ -274,7 +275,7 @@ async def test_results_published_while_redis_is_away(
             assert await missed(gateway, proxy, backend, "gap", strike) == expected
 
 
-@pytest.mark.parametrize("batch", [link.SUBSCRIBE_BATCH, 1], ids=["safeguard", "control"])
+@pytest.mark.parametrize("batch", [history.SUBSCRIBE_BATCH, 1], ids=["safeguard", "control"])
 async def test_ids_come_back_in_batches(
     monkeypatch: pytest.MonkeyPatch, measured: Measured, batch: int
 ) -> None:
@@ -285,7 +286,7 @@ async def test_ids_come_back_in_batches(
 async def ids_come_back(
     valkey: ValkeyProcess, monkeypatch: pytest.MonkeyPatch, measured: Measured, batch: int
 ) -> None:
-    monkeypatch.setattr(link, "SUBSCRIBE_BATCH", batch)
+    monkeypatch.setattr(history, "SUBSCRIBE_BATCH", batch)
     ids = 1_000
     async with node_in_process(valkey.url) as gateway, redis.asyncio.Redis(port=valkey.port) as backend:
         members = [Waiting(f"batches-{batch}-{number:0120}") for number in range(ids)]

@@ -18,6 +18,7 @@ from gateway.nodes.info import (
     SESSION_QUESTION,
     InfoSource,
     RedisInfo,
+    denial_troubles,
     node_troubles,
     parse_holder_info,
     parse_node_info,
@@ -87,6 +88,12 @@ def test_a_long_reason_is_cut() -> None:
     assert len(trouble.text) == 300
 
 
+def test_says_what_redis_denies() -> None:
+    assert denial_troubles(0) == []
+    (trouble,) = denial_troubles(1_200)
+    assert (trouble.tone, trouble.text[:24]) == ("bad", "is denied 1,200 channels")
+
+
 @pytest.mark.parametrize(
     ("sessions", "draining", "expected"),
     [
@@ -115,6 +122,7 @@ class Line:
     probe_age: float | None = 0.5
     last_error = ""
     outages = 2
+    denied_channels = 0
     probe = SimpleNamespace(round_trip=None, last_error="")
 
     @property

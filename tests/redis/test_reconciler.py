@@ -7,8 +7,9 @@ import asyncio
 import pytest
 
 from gateway.redis.connection import ConnectionLost
+from gateway.redis.history import SUBSCRIBE_BATCH
 from gateway.redis.reconciler import BATCHES_PER_RUN, IDLE_POLL, RECONCILE_INTERVAL, Reconciler
-from gateway.redis.subscriber import SUBSCRIBE_BATCH, SubscriberConnection
+from gateway.redis.subscriber import SubscriberConnection
 
 from ..fakes import Events, Redis, Transport, push, resp, turns, virtual
 

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from gateway.redis.connection import ConnectionLost
+from gateway.redis.connection import ConnectionLost, ReplyError
 from gateway.redis.outage_notifier import NOTIFY_AFTER
 from gateway.redis.reminder import REMIND_EVERY
 from gateway.redis.server import STEP_TIMEOUT, Server
@@ -126,7 +126,7 @@ class Scene:
             self.events,
             "gateway-x",
             asyncio.get_running_loop().time,
-            lambda: SubscriberConnection(self.events, 1_000),
+            lambda history: SubscriberConnection(self.events, 1_000, history),
             lambda: None,
         )
         self.task = asyncio.create_task(self.broker.run())
@@ -566,4 +566,77 @@ async def test_what_is_being_missed_counts_before_it_is_over() -> None:
     scene.topology.answer = serves
     await until(lambda: scene.broker.connected)
     assert scene.broker.outage_seconds() == scene.broker.past_outage_seconds
+    await scene.stop()
+
+
+# Whether the node receives results, as a balancer asks
+
+
+@virtual
+async def test_a_node_without_a_connection_is_deaf_at_once() -> None:
+    scene = Scene(is_down)
+    assert scene.broker.deaf == "Redis is not connected"
+    await asyncio.sleep(1)
+    assert scene.broker.deaf == "Redis is not connected: Connect call failed"
+    assert (scene.broker.denied_channels, scene.broker.missing_slots) == (0, ())
+    scene.topology.answer = serves
+    await asyncio.sleep(MAX_RECONNECT_DELAY)
+    assert scene.broker.deaf == ""
+    await scene.stop()
+
+
+@virtual
+async def test_a_silent_redis_makes_a_node_deaf_before_the_connection_is_given_up() -> None:
+    scene = await Scene().up()
+    await asyncio.sleep(10)
+    assert scene.broker.deaf == "", "PINGs are answered"
+    scene.topology.transports[-1].on_write = lambda _data: None
+    await until(lambda: bool(scene.broker.deaf))
+    assert scene.broker.connected
+    assert scene.broker.deaf.startswith("Redis has been silent for 2.5")
+    await scene.stop()
+
+
+@virtual
+async def test_a_node_whose_own_probe_channel_is_refused_is_deaf() -> None:
+    scene = await Scene().up()
+    scene.broker._probe_channel = lambda: b"probe"
+    connection = scene.broker.connection
+    assert connection is not None
+    scene.topology.redis.forbidden_channels = {b"probe"}
+    with pytest.raises(ReplyError):
+        await connection.subscribe_service(b"probe", print)
+    assert "refuses the channel of the node's own probe: NOPERM" in scene.broker.deaf
+    scene.topology.redis.forbidden_channels = set()
+    await connection.subscribe_service(b"probe", print)
+    assert scene.broker.deaf == ""
+    await scene.stop()
+
+
+@virtual
+async def test_a_denied_channel_is_degraded_and_no_other() -> None:
+    scene = await Scene().up()
+    scene.topology.redis.forbidden_channels = {b"a"}
+    scene.broker.subscribe(b"a")
+    await turns()
+    assert (scene.broker.degraded(b"a"), scene.broker.degraded(b"b")) == (True, False)
+    assert scene.broker.denied_channels == 1
+    assert scene.broker.deaf == "", "an id that nobody may have says nothing of the node"
+    await scene.stop()
+
+
+@virtual
+async def test_a_connection_lost_during_a_batch_has_a_hint_and_the_next_asks_for_less() -> None:
+    with capture_logs() as logs:
+        scene = await Scene(serves, *(b"%d" % number for number in range(500))).up()
+        scene.topology.transports[-1].on_write = lambda _data: None
+        scene.broker.subscribe(b"one more")
+        await turns()
+        scene.topology.redis.commands.clear()
+        scene.lose()
+        await asyncio.sleep(MAX_RECONNECT_DELAY)
+    (line,) = told(logs, "redis connection lost")
+    assert "client-output-buffer-limit pubsub" in line["hint"]
+    sizes = [len(command) - 1 for command in scene.topology.redis.commands if command[0] == b"SUBSCRIBE"]
+    assert max(sizes) == 250
     await scene.stop()

@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from gateway.core.hub import Hub
 from gateway.redis.connection import ConnectionLost, ReplyError
+from gateway.redis.denials import FIRST_RETRY, HOPELESS_AFTER, MAX_RETRY
+from gateway.redis.history import MAX_PENDING_BATCHES, SUBSCRIBE_BATCH, ServerHistory
 from gateway.redis.subscriber import (
     DEAD_AFTER,
     LIVENESS_TICK,
-    MAX_PENDING_BATCHES,
     NO_ROOM,
     PING_AFTER,
-    SUBSCRIBE_BATCH,
     SubscriberConnection,
 )
 
@@ -31,9 +32,9 @@ NOPERM = Exception("NOPERM this user has no permissions")
 class Scene:
     """A connection that is up; the test plays Redis."""
 
-    def __init__(self, *wanted: bytes) -> None:
+    def __init__(self, *wanted: bytes, history: ServerHistory | None = None) -> None:
         self.events = Events(wanted)
-        self.connection = SubscriberConnection(self.events, 1_000)
+        self.connection = SubscriberConnection(self.events, 1_000, history)
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.connection
         self.connection.connection_made(self.transport)
@@ -329,25 +330,55 @@ async def test_the_window_counts_reads_and_leaves_too() -> None:
 
 
 @virtual
-async def test_a_forbidden_channel_is_refused_alone() -> None:
-    scene = await up(b"a", b"b", b"c")
+async def test_a_denied_batch_is_halved_until_the_denied_channel_is_alone() -> None:
+    scene = await up(b"a", b"b", b"c", b"d")
     scene.commands()
-    scene.say(resp(NOPERM), resp([None, None, None]))
-    assert scene.events.taken() == []
+    scene.say(resp(NOPERM), resp([None] * 4))
     await turns()
     assert scene.commands() == [
-        [kind, name] for name in (b"a", b"b", b"c") for kind in (b"SUBSCRIBE", b"READ")
+        [kind, *names] for names in ((b"a", b"b"), (b"c", b"d")) for kind in (b"SUBSCRIBE", b"READ")
     ]
+    scene.say(resp(NOPERM), resp([None, None]))
+    scene.confirm(b"c", b"d")
+    scene.say(resp([b"R", None]))
+    await turns()
+    assert scene.commands() == [[kind, name] for name in (b"a", b"b") for kind in (b"SUBSCRIBE", b"READ")]
     scene.say(push(b"subscribe", b"a", 1), resp([None]), resp(NOPERM), resp([b"R"]))
-    scene.say(push(b"subscribe", b"c", 2), resp([b"R"]))
     assert scene.events.taken() == [
-        ("subscribed", b"a", None),
-        ("denied", b"b", "NOPERM"),
         ("subscribed", b"c", b"R"),
+        ("subscribed", b"d", None),
+        ("subscribed", b"a", None),
+        ("denied", b"b"),
     ]
     await turns()
     assert scene.commands() == []
+    assert (scene.connection.denied_channels, scene.connection.denies(b"b")) == (1, True)
     assert not scene.transport.aborted
+
+
+@pytest.mark.parametrize("error", ["MOVED 7 10.0.0.2:7002", "CROSSSLOT Keys in request"])
+def test_one_id_that_another_server_serves_harms_no_other(error: str) -> None:
+    """A node of a Cluster at a redis:// URL takes any SUBSCRIBE, and reads only keys of its own slots."""
+
+    @virtual
+    async def asked() -> None:
+        scene = await up(b"a", b"b")
+        scene.commands()
+        scene.confirm(b"a", b"b")
+        scene.say(resp(Exception(error)))
+        await turns()
+        assert [command[0] for command in scene.commands()] == [b"SUBSCRIBE", b"READ"] * 2
+        scene.confirm(b"a")
+        scene.say(resp(Exception("MOVED 7 10.0.0.2:7002")))
+        scene.confirm(b"b")
+        scene.say(resp([b"R"]))
+        assert scene.events.taken() == [("subscribed", b"b", b"R")]
+        await turns()
+        scene.say(push(b"unsubscribe", b"a", 1))
+        assert scene.events.taken() == [("denied", b"a")]
+        assert not scene.transport.aborted
+
+    asked()
 
 
 @virtual
@@ -358,20 +389,138 @@ async def test_a_denied_key_affects_only_its_own_channel() -> None:
     await turns()
     assert [command[0] for command in scene.commands()] == [b"SUBSCRIBE", b"READ"] * 2
     scene.say(push(b"subscribe", b"a", 2), resp(NOPERM), push(b"subscribe", b"b", 2), resp([None]))
-    assert scene.events.taken() == [("denied", b"a", "NOPERM"), ("subscribed", b"b", None)]
+    assert scene.events.taken() == [("subscribed", b"b", None)]
     await turns()
     assert scene.commands() == [[b"UNSUBSCRIBE", b"a"]]
     scene.say(push(b"unsubscribe", b"a", 1))
+    assert scene.events.taken() == [("denied", b"a")], "from now on nothing of it is subscribed"
+    assert not scene.transport.aborted
+
+
+async def denied(*names: bytes) -> Scene:
+    """A connection to a Redis that denies all these channels, one by one."""
+    scene = await up()
+    for name in names:
+        scene.connection.subscribe(name)
+        await turns()
+        scene.say(resp(NOPERM), resp([None]))
+    assert scene.events.taken() == [("denied", name) for name in names]
+    scene.commands()
+    return scene
+
+
+@virtual
+async def test_what_is_denied_is_asked_for_again_until_it_is_allowed() -> None:
+    scene = await denied(b"a", b"b")
+    redis = Redis()
+    redis.forbidden_channels = {b"a", b"b"}
+    for _ in range(5):
+        await asyncio.sleep(MAX_RETRY)
+        await settle(scene, redis)
+    kinds = [kind for kind, *_ in scene.events.taken()]
+    assert kinds == ["retry", "retry", "denied", "denied"] * (len(kinds) // 4)
+    assert len(kinds) >= 5 * 4
+    redis.forbidden_channels = {b"b"}
+    await asyncio.sleep(MAX_RETRY)
+    await settle(scene, redis)
+    assert ("subscribed", b"a", None) in scene.events.taken()
     assert not scene.transport.aborted
 
 
 @virtual
-async def test_what_is_retried_counts_against_the_window() -> None:
-    scene = await up(*names(20))
-    scene.commands()
-    scene.say(resp(NOPERM), resp([None] * 20))
+async def test_what_is_left_while_it_is_denied_is_not_asked_for_again() -> None:
+    scene = await denied(b"a", b"b", b"c")
+    scene.events.given_up = {b"b"}
+    scene.connection.unsubscribe(b"a")
+    assert scene.connection.denied_channels == 2
+    await asyncio.sleep(1)
+    assert scene.commands() == [[b"SUBSCRIBE", b"c"], [b"READ", b"c"]]
+
+
+@virtual
+async def test_a_denied_read_is_asked_for_again_and_leaves_the_subscription_alone() -> None:
+    scene = await up()
+    scene.events.wanted = [b"a"]
+    scene.connection.read(b"a")
     await turns()
-    assert len(scene.commands()) == 2 * MAX_PENDING_BATCHES
+    scene.say(resp(NOPERM))
+    scene.commands()
+    await asyncio.sleep(FIRST_RETRY)
+    assert scene.commands() == [[b"READ", b"a"]]
+    scene.say(resp([b"R"]))
+    assert scene.events.taken() == [("denied", b"a"), ("retry", b"a"), ("subscribed", b"a", b"R")]
+    scene.connection.read(b"a")
+    await turns()
+    scene.say(resp(NOPERM))
+    scene.commands()
+    scene.connection.unsubscribe(b"a")
+    await turns()
+    assert scene.commands() == [[b"UNSUBSCRIBE", b"a"]], "this one is subscribed"
+
+
+@virtual
+async def test_a_channel_that_is_asked_for_anew_is_asked_for_once() -> None:
+    """In a Cluster its slot may leave and come back meanwhile."""
+    scene = await denied(b"a", b"b")
+    scene.connection.subscribe(b"a")
+    scene.connection.read(b"b")
+    await turns()
+    assert scene.commands() == [[b"SUBSCRIBE", b"a"], [b"READ", b"a"], [b"READ", b"b"]]
+    assert scene.connection.denied_channels == 0
+
+
+HALVES = 2 * HOPELESS_AFTER + MAX_PENDING_BATCHES  # of each batch that was split, one half may still wait
+
+
+@virtual
+async def test_while_everything_is_denied_little_is_asked() -> None:
+    """Of 5,000 channels: not each by itself, and not again and again."""
+    scene = await up(*names(5_000))
+    redis = Redis()
+    redis.forbidden_channels = set(names(5_000))
+    await settle(scene, redis)
+    assert scene.connection.denied_channels == 5_000
+    assert len(redis.commands) <= 2 * (5_000 / SUBSCRIBE_BATCH + HALVES)
+    before = len(redis.commands)
+    await asyncio.sleep(FIRST_RETRY)
+    await settle(scene, redis)
+    assert len(redis.commands) - before <= 2 * HALVES
+    redis.forbidden_channels = {b"websocket:7"}
+    await asyncio.sleep(MAX_RETRY)
+    await settle(scene, redis)
+    assert len(redis.subscribed) == 4_999
+    assert scene.connection.denied_channels == 1
+
+
+@virtual
+async def test_a_denial_is_logged_once_and_says_which_right_is_missing() -> None:
+    with capture_logs() as logs:
+        await denied(b"websocket:a", b"websocket:b")
+    (line,) = logs
+    assert (line["event"], line["log_level"]) == ("channel denied by redis", "error")
+    assert line["reason"].startswith("NOPERM")
+
+
+@virtual
+async def test_batches_shrink_when_redis_closes_a_connection_during_one() -> None:
+    history = ServerHistory(asyncio.get_running_loop().time)
+    sizes = []
+    for _ in range(3):
+        scene = await Scene(*names(5_000), history=history).started()
+        sizes.append([len(command) - 1 for command in scene.commands() if command[0] == b"SUBSCRIBE"])
+        scene.transport.lose()
+    assert sizes == [[500] * 8, [250] * 4, [125] * 2]
+
+
+@virtual
+async def test_batches_do_not_shrink_when_this_node_ends_the_connection() -> None:
+    history = ServerHistory(asyncio.get_running_loop().time)
+    scene = await Scene(*names(10), history=history).started()
+    scene.connection.abort("no longer trusted")
+    await turns()
+    scene = await Scene(history=history).started()
+    scene.transport.lose()
+    assert not history.shrunk
 
 
 @virtual
@@ -399,7 +548,6 @@ async def test_a_channel_left_while_its_refused_read_is_retried_stays_left() -> 
         "MASTERDOWN Link with MASTER is down",
         "ERR unknown command",
         "NOAUTH",
-        "NOPERM User weak has no permissions to run the 'subscribe' command",
     ],
 )
 def test_any_other_refusal_ends_the_connection(refusal: str) -> None:
@@ -520,7 +668,11 @@ async def test_a_denied_service_channel_affects_nothing_else() -> None:
     with pytest.raises(ReplyError, match="SUBSCRIBE with: NOPERM"):
         await service_messages(scene, resp(NOPERM))
     assert scene.connection.service_channels == set()
+    assert scene.connection.refuses_service(b"probe") == str(NOPERM)
     assert not scene.transport.aborted
+    await service_messages(scene, push(b"subscribe", b"probe", 1))
+    assert scene.connection.refuses_service(b"probe") == ""
+    assert scene.connection.refuses_service(None) == ""
 
 
 @pytest.mark.parametrize("answer", [resp("OK"), push(b"subscribe", b"other", 1)])
@@ -789,9 +941,8 @@ class Whole:
         self.read = len(self.transport.written)
 
     def present(self) -> list[tuple[bytes, Member]]:
-        return [
-            (name, member) for name, member in self.members if ("deny", "not_allowed") not in member.heard
-        ]
+        """The members whose channels Redis allows."""
+        return [(name, member) for name, member in self.members if not name.startswith(b"websocket:un")]
 
 
 steps = st.lists(
@@ -824,11 +975,13 @@ def test_redis_is_subscribed_to_what_the_members_want(drawn: list[tuple[str, int
         await idle(whole)
         assert not whole.transport.aborted
         for name, member in whole.members:
-            answer = "deny" if name.startswith(b"websocket:un") else "confirm"
-            assert [kind for kind, _ in member.heard if kind != "deliver"] == [answer]
+            kinds = [kind for kind, _ in member.heard if kind not in ("deliver", "degraded")]
+            assert kinds == ([] if name.startswith(b"websocket:un") else ["confirm"])
         wanted = {name for name, _ in whole.present()}
         assert whole.redis.subscribed == wanted
-        for name, member in whole.present():
+        denied = {name for name, _ in whole.members} - wanted
+        assert whole.connection.denied_channels == len(denied)
+        for name, member in whole.members:
             whole.hub.leave(name, member)
         await idle(whole)
         assert whole.redis.subscribed == set()

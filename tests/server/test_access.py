@@ -9,7 +9,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
 from gateway.server.access import AccessControl
-from gateway.wire.handshake import ADDRESS_FULL, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
+from gateway.wire.handshake import ADDRESS_FULL, CUT_OFF, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
 
 from ..fakes import node
 
@@ -47,6 +47,17 @@ def test_a_node_that_stops_lets_nobody_in() -> None:
     assert at.check_upgrade(handshake(Sec_WebSocket_Version="8"), "a") is STOPPING
     assert at.check_session("a") is STOPPING
     assert at.rejected == {"stopping": 2}
+
+
+def test_a_node_that_is_cut_off_says_so_to_a_proxy_that_asks() -> None:
+    at = access()
+    strict = handshake(Gateway_Strict="1")
+    assert at.check_upgrade(strict, "a") is None
+    at._context.hub.broker.deaf = "Redis is not connected"
+    assert at.check_upgrade(strict, "a") is at.check_strict(strict) is CUT_OFF
+    assert at.check_upgrade(handshake(), "a") is None, "it asks nobody else to go away"
+    assert at._context.admission.sessions == 2
+    assert at.rejected == {"cut_off": 2}
 
 
 def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:

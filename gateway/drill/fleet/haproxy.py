@@ -107,15 +107,19 @@ class HAProxyProcess(Process):
         )
 
     def serves_nodes(self, count: int) -> bool:
-        """Whether both backends use `count` nodes; False while HAProxy does not answer."""
+        """Whether all backends use `count` nodes; False while HAProxy does not answer."""
+        return set(self.nodes_by_backend().values()) == {count}
+
+    def nodes_by_backend(self) -> dict[str, int]:
+        """How many nodes each backend uses; empty while HAProxy does not answer."""
         try:
             with urllib.request.urlopen(self._status, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 - our own
                 lines = answer.read().decode().splitlines()
         except OSError:
-            return False
-        rows = [line.split(",") for line in lines]
-        up = Counter(row[0] for row in rows if row[1].startswith("node") and row[17].startswith("UP"))
-        return up["gateway"] == up["sockjs"] == count
+            return {}
+        nodes = [row for row in (line.split(",") for line in lines) if row[1].startswith("node")]
+        used = Counter(row[0] for row in nodes if row[17].startswith("UP"))
+        return {backend: used[backend] for backend in {row[0] for row in nodes}}
 
     def logs(self) -> str:
         """What it has logged so far."""

@@ -16,19 +16,27 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
+import structlog
+
 from ..connection import ConnectionLost
 from ..events import Slots, SubscriberEvents
+from ..history import REMIND_EVERY
 from ..outage_notifier import OutageNotifier
-from ..server_broker import ServerBroker
+from ..server_broker import ALARM_AFTER, ServerBroker
 from ..subscriber import SubscriberConnection
 from ..topology import FixedTopology
 from ..url import Address, RedisURL
-from .slots import key_slot, name_in_slots_of
+from .slots import key_slot, name_in_slots_of, shown_ranges
 from .subscriber import ShardedSubscriberConnection
 from .topology import ClusterTopology
 
 SLOTLESS_SECONDS: Final = 30.0
 """How long a node without slots keeps its connection: a slot is migrating to it."""
+
+MISSING_AFTER: Final = 3.0
+"""Seconds that slots are missing before the log names them: a failover takes less."""
+
+log = structlog.get_logger()
 
 
 class ShardEventFilter:
@@ -84,9 +92,11 @@ class ShardEventFilter:
         if self.owns(name):
             self._events.unsubscribed(name)
 
-    def denied(self, name: bytes, reason: str) -> None:
-        if self.owns(name):
-            self._events.denied(name, reason)
+    def denied(self, name: bytes) -> bool:
+        return self.owns(name) and self._events.denied(name)
+
+    def retry(self, name: bytes) -> bool:
+        return self.owns(name) and self._events.retry(name)
 
     def lost(self, name: bytes, *, answer: bool = False) -> None:
         if self.owns(name):
@@ -135,6 +145,8 @@ class ClusterBroker:
         self._past_outage_seconds = 0.0
         self._unserved_notifier = OutageNotifier(lambda: events.degraded(self.topology.map.slots(None)))
         self._repaired = 0  # by brokers that are retired
+        self._ever_complete = False
+        self._missing_logged_at: float | None = None
         self.ever_connected = False
         self.outages = 0
         """Times that some slot lost its connection: what was published there meanwhile is lost."""
@@ -144,6 +156,24 @@ class ClusterBroker:
     @property
     def connected(self) -> bool:
         return self._connected
+
+    @property
+    def deaf(self) -> str:
+        if not self._connected:
+            return f"Redis is not connected for the slots {shown_ranges(self.missing_slots)}"
+        masters = (self._brokers[address] for address in self.topology.map.masters)
+        return next((broker.deaf for broker in masters if broker.deaf), "")
+
+    @property
+    def denied_channels(self) -> int:
+        return sum(broker.denied_channels for broker in self._brokers.values())
+
+    @property
+    def missing_slots(self) -> Sequence[int]:
+        if self._connected:
+            return ()
+        reached = {address for address, broker in self._brokers.items() if broker.connected}
+        return [slot for slot, owner in enumerate(self.topology.map.owners) if owner not in reached]
 
     def outage_seconds(self) -> float:
         present = 0.0 if self._outage_since is None else self._clock() - self._outage_since
@@ -230,6 +260,7 @@ class ClusterBroker:
             while True:
                 await self.topology.refresh()
                 self._retire_idle()
+                self._log_missing()
                 await self.topology.wait_for_refresh(urgent=not self._connected)
                 self._raise_crashes()
         finally:
@@ -239,6 +270,23 @@ class ClusterBroker:
                 for address in list(self._brokers):
                     self._retire(address)
                 await asyncio.gather(*self._retired, return_exceptions=True)
+
+    def _log_missing(self) -> None:
+        """Say in the log, once in a while, which slots are missing for long."""
+        down_for, now = self.down_for, self._clock()
+        logged_at = self._missing_logged_at
+        if down_for is None or down_for < MISSING_AFTER:
+            return
+        if self.ever_connected and (logged_at is None or now - logged_at >= REMIND_EVERY):
+            self._missing_logged_at = now
+            write = log.error if down_for >= ALARM_AFTER else log.warning
+            write(
+                "redis cluster slots missing",
+                slots=shown_ranges(self.missing_slots),
+                for_seconds=round(down_for, 1),
+                hint="this node cannot reach the masters of these slots, or they are down without a replica; "
+                "it serves the ids in all other slots",
+            )
 
     def _raise_crashes(self) -> None:
         """Raise the exception of a broker that has ended; none ends without one."""
@@ -305,11 +353,14 @@ class ClusterBroker:
             address in self._brokers and self._brokers[address].connected
             for address in self.topology.map.masters
         )
+        self.ever_connected = self.ever_connected or any(
+            broker.connected for broker in self._brokers.values()
+        )
         if self._connected:
-            self.ever_connected = True
+            self._ever_complete = True
             self._past_outage_seconds = self.outage_seconds()
-            self._outage_since = None
-        elif self.ever_connected and self._outage_since is None:
+            self._outage_since = self._missing_logged_at = None
+        elif self._ever_complete and self._outage_since is None:
             self.outages += 1
             self._outage_since = self._clock()
         if not self._connected:

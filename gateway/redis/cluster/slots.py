@@ -15,6 +15,10 @@ MAX_NAME_TRIES: Final = 16 * SLOT_COUNT
 """Names tried to find one in a given slot. For a single slot, 1 of 9 million searches fails."""
 
 
+MAX_SHOWN_RANGES: Final = 10
+"""Ranges of slots in one line; the others are counted."""
+
+
 def key_slot(name: bytes) -> int:
     """The slot of a key or a shard channel (Redis Cluster specification, Hash tags).
 
@@ -126,3 +130,17 @@ def name_in_slots_of(stem: bytes, known: SlotMap, owner: Address) -> bytes | Non
         return None
     names = (b"%b%d" % (stem, number) for number in range(MAX_NAME_TRIES))
     return next((name for name in names if known.owners[key_slot(name)] == owner), None)
+
+
+def shown_ranges(numbers: Sequence[int]) -> str:
+    """Ascending slots in a few words, as "0-5460, 10923 and 16 more slots"."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    shown = ranges[:MAX_SHOWN_RANGES]
+    rest = sum(last - first + 1 for first, last in ranges[MAX_SHOWN_RANGES:])
+    text = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in shown)
+    return f"{text} and {rest} more slots" if rest else text

@@ -20,15 +20,11 @@ from typing import Any, Final, NamedTuple, Protocol
 import hiredis
 
 from ..connection import Command, pack
+from ..denials import is_denial
 from ..events import SubscriberEvents
+from ..history import ServerHistory
 from ..reply_limits import UnexpectedReply
-from ..subscriber import (
-    PubSubCommands,
-    SubscribeBatch,
-    SubscriberConnection,
-    UnsubscribeBatch,
-    is_channel_denied,
-)
+from ..subscriber import PubSubCommands, SubscribeBatch, SubscriberConnection, UnsubscribeBatch
 from .slots import Redirection, parse_redirection
 
 MAX_IN_FLIGHT: Final = 1_000
@@ -76,10 +72,13 @@ class ShardedSubscriberConnection(SubscriberConnection):
     _message_kind = b"smessage"
     _subscribe_kind, _unsubscribe_kind = b"ssubscribe", b"sunsubscribe"
 
-    def __init__(self, events: ShardedSubscriberEvents, max_result_size: int) -> None:
-        super().__init__(events, max_result_size)
+    def __init__(
+        self, events: ShardedSubscriberEvents, max_result_size: int, history: ServerHistory | None = None
+    ) -> None:
+        super().__init__(events, max_result_size, history)
         self._shard_events = events
-        self._window = max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size))
+        self._window = self._history.window(max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size)))
+        self._batch = 1
         self._deferred: dict[bytes, DeferredRequest] = {}
 
     def _trials(self) -> list[Command]:
@@ -117,9 +116,6 @@ class ShardedSubscriberConnection(SubscriberConnection):
         self.send(lambda _reply: None, "ASKING")
         self.send(on_read, *self._getrange(name))
 
-    def _take(self, names: Any) -> list[bytes]:
-        return [names.popleft()]
-
     def _getrange(self, name: bytes) -> tuple[str, bytes, int, int]:
         return ("GETRANGE", name, 0, self._max_result_size)
 
@@ -152,7 +148,7 @@ class ShardedSubscriberConnection(SubscriberConnection):
             raise UnexpectedReply("a reply between confirmations")
         else:
             self._batch_done()
-            self._events.unsubscribed(batch.names[0])
+            self._unsubscribed(batch.names[0])
 
     def _subscribe_replied(self, batch: SubscribeBatch, reply: Any) -> None:
         if batch.confirmed == 0:  # SSUBSCRIBE failed; the reply to the read follows
@@ -175,10 +171,8 @@ class ShardedSubscriberConnection(SubscriberConnection):
             self._redirected(batch, redirection)
         elif error.startswith(("CLUSTERDOWN", "TRYAGAIN")):
             self._defer(batch, UNSERVED_RETRY)
-        elif is_channel_denied(error):
-            if batch.error is None:  # the channel is subscribed; only its retained result is denied
-                self._to_unsubscribe.append(name)
-            self._events.denied(name, error)
+        elif is_denial(error):
+            self._batch_denied(batch, error)
         else:
             self.abort(f"Redis answered: {error}")
 
@@ -198,6 +192,7 @@ class ShardedSubscriberConnection(SubscriberConnection):
         """The channel is subscribed, unless it was given up and is wanted again: a SUBSCRIBE follows then."""
         if subscribe or self._events.is_confirmed(name):
             self._events.subscribed(name, retained or None)
+        self._denied.allowed()
 
     # Deferred requests
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.core.hub import Hub
-from gateway.messages import Problem, Result
+from gateway.messages import Result
 from gateway.redis import url as redis_url
 from gateway.redis.cluster import slots
-from gateway.redis.cluster.broker import SLOTLESS_SECONDS, ClusterBroker, ShardEventFilter
+from gateway.redis.cluster.broker import MISSING_AFTER, SLOTLESS_SECONDS, ClusterBroker, ShardEventFilter
 from gateway.redis.cluster.slots import SlotMap, key_slot
 from gateway.redis.server import Server
 from gateway.redis.url import Address
@@ -60,9 +60,6 @@ class Member:
     def deliver(self, _web_socket_id: bytes, result: Result) -> None:
         assert self.answers == 1, "delivered before the answer"
         self.heard.append(result.auth_result.encode())
-
-    def deny(self, web_socket_id: bytes, problem: Problem) -> None:
-        raise AssertionError(problem)
 
     def degraded(self) -> None:
         """An outage; the tests of the hub cover it."""
@@ -332,6 +329,42 @@ async def test_an_unreachable_cluster_is_logged_once() -> None:
     (line,) = [line for line in logs if line["event"] == "redis cluster unreachable"]
     assert "n0:7000: Connect call failed" in line["reason"]
     assert "n1:7001: Connect call failed" in line["reason"]
+
+
+@virtual
+async def test_a_node_that_starts_without_one_of_the_masters_serves_the_others() -> None:
+    structlog.reset_defaults()
+    with capture_logs() as logs:
+        async with up() as scene:
+            dead = scene.redis.node(2)
+            dead.die()
+            await asyncio.sleep(0.2)
+            served, waits = scene.join(ident(0)), scene.join(ident(2))
+            await asyncio.sleep(0.1)
+            assert (scene.cluster.connected, scene.cluster.ever_connected) == (False, True)
+            assert (served.answers, waits.answers) == (1, 0)
+            missing = [number for number in range(COUNT) if number % 3 == 2]
+            assert scene.cluster.missing_slots == missing
+            assert scene.cluster.deaf.startswith("Redis is not connected for the slots 2, 5")
+            await asyncio.sleep(2 * MISSING_AFTER)
+            dead.alive = True
+            await asyncio.sleep(1)
+            assert (scene.cluster.connected, len(scene.cluster.missing_slots), waits.answers) == (True, 0, 1)
+            assert (scene.cluster.deaf, scene.cluster.denied_channels) == ("", 0)
+            assert scene.cluster.outages == 0, "none that it was connected to was lost"
+    (line,) = [line for line in logs if line["event"] == "redis cluster slots missing"]
+    assert line["slots"].startswith("2, 5")
+    assert "it serves the ids in all other slots" in line["hint"]
+
+
+@virtual
+async def test_one_silent_master_makes_a_node_deaf() -> None:
+    async with up() as scene:
+        await asyncio.sleep(0.2)
+        assert scene.cluster.deaf == ""
+        scene.redis.node(1).freeze()
+        await asyncio.sleep(3.2)
+        assert scene.cluster.deaf.startswith("Redis has been silent for")
 
 
 # In any order

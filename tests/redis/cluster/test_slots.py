@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -165,3 +166,16 @@ def test_no_name_with_a_hash_tag_is_in_another_slot(monkeypatch: pytest.MonkeyPa
 )
 def test_redirections(error: str, said: tuple[str, str, int] | None) -> None:
     assert slots.parse_redirection(error) == said
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([], ""),
+        ([7], "7"),
+        ([0, 1, 2, 9, 11, 12], "0-2, 9, 11-12"),
+        (range(0, 40, 2), "0, 2, 4, 6, 8, 10, 12, 14, 16, 18 and 10 more slots"),
+    ],
+)
+def test_slots_in_a_few_words(numbers: Sequence[int], expected: str) -> None:
+    assert slots.shown_ranges(numbers) == expected
