@@ -277,6 +277,14 @@ class Config(BaseModel):
         ge=1_024,
         le=16_777_216,
     )
+    max_unread: int = _setting(
+        67_108_864,
+        "Limits",
+        "BYTES",
+        "Bytes that all clients of this node together may leave unread; above it, those with most are "
+        "dropped. At most a quarter of the container's memory. Workers share the number equally.",
+        ge=1_048_576,
+    )
     handshake_timeout: float = _seconds(
         5.0,
         "Timeouts",

@@ -276,7 +276,7 @@ class NodeMetrics(Collector):
                 **{(kind.code,): 0 for kind in kinds},
                 (HOST_NOT_ALLOWED,): 0,
                 **{(code,): count for code, count in sources.access.rejected.items()},
-                (BUSY.code,): sources.acceptor.rejected + sources.access.rejected[BUSY.code],
+                (BUSY.code,): sources.acceptor.rejected[BUSY.code] + sources.access.rejected[BUSY.code],
             },
         }
 

@@ -14,7 +14,7 @@ from ..fakes import Transport, virtual
 
 def connected(rest: bytes = b"") -> tuple[RequestConnection, Transport]:
     transport = Transport()
-    return RequestConnection(asyncio.get_running_loop(), transport, rest), transport
+    return RequestConnection(asyncio.get_running_loop(), transport, rest, lambda _transport: None), transport
 
 
 def request(
