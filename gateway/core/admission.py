@@ -65,11 +65,11 @@ class FairPool:
     shared buffers in switches: Choudhury and Hahne, "Dynamic queue length thresholds", 1998.)
     """
 
-    __slots__ = ("_by_address", "_fair", "_size", "taken")
+    __slots__ = ("_by_address", "_fair", "size", "taken")
 
     def __init__(self, size: int, *, fair: bool = True) -> None:
         """With `fair` off, addresses are not counted."""
-        self._size = size
+        self.size = size
         self._fair = fair
         self._by_address: dict[str, int] = {}
         self.taken = 0
@@ -83,7 +83,7 @@ class FairPool:
 
     def check(self, address: str, already: int = 0, most: int = 0) -> Verdict:
         """Whether `address` may take a place. It holds `already` others, and `most` in all; 0 is no limit."""
-        free = self._size - self.taken
+        free = self.size - self.taken
         if free <= 0:
             return Verdict.NODE_FULL
         held = self._by_address.get(address, 0)
@@ -119,7 +119,7 @@ class Connections:
     a waiting browser has no second entry here.
     """
 
-    __slots__ = ("_admission", "_most", "_pool", "_source", "closing")
+    __slots__ = ("_admission", "_most", "_pool", "_source", "closing", "sessions")
 
     def __init__(
         self, total: int, per_address: int, admission: Admission, source: Callable[[str], str]
@@ -130,8 +130,15 @@ class Connections:
         self._pool = FairPool(total, fair=per_address > 0)
         self._admission = admission
         self._source = source
+        self.sessions = 0
+        """Connections that are sessions."""
         self.closing = 0
         """Connections that are being closed, and whose clients have not read all bytes yet."""
+
+    @property
+    def limit(self) -> int:
+        """Connections that may be served at the same time."""
+        return self._pool.size
 
     @property
     def total(self) -> int:
@@ -152,6 +159,7 @@ class Connections:
     def become_session(self, peer: str) -> None:
         """A connection from `peer` is a session now: `close_session` ends that."""
         self._pool.forget(self._source(peer))
+        self.sessions += 1
 
     def close(self, source: str) -> None:
         """A connection from `source`, no session, is gone."""
@@ -160,6 +168,7 @@ class Connections:
     def close_session(self) -> None:
         """The connection of a session is gone."""
         self._pool.give_back("")
+        self.sessions -= 1
 
     def begin_closing(self, source: str) -> None:
         """The kernel still sends on a connection from `source` that was counted off."""

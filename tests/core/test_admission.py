@@ -135,7 +135,7 @@ def test_an_addresss_sessions_are_a_part_of_its_connections() -> None:
         admission.admit("a")
     others = [connections.open("a") for _ in range(5)]
     assert others == [Verdict.ADMITTED] * 4 + [Verdict.ADDRESS_FULL], "three for each session at most"
-    assert connections.total == 7
+    assert (connections.total, connections.sessions, connections.limit) == (7, 2, 100)
     for _ in range(2):
         connections.close_session()
         admission.release("a")
