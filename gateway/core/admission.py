@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import Enum
+from functools import lru_cache
 from typing import Final, Protocol
 
 CONNECTIONS_PER_SESSION: Final = 3
@@ -129,7 +130,7 @@ class Connections:
         self._most = CONNECTIONS_PER_SESSION * per_address
         self._pool = FairPool(total, fair=per_address > 0)
         self._admission = admission
-        self._source = source
+        self._source = lru_cache(4_096)(source)
         self.sessions = 0
         """Connections that are sessions."""
         self.closing = 0

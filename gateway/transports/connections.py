@@ -32,9 +32,9 @@ class ConnectionLedger:
         self._close_timeout = close_timeout
         self._closing: dict[socket.socket, tuple[str, asyncio.TimerHandle]] = {}
 
-    def became_session(self, transport: asyncio.BaseTransport) -> None:
-        """The connection is counted as its session's from now on, until `session_lost`."""
-        self.connections.become_session(self.source(transport))
+    def became_session(self, peer: str) -> None:
+        """A connection from `peer` is counted as its session's from now on, until `session_lost`."""
+        self.connections.become_session(peer)
 
     def lost(self, transport: asyncio.BaseTransport) -> None:
         """For `asyncio.Protocol.connection_lost`, where the connection is no session."""

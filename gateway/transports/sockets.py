@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import socket
 import struct
+import sys
 import termios
 from typing import Any, Final
 
@@ -32,6 +33,9 @@ TCP_CLOSE: Final = 7
 SIOCOUTQNSD: Final = 0x894B
 """ioctl: bytes that the kernel holds and has not sent, because the client leaves it no room
 (linux/sockios.h)."""
+
+NOTHING: Final = bytes(4)
+"""An int of 0, as ioctl takes and returns it."""
 
 RESET: Final = struct.pack("ii", 1, 0)
 """For SO_LINGER: close sends RST, and drops what is unsent (socket(7))."""
@@ -72,7 +76,7 @@ def reset_on_close(connection: Any) -> None:
 def is_unread(connection: Any) -> bool:
     """Whether the kernel holds bytes that the client leaves no room for, and nobody has ordered a reset."""
     try:
-        if not outgoing(connection.fileno(), SIOCOUTQNSD):
+        if fcntl.ioctl(connection.fileno(), SIOCOUTQNSD, NOTHING) == NOTHING:  # nearly always
             return False
         gone = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
         return not gone and connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, 8) != RESET
@@ -82,4 +86,4 @@ def is_unread(connection: Any) -> bool:
 
 def outgoing(descriptor: int, request: int = termios.TIOCOUTQ) -> int:
     """Bytes that the kernel holds for a client: unacknowledged, or those of another `request`."""
-    return int.from_bytes(fcntl.ioctl(descriptor, request, bytes(4)), "little")
+    return int.from_bytes(fcntl.ioctl(descriptor, request, NOTHING), sys.byteorder)

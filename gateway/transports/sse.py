@@ -26,7 +26,8 @@ class SSESession(Session, asyncio.Protocol):
         super().__init__(context, wire, address)
         self._connection = connection._replace(lasting=False)  # the connection ends with the stream
         connection.transport.set_protocol(self)
-        context.ledger.became_session(connection.transport)
+        name = connection.transport.get_extra_info("peername")
+        context.ledger.became_session(name[0] if name else "")
         connection.transport.set_write_buffer_limits(high=0)
         http.set_user_timeout(connection.transport, 2 * context.config.heartbeat)
 

@@ -40,7 +40,6 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._transport = transport
         self._reader: FrameReader | None = self._new_reader(context.config.max_message_size)
         self._alive = True  # the client has sent a frame since the last ping
-        context.ledger.became_session(transport)
         transport.set_write_buffer_limits(high=0)
 
     # asyncio.Protocol
@@ -176,6 +175,7 @@ def open_session(
     of a session with text messages.
     """
     transport.write(acceptance(handshake, protocol))
+    context.ledger.became_session(handshake.peer)
     session = (BinaryWebSocketSession if wire.binary else kind)(context, wire, address, transport)
     transport.set_protocol(session)
     session.opened()

@@ -177,7 +177,7 @@ async def test_a_closed_connection_is_counted_until_its_client_has_read_or_is_re
         with client:
             server.session = session
             if session:
-                port.ledger.became_session(server.transport)
+                port.ledger.became_session("127.0.0.1")
             await unread_in_the_kernel(server)
             server.transport.close()
             await server.lost.wait()
