@@ -283,7 +283,7 @@ class Config(BaseModel):
         "BYTES",
         "Bytes that all clients of this node together may leave unread; above it, those with most are "
         "dropped. At most a quarter of the container's memory. Workers share the number equally.",
-        ge=1_048_576,
+        ge=1_024,
     )
     handshake_timeout: float = _seconds(
         5.0,
