@@ -331,7 +331,7 @@ class LingeringClose(UnreadResponse):
         try:
             transport.write_eof()
         except (OSError, RuntimeError):  # the connection broke a moment ago
-            transport.abort()
+            self.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._acceptor.deadlines.discard(self)

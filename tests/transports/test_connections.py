@@ -78,7 +78,7 @@ class Port:
     @contextlib.asynccontextmanager
     async def open(cls) -> AsyncIterator[Port]:
         port = cls()
-        ((listener,),) = listen("port", "127.0.0.1", 0, 10)
+        ((listener,),) = listen("port", ("127.0.0.1",), 0, 10)
         port.number = port_of([listener])
         server = await asyncio.get_running_loop().create_server(lambda: Server(port), sock=listener)
         try:
