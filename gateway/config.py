@@ -239,8 +239,8 @@ class Config(BaseModel):
         5_000,
         "Limits",
         "COUNT",
-        "Connections that have not finished their handshake; further ones are closed at once. One address may "
-        "have as many as it leaves to others.",
+        "Connections that have not finished their handshake; further ones are closed at once. One address "
+        "may have as many as it leaves to others.",
         ge=1,
     )
     max_message_size: int = _setting(

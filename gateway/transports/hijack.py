@@ -20,7 +20,7 @@ MAX_READ_AHEAD: Final = 16_384
 class RequestConnection(BaseProtocol):
     """What aiohttp's requests and responses need of their connection, from the request to its response."""
 
-    __slots__ = ("_lost", "ended", "peername", "rest")
+    __slots__ = ("_counted", "_lost", "ended", "peername", "rest")
 
     # aiohttp's requests ask for them. Neither port speaks TLS, and HTTP/1.1 requests name their host.
     ssl_context = None
@@ -35,6 +35,7 @@ class RequestConnection(BaseProtocol):
     ) -> None:
         """`rest` is what was read after the request. `lost` is called if the connection is lost here."""
         super().__init__(loop)
+        self._counted = transport
         self._lost = lost
         self.transport = transport
         self.peername = transport.get_extra_info("peername")
@@ -54,10 +55,8 @@ class RequestConnection(BaseProtocol):
         return True
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        transport = self.transport
         super().connection_lost(exc)
-        if transport is not None:
-            self._lost(transport)
+        self._lost(self._counted)  # also if it was given away, and nobody has taken it, as it was closing
 
     def release(self) -> asyncio.Transport:
         """Give the connection away. It must not be lost yet."""

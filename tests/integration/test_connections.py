@@ -14,7 +14,7 @@ import redis.asyncio
 
 from gateway.drill.fleet import NodeProcess, ValkeyProcess
 
-from .in_process import admin_port_of, node_in_process, port_of, readiness
+from .in_process import admin_port_of, node_in_process, port_of, readiness, until_status
 from .load import SECONDS, until
 from .raw import Raw
 
@@ -100,6 +100,11 @@ async def test_idle_connections_take_no_descriptors_from_browsers_and_redis(
             async with Raw.registered(node.port, name) as browser:
                 assert await backend.publish(f"websocket:{name}", "CONFIRMED") == 1
                 assert (await browser.message())["authResult"] == "CONFIRMED"
+        await until_status(
+            node.admin_port,
+            "each is counted off, by whichever worker",
+            connections=dict.fromkeys(("handshake", "idle", "session", "closing", "request"), 0),
+        )
 
 
 async def unread(gateway_port: int, name: str, how: str, opened: contextlib.AsyncExitStack) -> None:
