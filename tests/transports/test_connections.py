@@ -20,7 +20,7 @@ from gateway.transports.sockets import is_unread, outgoing, reset
 
 SECONDS = 10.0
 CLOSE_TIMEOUT = 0.3
-ESTABLISHED, FIN_WAIT_1 = "01", "04"
+ESTABLISHED, FIN_WAIT_1, TIME_WAIT, LISTEN = "01", "04", "06", "0A"
 
 
 def on_both_loops(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -99,11 +99,10 @@ class Port:
             return client, await self.arrived.get()
 
     def states(self) -> list[str]:
-        """The states of the node's sockets, as in /proc/net/tcp, the listening one left out."""
+        """The states of the node's open sockets, as in /proc/net/tcp."""
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return [
-            row[3] for row in rows if int(row[1].rpartition(":")[2], 16) == self.number and row[3] != "0A"
-        ]
+        own = [row[3] for row in rows if int(row[1].rpartition(":")[2], 16) == self.number]
+        return [state for state in own if state not in (LISTEN, TIME_WAIT)]
 
 
 async def until(true: Callable[[], object]) -> None:
