@@ -118,7 +118,7 @@ async def test_one_address_does_not_take_all_connections(clients: Clients) -> No
     with (
         nodes.started([]) as behind,
         HAProxyProcess(behind.nodes, source_connections=20) as balancer,
-        balanced.connections_from("127.0.0.2", balancer.port, 30) as silent,
+        balanced.connections_from("127.0.7.1", balancer.port, 30) as silent,
     ):
         await clients.register(balancer.ws_url, "another-address")
         assert [await asyncio.to_thread(refused, each) for each in (silent[0], silent[-1])] == [False, True]

@@ -286,12 +286,12 @@ async def test_one_address_does_not_take_all_connections(shared: BalancedNodes, 
     request = b"GET /events?webSocketId=held HTTP/1.1\r\nHost: gw\r\n\r\n"
     with (
         in_front_of(shared, few) as nginx,
-        balanced.connections_from("127.0.0.2", nginx.port, 6, request) as held,
+        balanced.connections_from("127.0.7.1", nginx.port, 6, request) as held,
     ):
         assert sorted(each.recv(12) for each in held) == [b"HTTP/1.1 200"] * 5 + [b"HTTP/1.1 429"]
         await clients.register(nginx.ws_url, "another-address")
         for each in held:
             each.close()
-        with balanced.connections_from("127.0.0.2", nginx.port, 9, INFO) as asked:
+        with balanced.connections_from("127.0.7.1", nginx.port, 9, INFO) as asked:
             answers = [each.recv(12) for each in asked]
         assert b"HTTP/1.1 429" in answers, "too many requests at once"

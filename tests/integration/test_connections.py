@@ -20,7 +20,7 @@ from .raw import Raw
 
 NewId = Callable[[], str]
 
-ATTACKER, OTHER = "127.0.0.2", "127.0.0.3"
+ATTACKER, OTHER = "127.0.7.1", "127.0.7.2"  # no other test listens there
 INFO = b"GET /websocket/info HTTP/1.1\r\nHost: gw\r\n\r\n"
 LISTENING = "0A"
 
