@@ -231,14 +231,16 @@ class Config(BaseModel):
         "Limits",
         "COUNT",
         "Sessions from one client address; further ones are rejected with 429. High, because companies and "
-        "mobile networks share addresses. Each worker counts for itself. 0: no limit.",
+        "mobile networks share addresses. Each worker counts for itself. An address may also have three "
+        "connections for each session, and no more than it leaves to others. 0: no limits for an address.",
         ge=0,
     )
     max_handshakes: int = _setting(
         5_000,
         "Limits",
         "COUNT",
-        "Connections that have not finished their handshake; further ones are closed at once.",
+        "Connections that have not finished their handshake; further ones are closed at once. One address "
+        "may have as many as it leaves to others.",
         ge=1,
     )
     max_message_size: int = _setting(
@@ -276,6 +278,14 @@ class Config(BaseModel):
         "above the largest result.",
         ge=1_024,
         le=16_777_216,
+    )
+    max_unread: int = _setting(
+        67_108_864,
+        "Limits",
+        "BYTES",
+        "Bytes that all clients of this node together may leave unread; above it, those with most are "
+        "dropped. At most a quarter of the container's memory. Workers share the number equally.",
+        ge=1_024,
     )
     handshake_timeout: float = _seconds(
         5.0,

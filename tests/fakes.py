@@ -13,12 +13,13 @@ from typing import Any, ParamSpec
 import hiredis
 
 from gateway.config import Config
-from gateway.core.admission import Admission
+from gateway.core.admission import Admission, Backlog, Connections, FairPool
 from gateway.core.hub import Hub
 from gateway.core.session import SessionContext
 from gateway.messages import Result
 from gateway.redis.events import Slots
 from gateway.redis.subscriber import READ_SCRIPT
+from gateway.transports.connections import ConnectionLedger
 
 P = ParamSpec("P")
 
@@ -92,7 +93,9 @@ class Transport(asyncio.Transport):
     loop) right after `abort` and `close`, as in life.
     """
 
-    def __init__(self, *, stuck: bool = False, prompt: bool = False, family: int = socket.AF_INET) -> None:
+    def __init__(
+        self, *, stuck: bool = False, prompt: bool = False, family: int = socket.AF_INET, peer: str = ""
+    ) -> None:
         super().__init__()
         self.protocol: Any = None
         self.written: list[bytes] = []
@@ -104,6 +107,7 @@ class Transport(asyncio.Transport):
         self.on_write: Callable[[bytes], None] = lambda _data: None
         self._prompt = prompt
         self._family = family
+        self._peer = peer
         self._unsent = 0
         self._paused = False
 
@@ -115,9 +119,9 @@ class Transport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         if name == "socket":
             return SimpleNamespace(
-                family=self._family, setsockopt=lambda *option: self.options.append(option)
+                family=self._family, setsockopt=lambda *option: self.options.append(option), fileno=lambda: -1
             )
-        return default
+        return (self._peer, 40_000) if name == "peername" and self._peer else default
 
     def get_protocol(self) -> asyncio.BaseProtocol:
         return self.protocol  # type: ignore[no-any-return]
@@ -128,6 +132,7 @@ class Transport(asyncio.Transport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         assert high is not None
         self.high = high
+        self._tell()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self.closing or self.eof:
@@ -136,9 +141,21 @@ class Transport(asyncio.Transport):
         self.on_write(bytes(data))
         if self.stuck:
             self._unsent += len(data)
-            if self._unsent > self.high and not self._paused:
-                self._paused = True
-                self.protocol.pause_writing()
+            self._tell()
+
+    def _tell(self) -> None:
+        if self._unsent > self.high and not self._paused:
+            self._paused = True
+            self.protocol.pause_writing()
+
+    def get_write_buffer_size(self) -> int:
+        return self._unsent
+
+    def drain(self) -> None:
+        """The peer reads everything."""
+        self._unsent, paused, self._paused = 0, self._paused, False
+        if paused:
+            self.protocol.resume_writing()
 
     def can_write_eof(self) -> bool:
         return True
@@ -254,7 +271,26 @@ def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **set
     broker = subscriber or Subscriber()
     hub = Hub(config.channel_prefix, config.max_result_size, lambda _hub: broker)
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
-    return SessionContext(config, hub, admission, clock or Clock())
+    return SessionContext(config, hub, admission, clock or Clock(), ledger(config, admission))
+
+
+def ledger(
+    config: Config | None = None,
+    admission: Admission | None = None,
+    *,
+    total: int = 1_000_000,
+    handshakes: int | None = None,
+) -> ConnectionLedger:
+    """Counts the connections of a test, at most `total` of them."""
+    config = config or Config()
+    per_address = config.max_sessions_per_ip
+    admission = admission or Admission(config.max_sessions, per_address)
+    return ConnectionLedger(
+        Connections(total, per_address, admission, str),
+        FairPool(config.max_handshakes if handshakes is None else handshakes, fair=per_address > 0),
+        Backlog(config.max_unread),
+        config.close_timeout,
+    )
 
 
 # Redis

@@ -9,8 +9,8 @@ from typing import Any, Final
 State = Mapping[str, Any]
 """As `health.node_state` makes one for /readyz."""
 
-_SUMS: Final = ("sessions", "handshakes", "channels", "delivered", "log_lines_dropped")
-_SUMS_BY_NAME: Final = ("invalid", "rejected", "closed")
+_SUMS: Final = ("sessions", "handshakes", "unread_bytes", "channels", "delivered", "log_lines_dropped")
+_SUMS_BY_NAME: Final = ("connections", "invalid", "rejected", "closed")
 
 NO_WORKER: Final = "no worker serves"
 

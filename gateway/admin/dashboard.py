@@ -31,6 +31,7 @@ from ..nodes.survey import NOT_CONNECTED, SURVEY_TIMEOUT, Survey
 from ..redis.broker import Broker
 from ..redis.connection import ConnectionLost
 from ..telemetry.logs import short_id
+from ..transports.sockets import reset
 from .caller import caller_of
 from .responses import STREAM_HEADERS, error_response, private_json
 from .static import file_response
@@ -213,7 +214,7 @@ class Dashboard:
                         await response.write(event)
             return response
         if request.transport is not None:  # or the node would wait for it when it stops
-            request.transport.abort()
+            reset(request.transport)
         return response
 
     async def session(self, request: web.Request) -> web.Response:

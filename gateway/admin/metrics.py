@@ -94,6 +94,20 @@ MAX_SESSIONS = _gauge(
     "gateway_max_sessions", "Sessions that the node admits, by --max-sessions and the limit of open files."
 )
 HANDSHAKES = _gauge("gateway_handshakes", "Connections on the public port that have not sent a request yet.")
+CONNECTIONS = _gauge(
+    "gateway_connections",
+    "Connections on the public port, by state: handshake; request, while it is read or answered; idle "
+    "between two requests; session; closing, while the client reads the last bytes.",
+    "state",
+)
+MAX_CONNECTIONS = _gauge(
+    "gateway_max_connections", "Connections that the public port accepts, by the limit of open files."
+)
+UNREAD = _gauge("gateway_unread_bytes", "Bytes that wait in this process because clients do not read.")
+UNREAD_DROPS = _counter(
+    "gateway_unread_drops_total",
+    "Clients that were dropped because all of them together had left more than --max-unread unread.",
+)
 REGISTRATIONS = _counter(
     "gateway_registrations_total",
     "Registrations by outcome: confirmed by Redis; rejected for their form (kind says what is wrong); "
@@ -215,6 +229,10 @@ FAMILIES: Final = (
     SESSIONS,
     MAX_SESSIONS,
     HANDSHAKES,
+    CONNECTIONS,
+    MAX_CONNECTIONS,
+    UNREAD,
+    UNREAD_DROPS,
     REGISTRATIONS,
     RESULTS,
     LATENCY,
@@ -264,6 +282,7 @@ class NodeMetrics(Collector):
     def _sessions(self) -> dict[Family, Samples]:
         sources, context = self._sources, self._sources.context
         rejected = {("rejected", code): count for code, count in context.rejected.items()}
+        turned_away = sources.access.rejected + sources.acceptor.rejected
         kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN, CUT_OFF, *HTTP_REJECTIONS)
         return {
             READY: {(): float(not sources.readiness.reasons())},
@@ -271,6 +290,10 @@ class NodeMetrics(Collector):
             SESSIONS: {**dict.fromkeys(sources.session_kinds, 0), **context.open},
             MAX_SESSIONS: {(): sources.max_sessions},
             HANDSHAKES: {(): sources.acceptor.handshakes},
+            CONNECTIONS: {(state,): count for state, count in sources.connections().items()},
+            MAX_CONNECTIONS: {(): sources.acceptor.ledger.connections.limit},
+            UNREAD: {(): context.ledger.backlog.unread},
+            UNREAD_DROPS: {(): context.ledger.backlog.dropped},
             REGISTRATIONS: {
                 ("confirmed", ""): context.hub.registrations_confirmed,
                 ("timed_out", ""): context.timed_out,
@@ -284,8 +307,7 @@ class NodeMetrics(Collector):
             REJECTED: {
                 **{(kind.code,): 0 for kind in kinds},
                 (HOST_NOT_ALLOWED,): 0,
-                **{(code,): count for code, count in sources.access.rejected.items()},
-                (BUSY.code,): sources.acceptor.rejected + sources.access.rejected[BUSY.code],
+                **{(code,): count for code, count in turned_away.items()},
             },
         }
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final, Self
 
 from ..config import Config
+from ..core.admission import Admission, Backlog, Connections, FairPool
 from ..publishing.publisher import Publisher
 from ..server.acceptor import Acceptor
 from ..server.app import web_app
@@ -17,13 +18,14 @@ from ..server.listeners import Serving
 from ..server.rejections import Rejections
 from ..server.requests import RequestServer
 from ..server.timer_loop import run_timers
+from ..transports.connections import ConnectionLedger
 from .dashboard import Dashboard, DashboardSource
 from .health import HealthEndpoints, HealthSource
 from .hosts import KnownHosts, known_names
 from .publish import MAX_PUBLISH_BODY, PublishEndpoint
 
-MAX_HANDSHAKES: Final = 1_000
-"""Connections that have not sent a request yet. Programs and people of the operator's connect here."""
+MAX_UNREAD: Final = 16 << 20
+"""Bytes of responses that all clients of this port together may leave unread."""
 
 
 class AdminPort:
@@ -58,9 +60,11 @@ class AdminPort:
         source: DashboardSource,
         published: Counter[str],
         rejected: Counter[str],
+        connections: int,
     ) -> Self:
-        """`node` is the node's name. `published` counts what becomes of results that are posted, `rejected`
-        counts requests that this port rejects, by reason."""
+        """`node` is the node's name. The port has at most so many `connections`, so that they do not use up
+        the descriptors; no address gets more than it leaves to others. `published` counts what becomes of
+        results that are posted, `rejected` counts requests that this port rejects, by reason."""
 
         def dispatch(transport: asyncio.Transport, data: bytes) -> None:
             dispatcher.dispatch(transport, data)
@@ -72,7 +76,13 @@ class AdminPort:
         dashboard = Dashboard(source, node, config.admin_host)
         routes = [*HealthEndpoints(health).routes(), *publishing.routes(), *dashboard.routes()]
         clock = asyncio.get_running_loop().time
-        acceptor = Acceptor(dispatch, MAX_HANDSHAKES, config.handshake_timeout, config.keep_alive, clock)
+        ledger = ConnectionLedger(
+            Connections(connections, connections, Admission(0, 0), str),
+            FairPool(connections),
+            Backlog(MAX_UNREAD),
+            config.close_timeout,
+        )
+        acceptor = Acceptor(dispatch, ledger, config.handshake_timeout, config.keep_alive, clock)
         app = web_app(routes, MAX_PUBLISH_BODY, [KnownHosts(known_names(config, node), rejected).check])
         server = await RequestServer.build(app, acceptor, MAX_PUBLISH_BODY)
         dispatcher = Dispatcher(acceptor, server, Rejections(rejected))
@@ -94,6 +104,7 @@ class AdminPort:
         self._dashboard.feed.close()
         await self._server.close()
         self._acceptor.abort_all()
+        self._acceptor.ledger.close()
         if self._timers is not None:
             self._timers.cancel()
             await asyncio.gather(self._timers, return_exceptions=True)

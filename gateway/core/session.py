@@ -23,7 +23,7 @@ from enum import Enum, auto
 from functools import partial
 from itertools import count
 from math import inf
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -44,7 +44,7 @@ from ..messages import (
 )
 from ..telemetry import logs
 from ..wire import Wire
-from .admission import Admission
+from .admission import Admission, Backlog
 from .hub import Hub
 from .timer_wheel import TimerWheel
 
@@ -71,6 +71,17 @@ class SessionState(Enum):
 OPEN, WAITING, REGISTERED, CLOSING, CLOSED = SessionState
 
 
+class Ledger(Protocol):
+    """Counts connections and unread bytes: see `transports.connections`. It takes any event loop's
+    transports."""
+
+    backlog: Backlog
+
+    def became_session(self, peer: str) -> None: ...
+    def lost(self, transport: Any) -> None: ...
+    def session_lost(self, transport: Any) -> None: ...
+
+
 @dataclass(slots=True)
 class SessionContext:
     """The objects that all sessions of a node share. `clock` is monotonic, in seconds."""
@@ -79,6 +90,8 @@ class SessionContext:
     hub: Hub[Any]
     admission: Admission
     clock: Callable[[], float]
+    ledger: Ledger
+    """What the connections of the public port hold."""
     deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Ended sessions so far, by close code and reason."""

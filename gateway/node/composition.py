@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
@@ -17,7 +18,7 @@ from ..admin.health import LocalHealth
 from ..admin.metrics import LAG_BOUNDS, NodeMetrics
 from ..admin.port import AdminPort
 from ..config import Config
-from ..core.admission import Admission
+from ..core.admission import Admission, Backlog, Connections, FairPool
 from ..core.hub import Hub
 from ..core.session import SessionContext
 from ..errors import ConfigError
@@ -26,12 +27,14 @@ from ..nodes.sources import Readiness, Sources
 from ..nodes.survey import Survey
 from ..redis.factory import new_broker, slot_function
 from ..redis.url import parse_redis_url, redact
+from ..server.client_address import source_address
 from ..server.handoff import Inbox, Siblings
 from ..server.listeners import ListenAddresses, Listeners, open_listeners, port_of
 from ..server.port import PublicPort
 from ..server.wires import WIRES, WireRow, session_kinds
-from ..system import capacity, raise_nofile_limit
+from ..system import capacity, raise_nofile_limit, unread_limit
 from ..telemetry.latency import Histogram, Latency
+from ..transports.connections import ConnectionLedger
 from .node import Node
 
 if TYPE_CHECKING:
@@ -104,11 +107,22 @@ async def _compose(
 
     room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
     admission = Admission(room.sessions, config.max_sessions_per_ip)
-    context = SessionContext(config, hub, admission, loop.time)
+    ledger = ConnectionLedger(
+        Connections(
+            room.connections,
+            config.max_sessions_per_ip,
+            admission,
+            partial(source_address, trusted=config.trusted_proxies),
+        ),
+        FairPool(room.handshakes, fair=config.max_sessions_per_ip > 0),
+        Backlog(unread_limit(config.max_unread, config.workers)),
+        config.close_timeout,
+    )
+    context = SessionContext(config, hub, admission, loop.time, ledger)
     public_port = await PublicPort.build(
         context,
+        ledger,
         listeners.public,
-        room.handshakes,
         wires=wires,
         routes=DemoPages(_demo_info(config, name, demo)).routes() if demo is not None else (),
         siblings=Siblings(share.number, share.inboxes) if share else None,
@@ -141,6 +155,7 @@ async def _compose(
             dashboard,
             sources.published,
             public_port.access.rejected,
+            room.admin_connections,
         )
     return Node(config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing)
 

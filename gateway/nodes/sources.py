@@ -62,3 +62,14 @@ class Sources:
     """Every kind of session that there can be: the wire's name and the transport's."""
     published: Counter[str]
     """Results of POST /publish, by outcome."""
+
+    def connections(self) -> dict[str, int]:
+        """The connections of the public port, by what happens on them."""
+        acceptor, counted = self.acceptor, self.acceptor.ledger.connections
+        waiting = {
+            "handshake": acceptor.handshakes,
+            "idle": acceptor.idle,
+            "session": counted.sessions,
+            "closing": counted.closing,
+        }
+        return {**waiting, "request": counted.total - sum(waiting.values())}

@@ -13,6 +13,7 @@ from typing import Final
 
 from aiohttp.http import RawRequestMessage
 
+from ..transports.sockets import reset
 from ..wire.body import BodyReader, MalformedBody
 from ..wire.handshake import BUSY, MALFORMED, SLOW_BODY, Rejection
 from .acceptor import Acceptor
@@ -62,6 +63,10 @@ class Bodies:
         """The connection does not wait any more."""
         self._acceptor.deadlines.discard(connection)
 
+    def lost(self, transport: asyncio.BaseTransport) -> None:
+        """A connection was lost while its body was received."""
+        self._acceptor.lost(transport)
+
 
 class ReceivingConnection(asyncio.Protocol):
     """A connection until the body of its request is complete."""
@@ -94,6 +99,7 @@ class ReceivingConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
+        self._bodies.lost(self._transport)
 
     def deadline_passed(self) -> None:
         """The time for the body is over."""
@@ -101,7 +107,7 @@ class ReceivingConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """The node stops."""
-        self._transport.abort()
+        reset(self._transport)
 
     def _fits(self) -> bool:
         """Count what has come. Returns False if the bodies of all connections are too large together."""

@@ -37,6 +37,12 @@ def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
     return str(current)
 
 
+def source_address(peer: str, trusted: Sequence[Network]) -> str:
+    """The address by which connections from `peer` are limited. Empty for a trusted proxy: it connects for
+    many clients, whose addresses only their requests tell."""
+    return "" if is_trusted(peer, trusted) else client_address(peer, (), trusted)
+
+
 def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
     """Whether `peer` is a proxy whose headers are trusted."""
     if not trusted:

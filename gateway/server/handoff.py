@@ -19,6 +19,7 @@ import structlog
 
 from ..transports import http
 from ..transports.hijack import end_input
+from ..transports.sockets import reset
 from ..wire.handshake import Rejection
 from .affinity import owner
 
@@ -105,7 +106,8 @@ class ConnectionSink(Protocol):
     """Takes the connections that arrive: see `acceptor.Acceptor`."""
 
     def accept(self, transport: asyncio.Transport, rest: bytes) -> None: ...
-    def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None: ...
+    def take_over(self, transport: asyncio.Transport, rest: bytes) -> None: ...
+    def let_go(self, transport: asyncio.Transport) -> None: ...
     def close_gracefully(self, transport: asyncio.Transport) -> None: ...
 
 
@@ -113,7 +115,8 @@ class Handoff:
     """One worker's part: sends connections to its siblings, and takes those that they send."""
 
     def __init__(self, siblings: Siblings, prefixes: Iterable[str], sink: ConnectionSink) -> None:
-        """`prefixes` are the paths below which SockJS is served. `sink` takes the connections that arrive."""
+        """`prefixes` are the paths below which SockJS is served. `sink` takes the connections that arrive,
+        and learns which ones leave."""
         self._number, self._inboxes = siblings
         self._prefixes = tuple(prefixes)
         self._sink = sink
@@ -133,7 +136,7 @@ class Handoff:
         for inbox, waiting in zip(self._inboxes, self._waiting, strict=True):
             self._loop.remove_writer(inbox.sender)
             for transport, _ in waiting:
-                transport.abort()
+                reset(transport)
             waiting.clear()
         for task in self._arriving:
             task.cancel()
@@ -166,7 +169,7 @@ class Handoff:
         if not self._inboxes[to - 1].put(BEGUN_REQUEST, data, transport.get_extra_info("socket").fileno()):
             return False
         self.sent += 1
-        transport.abort()  # closes this descriptor; the one that was sent keeps the connection open
+        self._sink.let_go(transport)  # the descriptor that was sent keeps the connection open
         return True
 
     def _put_waiting(self, to: int) -> None:
@@ -207,7 +210,7 @@ class Handoff:
             raise
         if arrival.lost or transport.is_closing():
             return
-        take = self._sink.accept if kind == NEW_CONNECTION else self._sink.keep_alive
+        take = self._sink.accept if kind == NEW_CONNECTION else self._sink.take_over
         take(transport, data + arrival.data)
         if arrival.ended:
             end_input(transport)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from ..config import Config
 from ..errors import ConfigError
+from ..transports.sockets import bound_send_buffer
 
 FREE_PORT_ATTEMPTS: Final = 10
 """The kernel picks a free port on the first address. On another address the same port may be taken."""
@@ -166,6 +167,7 @@ def _bind(bound: socket.socket, family: int, address: tuple[Any, ...], *, share:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:  # as asyncio does: IPv4 has a socket of its own
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound_send_buffer(bound)
         bound.bind(address)
     except BaseException:
         bound.close()

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from aiohttp import web
 
 from ..core.session import SessionContext
+from ..transports.connections import ConnectionLedger
 from .acceptor import Acceptor
 from .access import AccessControl
 from .app import MAX_PUBLIC_BODY, PublicApp, web_app
@@ -46,18 +47,17 @@ class PublicPort:
     async def build(
         cls,
         context: SessionContext,
+        ledger: ConnectionLedger,
         listeners: Sequence[socket.socket],
-        max_handshakes: int,
         *,
         wires: Sequence[WireRow] = WIRES,
         routes: Sequence[web.RouteDef] = (),
         siblings: Siblings | None = None,
     ) -> PublicPort:
-        """Build the port. It serves after `open`.
+        """Build the port, whose connections `ledger` counts. It serves after `open`.
 
-        `max_handshakes` limits the connections that have not sent a request yet. `routes` are served besides
-        the endpoints of the wires. With `siblings`, several workers serve the port. Raises ValueError for
-        wires that cannot be served.
+        `routes` are served besides the endpoints of the wires. With `siblings`, several workers serve the
+        port. Raises ValueError for wires that cannot be served.
 
         The parts form one cycle, because the acceptor takes back each connection whose response is complete:
         acceptor -> dispatcher -> endpoints -> acceptor. The acceptor is made first. It gets the dispatcher as
@@ -70,9 +70,7 @@ class PublicPort:
         config = context.config
         table = WireTable(config, wires)
         access = AccessControl(context)
-        acceptor = Acceptor(
-            dispatch, max_handshakes, config.handshake_timeout, config.keep_alive, context.clock
-        )
+        acceptor = Acceptor(dispatch, ledger, config.handshake_timeout, config.keep_alive, context.clock)
         app = PublicApp(context, access, table, acceptor)
         server = await RequestServer.build(web_app([*app.routes(), *routes]), acceptor, MAX_PUBLIC_BODY)
         handoff = None if siblings is None else Handoff(siblings, table.sockjs, acceptor)
@@ -104,6 +102,7 @@ class PublicPort:
         self.acceptor.abort_all()
 
     async def close(self) -> None:
-        """Wait for the responses that are in progress, and drop their connections."""
+        """Wait for the responses that are in progress, and reset what is not read by then."""
         await self._server.close()
         self.acceptor.abort_all()
+        self.acceptor.ledger.close()

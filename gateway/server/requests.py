@@ -16,6 +16,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, EmptyStreamReader, StreamReader
 
 from ..telemetry.failures import log_failure
 from ..transports.hijack import HIJACKED, RequestConnection, end_input
+from ..transports.sockets import reset
 from ..wire.handshake import FAILED
 from .responses import rejection_response
 
@@ -26,6 +27,7 @@ HTTP_SHUTDOWN: Final = 1.0
 class ConnectionSink(Protocol):
     """Takes the connections whose response is complete: see `acceptor.Acceptor`."""
 
+    def lost(self, transport: asyncio.BaseTransport) -> None: ...
     def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None: ...
     def close_gracefully(self, transport: asyncio.Transport) -> None: ...
 
@@ -73,7 +75,7 @@ class RequestServer:
         """Answer a request. `body` is None if it is too large; `rest` is what was read after the request."""
         if body is None:  # what follows is the rest of the body
             message, rest = message._replace(should_close=True), b""
-        connection = RequestConnection(self._loop, transport, rest)
+        connection = RequestConnection(self._loop, transport, rest, self._sink.lost)
         task = self._loop.create_task(self._answer(connection, message, self._payload(connection, body)))
         self._answering.add(task)
         task.add_done_callback(self._answering.discard)
@@ -115,13 +117,13 @@ class RequestServer:
             await response.prepare(request)
             await response.write_eof()
         except ConnectionError:  # the client has gone
-            transport.abort()
+            reset(transport)
         except asyncio.CancelledError:  # the node stops
-            transport.abort()
+            reset(transport)
             raise
         except Exception as error:
             log_failure("request failed", error)
-            transport.abort()
+            reset(transport)
         else:
             self._give_back(connection, lasting=bool(response.keep_alive))
 

@@ -198,7 +198,6 @@ class SockJSEndpoints:
             content_type, frame, prelude = SCRIPT, sockjs.line, sockjs.line(sockjs.PRELUDE)
         else:
             content_type, frame, prelude = EVENT_STREAM, sockjs.event, sockjs.EVENTS_PRELUDE
-        connection.transport.set_write_buffer_limits(high=self._context.config.write_buffer)
         headers = stream_headers(content_type, _origin(request))
         return StreamReceiver(connection, self._sink, headers, frame, prelude, self._limit)
 

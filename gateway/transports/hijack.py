@@ -7,6 +7,7 @@ aiohttp parses nothing and reads nothing here: the request is complete before it
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, cast
 
 from aiohttp import web
@@ -19,15 +20,23 @@ MAX_READ_AHEAD: Final = 16_384
 class RequestConnection(BaseProtocol):
     """What aiohttp's requests and responses need of their connection, from the request to its response."""
 
-    __slots__ = ("ended", "peername", "rest")
+    __slots__ = ("_counted", "_lost", "ended", "peername", "rest")
 
     # aiohttp's requests ask for them. Neither port speaks TLS, and HTTP/1.1 requests name their host.
     ssl_context = None
     sockname = None
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, rest: bytes) -> None:
-        """`rest` is what was read after the request."""
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        transport: asyncio.Transport,
+        rest: bytes,
+        lost: Callable[[asyncio.BaseTransport], None],
+    ) -> None:
+        """`rest` is what was read after the request. `lost` is called if the connection is lost here."""
         super().__init__(loop)
+        self._counted = transport
+        self._lost = lost
         self.transport = transport
         self.peername = transport.get_extra_info("peername")
         self.rest = rest
@@ -44,6 +53,10 @@ class RequestConnection(BaseProtocol):
         """True keeps the other half open, for the response."""
         self.ended = True
         return True
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._lost(self._counted)  # also if it was given away, and nobody has taken it, as it was closing
 
     def release(self) -> asyncio.Transport:
         """Give the connection away. It must not be lost yet."""

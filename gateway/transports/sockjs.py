@@ -21,6 +21,8 @@ from ..wire import Wire, frames, sockjs
 from . import http
 from .hijack import MAX_READ_AHEAD
 from .http import HttpConnection
+from .slow_reader import prompt, slow
+from .sockets import reset
 from .websocket import WebSocketSession
 
 DISCONNECT_DELAY: Final = 5.0
@@ -81,6 +83,7 @@ class SockJSWebSocket(WebSocketSession):
 class ResponseSink(Protocol):
     """Takes each connection whose response is complete: see `server.acceptor.Acceptor`."""
 
+    def lost(self, transport: asyncio.BaseTransport) -> None: ...
     def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None: ...
     def close_gracefully(self, transport: asyncio.Transport) -> None: ...
 
@@ -107,6 +110,7 @@ class HttpReceiver(asyncio.Protocol):
     def attach(self, session: SockJSSession) -> None:
         """Tell `session` if the connection is lost before the response is complete."""
         self._session = session
+        self._connection.transport.set_write_buffer_limits(high=0)
 
     def send(self, frame: bytes) -> bool:
         """Send a frame. Returns False if the response is complete with it."""
@@ -118,11 +122,16 @@ class HttpReceiver(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the connection."""
+        self._release()
+        reset(self._connection.transport)
+
+    def _release(self) -> None:
+        """The session has nothing to do with the connection any more."""
+        self.resume_writing()
         self._session = None
-        self._connection.transport.abort()
 
     def _complete(self) -> None:
-        self._session = None
+        self._release()
         transport = self._connection.transport
         if self._connection.lasting and not self._stuck:
             self._sink.keep_alive(transport, self._rest)
@@ -134,24 +143,41 @@ class HttpReceiver(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._rest += data
         if len(self._rest) > MAX_READ_AHEAD:
-            self._connection.transport.abort()
+            reset(self._connection.transport)
 
     def eof_received(self) -> None:
         """The client has closed its half. Returning None lets the transport close the other half."""
 
     def connection_lost(self, exc: Exception | None) -> None:
-        session, self._session = self._session, None
+        session = self._session
+        self._release()
+        self._sink.lost(self._connection.transport)
         if session is not None:
             session.receiver_lost()
 
     def pause_writing(self) -> None:
-        """The transport holds too many unsent bytes: the client does not read."""
+        if self._session is not None:  # else the response is complete, and the sink counts what is unread
+            transport = self._session.slow(self._connection.transport, self)
+            self._connection = self._connection._replace(transport=transport)
+
+    def resume_writing(self) -> None:
+        if self._session is not None:
+            transport = self._session.prompt(self._connection.transport, self)
+            self._connection = self._connection._replace(transport=transport)
+
+    # SlowReader
+
+    @property
+    def unread(self) -> int:
+        return self._connection.transport.get_write_buffer_size()
+
+    def too_slow(self) -> None:
         self._stuck = True
         if self._session is not None:
             self._session.receiver_stuck()
 
-    def resume_writing(self) -> None:
-        """Nothing to do."""
+    def drop(self) -> None:
+        reset(self._connection.transport)
 
 
 class PollReceiver(HttpReceiver):
@@ -169,7 +195,7 @@ class PollReceiver(HttpReceiver):
 
     def end(self, frame: bytes) -> None:
         body = self._frame(frame)
-        self._session = None  # complete, even if the client reads it slowly
+        self._release()  # complete, even if the client reads it slowly
         head = http.response_head(self._connection, self._headers, len(body))
         http.write(self._connection.transport, head + body)
         self._complete()
@@ -369,8 +395,31 @@ class SockJSSession(Session):
         if self._receiver is not None:
             receiver, self._receiver = self._receiver, None
             receiver.abort()
-        self._outbox = ()
+        self._empty_outbox()
         self.close(CloseCode.POLICY, SLOW_CONSUMER)
+
+    def slow(self, transport: asyncio.Transport, receiver: HttpReceiver) -> asyncio.Transport:
+        """As `slow_reader.slow`."""
+        return slow(self._context, transport, receiver)
+
+    def prompt(self, transport: asyncio.Transport, receiver: HttpReceiver) -> asyncio.Transport:
+        """As `slow_reader.prompt`."""
+        return prompt(self._context, transport, receiver)
+
+    # SlowReader, while nobody listens
+
+    @property
+    def unread(self) -> int:
+        return self._unsent
+
+    def drop(self) -> None:
+        # Not at once: the hub may be telling this session and others the same thing.
+        asyncio.get_running_loop().call_soon(self.receiver_stuck)
+
+    def _empty_outbox(self) -> tuple[bytes, ...]:
+        outbox, self._outbox, self._unsent = self._outbox, (), 0
+        self._context.ledger.backlog.discard(self)
+        return outbox
 
     def _push(self, frame: bytes) -> None:
         """Send a frame to the client, which must be listening."""
@@ -383,8 +432,7 @@ class SockJSSession(Session):
 
     def _flush(self) -> None:
         if self._outbox and self._receiver is not None:
-            outbox, self._outbox, self._unsent = self._outbox, (), 0
-            self._push(sockjs.message_frame(outbox))
+            self._push(sockjs.message_frame(self._empty_outbox()))
 
     def _finish_closing(self) -> None:
         """Send the close frame, unless messages must be sent before it."""
@@ -405,6 +453,8 @@ class SockJSSession(Session):
             self._flush()
         elif self._unsent > self._context.config.write_buffer and len(self._outbox) > 1:
             self.receiver_stuck()
+        else:
+            self._context.ledger.backlog.add(self, len(quoted))
 
     def _send_close(self, code: CloseCode, reason: str) -> None:
         self._close_frame = sockjs.close_frame(code, reason)
@@ -438,4 +488,5 @@ class SockJSSession(Session):
 
     def _finish(self, close_frame: bytes, *, sent: bool = True) -> None:
         self._sessions.remove(self._name, self, close_frame, sent=sent)
+        self._empty_outbox()
         super().ended()

@@ -11,6 +11,8 @@ from ..wire import Wire
 from ..wire.sse import close_comment
 from . import http
 from .http import HttpConnection
+from .slow_reader import prompt, slow
+from .sockets import reset
 
 
 class SSESession(Session, asyncio.Protocol):
@@ -24,7 +26,9 @@ class SSESession(Session, asyncio.Protocol):
         super().__init__(context, wire, address)
         self._connection = connection._replace(lasting=False)  # the connection ends with the stream
         connection.transport.set_protocol(self)
-        connection.transport.set_write_buffer_limits(high=context.config.write_buffer)
+        name = connection.transport.get_extra_info("peername")
+        context.ledger.became_session(name[0] if name else "")
+        connection.transport.set_write_buffer_limits(high=0)
         http.set_user_timeout(connection.transport, 2 * context.config.heartbeat)
 
     def begin(self, wanted: Register, also_had: str | None, headers: Mapping[str, str]) -> None:
@@ -51,14 +55,30 @@ class SSESession(Session, asyncio.Protocol):
         """The client has closed its half. Returning None lets the transport close the other half."""
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.resume_writing()
+        self._context.ledger.session_lost(self._connection.transport)
         self.ended()
 
     def pause_writing(self) -> None:
-        """The transport holds more unsent bytes than `write_buffer`: the client does not read."""
-        self.close(CloseCode.POLICY, SLOW_CONSUMER)
+        transport = slow(self._context, self._connection.transport, self)
+        self._connection = self._connection._replace(transport=transport)
 
     def resume_writing(self) -> None:
-        """Nothing to do: a session that was too slow is closing already."""
+        transport = prompt(self._context, self._connection.transport, self)
+        self._connection = self._connection._replace(transport=transport)
+
+    # SlowReader
+
+    @property
+    def unread(self) -> int:
+        return self._connection.transport.get_write_buffer_size()
+
+    def too_slow(self) -> None:
+        self.close(CloseCode.POLICY, SLOW_CONSUMER)
+
+    def drop(self) -> None:
+        self._end = (CloseCode.ABNORMAL, SLOW_CONSUMER)
+        self.abort()
 
     # Session
 
@@ -76,4 +96,4 @@ class SSESession(Session, asyncio.Protocol):
         return True  # the kernel reports a client that is gone: see `set_user_timeout`
 
     def abort(self) -> None:
-        self._connection.transport.abort()
+        reset(self._connection.transport)

@@ -15,6 +15,8 @@ from ..messages import SLOW_CONSUMER, CloseCode
 from ..wire import Wire, frames
 from ..wire.frames import BinaryFrameReader, FrameReader, Opcode
 from ..wire.handshake import Handshake, acceptance
+from .slow_reader import prompt, slow
+from .sockets import reset
 
 REASON_BY_CLIENT = "closed by the client"
 
@@ -38,7 +40,7 @@ class WebSocketSession(Session, asyncio.Protocol):
         self._transport = transport
         self._reader: FrameReader | None = self._new_reader(context.config.max_message_size)
         self._alive = True  # the client has sent a frame since the last ping
-        transport.set_write_buffer_limits(high=context.config.write_buffer)
+        transport.set_write_buffer_limits(high=0)
 
     # asyncio.Protocol
 
@@ -72,14 +74,28 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reader = None
+        self.resume_writing()
+        self._context.ledger.session_lost(self._transport)
         self.ended()
 
     def pause_writing(self) -> None:
-        """The transport holds more unsent bytes than `write_buffer`: the client does not read."""
-        self._fail(CloseCode.POLICY, SLOW_CONSUMER)
+        self._transport = slow(self._context, self._transport, self)
 
     def resume_writing(self) -> None:
-        """Nothing to do: a session that was too slow is closing already."""
+        self._transport = prompt(self._context, self._transport, self)
+
+    # SlowReader
+
+    @property
+    def unread(self) -> int:
+        return self._transport.get_write_buffer_size()
+
+    def too_slow(self) -> None:
+        self._fail(CloseCode.POLICY, SLOW_CONSUMER)
+
+    def drop(self) -> None:
+        self._end = (CloseCode.ABNORMAL, SLOW_CONSUMER)
+        self.abort()
 
     # Session
 
@@ -107,7 +123,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             pass
 
     def abort(self) -> None:
-        self._transport.abort()
+        reset(self._transport)
 
     # How it ends
 
@@ -159,6 +175,7 @@ def open_session(
     of a session with text messages.
     """
     transport.write(acceptance(handshake, protocol))
+    context.ledger.became_session(handshake.peer)
     session = (BinaryWebSocketSession if wire.binary else kind)(context, wire, address, transport)
     transport.set_protocol(session)
     session.opened()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,11 @@ ACCEPTS_PER_TURN: Final = 64
 
 ROOM_RETRY: Final = 0.005
 """Seconds between two attempts when all inboxes are full: a worker takes 64 connections at a time."""
+
+DESCRIPTOR_RETRY: Final = 0.1
+"""Seconds without accepting when the process has no descriptor left, or the system no memory."""
+
+OUT_OF_DESCRIPTORS: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 MAX_QUEUED_SECONDS: Final = 1.0
 """Seconds that queued connections wait for a replacement; if it takes longer, they are answered with 503."""
@@ -63,8 +69,9 @@ class StandbyAcceptor:
             self._uncover(slot)
         for slot in list(self._rejecting):
             self.keep_queued(slot)
-        if self._retry is not None and self._held is not None:
+        if self._retry is not None:
             self._retry.cancel()
+        if self._held is not None:
             _reject(self._held)
             self._held = None
 
@@ -80,9 +87,18 @@ class StandbyAcceptor:
                 return
             try:
                 connection, _ = listener.accept()
-            except OSError:  # none is left, or the client has gone meanwhile
+            except OSError as error:  # none is left, or the client has gone meanwhile
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    self._pause()
                 return
             self._give(connection)
+
+    def _pause(self) -> None:
+        """Accept nothing for a moment: the listeners would be reported readable in each turn of the loop."""
+        for listener in (listener for slot in self._covered for listener in slot.listeners):
+            self._loop.remove_reader(listener)
+        if self._retry is None or self._retry.when() < self._loop.time():
+            self._retry = self._loop.call_later(DESCRIPTOR_RETRY, self._give_held)
 
     def _give(self, connection: socket.socket) -> None:
         """Give `connection` to a worker that accepts; while all their inboxes are full, it waits."""

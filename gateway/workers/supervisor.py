@@ -29,6 +29,7 @@ from ..node import EXIT_DRAIN_CUT, StopOrder, WorkerShare, handle_stop_signals, 
 from ..node.node import log_listening
 from ..server.listeners import ListenAddresses, listen, port_of
 from ..server.requests import HTTP_SHUTDOWN
+from ..system import admin_connections, raise_nofile_limit
 from ..telemetry import logs
 from ..telemetry.failures import log_loop_failure
 from . import process_state
@@ -86,7 +87,10 @@ async def build(config: Config) -> Supervisor:
         rejected: Counter[str] = Counter()
         metrics = ParentMetrics(workers.accounts, published, rejected)
         health = WorkersHealth(workers, metrics.render)
-        admin_port = await AdminPort.build(config, workers.name, admin, health, workers, published, rejected)
+        room = admin_connections(raise_nofile_limit())
+        admin_port = await AdminPort.build(
+            config, workers.name, admin, health, workers, published, rejected, room
+        )
     except BaseException:
         _release(slots)
         raise

@@ -24,9 +24,11 @@ def state(**members: Any) -> dict[str, Any]:
         "node": "n",
         "sessions": 2,
         "handshakes": 1,
+        "unread_bytes": 7,
         "channels": 2,
         "delivered": 5,
         "log_lines_dropped": 1,
+        "connections": {"session": 2, "idle": 1},
         "invalid": {"not JSON": 1},
         "rejected": {},
         "closed": {"1000 disconnected": 3},
@@ -40,6 +42,7 @@ def test_counts_are_summed() -> None:
     assert body["ready"]
     assert (body["sessions"], body["handshakes"], body["channels"], body["delivered"]) == (4, 2, 4, 10)
     assert body["log_lines_dropped"] == 2
+    assert (body["unread_bytes"], body["connections"]) == (14, {"session": 4, "idle": 2})
     assert body["invalid"] == {"not JSON": 3, "too long": 1}
     assert body["closed"] == {"1000 disconnected": 6}
 

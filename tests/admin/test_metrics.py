@@ -96,7 +96,7 @@ class Scene:
         self.latency = Latency(lambda _call: None, lambda: 0.0, lambda: 0.0)
         self.lag = Histogram(LAG_BOUNDS)
         self.published: Counter[str] = Counter()
-        acceptor = Acceptor(nobody, 10, 5.0, 75.0, self.node.clock)
+        acceptor = Acceptor(nobody, fakes.ledger(), 5.0, 75.0, self.node.clock)
         broker: Any = self.broker
         self.readiness = Readiness(broker)
         self.sources = Sources(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -18,6 +19,7 @@ from .. import sockjs_pages
 from ..clients import SECONDS, Clients, clients_at
 from ..integration import stomp
 from ..integration.faults import Proxy
+from ..integration.raw import Raw
 from ..running_nodes import BalancedNodes, LoadBalancer
 from ..sockjs_pages import Lost, Page, pages, publish, register
 
@@ -108,6 +110,36 @@ async def a_client_cannot_say_where_it_comes_from(balancer: LoadBalancer, client
     # What the balancer itself says is believed: another address has a count of its own.
     async with clients_at("127.0.0.99") as elsewhere:
         await elsewhere.register(balancer.ws_url, "elsewhere")
+
+
+async def a_client_that_does_not_read_is_closed(nodes: BalancedNodes, balancer: LoadBalancer) -> bool:
+    """Publish 480 KB to a client that reads none of it. Returns whether the one node has closed its session:
+    or else the balancer has taken all of it into its buffers."""
+    async with Raw.registered(balancer.port, "reads-nothing", receive_buffer=4_096):
+        with nodes.valkey.client() as backend:
+            for _ in range(60):
+                backend.publish(
+                    "websocket:reads-nothing", json.dumps({"authResult": "A", "data": "x" * 8_000})
+                )
+        with contextlib.suppress(TimeoutError):
+            await asyncio.to_thread(wait_until, lambda: not sum(nodes.sessions()), "it is closed", AT_ONCE)
+        return not sum(nodes.sessions())
+
+
+@contextlib.contextmanager
+def connections_from(source: str, port: int, count: int, sent: bytes = b"") -> Iterator[list[socket.socket]]:
+    """So many connections from one address, which are kept; each sends this."""
+    with contextlib.ExitStack() as opened:
+        made = []
+        for _ in range(count):
+            connection = opened.enter_context(socket.socket())
+            connection.settimeout(SECONDS)
+            connection.bind((source, 0))
+            with contextlib.suppress(ConnectionError):  # it may be refused
+                connection.connect(("127.0.0.1", port))
+                connection.sendall(sent)
+            made.append(connection)
+        yield made
 
 
 async def every_sockjs_transport_survives_a_killed_node(nodes: BalancedNodes, balancer: LoadBalancer) -> None:

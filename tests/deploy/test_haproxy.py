@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -98,3 +101,35 @@ async def test_no_web_socket_id_and_no_session_is_logged() -> None:
             wait_until, lambda: all(line in balancer.logs() for line in expected), "the requests are logged"
         )
         assert "secret" not in balancer.logs()
+
+
+def refused(connection: socket.socket) -> bool:
+    """Whether a connection on which nothing was sent has been ended."""
+    connection.settimeout(0.3)
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+async def test_one_address_does_not_take_all_connections(clients: Clients) -> None:
+    with (
+        nodes.started([]) as behind,
+        HAProxyProcess(behind.nodes, source_connections=20) as balancer,
+        balanced.connections_from("127.0.7.1", balancer.port, 30) as silent,
+    ):
+        await clients.register(balancer.ws_url, "another-address")
+        assert [await asyncio.to_thread(refused, each) for each in (silent[0], silent[-1])] == [False, True]
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+async def test_what_a_client_does_not_read_stays_in_the_node(tmp_path: Path, bounded: bool) -> None:
+    """Without the limits of the shipped configuration, it would be in HAProxy's kernel buffers, up to 10
+    MB."""
+    configuration = tmp_path / "haproxy.cfg"
+    text = CONFIGURATION.read_text()
+    configuration.write_text(text if bounded else re.sub(r"tune\.(snd|rcv)buf", r"#\g<0>", text))
+    with nodes.started([]) as behind, HAProxyProcess(behind.nodes, configuration) as balancer:
+        assert await balanced.a_client_that_does_not_read_is_closed(behind, balancer) is bounded

@@ -33,6 +33,8 @@ pytestmark = [
 CONFIGURATION = (DEPLOY / "nginx.conf").read_text()
 NODES = (DEPLOY / "nginx-nodes.conf").read_text()
 
+INFO = b"GET /websocket/info HTTP/1.1\r\nHost: gw\r\nConnection: close\r\n\r\n"
+
 
 def in_front_of(nodes: BalancedNodes, configuration: str = CONFIGURATION) -> NginxProcess:
     """nginx in front of these nodes, as shipped or with another configuration."""
@@ -306,3 +308,21 @@ async def test_no_web_socket_id_and_no_session_is_logged(http: aiohttp.ClientSes
     assert "GET /events HTTP/1.1" in logs
     assert "Connection refused" in logs, "errors are logged"
     assert "secret" not in logs
+
+
+async def test_one_address_does_not_take_all_connections(shared: BalancedNodes, clients: Clients) -> None:
+    few = replaced(CONFIGURATION, "limit_conn connections 3000;", "limit_conn connections 5;")
+    few = replaced(few, "rate=300r/s;", "rate=1r/s;")
+    few = replaced(few, "burst=3000 nodelay;", "burst=8 nodelay;")
+    request = b"GET /events?webSocketId=held HTTP/1.1\r\nHost: gw\r\n\r\n"
+    with (
+        in_front_of(shared, few) as nginx,
+        balanced.connections_from("127.0.7.1", nginx.port, 6, request) as held,
+    ):
+        assert sorted(each.recv(12) for each in held) == [b"HTTP/1.1 200"] * 5 + [b"HTTP/1.1 429"]
+        await clients.register(nginx.ws_url, "another-address")
+        for each in held:
+            each.close()
+        with balanced.connections_from("127.0.7.1", nginx.port, 9, INFO) as asked:
+            answers = [each.recv(12) for each in asked]
+        assert b"HTTP/1.1 429" in answers, "too many requests at once"

@@ -21,7 +21,7 @@ from gateway.config import Config, build, unknown_variables
 from gateway.core.timer_wheel import TimerWheel
 from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 from gateway.server.requests import HTTP_SHUTDOWN
-from gateway.system import RESERVED
+from gateway.system import ADMIN_CONNECTIONS, RESERVED
 
 from ..clients import clients_at
 from ..paths import DEPLOY, DOCS
@@ -122,7 +122,8 @@ def test_it_has_time_to_stop_and_descriptors_for_its_sessions() -> None:
     stopping = delay + settings.drain_seconds + settings.close_timeout + 2 * TimerWheel.TICK + HTTP_SHUTDOWN
     assert stopping + 10 < float(setting("TimeoutStopSec"))
     assert setting("KillSignal") == "SIGTERM"
-    assert settings.max_sessions + settings.max_handshakes + RESERVED <= int(setting("LimitNOFILE"))
+    others = ADMIN_CONNECTIONS + RESERVED
+    assert settings.max_sessions + settings.max_handshakes + others <= int(setting("LimitNOFILE"))
 
 
 def test_a_wrong_setting_is_not_tried_again() -> None:

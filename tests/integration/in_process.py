@@ -26,6 +26,7 @@ async def unconnected_node(redis_url: str, *, demo: bool = False, **settings: An
         yield gateway
     finally:
         await gateway.stop()
+        await until(lambda: not gateway._acceptor.ledger.connections.total, "every connection is counted off")
 
 
 @contextlib.asynccontextmanager

@@ -228,7 +228,7 @@ async def test_handshakes_that_are_never_finished(valkey: ValkeyProcess) -> None
 
 async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> None:
     async with (
-        node_in_process(valkey.url, max_handshakes=2) as gateway,
+        node_in_process(valkey.url, max_handshakes=2, max_sessions_per_ip=0) as gateway,
         Raw.registered(port_of(gateway), new_id()),
         Raw.upgraded(port_of(gateway)),  # these two are through the door
         Raw.connected(port_of(gateway)),
@@ -243,7 +243,7 @@ async def test_handshakes_under_way(valkey: ValkeyProcess, new_id: NewId) -> Non
         second.send(f"{HANDSHAKE}\r\n".encode())
         assert (await second.head()).startswith(b"HTTP/1.1 101 ")
         async with Raw.registered(port_of(gateway), new_id()):
-            assert gateway._acceptor.rejected == 1
+            assert gateway._acceptor.rejected == {"busy": 1}
 
 
 async def test_a_browser_that_does_not_answer_heartbeats_is_dropped(

@@ -8,10 +8,10 @@ from gateway.redis.history import (
     GROW_AFTER,
     MAX_PENDING_BATCHES,
     MAX_READ,
-    REMIND_EVERY,
     SUBSCRIBE_BATCH,
     ServerHistory,
 )
+from gateway.redis.reminder import REMIND_EVERY
 
 from ..fakes import Clock
 

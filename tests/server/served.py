@@ -13,6 +13,7 @@ from gateway.server.handoff import Siblings
 from gateway.server.listeners import listen, port_of
 from gateway.server.port import PublicPort
 from gateway.server.wires import WIRES, WireRow
+from gateway.transports.connections import ConnectionLedger
 
 from ..fakes import Subscriber, node
 
@@ -97,7 +98,10 @@ async def served(*rows: WireRow, siblings: Siblings | None = None, **settings: A
     context = node(None, broker, **settings)
     broker.hub = context.hub
     (listeners,) = listen("port", ("127.0.0.1",), 0, 10)
-    port = await PublicPort.build(context, listeners, 10, wires=(*WIRES, *rows), siblings=siblings)
+    assert isinstance(context.ledger, ConnectionLedger)
+    port = await PublicPort.build(
+        context, context.ledger, listeners, wires=(*WIRES, *rows), siblings=siblings
+    )
     await port.open()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(SECONDS)) as client:

@@ -16,7 +16,7 @@ from gateway.server.dispatcher import Dispatcher
 from gateway.server.rejections import Rejections
 from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Rejection
 
-from ..fakes import Clock, Transport, virtual
+from ..fakes import Clock, Transport, ledger, virtual
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
 HANDSHAKE = (
@@ -40,13 +40,14 @@ class Request(NamedTuple):
 class Scene:
     """An acceptor with one endpoint, /ws, that accepts every handshake unless there is a `rejection`."""
 
-    def __init__(self, max_handshakes: int = 10) -> None:
+    def __init__(self, max_handshakes: int = 10, total: int = 1_000) -> None:
         self.clock = Clock()
         self.entered: list[tuple[Handshake, asyncio.Transport, bytes]] = []
         self.served: list[Request] = []
         self.rejection: Rejection | None = None
         self.rejected: Counter[str] = Counter()
-        self.acceptor = Acceptor(self._dispatch, max_handshakes, TIMEOUT, KEEP_ALIVE, self.clock)
+        self.ledger = ledger(handshakes=max_handshakes, total=total)
+        self.acceptor = Acceptor(self._dispatch, self.ledger, TIMEOUT, KEEP_ALIVE, self.clock)
         self.dispatcher = Dispatcher(self.acceptor, self, Rejections(self.rejected), {"/ws": self._enter}.get)
 
     # A server, in aiohttp's place
@@ -65,8 +66,8 @@ class Scene:
         self.entered.append((handshake, transport, rest))
         return self.rejection
 
-    def visit(self) -> tuple[PendingConnection, Transport]:
-        visitor, transport = self.acceptor(), Transport()
+    def visit(self, peer: str = "") -> tuple[PendingConnection, Transport]:
+        visitor, transport = self.acceptor(), Transport(peer=peer)
         transport.protocol = visitor
         visitor.connection_made(transport)
         return visitor, transport
@@ -236,7 +237,7 @@ async def test_too_many_handshakes_are_rejected() -> None:
     assert transport.output.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
     assert b"Retry-After: 1\r\n" in transport.output
     assert transport.closing
-    assert (scene.acceptor.rejected, scene.acceptor.handshakes) == (1, 2)
+    assert (scene.acceptor.rejected, scene.acceptor.handshakes) == ({"busy": 1}, 2)
     late.data_received(HANDSHAKE)
     late.connection_lost(None)
     assert scene.entered == []
@@ -356,3 +357,143 @@ async def test_all_connections_are_dropped_at_the_end() -> None:
     scene.acceptor.close_gracefully(closing)
     scene.acceptor.abort_all()
     assert [transport.aborted for transport in (pending, kept, closing)] == [True] * 3
+
+
+# Shares
+
+
+@virtual
+async def test_an_address_holds_no_more_handshakes_than_are_free() -> None:
+    scene = Scene(max_handshakes=600)
+    for _ in range(900):
+        scene.visit("198.51.100.1")
+    assert scene.acceptor.handshakes == 300
+    assert scene.acceptor.rejected == {"address_full": 600}
+    for number in range(68):
+        visitor, transport = scene.visit(f"192.0.2.{number}")
+        visitor.data_received(HANDSHAKE)
+        assert not transport.closing
+    assert len(scene.entered) == 68
+
+
+@virtual
+async def test_connections_are_counted_whatever_they_do() -> None:
+    scene = Scene()
+    silent, _ = scene.visit()
+    served, transport = scene.visit()
+    served.data_received(b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n")
+    idle, leaving = Transport(), Transport()
+    for _ in (idle, leaving):
+        scene.ledger.connections.open("")
+    scene.acceptor.keep_alive(idle, b"")
+    scene.acceptor.close_gracefully(leaving)
+    connections = scene.ledger.connections
+    assert (connections.total, scene.acceptor.handshakes, scene.acceptor.idle, connections.closing) == (
+        4,
+        1,
+        1,
+        1,
+    )
+    for each in (transport, idle, leaving):
+        each.lose()
+    silent.connection_lost(None)
+    assert (connections.total, scene.acceptor.handshakes, scene.acceptor.idle, connections.closing) == (
+        0,
+        0,
+        0,
+        0,
+    )
+
+
+@virtual
+async def test_a_full_node_closes_what_is_idle_before_it_rejects() -> None:
+    scene = Scene(total=3)
+    idle = [Transport(peer="198.51.100.1"), Transport(peer="198.51.100.2")]
+    for each in idle:
+        scene.ledger.connections.open("")
+        scene.acceptor.keep_alive(each, b"")
+    _, first = scene.visit("192.0.2.1")
+    visitor, second = scene.visit("192.0.2.2")
+    assert (idle[0].aborted, idle[1].aborted) == (True, False), "the one that was idle longest"
+    assert not first.closing
+    visitor.data_received(HANDSHAKE)
+    assert not second.closing
+    scene.visit("192.0.2.3")
+    assert idle[1].aborted
+    _, last = scene.visit("192.0.2.4")
+    assert last.output.startswith(b"HTTP/1.1 503 ")
+    assert scene.acceptor.rejected == {"node_full": 1}
+    assert scene.ledger.connections.total == 6, "a rejected one is a connection, until it is gone"
+    last.lose()
+    assert scene.ledger.connections.total == 5
+
+
+@virtual
+async def test_connections_between_workers_are_counted_by_the_one_that_has_them() -> None:
+    scene = Scene(total=2)
+    visitor, transport = scene.visit("192.0.2.1")
+    scene.acceptor.let_go(transport)
+    transport.lose()
+    assert scene.ledger.connections.total == 0
+    assert visitor is not transport.protocol
+    arriving, late, own = Transport(), Transport(peer="192.0.2.9"), Transport(peer="192.0.2.9")
+    scene.acceptor.take_over(arriving, HANDSHAKE)
+    assert len(scene.entered) == 1
+    scene.acceptor.take_over(own, b"")
+    own.protocol._end_wait()  # it is answered: not idle
+    scene.acceptor.take_over(late, HANDSHAKE)
+    assert late.output.startswith(b"HTTP/1.1 503 ")
+    assert scene.acceptor.rejected == {"node_full": 1}
+
+
+# Responses that are not read
+
+
+@virtual
+async def test_the_next_request_waits_until_the_response_is_read() -> None:
+    """Or the responses to a client that never reads would fill the memory."""
+    scene = Scene()
+    transport = Transport(stuck=True)
+    transport.write(b"x" * 1_000)
+    scene.acceptor.keep_alive(transport, HANDSHAKE[:9])
+    assert scene.ledger.backlog.unread == 1_000
+    reading = [transport.reading]
+    transport.drain()
+    assert [*reading, transport.reading] == [False, True]
+    assert scene.ledger.backlog.unread == len(scene.ledger.backlog) == 0
+    transport.protocol.data_received(HANDSHAKE[9:])
+    assert len(scene.entered) == 1
+
+
+@virtual
+async def test_a_complete_request_is_answered_when_the_response_is_read() -> None:
+    scene = Scene()
+    transport = Transport(stuck=True)
+    transport.write(b"x" * 1_000)
+    scene.acceptor.keep_alive(transport, HANDSHAKE)
+    assert scene.entered == []
+    transport.drain()
+    assert len(scene.entered) == 1
+
+
+@virtual
+async def test_unread_responses_are_part_of_the_backlog_until_they_are_dropped() -> None:
+    scene = Scene()
+    idle, leaving, gone = (Transport(stuck=True) for _ in range(3))
+    for each in (idle, leaving, gone):
+        each.write(b"x" * 1_000)
+    scene.acceptor.keep_alive(idle, b"")
+    scene.acceptor.close_gracefully(leaving)
+    scene.acceptor.keep_alive(gone, b"")
+    assert scene.ledger.backlog.unread == 3_000
+    gone.closing = True
+    gone.drain()  # it reads, a moment before it is lost
+    gone.lose()
+    idle.protocol.drop()
+    assert idle.aborted
+    scene.clock.now += TIMEOUT + 0.25
+    scene.sweep()
+    assert leaving.aborted
+    for each in (idle, leaving):
+        each.lose()
+    assert len(scene.ledger.backlog) == 0

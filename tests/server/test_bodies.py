@@ -15,7 +15,7 @@ from gateway.server.bodies import CONTINUE, Bodies
 from gateway.wire.body import BodyReader, ChunkedBody, FixedBody
 from gateway.wire.handshake import BUSY, MALFORMED, SLOW_BODY, Rejection
 
-from ..fakes import Clock, Transport, virtual
+from ..fakes import Clock, Transport, ledger, virtual
 
 TIMEOUT = 5.0
 REQUEST: Any = "the request"
@@ -28,7 +28,9 @@ class Scene:
         self.clock = Clock()
         self.answered: list[tuple[object, bytes | None, bytes]] = []
         self.rejected: Counter[str] = Counter()
-        self.acceptor = Acceptor(lambda _transport, _data: None, 10, TIMEOUT, 75.0, self.clock)
+        self.acceptor = Acceptor(
+            lambda _transport, _data: None, ledger(handshakes=10), TIMEOUT, 75.0, self.clock
+        )
         self.bodies = Bodies(self.acceptor, 100, self._answer, self._reject)
 
     def _answer(

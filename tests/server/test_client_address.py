@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from gateway.server.client_address import client_address, is_trusted
+from gateway.server.client_address import client_address, is_trusted, source_address
 
 PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
 
@@ -98,3 +98,11 @@ def test_whom_to_trust() -> None:
     assert not is_trusted("11.1.2.3", PROXIES)
     assert not is_trusted("unix", PROXIES)
     assert not is_trusted("10.1.2.3", [])
+
+
+def test_a_trusted_proxys_connections_are_nobodys() -> None:
+    trusted = (ip_network("10.0.0.0/8"),)
+    assert source_address("10.1.2.3", trusted) == ""
+    assert source_address("192.0.2.1", trusted) == source_address("192.0.2.1", ()) == "192.0.2.1"
+    assert source_address("2001:db8::1", ()) == source_address("2001:db8::2", ()) == "2001:db8::/64"
+    assert source_address("", ()) == ""

@@ -25,7 +25,7 @@ from gateway.wire.handshake import (
     Rejection,
 )
 
-from ..fakes import Clock, Transport, virtual
+from ..fakes import Clock, Transport, ledger, virtual
 
 GET = b"GET / HTTP/1.1\r\nHost: gw\r\n\r\n"
 HANDSHAKE = b"GET /ws HTTP/1.1\r\nHost: gw\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
@@ -48,7 +48,7 @@ class Scene:
         self.served: list[tuple[RawRequestMessage, bytes | None, bytes]] = []
         self.rejected: Counter[str] = Counter()
         self.transport = Transport()
-        acceptor = Acceptor(lambda _transport, _data: None, 10, 5.0, 75.0, Clock())
+        acceptor = Acceptor(lambda _transport, _data: None, ledger(handshakes=10), 5.0, 75.0, Clock())
         self.dispatcher = Dispatcher(acceptor, self, Rejections(self.rejected), self._resolve, self._hand_off)
 
     def _resolve(self, path: str) -> UpgradeEndpoint | None:
@@ -217,6 +217,6 @@ async def test_no_body_is_not_inflated() -> None:
 @virtual
 async def test_a_port_without_websockets() -> None:
     scene = Scene()
-    acceptor = Acceptor(lambda _transport, _data: None, 10, 5.0, 75.0, Clock())
+    acceptor = Acceptor(lambda _transport, _data: None, ledger(handshakes=10), 5.0, 75.0, Clock())
     Dispatcher(acceptor, scene, Rejections(scene.rejected)).dispatch(scene.transport, HANDSHAKE)
     assert len(scene.served) == 1

@@ -75,8 +75,11 @@ class Sink:
     def accept(self, transport: asyncio.Transport, rest: bytes) -> None:
         self._take("accept", transport, rest)
 
-    def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None:
+    def take_over(self, transport: asyncio.Transport, rest: bytes) -> None:
         self._take("keep_alive", transport, rest)
+
+    def let_go(self, transport: asyncio.Transport) -> None:
+        transport.abort()
 
     def close_gracefully(self, transport: asyncio.Transport) -> None:
         transport.close()

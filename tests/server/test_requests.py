@@ -24,6 +24,8 @@ from gateway.server.requests import RequestServer
 from gateway.transports.hijack import HIJACKED, hijack
 from gateway.wire.handshake import BODY_TOO_LARGE
 
+from ..fakes import ledger
+
 MAX_BODY = 65_536
 SECONDS = 5
 SECRET = "the client's secret"
@@ -83,7 +85,9 @@ class Served:
 async def served(handler: Handler) -> AsyncIterator[Served]:
     loop = asyncio.get_running_loop()
     app = web_app([web.get("/", handler), web.post("/{any:.*}", handler)], MAX_BODY)
-    acceptor = Acceptor(lambda *request: dispatcher.dispatch(*request), 10, 5.0, 75.0, loop.time)
+    acceptor = Acceptor(
+        lambda *request: dispatcher.dispatch(*request), ledger(handshakes=10), 5.0, 75.0, loop.time
+    )
     server = await RequestServer.build(app, acceptor, MAX_BODY)
     rejected: Counter[str] = Counter()
     dispatcher = Dispatcher(acceptor, server, Rejections(rejected))

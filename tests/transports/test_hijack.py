@@ -14,7 +14,7 @@ from ..fakes import Transport, virtual
 
 def connected(rest: bytes = b"") -> tuple[RequestConnection, Transport]:
     transport = Transport()
-    return RequestConnection(asyncio.get_running_loop(), transport, rest), transport
+    return RequestConnection(asyncio.get_running_loop(), transport, rest, lambda _transport: None), transport
 
 
 def request(
@@ -87,3 +87,14 @@ async def test_the_end_of_input_reaches_the_next_protocol() -> None:
         end_input(transport)
         assert transport.closing is not stays
     end_input(transport)  # it is closing, so there is nobody to tell
+
+
+@virtual
+async def test_a_lost_connection_is_reported_also_if_it_was_given_away_and_nobody_has_taken_it() -> None:
+    lost: list[asyncio.BaseTransport] = []
+    transport = Transport()
+    connection = RequestConnection(asyncio.get_running_loop(), transport, b"", lost.append)
+    connection.release()
+    transport.close()
+    transport.lose()
+    assert lost == [transport]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.admission import Backlog
 from gateway.core.session import SessionState
 from gateway.messages import CloseCode
 from gateway.transports import sockjs
@@ -52,6 +53,7 @@ class Sink:
     def __init__(self) -> None:
         self.kept_alive: list[tuple[asyncio.Transport, bytes]] = []
         self.closed: list[asyncio.Transport] = []
+        self.gone: list[asyncio.BaseTransport] = []
 
     def keep_alive(self, transport: asyncio.Transport, rest: bytes) -> None:
         self.kept_alive.append((transport, rest))
@@ -59,6 +61,9 @@ class Sink:
     def close_gracefully(self, transport: asyncio.Transport) -> None:
         self.closed.append(transport)
         transport.close()
+
+    def lost(self, transport: asyncio.BaseTransport) -> None:
+        self.gone.append(transport)
 
 
 class Request:
@@ -207,14 +212,46 @@ def test_a_connection_that_is_not_to_last_is_closed() -> None:
     assert scene.sink.closed == [request.transport]
 
 
-def test_a_connection_whose_response_is_not_read_is_closed() -> None:
+def test_a_response_that_is_not_read_at_once_is_the_sinks_affair() -> None:
     scene = Scene().registered()
     waiting = scene.poll()
-    waiting.transport.high = 10
     waiting.transport.stuck = True
     scene.publish("ONE")
-    assert scene.sink.closed == [waiting.transport]
+    assert scene.sink.kept_alive[-1] == (waiting.transport, b"")
+    assert len(scene.node.ledger.backlog) == 0, "the acceptor counts what is unread"
     assert scene.state() is SessionState.REGISTERED, "the response may yet be read"
+
+
+def test_messages_that_wait_for_a_poll_are_part_of_the_backlog() -> None:
+    scene = Scene().registered()
+    scene.publish("ONE")
+    assert scene.node.ledger.backlog.unread > 0
+    scene.poll()
+    assert len(scene.node.ledger.backlog) == 0
+
+
+async def test_the_messages_of_the_worst_reader_are_dropped() -> None:
+    scene = Scene().registered()
+    scene.node.ledger.backlog = Backlog(1_000)
+    while not scene.node.ledger.backlog.dropped:
+        scene.publish("ONE")
+    await asyncio.sleep(0)
+    assert scene.state() is SessionState.CLOSING or scene.gone()
+    assert scene.node.ended == {(1008, "slow consumer"): 1}
+
+
+def test_a_stream_that_is_not_read_is_part_of_the_backlog() -> None:
+    scene = Scene()
+    request = scene.stream(100_000, stuck=True)
+    assert scene.node.ledger.backlog.unread == len(request.transport.output)
+    request.transport.drain()
+    assert len(scene.node.ledger.backlog) == 0
+    request.transport.write(b"x")
+    request.receiver.drop()
+    assert request.transport.aborted
+    request.transport.lose()
+    assert scene.sink.gone == [request.transport]
+    assert len(scene.node.ledger.backlog) == 0
 
 
 def test_a_client_that_polls_gets_a_heartbeat_and_polls_again() -> None:

@@ -96,6 +96,21 @@ def test_a_slow_consumer() -> None:
     assert scene.node.ended == {(1008, "slow consumer"): 1}
 
 
+def test_what_a_client_leaves_unread_is_counted_until_it_reads() -> None:
+    scene = Scene(stuck=True)
+    assert scene.node.ledger.backlog.unread == len(scene.transport.output)
+    scene.transport.drain()
+    assert len(scene.node.ledger.backlog) == 0
+
+
+def test_the_worst_reader_is_dropped() -> None:
+    scene = Scene(stuck=True)
+    scene.session.drop()
+    assert scene.transport.aborted
+    scene.transport.lose()
+    assert scene.node.ended == {(1006, "slow consumer"): 1}
+
+
 @pytest.mark.parametrize("how", ["lost", "aborted"])
 def test_the_end_of_the_connection_ends_the_session(how: str) -> None:
     scene = Scene().registered()

@@ -16,6 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
+from gateway.core.admission import Backlog
 from gateway.core.session import SessionState
 from gateway.messages import CloseCode
 from gateway.transports.websocket import WebSocketSession, open_session
@@ -370,8 +371,31 @@ def test_a_ping_that_nobody_answers_ends_it() -> None:
 # Slow consumers
 
 
-def test_the_transport_is_told_the_limit() -> None:
-    assert Scene(write_buffer=5_000).transport.high == 5_000
+def test_what_a_client_leaves_unread_is_counted_until_it_reads() -> None:
+    scene = Scene(stuck=True)
+    scene.register()
+    written = len(scene.transport.output)
+    assert scene.node.ledger.backlog.unread == written
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert scene.node.ledger.backlog.unread == len(scene.transport.output) > written
+    scene.transport.drain()
+    assert len(scene.node.ledger.backlog) == 0
+    scene.transport.stuck = False
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert len(scene.node.ledger.backlog) == 0
+    assert scene.state() is SessionState.REGISTERED
+
+
+def test_the_worst_reader_of_a_node_is_dropped_when_its_clients_leave_too_much_unread() -> None:
+    scene = Scene(stuck=True)
+    scene.node.ledger.backlog = Backlog(1_000)
+    scene.register()
+    while not scene.transport.aborted:
+        scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert len(scene.transport.output) < 1_200
+    scene.transport.lose()
+    assert scene.node.ended == {(1006, "slow consumer"): 1}
+    assert len(scene.node.ledger.backlog) == 0
 
 
 def test_who_does_not_read_is_closed_and_then_dropped() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import socket
 
 import pytest
 
 from gateway.server.handoff import BEGUN_REQUEST, NEW_CONNECTION, UNAVAILABLE
 from gateway.workers.liveness import SILENT_AFTER
-from gateway.workers.standby import MAX_QUEUED_SECONDS, StandbyAcceptor
+from gateway.workers.standby import DESCRIPTOR_RETRY, MAX_QUEUED_SECONDS, StandbyAcceptor
 from gateway.workers.worker_slots import WorkerSlot
 
 
@@ -152,6 +153,55 @@ async def test_an_inbox_is_emptied_when_nobody_comes_for_long(slots: list[Worker
             assert await asyncio.get_running_loop().sock_recv(there, 65_536) == UNAVAILABLE.response
         standby.keep_queued(slots[0])
         standby.keep_queued(slots[0])
+
+
+class Exhausted:
+    """A listener of a process that has no descriptor left."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self.failed = 0
+
+    def fileno(self) -> int:
+        return self._listener.fileno()
+
+    def accept(self) -> tuple[socket.socket, object]:
+        self.failed += 1
+        raise OSError(errno.EMFILE, "Too many open files")
+
+
+async def test_without_descriptors_it_waits_and_does_not_spin(
+    slots: list[WorkerSlot], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = slots
+    first.process = None
+    listener = first.listeners[0]
+    exhausted = Exhausted(listener)
+    with monkeypatch.context() as patched:
+        patched.setattr(first, "listeners", [exhausted])
+        standby = StandbyAcceptor(slots)
+        standby.adjust()
+        arriving = clients_of(listener, second.listeners[0])
+        await asyncio.sleep(2.5 * DESCRIPTOR_RETRY)
+        assert 1 <= exhausted.failed <= 4, "a turn of the loop for each would be thousands"
+        patched.setattr(exhausted, "accept", listener.accept)
+        async with asyncio.timeout(SECONDS):
+            while (parcel := second.inbox.take()) is None:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+        parcel[2].close()
+        standby.close()
+    for client in arriving:
+        client.close()
+
+
+def clients_of(listener: socket.socket, sibling: socket.socket) -> list[socket.socket]:
+    """Clients, of which the kernel gives at least one to `listener`, and none is left at its sibling."""
+    made = []
+    for _ in range(40):
+        made.append(socket.create_connection(listener.getsockname()))
+        with contextlib.suppress(BlockingIOError):
+            sibling.accept()[0].close()
+    return made
 
 
 SECONDS = 5.0

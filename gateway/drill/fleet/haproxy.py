@@ -79,9 +79,15 @@ class HAProxyProcess(Process):
     """HAProxy on free ports. It sends clients to all `nodes` once the constructor returns."""
 
     def __init__(
-        self, nodes: Sequence[NodeProcess], configuration: Path = CONFIGURATION, *, files: int = 1_000
+        self,
+        nodes: Sequence[NodeProcess],
+        configuration: Path = CONFIGURATION,
+        *,
+        files: int = 1_000,
+        source_connections: int = 1_000_000,
     ) -> None:
-        """`files` is the limit of file descriptors; HAProxy needs two for each client."""
+        """`files` is the limit of file descriptors; HAProxy needs two for each client. One address may have
+        so many `source_connections`, and open as many in ten seconds."""
         self.port = free_port()
         self.ws_url = f"ws://127.0.0.1:{self.port}/ws"
         status_port = free_port()
@@ -94,6 +100,8 @@ class HAProxyProcess(Process):
             "LB_LISTEN": f"127.0.0.1:{self.port}",
             "LB_STATUS": f"127.0.0.1:{status_port}",
             "LB_FILES": str(files),
+            "LB_SOURCE_CONNECTIONS": str(source_connections),
+            "LB_SOURCE_RATE": str(source_connections),
             "LB_NODES": NAME,
             "LB_NODE_PORT": str(nodes[0].port),
             "LB_NODE_ADMIN": str(nodes[0].admin_port),

@@ -20,8 +20,8 @@ import structlog
 
 from ..connection import ConnectionLost
 from ..events import Slots, SubscriberEvents
-from ..history import REMIND_EVERY
 from ..outage_notifier import OutageNotifier
+from ..reminder import REMIND_EVERY
 from ..server_broker import ALARM_AFTER, ServerBroker
 from ..subscriber import SubscriberConnection
 from ..topology import FixedTopology
