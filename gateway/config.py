@@ -262,8 +262,8 @@ class Config(BaseModel):
         20.0,
         "Limits",
         "NUMBER",
-        "Messages a second from one session, answers to pings included; more close the session with 1008. A "
-        "browser sends one or two in all.",
+        "Messages a second from one session, answers to pings included; more close the session with 1008. So "
+        "do more bytes a second than two of the largest messages have. A browser sends one or two in all.",
         ge=1,
         le=10_000,
         allow_inf_nan=False,

@@ -32,7 +32,15 @@ from .. import __version__
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
 from ..nodes.sources import Sources
 from ..telemetry import logs
-from ..wire.handshake import ADDRESS_FULL, BUSY, HTTP_REJECTIONS, NODE_FULL, ORIGIN, STOPPING
+from ..wire.handshake import (
+    ADDRESS_BUSY,
+    ADDRESS_FULL,
+    BUSY,
+    HTTP_REJECTIONS,
+    NODE_FULL,
+    ORIGIN,
+    STOPPING,
+)
 from .hosts import HOST_NOT_ALLOWED
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -255,7 +263,7 @@ class NodeMetrics(Collector):
     def _sessions(self) -> dict[Family, Samples]:
         sources, context = self._sources, self._sources.context
         rejected = {("rejected", code): count for code, count in context.rejected.items()}
-        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN, *HTTP_REJECTIONS)
+        kinds = (NODE_FULL, ADDRESS_FULL, ADDRESS_BUSY, BUSY, STOPPING, ORIGIN, *HTTP_REJECTIONS)
         return {
             READY: {(): float(not sources.readiness.reasons())},
             SESSIONS: {**dict.fromkeys(sources.session_kinds, 0), **context.open},

@@ -35,6 +35,7 @@ from ..messages import (
     CloseCode,
     Disconnect,
     InvalidRegistration,
+    NextMessage,
     Problem,
     Register,
     Reply,
@@ -46,6 +47,7 @@ from ..telemetry import logs
 from ..wire import Wire
 from .admission import Admission
 from .hub import Hub
+from .rates import AddressBudgets, Prices
 from .timer_wheel import TimerWheel
 
 log = structlog.get_logger()
@@ -92,6 +94,12 @@ class SessionContext:
     """Numbers that tell sessions apart in debug lines."""
     duplicates: int = 0
     """Results so far that were not sent because their messageId had been sent on that connection."""
+    prices: Prices = field(init=False)
+    budgets: AddressBudgets = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prices = Prices.of(self.config)
+        self.budgets = AddressBudgets(self.config.max_sessions_per_ip)
 
 
 class Session:
@@ -196,14 +204,20 @@ class Session:
         elif isinstance(request, Reply):
             self._reply(request.payload)
             self._begin_heartbeats()
+        elif isinstance(request, NextMessage):
+            self.pay_message()
         elif isinstance(request, Disconnect):
             self._reply(request.payload)
             self.close(CloseCode.NORMAL, "disconnected")
         else:
-            self._unknown_messages += 1
-            if self._unknown_messages > MAX_UNKNOWN_MESSAGES:
-                raise WireError(CloseCode.POLICY, "too many unknown messages")
+            self.count_unknown_message()
             self._reply(self._wire.error(request.problem))
+
+    def count_unknown_message(self) -> None:
+        """The client has sent what cannot be understood. Raises WireError when it was too often."""
+        self._unknown_messages += 1
+        if self._unknown_messages > MAX_UNKNOWN_MESSAGES:
+            raise WireError(CloseCode.POLICY, "too many unknown messages")
 
     def _reply(self, message: bytes | None) -> None:
         """Send one of the wire's messages. None is nothing to send."""
@@ -247,15 +261,28 @@ class Session:
         if self._degraded:
             self._reply(self._wire.status(DEGRADED))
 
-    def count_message(self) -> None:
-        """Limit the rate of messages. Raises WireError when the client is more than a second ahead of it.
+    def pay_message(self, size: int = 0) -> float:
+        """Pay for a message of `size` bytes, before it is read: see `_pay`."""
+        prices = self._context.prices
+        return self._pay(prices.message + size * prices.byte)
 
-        The generic cell rate algorithm: one number holds the time until which the rate is used up.
+    def pay_fragment(self) -> float:
+        """Pay for a fragment that completes no message: see `_pay`."""
+        return self._pay(self._context.prices.fragment)
+
+    def _pay(self, price: float) -> float:
+        """Use up `price` seconds of the session's allowance, and of its address's budget.
+
+        Returns the seconds for which nothing more should be read from this client, because its address has
+        used up its budget. Raises WireError if the session is a second ahead of its own allowance. However
+        high the price is, a client that has been quiet can pay it.
         """
-        now, share = self._context.clock(), 1 / self._context.config.messages_per_second
-        self._rate_used_until = max(self._rate_used_until, now) + share
-        if self._rate_used_until > now + 1 and self.state is not CLOSING:
+        context = self._context
+        now = context.clock()
+        if self._rate_used_until > now + context.prices.early:
             raise WireError(CloseCode.POLICY, "too many messages")
+        self._rate_used_until = max(self._rate_used_until, now) + price
+        return context.budgets.charge(self._address, price, now)
 
     # From the hub
 

@@ -59,13 +59,29 @@ class WebSocketSession(Session, asyncio.Protocol):
         if opcode is frames.CLOSE:
             self._closed_by_client(frames.close_code(payload))
             return
-        self.count_message()
+        fragment = opcode is frames.CONTINUATION
+        delay = self.pay_fragment() if fragment else self.pay_message(len(payload))
+        if delay:
+            self._pause(delay)
         if self.state is CLOSING:
             pass  # only the client's close frame is waited for
         elif opcode is frames.TEXT or opcode is frames.BINARY:
             self.message_received(payload)
         elif opcode is frames.PING:
             self._send(frames.pong(payload))
+
+    def _pause(self, delay: float) -> None:
+        """Read nothing for `delay` seconds: the client's address has used up its budget.
+
+        What has been read already is handled. The session's own allowance limits that.
+        """
+        if self._transport.is_reading():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(delay, self._resume)
+
+    def _resume(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """The client has closed its half. Returning None lets the transport close the other half."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -19,7 +20,16 @@ from gateway.core.session import (
     SessionState,
 )
 from gateway.errors import WireError
-from gateway.messages import NO_DATA, CloseCode, Problem, Result, WatchStatus
+from gateway.messages import (
+    NO_DATA,
+    CloseCode,
+    NextMessage,
+    Problem,
+    Reply,
+    Request,
+    Result,
+    WatchStatus,
+)
 from gateway.wire.json import JSON_WIRE
 
 from ..fakes import Clock, Subscriber, node
@@ -98,7 +108,7 @@ class Scene:
     def chat(self, messages: int, *, pause: float = 0) -> None:
         """That many messages are counted, each followed by a pause."""
         for _ in range(messages):
-            self.session.count_message()
+            self.session.pay_message()
             self.clock.now += pause
 
     def wait(self, seconds: float) -> bool:
@@ -272,10 +282,13 @@ def test_a_little_more_than_the_allowed_rate_does_not() -> None:
         scene.chat(1_000, pause=0.09)
 
 
-def test_a_closing_session_is_not_counted() -> None:
-    scene = Scene(messages_per_second=1)
+def test_a_closing_session_pays_too() -> None:
+    """Its client may send for as long as a close frame may take, and nothing else would stop it."""
+    scene = Scene(messages_per_second=10)
     scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
-    scene.chat(100)
+    scene.chat(10)
+    with pytest.raises(WireError):
+        scene.chat(1)
 
 
 @pytest.mark.parametrize("rate", [1, 1.5, 3])
@@ -283,7 +296,53 @@ def test_however_low_the_rate_is_one_message_passes(rate: float) -> None:
     scene = Scene(messages_per_second=rate)
     scene.chat(2, pause=1 / rate)
     with pytest.raises(WireError):
-        scene.chat(3)
+        scene.chat(4)
+
+
+def test_size_is_paid_for_and_any_size_once() -> None:
+    scene = Scene(messages_per_second=1, max_message_size=1_024)
+    scene.session.pay_message(1_024_000)
+    with pytest.raises(WireError):
+        scene.session.pay_message()
+    scene.clock.now += 501
+    scene.session.pay_message(1_024)
+    scene.clock.now += 1.5
+    scene.session.pay_message(1_024)
+
+
+def test_a_registration_and_all_that_comes_before_it_fit_into_a_second() -> None:
+    """CONNECT with the largest token that STOMP allows, two SUBSCRIBE, SEND, and a ping for each."""
+    scene = Scene()
+    for size in (8_192, 100, 100, 400, 0, 0, 0, 0):
+        scene.session.pay_message(size)
+
+
+def test_fragments_are_no_messages_and_have_a_bound() -> None:
+    scene = Scene(messages_per_second=20)
+    passed = 0
+    with suppress(WireError):
+        while passed < 1_000:
+            scene.session.pay_fragment()
+            passed += 1
+    assert 300 < passed < 330
+
+
+def test_what_comes_together_in_one_message_is_paid_one_by_one() -> None:
+    scene = Scene(messages_per_second=4)
+    seen = []
+
+    class Bundled(type(JSON_WIRE)):  # type: ignore[misc]
+        def receive(self, message: bytes) -> Iterator[Request]:
+            for number in range(message[0]):
+                seen.append(number)
+                yield Reply(b"{}")
+                yield NextMessage()
+
+    scene.session._wire = Bundled()
+    scene.session.pay_message()
+    with pytest.raises(WireError, match="too many messages"):
+        scene.session.message_received(b"\x64")
+    assert seen == [0, 1, 2, 3], "what was not paid for was not parsed"
 
 
 # Results

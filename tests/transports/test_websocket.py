@@ -24,7 +24,7 @@ from gateway.wire.frames import Opcode
 from gateway.wire.handshake import Handshake
 from gateway.wire.json import JSON_WIRE
 
-from ..fakes import Clock, Subscriber, Transport, node
+from ..fakes import Clock, Subscriber, Transport, node, virtual
 from ..wire.strategies import client_frame
 
 CHANNEL = b"websocket:12345678"
@@ -170,7 +170,7 @@ def test_any_fragmentation_says_the_same(cuts: list[int]) -> None:
         (client_frame(Opcode.TEXT, b"{}") * 6, 1008, "too many unknown messages"),
         (client_frame(Opcode.PING) * 21, 1008, "too many messages"),
         (
-            client_frame(Opcode.TEXT, b"", final=False) + client_frame(0, b"", final=False) * 21,
+            client_frame(Opcode.TEXT, b"", final=False) + client_frame(0, b"", final=False) * 330,
             1008,
             "too many messages",
         ),
@@ -224,6 +224,33 @@ def test_the_node_shuts_down() -> None:
     assert not scene.transport.closing, "the client's own CLOSE comes first"
 
 
+# What an address has used up
+
+
+@virtual
+async def test_a_client_of_a_busy_address_is_read_later() -> None:
+    scene = Scene().registered()
+    scene.node.budgets.charge(ADDRESS, 50 * 12.0, scene.clock.now)
+    scene.send(Ping(payload=b"1"), Ping(payload=b"2"))
+    assert scene.heard() == [Pong(payload=b"1"), Pong(payload=b"2")], "what has been read is handled"
+    assert not scene.transport.is_reading()
+    await asyncio.sleep(1.5)
+    assert not scene.transport.is_reading()
+    await asyncio.sleep(1)
+    assert scene.transport.is_reading()
+    assert scene.state() is SessionState.REGISTERED
+
+
+@virtual
+async def test_a_client_that_is_read_later_may_go_meanwhile() -> None:
+    scene = Scene().registered()
+    scene.node.budgets.charge(ADDRESS, 50 * 12.0, scene.clock.now)
+    scene.send(Ping())
+    scene.transport.close()
+    scene.transport.lose()
+    await asyncio.sleep(10)
+
+
 # Closing
 
 
@@ -236,6 +263,19 @@ def test_our_close_is_answered_and_then_tcp_ends() -> None:
     assert scene.transport.closing
     assert not scene.transport.aborted
     assert scene.heard() == [], "one CLOSE is enough"
+    scene.transport.lose()
+    assert scene.node.ended == {(1012, "service restart"): 1}
+
+
+def test_a_client_that_floods_while_we_close_is_read_no_more() -> None:
+    """Nothing else would stop it for as long as a close frame may take."""
+    scene = Scene().registered()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.send(*[Ping()] * 30)
+    assert scene.transport.eof
+    (close,) = scene.heard()
+    assert isinstance(close, CloseConnection)
+    assert scene.wait(2.5)
     scene.transport.lose()
     assert scene.node.ended == {(1012, "service restart"): 1}
 

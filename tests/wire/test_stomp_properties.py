@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.errors import WireError
-from gateway.messages import Disconnect, InvalidRegistration, Reply, Request, Result, UnknownMessage
+from gateway.messages import (
+    Disconnect,
+    InvalidRegistration,
+    NextMessage,
+    Reply,
+    Request,
+    Result,
+    UnknownMessage,
+)
 from gateway.messages import parse_registration as asked_for
 from gateway.wire.stomp import MAX_HEAD_SIZE, MAX_ID, StompWire
 
@@ -167,7 +175,7 @@ def hear(wire: StompWire, message: bytes) -> bytes | None:
                 wire.rejected(request.web_socket_id, request.problem)
             elif isinstance(request, UnknownMessage):
                 wire.error(request.problem)
-            else:
+            elif not isinstance(request, NextMessage):
                 wire.registered(ID)
                 wire.result(ID, Result("DONE"))
     except WireError as error:
