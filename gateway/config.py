@@ -234,6 +234,14 @@ class Config(BaseModel):
         "mobile networks share addresses. Each worker counts for itself. 0: no limit.",
         ge=0,
     )
+    max_sessions_per_id: int = _setting(
+        100,
+        "Limits",
+        "COUNT",
+        "Sessions of one webSocketId on this node; further ones are closed with 1013 and may try again. A "
+        "customer has one or two pages open. Each worker counts for itself. 0: no limit.",
+        ge=0,
+    )
     max_handshakes: int = _setting(
         5_000,
         "Limits",

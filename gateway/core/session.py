@@ -244,10 +244,16 @@ class Session:
         self._reply(self._wire.rejected(web_socket_id, problem))
 
     def _join(self, name: bytes) -> None:
+        hub = self._context.hub
+        if not hub.has_room(name):
+            # A rejection would be final for Web Flow's page, and end a login.
+            log.warning("too many sessions of one id", id=logs.short_id(name.decode()), address=self._address)
+            self.close(CloseCode.TRY_AGAIN_LATER, "too many sessions of this webSocketId")
+            return
         self.state = WAITING
         self._owed_answers = 1
-        self._channel = self._context.hub.register(name, self)
-        if self._context.hub.is_degraded(self._channel):
+        self._channel = hub.register(name, self)
+        if hub.is_degraded(self._channel):
             self.degraded()
 
     def _remember(self, message_id: str | None) -> None:

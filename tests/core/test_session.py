@@ -235,6 +235,23 @@ def test_what_redis_forbids_later_ends_the_session() -> None:
     assert not scene.hub_knows
 
 
+def test_one_session_of_an_id_too_many_is_told_to_try_again_and_never_that_it_failed() -> None:
+    scene = Scene(max_sessions_per_id=1)
+    scene.register()
+    scene.node.admission.admit("192.0.2.1")
+    other = Spoken(scene.node)
+    with capture_logs() as lines:
+        other.message_received(REGISTER)
+    assert other.written == []
+    assert other.closes == [(CloseCode.TRY_AGAIN_LATER, "too many sessions of this webSocketId")]
+    assert [(line["event"], line["id"]) for line in lines] == [("too many sessions of one id", "1234…")]
+    other.ended()
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert [message["authResult"] for message in scene.said()] == ["CONFIRMED"], "the first one stays"
+    scene.session.ended()
+    assert not scene.hub_knows or scene.broker.asked[-1] == ("unsubscribe", CHANNEL)
+
+
 # Nonsense
 
 
