@@ -56,12 +56,20 @@ class CloseCode(IntEnum):
 OTHER_CODE: Final = 0
 """In the place of a close code that is not in `CloseCode`. Clients may choose any from 3000 to 4999."""
 
+OTHER: Final = "other"
+"""What is counted under no name of its own."""
+
 _CODES: Final = {int(code): code for code in CloseCode}
 
 
 def known_code(code: int) -> int:
     """`code` if it is a `CloseCode`, else OTHER_CODE: what is counted by codes must not grow with them."""
     return _CODES.get(code, OTHER_CODE)
+
+
+def code_label(code: int) -> str:
+    """A known code as people and metrics see it."""
+    return OTHER if code == OTHER_CODE else str(int(code))
 
 
 SLOW_CONSUMER: Final = "slow consumer"

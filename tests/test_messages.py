@@ -20,6 +20,7 @@ from gateway.messages import (
     Origin,
     Register,
     Result,
+    code_label,
     known_code,
     parse_json,
     parse_registration,
@@ -258,6 +259,7 @@ def test_halves_of_pairs_cost_no_loop_of_python() -> None:
 def test_the_codes_to_count_by_are_few(code: int) -> None:
     assert known_code(code) in {*CloseCode, OTHER_CODE}
     assert all(known_code(each) is each for each in CloseCode)
+    assert [code_label(each) for each in (known_code(1000), known_code(4711))] == ["1000", "other"]
 
 
 @given(st.binary() | json_values.map(orjson.dumps) | st.binary().map(lambda tail: b"{" + tail))

@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from ..messages import code_label
 from ..nodes.sources import Sources
 from ..redis.probe import Probe
 from ..telemetry import logs
@@ -96,7 +97,7 @@ def node_state(sources: Sources) -> dict[str, Any]:
         "log_lines_dropped": logs.dropped(),
         "invalid": dict(context.hub.invalid),
         "rejected": dict(sources.access.rejected),
-        "closed": {f"{code} {reason}": count for (code, reason), count in context.ended.items()},
+        "closed": {f"{code_label(code)} {reason}": count for (code, reason), count in context.ended.items()},
         "redis": {
             "connected": broker.connected,
             "outages": broker.outages,

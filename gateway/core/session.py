@@ -31,6 +31,8 @@ from ..config import Config
 from ..errors import WireError
 from ..messages import (
     DEGRADED,
+    OTHER,
+    OTHER_CODE,
     RESTORED,
     CloseCode,
     Disconnect,
@@ -59,6 +61,11 @@ MAX_REMEMBERED_IDS = 16
 """The latest messageIds that a session remembers, so that no result is sent twice after an outage."""
 
 
+MAX_ENDS = 100
+"""Pairs of close code and reason that are counted apart; there are some 40 in the code. Further ones are
+counted as one: no client can make a node, its pages or Prometheus keep more and more of them."""
+
+
 class SessionState(Enum):
     """The state of a session: see the top of this module."""
 
@@ -83,7 +90,7 @@ class SessionContext:
     clock: Callable[[], float]
     deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """Ended sessions so far, by close code and reason."""
+    """Ended sessions so far, by close code and reason: see `count_end`."""
     open: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Open sessions, by the name of their wire and their transport."""
     rejected: Counter[str] = field(default_factory=Counter)
@@ -100,6 +107,13 @@ class SessionContext:
     def __post_init__(self) -> None:
         self.prices = Prices.of(self.config)
         self.budgets = AddressBudgets(self.config.max_sessions_per_ip)
+
+    def count_end(self, code: int, reason: str) -> None:
+        """A session has ended. `code` is a known code."""
+        end = (code, reason)
+        if end not in self.ended and len(self.ended) >= MAX_ENDS:
+            end = (OTHER_CODE, OTHER)
+        self.ended[end] += 1
 
 
 class Session:
@@ -442,5 +456,5 @@ class Session:
         self._context.deadlines.discard(self)
         self._context.admission.release(self._address)
         self._context.open[self._wire.name, self.transport] -= 1
-        self._context.ended[self._end] += 1
+        self._context.count_end(*self._end)
         self._log("session ended", code=int(self._end[0]), reason=self._end[1])

@@ -11,7 +11,7 @@ import asyncio
 
 from ..core.session import CLOSING, Session, SessionContext
 from ..errors import WireError
-from ..messages import SLOW_CONSUMER, CloseCode
+from ..messages import SLOW_CONSUMER, CloseCode, known_code
 from ..wire import Wire, frames
 from ..wire.frames import BinaryFrameReader, FrameReader, Opcode
 from ..wire.handshake import Handshake, acceptance
@@ -134,7 +134,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def _closed_by_client(self, code: int) -> None:
         """Answer the client's close frame, unless it is the answer to ours. Then TCP ends (section 7.1.1)."""
         self._reader = None
-        if self._begin_closing(code, REASON_BY_CLIENT):
+        if self._begin_closing(known_code(code), REASON_BY_CLIENT):
             self._send(frames.close(code, ""))
         self._transport.close()
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.core.session import (
+    MAX_ENDS,
     MAX_REMEMBERED_IDS,
     MAX_UNKNOWN_MESSAGES,
     Session,
@@ -22,6 +23,8 @@ from gateway.core.session import (
 from gateway.errors import WireError
 from gateway.messages import (
     NO_DATA,
+    OTHER,
+    OTHER_CODE,
     CloseCode,
     NextMessage,
     Problem,
@@ -825,3 +828,13 @@ def test_the_facts_about_a_session() -> None:
         "message_ids": ("m1",),
         "degraded": False,
     }
+
+
+def test_ends_are_counted_under_few_names_whatever_they_are() -> None:
+    shared = node()
+    for number in range(1_000):
+        shared.count_end(CloseCode.POLICY, f"reason {number}")
+    shared.count_end(CloseCode.POLICY, "reason 7")
+    assert len(shared.ended) == MAX_ENDS + 1
+    assert shared.ended[CloseCode.POLICY, "reason 7"] == 2
+    assert shared.ended[OTHER_CODE, OTHER] == 1_000 - MAX_ENDS

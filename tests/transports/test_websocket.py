@@ -17,7 +17,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from gateway.core.session import SessionState
-from gateway.messages import CloseCode
+from gateway.messages import OTHER_CODE, CloseCode
 from gateway.transports.websocket import WebSocketSession, open_session
 from gateway.wire import frames
 from gateway.wire.frames import Opcode
@@ -299,6 +299,21 @@ def test_the_clients_code_is_given_back(body: bytes) -> None:
     scene = Scene()
     scene.session.data_received(client_frame(Opcode.CLOSE, body))
     assert scene.transport.output == b"\x88" + bytes([len(body[:2])]) + body[:2]
+
+
+def test_the_codes_that_clients_choose_are_counted_as_one() -> None:
+    """/readyz once grew to 64 KB, and the node's memory with it."""
+    shared = node(max_sessions_per_ip=0)
+    for code in (*range(3000, 5000), *range(1010, 1015)):
+        transport = Transport()
+        shared.admission.admit(ADDRESS)
+        session = WebSocketSession(shared, JSON_WIRE, ADDRESS, transport)
+        session.data_received(client_frame(Opcode.CLOSE, code.to_bytes(2, "big")))
+        assert transport.output[2:] == code.to_bytes(2, "big"), "the client gets its own back"
+        session.connection_lost(None)
+    assert len(shared.ended) <= 5
+    assert shared.ended[OTHER_CODE, "closed by the client"] == 2_002
+    assert shared.ended.total() == 2_005
 
 
 def test_what_comes_behind_a_close_is_not_read() -> None:
