@@ -18,6 +18,7 @@ from ..core.session import CLOSED, CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode
 from ..wire import Wire, frames, sockjs
+from ..wire.frames import FrameReader
 from . import http
 from .hijack import MAX_READ_AHEAD
 from .http import HttpConnection
@@ -43,11 +44,12 @@ SOCKJS_TRANSPORTS: Final = (
 
 
 class SockJSWebSocket(WebSocketSession):
-    """A session over SockJS's WebSocket transport."""
+    """A session over SockJS's WebSocket transport. The envelope is text, whatever the wire inside accepts."""
 
     __slots__ = ()
 
     transport = "sockjs_websocket"
+    _new_reader_of_either = FrameReader
 
     def opened(self) -> None:
         self._send(frames.text(sockjs.OPEN_FRAME))

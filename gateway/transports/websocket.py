@@ -13,7 +13,7 @@ from ..core.session import CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode, known_code
 from ..wire import Wire, frames
-from ..wire.frames import BinaryFrameReader, FrameReader, Opcode
+from ..wire.frames import BinaryFrameReader, EitherFrameReader, FrameReader, Opcode
 from ..wire.handshake import Handshake, acceptance
 
 REASON_BY_CLIENT = "closed by the client"
@@ -30,13 +30,15 @@ class WebSocketSession(Session, asyncio.Protocol):
     # bytes.
     _frame = staticmethod(frames.text)
     _new_reader: type[FrameReader] = FrameReader
+    _new_reader_of_either: type[FrameReader] = EitherFrameReader
 
     def __init__(
         self, context: SessionContext, wire: Wire, address: str, transport: asyncio.Transport
     ) -> None:
         super().__init__(context, wire, address)
         self._transport = transport
-        self._reader: FrameReader | None = self._new_reader(context.config.max_message_size)
+        new_reader = self._new_reader_of_either if wire.either else self._new_reader
+        self._reader: FrameReader | None = new_reader(context.config.max_message_size)
         self._alive = True  # the client has sent a frame since the last ping
         transport.set_write_buffer_limits(high=context.config.write_buffer)
 

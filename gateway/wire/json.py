@@ -45,6 +45,7 @@ class JsonWire:
 
     name = "json"
     binary = False
+    either = False
     greeting = None
     outgoing = 0.0  # the pings of WebSocket are enough
     heartbeat = b""

@@ -165,6 +165,9 @@ class StompWire:
 
     name: Final = "stomp"
     binary: Final = False
+    either: Final = (
+        True  # @stomp/stompjs sends binary messages on React Native; Spring and RabbitMQ take both
+    )
     greeting: Final = None
     heartbeat: Final = HEARTBEAT
 

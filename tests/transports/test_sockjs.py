@@ -565,6 +565,12 @@ def test_a_client_that_breaks_the_envelope_gets_a_close_and_nothing_else() -> No
     assert socket.transport.written[1:] == [frames.close(1007, "Broken JSON encoding.")]
 
 
+def test_the_envelope_is_text_whatever_the_wire_inside_takes() -> None:
+    socket = Socket(StompWire(1_000))
+    socket.session.data_received(client_frame(Opcode.BINARY, b'["CONNECT"]'))
+    assert socket.transport.written[-1] == frames.close(1003, "text messages only")
+
+
 def test_each_message_in_the_envelope_counts() -> None:
     socket = Socket(messages_per_second=4)
     socket.say(json.dumps(["{}"] * 4))

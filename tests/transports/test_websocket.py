@@ -7,6 +7,7 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -19,10 +20,11 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 from gateway.core.session import SessionState
 from gateway.messages import OTHER_CODE, CloseCode
 from gateway.transports.websocket import WebSocketSession, open_session
-from gateway.wire import frames
+from gateway.wire import Wire, frames
 from gateway.wire.frames import Opcode
 from gateway.wire.handshake import Handshake
 from gateway.wire.json import JSON_WIRE
+from gateway.wire.stomp import StompWire
 
 from ..fakes import Clock, Subscriber, Transport, node, virtual
 from ..wire.strategies import client_frame
@@ -35,13 +37,13 @@ ADDRESS = "192.0.2.1"
 class Scene:
     """A session and its browser. What the session writes, the browser reads when it is asked."""
 
-    def __init__(self, *, stuck: bool = False, **settings: float) -> None:
+    def __init__(self, wire: Wire = JSON_WIRE, *, stuck: bool = False, **settings: float) -> None:
         self.clock = Clock()
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, **settings)
         self.node.admission.admit(ADDRESS)
         self.transport = Transport(stuck=stuck)
-        self.session = WebSocketSession(self.node, JSON_WIRE, ADDRESS, self.transport)
+        self.session = WebSocketSession(self.node, wire, ADDRESS, self.transport)
         self.transport.protocol = self.session
         self.browser = Connection(ConnectionType.CLIENT)
         self._read = 0
@@ -147,6 +149,47 @@ def test_any_fragmentation_says_the_same(cuts: list[int]) -> None:
     assert pong == Pong(payload=b"?")
     assert isinstance(complaint, dict)
     assert complaint["topic"] == "/user/topic/error"
+
+
+CONVERSATION = (
+    b"CONNECT\naccept-version:1.2\n\n\0",
+    b"SUBSCRIBE\nid:0\ndestination:/user/topic/registration\n\n\0",
+    b'SEND\ndestination:/app/registration\n\n{"webSocketId":"12345678"}\0',
+)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+def test_stomp_may_come_in_text_and_in_binary_and_is_answered_in_text(opcode: Opcode) -> None:
+    """@stomp/stompjs sends binary messages on React Native, where a text message ends at a NUL."""
+    scene = Scene(StompWire(16_384))
+    for message in (*CONVERSATION, b"\n"):
+        scene.session.data_received(client_frame(opcode, message))
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [frame[:1] for frame in scene.transport.written] == [b"\x81", b"\x81"]
+    assert b'"registrationSucceeded":true' in scene.transport.output
+
+
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+def test_a_message_may_come_in_22_fragments(opcode: Opcode) -> None:
+    """Fragments are no messages: they once used up the rate of messages."""
+    scene = Scene(StompWire(16_384))
+    for message in CONVERSATION:
+        cuts = [0, 0, *range(1, 20), len(message)]
+        for number, (begin, end) in enumerate(pairwise(cuts)):
+            last = end == len(message)
+            frame = client_frame(0 if number else opcode, message[begin:end], final=last)
+            scene.session.data_received(frame)
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert b'"registrationSucceeded":true' in scene.transport.output
+
+
+def test_what_is_no_utf8_in_a_binary_message_is_never_sent_on_in_text() -> None:
+    scene = Scene(StompWire(16_384))
+    scene.session.data_received(client_frame(Opcode.BINARY, b"CONNECT\nreceipt:\xff\n\n\0"))
+    error, close = scene.transport.written
+    assert b"headers must be UTF-8" in error
+    assert b"\xff" not in error
+    assert close == frames.close(1007, "headers must be UTF-8")
 
 
 # Refusals

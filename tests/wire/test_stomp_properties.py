@@ -160,6 +160,7 @@ def test_any_bytes_at_all_are_answered_or_end_in_an_error(version: str | None, m
         last_message = hear(wire, message)
         if last_message is not None:
             assert last_message.endswith(b"\0")
+            last_message.decode()
             return
 
 
@@ -169,6 +170,7 @@ def hear(wire: StompWire, message: bytes) -> bytes | None:
         for request in wire.receive(message):
             if isinstance(request, Reply):
                 assert request.payload.endswith(b"\0")
+                request.payload.decode()
             elif isinstance(request, Disconnect):
                 return request.payload
             elif isinstance(request, InvalidRegistration):
