@@ -18,8 +18,8 @@ FULL_MESSAGES: Final = 2
 """Messages of --max-message-size that a session may send in a second. Clients send some 500 bytes in all."""
 
 FRAGMENTS: Final = 16
-"""Fragments of WebSocket messages that cost as much as a message: a fragment takes 2.5 µs, a message 20 to 40
-µs. So a message may come in 320 fragments."""
+"""Fragments of a WebSocket message, or packets with a part of one, that cost as much as a message: they take
+2.5 µs each, a message 20 to 40 µs. So a message may come in 320 fragments."""
 
 REQUEST: Final = 4
 """Messages that cost as much as a new session or a request over HTTP: 150 to 700 µs."""
@@ -49,7 +49,7 @@ class Prices(NamedTuple):
     byte: float
     """Of a message's size."""
     fragment: float
-    """Of a message that is not complete yet."""
+    """Of a part of a message that is not complete yet."""
     request: float
     """Of a request over HTTP or a new session. The address pays it."""
     early: float

@@ -287,7 +287,7 @@ class Session:
         return self._pay(prices.message + size * prices.byte)
 
     def pay_fragment(self) -> float:
-        """Pay for a fragment that completes no message: see `_pay`."""
+        """Pay for a fragment that completes no message, or bytes that complete no frame: see `_pay`."""
         return self._pay(self._context.prices.fragment)
 
     def _pay(self, price: float) -> float:

@@ -47,12 +47,15 @@ class WebSocketSession(Session, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._reader is None:  # the client broke the protocol or has sent its close frame: ignore the rest
             return
+        complete = False
         try:
             for opcode, payload in self._reader.feed(data):
-                self._alive = True  # only a complete frame is a sign of life
+                complete = self._alive = True  # only a complete frame is a sign of life
                 self._frame_received(opcode, payload)
                 if self._ignores_input:
                     return
+            if not complete:
+                self._pause(self.pay_fragment())
         except WireError as error:
             self._reply(error.last_message)
             self._fail(error.code, error.reason)
@@ -62,9 +65,7 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._closed_by_client(frames.close_code(payload))
             return
         fragment = opcode is frames.CONTINUATION
-        delay = self.pay_fragment() if fragment else self.pay_message(len(payload))
-        if delay:
-            self._pause(delay)
+        self._pause(self.pay_fragment() if fragment else self.pay_message(len(payload)))
         if self.state is CLOSING:
             pass  # only the client's close frame is waited for
         elif opcode is frames.TEXT or opcode is frames.BINARY:
@@ -73,11 +74,11 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._send(frames.pong(payload))
 
     def _pause(self, delay: float) -> None:
-        """Read nothing for `delay` seconds: the client's address has used up its budget.
+        """Read nothing for `delay` seconds, usually 0: the client's address has used up its budget.
 
         What has been read already is handled. The session's own allowance limits that.
         """
-        if self._transport.is_reading():
+        if delay and self._transport.is_reading():
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(delay, self._resume)
 

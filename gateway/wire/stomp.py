@@ -165,9 +165,7 @@ class StompWire:
 
     name: Final = "stomp"
     binary: Final = False
-    either: Final = (
-        True  # @stomp/stompjs sends binary messages on React Native; Spring and RabbitMQ take both
-    )
+    either: Final = True  # for @stomp/stompjs on React Native; Spring and RabbitMQ take both, too
     greeting: Final = None
     heartbeat: Final = HEARTBEAT
 

@@ -232,6 +232,18 @@ def test_who_breaks_the_rules_is_told_why(data: bytes, code: int, reason: str) -
     assert scene.node.admission.sessions == 0
 
 
+def test_bytes_that_complete_no_frame_are_paid_for() -> None:
+    """A frame of 16 KB in packets of a byte each would copy 128 MB, and none of them be counted."""
+    scene = Scene().registered()
+    frame = client_frame(Opcode.TEXT, b" " * 1_000)
+    packets = 0
+    while scene.state() is SessionState.REGISTERED:
+        scene.session.data_received(frame[packets : packets + 1])
+        packets += 1
+    assert scene.closed_with() == (1008, "too many messages")
+    assert 250 < packets < 330
+
+
 def test_five_messages_of_nonsense_are_answered_first() -> None:
     scene = Scene()
     scene.say(*["{}"] * 6)
