@@ -140,16 +140,6 @@ class Transport(asyncio.Transport):
                 self._paused = True
                 self.protocol.pause_writing()
 
-    def is_reading(self) -> bool:
-        return self.reading and not self.closing
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        assert not self.closing
-        self.reading = True
-
     def can_write_eof(self) -> bool:
         return True
 
