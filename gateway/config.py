@@ -231,7 +231,8 @@ class Config(BaseModel):
         "Limits",
         "COUNT",
         "Sessions from one client address; further ones are rejected with 429. High, because companies and "
-        "mobile networks share addresses. Each worker counts for itself. 0: no limit.",
+        "mobile networks share addresses. Their messages and requests are limited by it, too: "
+        "docs/protocols.md. Each worker counts for itself. 0: no limit.",
         ge=0,
     )
     max_sessions_per_id: int = _setting(
