@@ -10,7 +10,6 @@ import uuid
 from typing import IO, TYPE_CHECKING, Final
 
 import click
-import orjson
 
 from ..config import EMBEDDED, Config
 from ..errors import NotPublished, PublishError, Unconfirmed
