@@ -231,8 +231,17 @@ class Config(BaseModel):
         "Limits",
         "COUNT",
         "Sessions from one client address; further ones are rejected with 429. High, because companies and "
-        "mobile networks share addresses. Each worker counts for itself. An address may also have three "
-        "connections for each session, and no more than it leaves to others. 0: no limits for an address.",
+        "mobile networks share addresses. Their messages and requests are limited by it, too: "
+        "docs/protocols.md. Each worker counts for itself. An address may also have three connections for "
+        "each session, and no more than it leaves to others. 0: no limits for an address.",
+        ge=0,
+    )
+    max_sessions_per_id: int = _setting(
+        100,
+        "Limits",
+        "COUNT",
+        "Sessions of one webSocketId on this node; further ones are closed with 1013 and may try again. A "
+        "customer has one or two pages open. Each worker counts for itself. 0: no limit.",
         ge=0,
     )
     max_handshakes: int = _setting(
@@ -264,8 +273,8 @@ class Config(BaseModel):
         20.0,
         "Limits",
         "NUMBER",
-        "Messages a second from one session, answers to pings included; more close the session with 1008. A "
-        "browser sends one or two in all.",
+        "Messages a second from one session, answers to pings included; more close the session with 1008. So "
+        "do more bytes a second than two of the largest messages have. A browser sends one or two in all.",
         ge=1,
         le=10_000,
         allow_inf_nan=False,

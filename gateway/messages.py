@@ -53,6 +53,25 @@ class CloseCode(IntEnum):
     TRY_AGAIN_LATER = 1013
 
 
+OTHER_CODE: Final = 0
+"""In the place of a close code that is not in `CloseCode`. Clients may choose any from 3000 to 4999."""
+
+OTHER: Final = "other"
+"""What is counted under no name of its own."""
+
+_CODES: Final = {int(code): code for code in CloseCode}
+
+
+def known_code(code: int) -> int:
+    """`code` if it is a `CloseCode`, else OTHER_CODE: what is counted by codes must not grow with them."""
+    return _CODES.get(code, OTHER_CODE)
+
+
+def code_label(code: int) -> str:
+    """A known code as people and metrics see it."""
+    return OTHER if code == OTHER_CODE else str(int(code))
+
+
 SLOW_CONSUMER: Final = "slow consumer"
 """The reason of a session that ends because its client left too many bytes unread."""
 
@@ -98,13 +117,40 @@ class Reply(NamedTuple):
     payload: bytes
 
 
+class NextMessage(NamedTuple):
+    """What follows is one more message, though it came together with the last one. It is not read yet."""
+
+
 class Disconnect(NamedTuple):
     """The client disconnects: send `payload`, one of the wire's messages, unless it is None. Then close."""
 
     payload: bytes | None
 
 
-Request = Register | WatchStatus | InvalidRegistration | UnknownMessage | Reply | Disconnect
+Request = Register | WatchStatus | InvalidRegistration | UnknownMessage | Reply | NextMessage | Disconnect
+
+
+_HALF_A_PAIR: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""The escape of a high surrogate that no low one follows, or of a low one that follows no high one."""
+
+
+def parse_json(text: bytes) -> object:
+    """The value of a JSON text in UTF-8. Raises ValueError if it is none.
+
+    JSON may escape half of a surrogate pair (RFC 8259 section 8.2), as JavaScript and Java do with a string
+    that was cut there. UTF-8 cannot represent it, so it becomes U+FFFD, as in a browser's TextEncoder.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        # Without escaped backslashes, every backslash begins an escape.
+        whole, found = _HALF_A_PAIR.subn(rb"\\ufffd", text.replace(rb"\\", rb"\u005c"))
+        if not found:
+            raise
+    return orjson.loads(whole)
 
 
 def parse_registration(
@@ -178,6 +224,10 @@ INVALID_KINDS: Final = (
 """The kinds of payloads that no node forwards."""
 
 
+_WHITE_SPACE: Final = b" \t\n\r"
+"""RFC 8259 section 2. Shells and template engines leave it around a payload."""
+
+
 class InvalidResult(ValueError):
     """A published payload that no node forwards. `kind` is one of `INVALID_KINDS`, for counting."""
 
@@ -190,23 +240,25 @@ def parse_result(payload: bytes, web_socket_id: bytes, max_size: int) -> Result:
     """The result in a payload that was published for `web_socket_id`. It may have `max_size` bytes.
 
     A payload is a word such as `CONFIRMED`, or a JSON object with `authResult` and optional `messageId`,
-    `data` and `webSocketId`. Raises InvalidResult for anything else. `publishedAt` (milliseconds since 1970)
-    and `traceparent` are for operators. They never make a result invalid.
+    `data` and `webSocketId`. Either may have JSON's white space around it. Raises InvalidResult for anything
+    else. `publishedAt` (milliseconds since 1970) and `traceparent` are for operators. They never make a
+    result invalid.
     """
     if len(payload) > max_size:
         raise InvalidResult("too big")
-    if payload[:1] != b"{":
+    if payload[:1] != b"{" and payload.lstrip(_WHITE_SPACE)[:1] != b"{":
         return _bare_result(payload)
     try:
-        body = orjson.loads(payload)
-    except orjson.JSONDecodeError:
+        body = parse_json(payload)
+    except ValueError:
         raise InvalidResult("not JSON") from None
+    assert isinstance(body, dict)  # it begins with a brace
     return _result_of(body, web_socket_id, max_size)
 
 
 @lru_cache(256)  # backends use a handful of words. An invalid one raises, and is not kept
 def _bare_result(payload: bytes) -> Result:
-    word = payload.decode("latin-1")
+    word = payload.strip(_WHITE_SPACE).decode("latin-1")
     if not AUTH_RESULT.fullmatch(word):
         raise InvalidResult("not a result")
     return Result(word)

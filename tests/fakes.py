@@ -269,7 +269,12 @@ def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **set
     """What the sessions of a test share; its hub is connected to `subscriber`."""
     config = Config(**settings)
     broker = subscriber or Subscriber()
-    hub = Hub(config.channel_prefix, config.max_result_size, lambda _hub: broker)
+    hub = Hub(
+        config.channel_prefix,
+        config.max_result_size,
+        lambda _hub: broker,
+        max_members=config.max_sessions_per_id,
+    )
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
     return SessionContext(config, hub, admission, clock or Clock(), ledger(config, admission))
 

@@ -118,7 +118,8 @@ def test_a_clash_of_ports_is_told_with_the_other_mistakes() -> None:
 
 
 @pytest.mark.parametrize(
-    "zero", ["port", "admin_port", "max_sessions_per_ip", "drain_delay", "drain_seconds"]
+    "zero",
+    ["port", "admin_port", "max_sessions_per_ip", "max_sessions_per_id", "drain_delay", "drain_seconds"],
 )
 def test_zero_is_allowed_where_it_means_something(zero: str) -> None:
     assert getattr(build({zero: "0"}), zero) == 0

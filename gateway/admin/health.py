@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from aiohttp import web
 
+from ..messages import code_label
 from ..nodes.sources import Sources
 from ..redis.probe import Probe
 from ..telemetry import logs
@@ -110,7 +111,7 @@ def node_state(sources: Sources) -> dict[str, Any]:
         "connections": sources.connections(),
         "invalid": dict(context.hub.invalid),
         "rejected": dict(sources.access.rejected + sources.acceptor.rejected),
-        "closed": {f"{code} {reason}": count for (code, reason), count in context.ended.items()},
+        "closed": {f"{code_label(code)} {reason}": count for (code, reason), count in context.ended.items()},
         "redis": {
             "connected": broker.connected,
             "outages": broker.outages,

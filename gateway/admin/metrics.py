@@ -29,10 +29,19 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..messages import INVALID_KINDS, SLOW_CONSUMER, CloseCode
+from ..messages import INVALID_KINDS, SLOW_CONSUMER, code_label
 from ..nodes.sources import Sources
 from ..telemetry import logs
-from ..wire.handshake import ADDRESS_FULL, BUSY, CUT_OFF, HTTP_REJECTIONS, NODE_FULL, ORIGIN, STOPPING
+from ..wire.handshake import (
+    ADDRESS_BUSY,
+    ADDRESS_FULL,
+    BUSY,
+    CUT_OFF,
+    HTTP_REJECTIONS,
+    NODE_FULL,
+    ORIGIN,
+    STOPPING,
+)
 from .hosts import HOST_NOT_ALLOWED
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -40,12 +49,6 @@ CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
 
 LAG_BOUNDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 """Seconds; uvloop's timers come up to a millisecond late by themselves."""
-
-MAX_REASONS: Final = 100
-"""Pairs of close code and reason that are shown; there are some 40 in the code. Further ones are summed up:
-no client can make a node, or Prometheus, keep more and more of them."""
-
-OTHER: Final = "other"
 
 Samples = Mapping[Any, Any]
 """A metric's values (Histograms for a histogram) by the values of its labels, in their order."""
@@ -283,7 +286,7 @@ class NodeMetrics(Collector):
         sources, context = self._sources, self._sources.context
         rejected = {("rejected", code): count for code, count in context.rejected.items()}
         turned_away = sources.access.rejected + sources.acceptor.rejected
-        kinds = (NODE_FULL, ADDRESS_FULL, BUSY, STOPPING, ORIGIN, CUT_OFF, *HTTP_REJECTIONS)
+        kinds = (NODE_FULL, ADDRESS_FULL, ADDRESS_BUSY, BUSY, STOPPING, ORIGIN, CUT_OFF, *HTTP_REJECTIONS)
         return {
             READY: {(): float(not sources.readiness.reasons())},
             STRICTLY_READY: {(): float(not sources.readiness.strict_reasons())},
@@ -300,7 +303,7 @@ class NodeMetrics(Collector):
                 ("rejected", "invalid_id"): 0,
                 **rejected,
             },
-            CLOSES: closes(context.ended),
+            CLOSES: {(code_label(code), reason): count for (code, reason), count in context.ended.items()},
             SLOW_CONSUMERS: {
                 (): sum(n for (_, reason), n in context.ended.items() if reason == SLOW_CONSUMER)
             },
@@ -417,19 +420,6 @@ OUTCOMES: Final = (
     "denied",
 )
 """What may become of a result of POST /publish."""
-
-
-def closes(ended: Mapping[tuple[int, str], int]) -> dict[tuple[str, ...], float]:
-    """Ended sessions by code and reason as labels, at most MAX_REASONS of them and a few.
-
-    Clients may close with any of 2,000 codes; undefined codes are shown as one. The reasons are the
-    gateway's own.
-    """
-    found: Counter[tuple[str, ...]] = Counter()
-    for (code, reason), count in ended.items():
-        label = (str(int(code)) if code in CloseCode._value2member_map_ else OTHER, reason)
-        found[label if label in found or len(found) < MAX_REASONS else (OTHER, OTHER)] += count
-    return dict(found)
 
 
 def _metric(family: Family, samples: Samples) -> Metric:

@@ -19,6 +19,7 @@ import structlog
 from aiohttp import web
 
 from ..errors import GatewayError, NotPublished, PublishError, Unconfirmed
+from ..messages import parse_json
 from ..publishing.api import Published
 from ..publishing.publisher import PUBLISH_BATCH, Outcome, Publisher, outcome_as_json
 from ..telemetry.logs import short_id
@@ -177,7 +178,7 @@ async def _body(request: web.Request) -> Any:
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "Content-Type must be application/json"
         )
     try:
-        return orjson.loads(await request.read())
+        return parse_json(await request.read())
     except web.HTTPRequestEntityTooLarge:
         raise RejectedRequest(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,

@@ -10,11 +10,10 @@ import uuid
 from typing import IO, TYPE_CHECKING, Final
 
 import click
-import orjson
 
 from ..config import EMBEDDED, Config
 from ..errors import NotPublished, PublishError, Unconfirmed
-from ..messages import NO_DATA
+from ..messages import NO_DATA, parse_json
 from ..redis.url import redact
 from ..telemetry import logs
 from .errors import EXIT_NO_RECEIVERS, CommandFailed, PublishFailed, UsageFailed
@@ -133,8 +132,8 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
         for line in filter(bytes.strip, lines):
             try:
-                item = orjson.loads(line)
-            except orjson.JSONDecodeError:
+                item = parse_json(line)
+            except ValueError:
                 item = None  # which the publisher rejects too
             if isinstance(item, dict):
                 item = {"retain": retain, **item}
@@ -166,6 +165,6 @@ def _json(text: str | None) -> object:
     if text is None:
         return NO_DATA
     try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        return parse_json(text.encode())
+    except ValueError as error:
         raise UsageFailed(f"--data is not JSON: {error}") from None

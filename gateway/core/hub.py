@@ -60,10 +60,11 @@ class Hub(Generic[B]):
         max_result_size: int,
         new_broker: Callable[[Hub[B]], B],
         *,
+        max_members: int = 0,
         slot_of: SlotOf | None = None,
         latency: Latency | None = None,
     ) -> None:
-        """`max_result_size` is in bytes.
+        """`max_result_size` is in bytes. `max_members` limits those of one id; 0 means no limit.
 
         `new_broker` makes the broker, which gets the hub as its `SubscriberEvents`. Each of the two needs the
         other. The broker must not call the hub before it runs.
@@ -74,7 +75,7 @@ class Hub(Generic[B]):
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
         self._max_size = max_result_size
-        self._table: Subscriptions[Member] = Subscriptions(slot_of)
+        self._table: Subscriptions[Member] = Subscriptions(slot_of, max_members)
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
         self._latency = latency or Latency(lambda _call: None, float, float)
@@ -104,6 +105,10 @@ class Hub(Generic[B]):
         return self._table.count_confirmed(slots)
 
     # From members
+
+    def has_room(self, web_socket_id: bytes) -> bool:
+        """Whether one more member may wait for an id. Ask before `register`."""
+        return self._table.has_room(self.channel(web_socket_id))
 
     def register(self, web_socket_id: bytes, member: Member) -> bytes:
         """`member` waits for `web_socket_id`. Returns the channel, which `leave` needs.

@@ -31,10 +31,13 @@ from ..config import Config
 from ..errors import WireError
 from ..messages import (
     DEGRADED,
+    OTHER,
+    OTHER_CODE,
     RESTORED,
     CloseCode,
     Disconnect,
     InvalidRegistration,
+    NextMessage,
     Problem,
     Register,
     Reply,
@@ -46,6 +49,7 @@ from ..telemetry import logs
 from ..wire import Wire
 from .admission import Admission, Backlog
 from .hub import Hub
+from .rates import AddressBudgets, Prices
 from .timer_wheel import TimerWheel
 
 log = structlog.get_logger()
@@ -55,6 +59,11 @@ MAX_UNKNOWN_MESSAGES = 5
 
 MAX_REMEMBERED_IDS = 16
 """The latest messageIds that a session remembers, so that no result is sent twice after an outage."""
+
+
+MAX_ENDS = 100
+"""Pairs of close code and reason that are counted apart; there are some 40 in the code. Further ones are
+counted as one: no client can make a node, its pages or Prometheus keep more and more of them."""
 
 
 class SessionState(Enum):
@@ -94,7 +103,7 @@ class SessionContext:
     """What the connections of the public port hold."""
     deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
-    """Ended sessions so far, by close code and reason."""
+    """Ended sessions so far, by close code and reason: see `count_end`."""
     open: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Open sessions, by the name of their wire and their transport."""
     rejected: Counter[str] = field(default_factory=Counter)
@@ -105,6 +114,19 @@ class SessionContext:
     """Numbers that tell sessions apart in debug lines."""
     duplicates: int = 0
     """Results so far that were not sent because their messageId had been sent on that connection."""
+    prices: Prices = field(init=False)
+    budgets: AddressBudgets = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prices = Prices.of(self.config)
+        self.budgets = AddressBudgets(self.config.max_sessions_per_ip)
+
+    def count_end(self, code: int, reason: str) -> None:
+        """A session has ended. `code` is a known code."""
+        end = (code, reason)
+        if end not in self.ended and len(self.ended) >= MAX_ENDS:
+            end = (OTHER_CODE, OTHER)
+        self.ended[end] += 1
 
 
 class Session:
@@ -209,14 +231,20 @@ class Session:
         elif isinstance(request, Reply):
             self._reply(request.payload)
             self._begin_heartbeats()
+        elif isinstance(request, NextMessage):
+            self.pay_message()
         elif isinstance(request, Disconnect):
             self._reply(request.payload)
             self.close(CloseCode.NORMAL, "disconnected")
         else:
-            self._unknown_messages += 1
-            if self._unknown_messages > MAX_UNKNOWN_MESSAGES:
-                raise WireError(CloseCode.POLICY, "too many unknown messages")
+            self.count_unknown_message()
             self._reply(self._wire.error(request.problem))
+
+    def count_unknown_message(self) -> None:
+        """The client has sent what cannot be understood. Raises WireError when it was too often."""
+        self._unknown_messages += 1
+        if self._unknown_messages > MAX_UNKNOWN_MESSAGES:
+            raise WireError(CloseCode.POLICY, "too many unknown messages")
 
     def _reply(self, message: bytes | None) -> None:
         """Send one of the wire's messages. None is nothing to send."""
@@ -243,10 +271,16 @@ class Session:
         self._reply(self._wire.rejected(web_socket_id, problem))
 
     def _join(self, name: bytes) -> None:
+        hub = self._context.hub
+        if not hub.has_room(name):
+            # A rejection would be final for Web Flow's page, and end a login.
+            log.warning("too many sessions of one id", id=logs.short_id(name.decode()), address=self._address)
+            self.close(CloseCode.TRY_AGAIN_LATER, "too many sessions of this webSocketId")
+            return
         self.state = WAITING
         self._owed_answers = 1
-        self._channel = self._context.hub.register(name, self)
-        if self._context.hub.is_degraded(self._channel):
+        self._channel = hub.register(name, self)
+        if hub.is_degraded(self._channel):
             self.degraded()
 
     def _remember(self, message_id: str | None) -> None:
@@ -260,15 +294,28 @@ class Session:
         if self._degraded:
             self._reply(self._wire.status(DEGRADED))
 
-    def count_message(self) -> None:
-        """Limit the rate of messages. Raises WireError when the client is more than a second ahead of it.
+    def pay_message(self, size: int = 0) -> float:
+        """Pay for a message of `size` bytes, before it is read: see `_pay`."""
+        prices = self._context.prices
+        return self._pay(prices.message + size * prices.byte)
 
-        The generic cell rate algorithm: one number holds the time until which the rate is used up.
+    def pay_fragment(self) -> float:
+        """Pay for a fragment that completes no message, or bytes that complete no frame: see `_pay`."""
+        return self._pay(self._context.prices.fragment)
+
+    def _pay(self, price: float) -> float:
+        """Use up `price` seconds of the session's allowance, and of its address's budget.
+
+        Returns the seconds for which nothing more should be read from this client, because its address has
+        used up its budget. Raises WireError if the session is a second ahead of its own allowance. However
+        high the price is, a client that has been quiet can pay it.
         """
-        now, share = self._context.clock(), 1 / self._context.config.messages_per_second
-        self._rate_used_until = max(self._rate_used_until, now) + share
-        if self._rate_used_until > now + 1 and self.state is not CLOSING:
+        context = self._context
+        now = context.clock()
+        if self._rate_used_until > now + context.prices.early:
             raise WireError(CloseCode.POLICY, "too many messages")
+        self._rate_used_until = max(self._rate_used_until, now) + price
+        return context.budgets.charge(self._address, price, now)
 
     # From the hub
 
@@ -413,5 +460,5 @@ class Session:
         self._context.deadlines.discard(self)
         self._context.admission.release(self._address)
         self._context.open[self._wire.name, self.transport] -= 1
-        self._context.ended[self._end] += 1
+        self._context.count_end(*self._end)
         self._log("session ended", code=int(self._end[0]), reason=self._end[1])

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from enum import Enum, auto
-from typing import Generic, NamedTuple, TypeVar
+from typing import Final, Generic, NamedTuple, TypeVar
 
 MAX_HELD_PAYLOADS = 64
 """Live payloads that a channel holds for waiting members; the newest are kept.
@@ -57,7 +57,14 @@ class ChannelState(Enum):
 NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Action
 WANTED, ASKED, CONFIRMED, LEAVING, DENIED = ChannelState
 
+FEW: Final = 8
+"""Members in a tuple, which needs 8 bytes for each. More are in a dict: one joins or leaves in the same time,
+however many there are."""
+
 M = TypeVar("M")
+
+Members = tuple[M, ...] | dict[M, None]
+"""In the order in which they have joined."""
 
 Slots = Collection[int]
 """The slots of a Cluster that one connection serves."""
@@ -73,13 +80,21 @@ class Channel(Generic[M]):
 
     def __init__(self, state: ChannelState) -> None:
         self.state = state
-        self.waiting: tuple[M, ...] = ()
-        self.listening: tuple[M, ...] = ()
+        self.waiting: Members[M] = ()
+        self.listening: Members[M] = ()
         self.held: tuple[bytes, ...] = ()
+
+    def __len__(self) -> int:
+        """Its members."""
+        return len(self.waiting) + len(self.listening)
 
     @property
     def empty(self) -> bool:
         return not (self.waiting or self.listening)
+
+    @property
+    def members(self) -> tuple[M, ...]:
+        return (*self.waiting, *self.listening)
 
 
 class ChannelsBySlot(Generic[M]):
@@ -142,10 +157,14 @@ class Confirmation(NamedTuple, Generic[M]):
 class Subscriptions(Generic[M]):
     """The table of one node. Methods that change it return the request to send to Redis."""
 
-    __slots__ = ("_channels",)
+    __slots__ = ("_channels", "_max_members")
 
-    def __init__(self, slot_of: SlotOf | None = None) -> None:
-        """`slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster."""
+    def __init__(self, slot_of: SlotOf | None = None, max_members: int = 0) -> None:
+        """`slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster.
+
+        `max_members` is for `has_room`. 0 means no limit.
+        """
+        self._max_members = max_members
         self._channels: dict[bytes, Channel[M]] | ChannelsBySlot[M] = (
             ChannelsBySlot(slot_of) if slot_of else {}
         )
@@ -184,14 +203,19 @@ class Subscriptions(Generic[M]):
     def members(self, name: bytes) -> tuple[M, ...]:
         """All members of `name`."""
         channel = self._channels.get(name)
-        return () if channel is None else channel.waiting + channel.listening
+        return () if channel is None else channel.members
 
     def unconfirmed(self, name: bytes) -> tuple[M, ...]:
         """The members of `name`, if results for it cannot be received at this moment."""
         channel = self._channels.get(name)
         if channel is None or channel.state is CONFIRMED:
             return ()
-        return channel.waiting + channel.listening
+        return channel.members
+
+    def has_room(self, name: bytes) -> bool:
+        """Whether `name` may have one more member."""
+        channel = self._channels.get(name)
+        return channel is None or not self._max_members or len(channel) < self._max_members
 
     def join(self, name: bytes, member: M, *, connected: bool) -> Action:
         """`member` wants `name`. It waits until `confirmed`.
@@ -206,7 +230,7 @@ class Subscriptions(Generic[M]):
             action = READ
         else:  # the reply to the open request answers this member too
             action = NOTHING
-        channel.waiting += (member,)
+        channel.waiting = _with(channel.waiting, (member,))
         return action
 
     def leave(self, name: bytes, member: M) -> Action:
@@ -238,7 +262,7 @@ class Subscriptions(Generic[M]):
             return ()
         if channel.waiting:
             channel.held = (*channel.held, payload)[-MAX_HELD_PAYLOADS:]
-        return channel.listening
+        return tuple(channel.listening)  # which is no copy of a tuple
 
     def confirmed(self, name: bytes, retained: bytes | None) -> Confirmation[M]:
         """Redis has subscribed `name`, if it was asked to, and `retained` was read after that."""
@@ -249,13 +273,13 @@ class Subscriptions(Generic[M]):
         channel.state = CONFIRMED
         if channel.empty:
             return Confirmation(self._release(name, channel))
-        newcomers, veterans = channel.waiting, channel.listening if after_gap else ()
+        newcomers, veterans = tuple(channel.waiting), tuple(channel.listening) if after_gap else ()
         payloads = channel.held
         # Redis answered the read after it had pushed the held payloads. So a retained result that is not
         # among them was published before them, and one that is among them must not be repeated.
         if retained is not None and retained not in payloads:
             payloads = (retained, *payloads)
-        channel.listening += newcomers
+        channel.listening = _with(channel.listening, newcomers)
         channel.waiting = channel.held = ()
         return Confirmation(NOTHING, newcomers, payloads, veterans, retained)
 
@@ -332,7 +356,18 @@ class Subscriptions(Generic[M]):
                 channel.held = ()
 
 
-def _without(members: tuple[M, ...], member: M) -> tuple[M, ...]:
+def _with(members: Members[M], newcomers: tuple[M, ...]) -> Members[M]:
+    if isinstance(members, dict):
+        members.update(dict.fromkeys(newcomers))
+        return members
+    joined = (*members, *newcomers)
+    return joined if len(joined) <= FEW else dict.fromkeys(joined)
+
+
+def _without(members: Members[M], member: M) -> Members[M]:
     if members == (member,):  # nearly always
         return ()
+    if isinstance(members, dict):
+        members.pop(member, None)
+        return members
     return tuple(other for other in members if other is not member) if member in members else members

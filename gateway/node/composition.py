@@ -100,6 +100,7 @@ async def _compose(
         config.channel_prefix,
         config.max_result_size,
         lambda hub: new_broker(url, hub, client_name, loop.time, config.max_result_size, probe_channel),
+        max_members=config.max_sessions_per_id,
         slot_of=slot_function(url),
         latency=latency,
     )

@@ -6,6 +6,7 @@ script, a client that registers or comes back within `retain` seconds gets the r
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 import uuid
@@ -17,7 +18,7 @@ import redis
 import redis.asyncio
 
 from ..errors import PublishError
-from ..messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, TRACEPARENT, WEB_SOCKET_ID
+from ..messages import AUTH_RESULT, MESSAGE_ID, NO_DATA, TRACEPARENT, WEB_SOCKET_ID, parse_json
 from ..redis.connection import Command
 from . import redis_py
 
@@ -168,13 +169,21 @@ def outgoing(
     trace = traceparent if is_trace(traceparent) else current_trace()
     if trace is not None:
         body["traceparent"] = trace
-    try:
-        payload = orjson.dumps(body)
-    except TypeError as error:
-        raise PublishError(f"data cannot be written as JSON: {error}") from None
+    payload = _written(body)
     if len(payload) > max_size:
         raise PublishError(f"the payload has {len(payload)} bytes; nodes forward at most {max_size}")
     return Outgoing(channel_prefix + web_socket_id, payload, retain, message_id)
+
+
+def _written(body: dict[str, object]) -> bytes:
+    """`body` as JSON in UTF-8. Half of a surrogate pair in it becomes U+FFFD. Raises PublishError."""
+    try:
+        return orjson.dumps(body)
+    except TypeError as error:
+        try:  # orjson refuses half of a pair, json escapes it
+            return orjson.dumps(parse_json(json.dumps(body).encode()))
+        except (TypeError, ValueError, RecursionError):
+            raise PublishError(f"data cannot be written as JSON: {error}") from None
 
 
 def from_json(item: object, channel_prefix: str, max_size: int) -> Outgoing:

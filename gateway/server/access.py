@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from typing import Final
 
@@ -9,8 +10,10 @@ import structlog
 from aiohttp import web
 
 from ..core.admission import Verdict
+from ..core.rates import TOO_LONG
 from ..core.session import SessionContext
 from ..wire.handshake import (
+    ADDRESS_BUSY,
     ADDRESS_FULL,
     CUT_OFF,
     NODE_FULL,
@@ -56,6 +59,8 @@ class AccessControl:
         wrong = STOPPING if self._closed else rejection_of(request)
         if wrong is not None:
             return self.reject(wrong, address=address)
+        if self._charge(address) > TOO_LONG:
+            return self.reject(ADDRESS_BUSY, address=address)
         return self.check_origin(request) or self.check_strict(request) or self.check_session(address)
 
     def check_strict(self, request: Handshake) -> Rejection | None:
@@ -63,6 +68,23 @@ class AccessControl:
         if STRICT_HEADER in request.headers and self._context.hub.broker.deaf:
             return self.reject(CUT_OFF)
         return None
+
+    async def pace(self, request: Handshake) -> Rejection | None:
+        """Charge a request over HTTP to its client's address, and let it wait if that has used up its budget.
+
+        Returns the reason not to answer it. None if it may be answered.
+        """
+        address = self.address(request)
+        delay = self._charge(address)
+        if delay > TOO_LONG:
+            return self.reject(ADDRESS_BUSY, address=address)
+        if delay:
+            await asyncio.sleep(delay)
+        return None
+
+    def _charge(self, address: str) -> float:
+        context = self._context
+        return context.budgets.charge(address, context.prices.request, context.clock())
 
     def check_session(self, address: str) -> Rejection | None:
         """The reason not to open a session for `address`. None if it may be opened; it is then admitted."""

@@ -5,6 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Final
+
+MAX_HOPS: Final = 32
+"""Proxies that are followed, from the last one back. A client can write thousands of addresses into a header,
+and if it sits in a trusted network itself, each of them would be parsed, at 10 µs."""
+
+MAX_HOP: Final = 64
+"""Characters of an address with its port and brackets. A longer one is none, and is not kept in a cache."""
 
 Address = IPv4Address | IPv6Address
 
@@ -18,17 +26,18 @@ def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Networ
     `forwarded` holds the request's X-Forwarded-For headers in order. Each proxy appends the address that it
     sees. So the list is read from its end, and only while the proxies are trusted: a client can invent
     everything before that. An IPv6 address is its /64, the smallest network that a provider gives to one
-    customer. A value that is no address ends the search.
+    customer. A value that is no address ends the search, and so do MAX_HOPS of them.
     """
     if not trusted and ":" not in peer:  # an IPv4 address as the kernel writes it, or no address
         return peer
     current = _address(peer)
     if current is None:
         return peer
-    for hop in reversed([hop for header in forwarded for hop in header.split(",")]):
+    for hop in reversed(",".join(forwarded).rsplit(",", MAX_HOPS)[-MAX_HOPS:]):
         if not any(current in network for network in trusted):
             break
-        previous = _address(hop.strip())
+        text = hop.strip()
+        previous = _address(text) if len(text) <= MAX_HOP else None
         if previous is None:
             break
         current = previous

@@ -130,9 +130,13 @@ class SockJSEndpoints:
         methods = ("GET",) if resource is None else resource.methods
         if resource is None or request.method not in methods:
             return web.Response(status=405, headers={"Allow": ", ".join(methods)})
-        rejection = self._access.check_origin(handshake_of(request))
+        handshake = handshake_of(request)
+        rejection = self._access.check_origin(handshake)
         if rejection is not None:
             return rejection_response(rejection)
+        rejection = await self._access.pace(handshake)
+        if rejection is not None:
+            return rejection_response(rejection, cors_headers(_origin(request)))
         if request.method == "OPTIONS":
             return preflight_response(request, methods)
         return await resource.handler(request, found)
@@ -214,10 +218,9 @@ class SockJSEndpoints:
             session.fail(WireError(CloseCode.TOO_BIG, "too many messages at once"))
             return web.Response(status=413, headers=headers)
         try:
-            messages = sockjs.parse_request_body(body)
+            session.receive(body)
         except sockjs.InvalidPayload as error:
-            return web.Response(status=500, body=str(error).encode(), headers=headers)
-        session.receive(messages)
+            return web.Response(status=400, body=str(error).encode(), headers=headers)
         return web.Response(status=204, headers=headers)
 
 

@@ -18,6 +18,7 @@ from ..core.session import CLOSED, CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode
 from ..wire import Wire, frames, sockjs
+from ..wire.frames import FrameReader
 from . import http
 from .hijack import MAX_READ_AHEAD
 from .http import HttpConnection
@@ -45,11 +46,12 @@ SOCKJS_TRANSPORTS: Final = (
 
 
 class SockJSWebSocket(WebSocketSession):
-    """A session over SockJS's WebSocket transport."""
+    """A session over SockJS's WebSocket transport. The envelope is text, whatever the wire inside accepts."""
 
     __slots__ = ()
 
     transport = "sockjs_websocket"
+    _new_reader_of_either = FrameReader
 
     def opened(self) -> None:
         self._send(frames.text(sockjs.OPEN_FRAME))
@@ -61,9 +63,9 @@ class SockJSWebSocket(WebSocketSession):
         except sockjs.InvalidPayload as error:
             raise WireError(CloseCode.INVALID_DATA, str(error)) from None
         for number, each in enumerate(messages):
-            if number:  # the first was counted as a WebSocket message
-                self.count_message()
-            super().message_received(each)
+            if number:  # the first was paid for as a WebSocket message
+                self.pay_message()
+            super().message_received(each.encode())
             if self.state is CLOSING:
                 return
 
@@ -348,18 +350,28 @@ class SockJSSession(Session):
 
     # Messages from the client
 
-    def receive(self, messages: list[bytes]) -> None:
-        """Handle the messages of one request."""
+    def receive(self, body: bytes) -> None:
+        """Handle the messages of one request, as long as the session is open.
+
+        Raises InvalidPayload if the body is malformed, which counts as an unknown message.
+        """
         try:
-            if not messages:
-                self.count_message()
-            for message in messages:
+            self.pay_message(len(body))
+            for number, message in enumerate(self._parse(body)):
                 if self.state is CLOSING or self.state is CLOSED:
                     return
-                self.count_message()
-                self.message_received(message)
+                if number:
+                    self.pay_message()
+                self.message_received(message.encode())
         except WireError as error:
             self.fail(error)
+
+    def _parse(self, body: bytes) -> list[str]:
+        try:
+            return sockjs.parse_request_body(body)
+        except sockjs.InvalidPayload:
+            self.count_unknown_message()
+            raise
 
     def fail(self, error: WireError) -> None:
         """The client broke the protocol: tell it why, and close."""

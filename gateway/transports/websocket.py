@@ -11,9 +11,9 @@ import asyncio
 
 from ..core.session import CLOSING, Session, SessionContext
 from ..errors import WireError
-from ..messages import SLOW_CONSUMER, CloseCode
+from ..messages import SLOW_CONSUMER, CloseCode, known_code
 from ..wire import Wire, frames
-from ..wire.frames import BinaryFrameReader, FrameReader, Opcode
+from ..wire.frames import BinaryFrameReader, EitherFrameReader, FrameReader, Opcode
 from ..wire.handshake import Handshake, acceptance
 from .slow_reader import prompt, slow
 from .sockets import reset
@@ -32,13 +32,15 @@ class WebSocketSession(Session, asyncio.Protocol):
     # bytes.
     _frame = staticmethod(frames.text)
     _new_reader: type[FrameReader] = FrameReader
+    _new_reader_of_either: type[FrameReader] = EitherFrameReader
 
     def __init__(
         self, context: SessionContext, wire: Wire, address: str, transport: asyncio.Transport
     ) -> None:
         super().__init__(context, wire, address)
         self._transport = transport
-        self._reader: FrameReader | None = self._new_reader(context.config.max_message_size)
+        new_reader = self._new_reader_of_either if wire.either else self._new_reader
+        self._reader: FrameReader | None = new_reader(context.config.max_message_size)
         self._alive = True  # the client has sent a frame since the last ping
         transport.set_write_buffer_limits(high=0)
 
@@ -47,12 +49,15 @@ class WebSocketSession(Session, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._reader is None:  # the client broke the protocol or has sent its close frame: ignore the rest
             return
+        complete = False
         try:
             for opcode, payload in self._reader.feed(data):
-                self._alive = True  # only a complete frame is a sign of life
+                complete = self._alive = True  # only a complete frame is a sign of life
                 self._frame_received(opcode, payload)
                 if self._ignores_input:
                     return
+            if not complete:
+                self._pause(self.pay_fragment())
         except WireError as error:
             self._reply(error.last_message)
             self._fail(error.code, error.reason)
@@ -61,13 +66,27 @@ class WebSocketSession(Session, asyncio.Protocol):
         if opcode is frames.CLOSE:
             self._closed_by_client(frames.close_code(payload))
             return
-        self.count_message()
+        fragment = opcode is frames.CONTINUATION
+        self._pause(self.pay_fragment() if fragment else self.pay_message(len(payload)))
         if self.state is CLOSING:
             pass  # only the client's close frame is waited for
         elif opcode is frames.TEXT or opcode is frames.BINARY:
             self.message_received(payload)
         elif opcode is frames.PING:
             self._send(frames.pong(payload))
+
+    def _pause(self, delay: float) -> None:
+        """Read nothing for `delay` seconds, usually 0: the client's address has used up its budget.
+
+        What has been read already is handled. The session's own allowance limits that.
+        """
+        if delay and self._transport.is_reading():
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(delay, self._resume)
+
+    def _resume(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def eof_received(self) -> None:
         """The client has closed its half. Returning None lets the transport close the other half."""
@@ -134,7 +153,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def _closed_by_client(self, code: int) -> None:
         """Answer the client's close frame, unless it is the answer to ours. Then TCP ends (section 7.1.1)."""
         self._reader = None
-        if self._begin_closing(code, REASON_BY_CLIENT):
+        if self._begin_closing(known_code(code), REASON_BY_CLIENT):
             self._send(frames.close(code, ""))
         self._transport.close()
 

@@ -26,6 +26,10 @@ class Wire(Protocol):
         """Whether messages are binary WebSocket messages, in both directions, instead of text."""
 
     @property
+    def either(self) -> bool:
+        """Whether clients may send the other type of WebSocket message, too. The gateway never does."""
+
+    @property
     def greeting(self) -> bytes | None:
         """The message that the gateway sends first, when the session opens."""
 

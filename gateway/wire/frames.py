@@ -52,8 +52,8 @@ class FrameReader:
 
     __slots__ = ("_buffer", "_decoder", "_fragments", "_max_size")
 
-    _binary = False
-    """Messages must be text, or else must be binary. A message of the other type is an error (1003)."""
+    _refused: Opcode | None = BINARY
+    """Messages of this type are an error (1003)."""
 
     def __init__(self, max_size: int) -> None:
         """`max_size` limits a message in bytes, over all its fragments."""
@@ -83,8 +83,8 @@ class FrameReader:
                 yield opcode, payload
             elif final and opcode is BINARY:
                 yield opcode, payload
-            elif (message := self._collect(final, payload)) is not None:
-                yield BINARY if self._binary else TEXT, message
+            elif (message := self._collect(final, opcode, payload)) is not None:
+                yield message
             else:
                 yield CONTINUATION, b""
             if position == len(data):  # nearly always: clients send one frame in a packet
@@ -96,7 +96,7 @@ class FrameReader:
         if len(data) < start + 2:
             return None
         first, second = data[start], data[start + 1]
-        whole_text = first == _WHOLE_TEXT and self._fragments is None and not self._binary
+        whole_text = first == _WHOLE_TEXT and self._fragments is None and self._refused is not TEXT
         opcode = TEXT if whole_text else self._checked_opcode(first)
         if not second & 0x80:
             raise WireError(CloseCode.PROTOCOL_ERROR, "client frames must be masked")
@@ -126,32 +126,29 @@ class FrameReader:
         opcode = _OPCODES.get(first & 0x0F)
         if opcode is None:
             raise WireError(CloseCode.PROTOCOL_ERROR, "reserved opcode")
-        if opcode is (TEXT if self._binary else BINARY):
-            accepted = "binary" if self._binary else "text"
+        if opcode is self._refused:
+            accepted = "binary" if opcode is TEXT else "text"
             raise WireError(CloseCode.UNSUPPORTED_DATA, f"{accepted} messages only")
         if opcode < CLOSE and (opcode is CONTINUATION) != (self._fragments is not None):
             raise WireError(CloseCode.PROTOCOL_ERROR, "fragments out of order")
         return opcode
 
-    def _collect(self, final: bool, payload: bytes) -> bytes | None:
+    def _collect(self, final: bool, opcode: Opcode, payload: bytes) -> tuple[Opcode, bytes] | None:
         """Add a fragment. Returns the whole message when it was the last one."""
-        if not self._binary:
-            self._check_fragment(final, payload)
+        if opcode is TEXT:
+            self._decoder = codecs.getincrementaldecoder("utf-8")()
+        decoder = self._decoder
+        if decoder is not None:  # invalid UTF-8 fails at its fragment
+            try:
+                decoder.decode(payload, final)
+            except UnicodeDecodeError:
+                raise WireError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
         message = (self._fragments or b"") + payload
         if not final:
             self._fragments = message
             return None
         self._fragments = self._decoder = None
-        return message
-
-    def _check_fragment(self, final: bool, payload: bytes) -> None:
-        """Invalid UTF-8 fails at its fragment."""
-        if self._decoder is None:
-            self._decoder = codecs.getincrementaldecoder("utf-8")()
-        try:
-            self._decoder.decode(payload, final)
-        except UnicodeDecodeError:
-            raise WireError(CloseCode.INVALID_DATA, "text is not UTF-8") from None
+        return (BINARY if decoder is None else TEXT), message
 
 
 class BinaryFrameReader(FrameReader):
@@ -159,7 +156,15 @@ class BinaryFrameReader(FrameReader):
 
     __slots__ = ()
 
-    _binary = True
+    _refused = TEXT
+
+
+class EitherFrameReader(FrameReader):
+    """The reader for wires whose clients may send text and binary messages alike."""
+
+    __slots__ = ()
+
+    _refused = None
 
 
 def _unmask(payload: bytes, key: bytes) -> bytes:

@@ -61,6 +61,9 @@ NODE_FULL = Rejection(503, "node_full", "this node is full", {"Retry-After": RET
 ADDRESS_FULL = Rejection(
     429, "address_full", "too many sessions from your address", {"Retry-After": RETRY_AFTER_SECONDS}
 )
+ADDRESS_BUSY = Rejection(
+    429, "address_busy", "too many requests from your address", {"Retry-After": RETRY_AFTER_SECONDS}
+)
 ORIGIN = Rejection(403, "origin_not_allowed", "pages from this origin may not connect")
 NO_UPGRADE = Rejection(
     426,

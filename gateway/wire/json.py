@@ -19,8 +19,15 @@ from ..messages import (
     Result,
     UnknownMessage,
     WatchStatus,
+    parse_json,
     parse_registration,
 )
+
+MAX_PARTS = 256
+"""Objects and arrays in one message of a client; a registration is one object. Bytes are limited elsewhere,
+but to parse empty and nested arrays costs fifteen times as much as to parse text of the same length."""
+
+_ALWAYS_FEW = 2 * MAX_PARTS  # bytes; each part has two
 
 # Ids and results need no escaping: WEB_SOCKET_ID and AUTH_RESULT guarantee that.
 _REGISTERED = f'{{"topic":"{REGISTRATION}","webSocketId":"'.encode()
@@ -38,16 +45,17 @@ class JsonWire:
 
     name = "json"
     binary = False
+    either = False
     greeting = None
     outgoing = 0.0  # the pings of WebSocket are enough
     heartbeat = b""
 
     def receive(self, message: bytes) -> tuple[Request, ...]:
         try:
-            body = orjson.loads(message)
-        except orjson.JSONDecodeError:
+            body = parse_object(message)
+        except ValueError:
             raise WireError(CloseCode.INVALID_DATA, "not JSON") from None
-        if not isinstance(body, dict):
+        if body is None:
             return (_UNKNOWN,)
         # {"webSocketId": "..."} without a topic registers too, as in the protocol page's example.
         if body.get("topic", REGISTRATION if "webSocketId" in body else None) == REGISTRATION:
@@ -86,6 +94,20 @@ class JsonWire:
 @lru_cache(256)  # backends use a handful of words
 def _ending(auth_result: str) -> bytes:
     return f'","authResult":"{auth_result}"}}'.encode()
+
+
+def parse_object(text: bytes) -> dict[str, object] | None:
+    """The JSON object in a client's message. None for any other value, and for more than MAX_PARTS.
+
+    Raises ValueError if it is no JSON.
+    """
+    body = None if has_many_parts(text) else parse_json(text)
+    return body if isinstance(body, dict) else None
+
+
+def has_many_parts(text: bytes) -> bool:
+    """Whether a JSON text has more than MAX_PARTS objects and arrays, or as many brackets in its strings."""
+    return len(text) > _ALWAYS_FEW and text.count(b"[") + text.count(b"{") > MAX_PARTS
 
 
 JSON_WIRE = JsonWire()

@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 
 import orjson
 
-from ..messages import CloseCode
+from ..messages import CloseCode, parse_json
+from .json import has_many_parts
 
 OPEN_FRAME: Final = b"o"
 HEARTBEAT_FRAME: Final = b"h"
@@ -59,47 +60,31 @@ GO_AWAY_FRAME: Final = b'c[3000,"Go away!"]'
 ANOTHER_CONNECTION_FRAME: Final = b'c[2010,"Another connection still open"]'
 
 
-def parse_messages(payload: bytes) -> list[bytes]:
-    """The messages in a payload, as UTF-8. A payload is a JSON array of strings, or empty.
+def parse_messages(payload: bytes) -> list[str]:
+    """The messages in a payload: a JSON array of strings, or nothing. No message has half a surrogate pair.
 
-    Raises InvalidPayload for anything else. A JavaScript string may contain half of a surrogate pair, which
-    UTF-8 cannot represent. It becomes U+FFFD, as when a browser sends it over a WebSocket.
+    Raises InvalidPayload for anything else.
     """
     if not payload:
         return []
+    if has_many_parts(payload):
+        raise InvalidPayload("Payload expected.")
     try:
-        found = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        found = _with_surrogates(payload)
+        found = parse_json(payload)
+    except ValueError:
+        raise InvalidPayload("Broken JSON encoding.") from None
     if isinstance(found, str):  # over a WebSocket, older clients send one message without an array
-        found = [found]
+        return [found]
     if not isinstance(found, list) or not all(isinstance(message, str) for message in found):
         raise InvalidPayload("Payload expected.")
-    return [message.encode() for message in found]
+    return found
 
 
-def parse_request_body(payload: bytes) -> list[bytes]:
+def parse_request_body(payload: bytes) -> list[str]:
     """The messages in the body of a request. Raises InvalidPayload, also for an empty body."""
     if not payload:
         raise InvalidPayload("Payload expected.")
     return parse_messages(payload)
-
-
-def _with_surrogates(payload: bytes) -> object:
-    """The value of a `payload` in which nothing but surrogates is invalid."""
-    if rb"\u" not in payload:
-        raise InvalidPayload("Broken JSON encoding.")
-    try:
-        found = json.loads(payload)
-    except (ValueError, RecursionError):
-        raise InvalidPayload("Broken JSON encoding.") from None
-    return [_scalar(message) for message in found] if isinstance(found, list) else _scalar(found)
-
-
-def _scalar(message: object) -> object:
-    if not isinstance(message, str):
-        return message
-    return message.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 # How each transport separates its frames

@@ -28,6 +28,7 @@ class SSEWire:
 
     name = "sse"
     binary = False
+    either = False
     greeting = RECONNECT_DELAY
     outgoing = 0.0
     heartbeat = b":\n\n"

@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-import orjson
-
 from ..errors import WireError
 from ..messages import (
     AUTHORIZATION,
@@ -34,6 +32,7 @@ from ..messages import (
     STATUS,
     CloseCode,
     Disconnect,
+    NextMessage,
     Problem,
     Reply,
     Request,
@@ -42,7 +41,7 @@ from ..messages import (
     WatchStatus,
     parse_registration,
 )
-from .json import JSON_WIRE
+from .json import JSON_WIRE, parse_object
 
 SUBPROTOCOLS: Final = ("v12.stomp", "v11.stomp", "v10.stomp")
 """The WebSocket subprotocols, the best first. The version is decided by CONNECT alone."""
@@ -74,9 +73,6 @@ messageId are all kept, because they may be different results."""
 MAX_KEPT_BYTES = 65_536
 """Bytes of the kept results; the newest is kept in any case. They are written at once, and must fit into the
 write buffer of a session."""
-
-MAX_FRAMES = 64
-"""Frames in one message. The rate limit counts messages, and clients send one frame in each."""
 
 MAX_SHARED = 256
 """Bytes of a head whose parsed form is cached. Except for CONNECT, all clients send the same few heads.
@@ -169,6 +165,7 @@ class StompWire:
 
     name: Final = "stomp"
     binary: Final = False
+    either: Final = True  # for @stomp/stompjs on React Native; Spring and RabbitMQ take both, too
     greeting: Final = None
     heartbeat: Final = HEARTBEAT
 
@@ -216,15 +213,13 @@ class StompWire:
         data = self._buffer + message if self._buffer else message
         self._buffer = b""
         position = 0
-        room = MAX_FRAMES
         while (frame := self._frame(data, position)) is not None:
             head, body, position = frame
-            room -= 1
-            if room < 0:
-                raise _error(CloseCode.POLICY, f"more than {MAX_FRAMES} frames in one message", head.headers)
             yield from self._execute(head, body)
             if head.command == b"DISCONNECT":
                 return
+            if _NO_EOL.search(data, position):  # the next frame is paid for before it is parsed
+                yield NextMessage()
         # The rest begins after a frame, so leading line ends are heart-beats.
         self._buffer = data[position:].lstrip(b"\r\n")
 
@@ -308,10 +303,10 @@ class StompWire:
         if _required(headers, b"destination") not in _REGISTER_AT:
             return (_UNKNOWN,)
         try:
-            registration = orjson.loads(body)
-        except orjson.JSONDecodeError:
+            registration = parse_object(body)
+        except ValueError:
             return (_UNKNOWN,)
-        if not isinstance(registration, dict):
+        if registration is None:
             return (_UNKNOWN,)
         return (parse_registration(registration.get("webSocketId"), registration.get("lastMessageId")),)
 

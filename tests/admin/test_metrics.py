@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.admin.metrics import FAMILIES, LAG_BOUNDS, MAX_REASONS, NodeMetrics, closes, merge
+from gateway.admin.metrics import FAMILIES, LAG_BOUNDS, NodeMetrics, merge
 from gateway.core.session import Session
 from gateway.messages import INVALID_KINDS, CloseCode, InvalidResult
 from gateway.nodes.sources import Readiness, Sources
@@ -223,17 +223,6 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     assert scene.now("gateway_strictly_ready") == 1
     scene.broker.deaf = "Redis is not connected"
     assert (scene.now("gateway_ready"), scene.now("gateway_strictly_ready")) == (1, 0)
-
-
-def test_no_client_makes_ever_more_series() -> None:
-    theirs = {(code, "closed by the client"): 1 for code in range(3000, 5000)}
-    assert closes({(1001, "closed by the client"): 3, **theirs}) == {
-        ("1001", "closed by the client"): 3,
-        ("other", "closed by the client"): 2000,
-    }
-    many = closes({(1008, f"reason {number}"): 1 for number in range(1000)})
-    assert len(many) == MAX_REASONS + 1
-    assert sum(many.values()) == 1000
 
 
 def test_every_kind_of_invalid_payload_is_known() -> None:

@@ -98,6 +98,15 @@ async def test_one_result(client: Client, publisher: FakePublisher) -> None:
     assert body == {"authResult": "CONFIRMED", "messageId": "m", "data": {"a": None}}
 
 
+async def test_half_of_a_surrogate_pair_is_replaced(client: Client, publisher: FakePublisher) -> None:
+    body = rb'{"webSocketId":"a","authResult":"DONE","data":"\ud83d"}'
+    headers = {**KNOWN, "Content-Type": "application/json"}
+    async with client.post("/publish", data=body, headers=headers) as answer:
+        assert answer.status == 200
+    ((sent,),) = publisher.batches
+    assert orjson.loads(sent.payload)["data"] == "\ufffd"
+
+
 async def test_a_trace_goes_with_the_result(client: Client, publisher: FakePublisher) -> None:
     await post(client, result(traceparent=TRACE))
     ((sent,),) = publisher.batches

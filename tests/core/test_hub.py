@@ -47,6 +47,14 @@ def test_registering_subscribes_the_prefixed_channel() -> None:
     assert scene.hub.channels == 1
 
 
+def test_an_id_may_have_as_many_members_as_the_setting_says() -> None:
+    hub = Hub("websocket:", 1_000, lambda _hub: Subscriber(), max_members=1)
+    assert hub.has_room(b"id")
+    hub.register(b"id", Member())
+    assert not hub.has_room(b"id")
+    assert hub.has_room(b"other")
+
+
 def test_a_member_hears_nothing_before_redis_has_answered() -> None:
     scene = Scene()
     member = Member()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from gateway.core.session import (
+    MAX_ENDS,
     MAX_REMEMBERED_IDS,
     MAX_UNKNOWN_MESSAGES,
     Session,
@@ -19,7 +21,17 @@ from gateway.core.session import (
     SessionState,
 )
 from gateway.errors import WireError
-from gateway.messages import NO_DATA, CloseCode, Result, WatchStatus
+from gateway.messages import (
+    NO_DATA,
+    OTHER,
+    OTHER_CODE,
+    CloseCode,
+    NextMessage,
+    Reply,
+    Request,
+    Result,
+    WatchStatus,
+)
 from gateway.wire.json import JSON_WIRE
 
 from ..fakes import Clock, Subscriber, node
@@ -98,7 +110,7 @@ class Scene:
     def chat(self, messages: int, *, pause: float = 0) -> None:
         """That many messages are counted, each followed by a pause."""
         for _ in range(messages):
-            self.session.count_message()
+            self.session.pay_message()
             self.clock.now += pause
 
     def wait(self, seconds: float) -> bool:
@@ -235,6 +247,23 @@ def test_what_redis_denies_later_ends_no_session() -> None:
     assert scene.state() is SessionState.REGISTERED
 
 
+def test_one_session_of_an_id_too_many_is_told_to_try_again_and_never_that_it_failed() -> None:
+    scene = Scene(max_sessions_per_id=1)
+    scene.register()
+    scene.node.admission.admit("192.0.2.1")
+    other = Spoken(scene.node)
+    with capture_logs() as lines:
+        other.message_received(REGISTER)
+    assert other.written == []
+    assert other.closes == [(CloseCode.TRY_AGAIN_LATER, "too many sessions of this webSocketId")]
+    assert [(line["event"], line["id"]) for line in lines] == [("too many sessions of one id", "1234…")]
+    other.ended()
+    scene.node.hub.received(CHANNEL, b"CONFIRMED")
+    assert [message["authResult"] for message in scene.said()] == ["CONFIRMED"], "the first one stays"
+    scene.session.ended()
+    assert not scene.hub_knows or scene.broker.asked[-1] == ("unsubscribe", CHANNEL)
+
+
 # Nonsense
 
 
@@ -282,10 +311,13 @@ def test_a_little_more_than_the_allowed_rate_does_not() -> None:
         scene.chat(1_000, pause=0.09)
 
 
-def test_a_closing_session_is_not_counted() -> None:
-    scene = Scene(messages_per_second=1)
+def test_a_closing_session_pays_too() -> None:
+    """Its client may send for as long as a close frame may take, and nothing else would stop it."""
+    scene = Scene(messages_per_second=10)
     scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
-    scene.chat(100)
+    scene.chat(10)
+    with pytest.raises(WireError):
+        scene.chat(1)
 
 
 @pytest.mark.parametrize("rate", [1, 1.5, 3])
@@ -293,7 +325,54 @@ def test_however_low_the_rate_is_one_message_passes(rate: float) -> None:
     scene = Scene(messages_per_second=rate)
     scene.chat(2, pause=1 / rate)
     with pytest.raises(WireError):
-        scene.chat(3)
+        scene.chat(4)
+
+
+def test_size_is_paid_for_and_any_size_once() -> None:
+    scene = Scene(messages_per_second=1_000, max_message_size=1_024)
+    scene.session.pay_message(1_024_000)
+    with pytest.raises(WireError, match="too many messages"):
+        scene.session.pay_message()
+    scene.clock.now += 510
+    for _ in range(2):
+        scene.session.pay_message(1_024)
+    with pytest.raises(WireError, match="too many messages"):
+        scene.session.pay_message()
+
+
+def test_a_registration_and_all_that_comes_before_it_fit_into_a_second() -> None:
+    """CONNECT with the largest token that STOMP allows, two SUBSCRIBE, SEND, and a ping for each."""
+    scene = Scene()
+    for size in (8_192, 100, 100, 400, 0, 0, 0, 0):
+        scene.session.pay_message(size)
+
+
+def test_fragments_are_no_messages_and_have_a_bound() -> None:
+    scene = Scene(messages_per_second=20)
+    passed = 0
+    with suppress(WireError):
+        while passed < 1_000:
+            scene.session.pay_fragment()
+            passed += 1
+    assert 300 < passed < 330
+
+
+def test_what_comes_together_in_one_message_is_paid_one_by_one() -> None:
+    scene = Scene(messages_per_second=4)
+    seen = []
+
+    class Bundled(type(JSON_WIRE)):  # type: ignore[misc]
+        def receive(self, message: bytes) -> Iterator[Request]:
+            for number in range(message[0]):
+                seen.append(number)
+                yield Reply(b"{}")
+                yield NextMessage()
+
+    scene.session._wire = Bundled()
+    scene.session.pay_message()
+    with pytest.raises(WireError, match="too many messages"):
+        scene.session.message_received(b"\x64")
+    assert seen == [0, 1, 2, 3], "what was not paid for was not parsed"
 
 
 # Results
@@ -736,3 +815,13 @@ def test_the_facts_about_a_session() -> None:
         "message_ids": ("m1",),
         "degraded": False,
     }
+
+
+def test_ends_are_counted_under_few_names_whatever_they_are() -> None:
+    shared = node()
+    for number in range(1_000):
+        shared.count_end(CloseCode.POLICY, f"reason {number}")
+    shared.count_end(CloseCode.POLICY, "reason 7")
+    assert len(shared.ended) == MAX_ENDS + 1
+    assert shared.ended[CloseCode.POLICY, "reason 7"] == 2
+    assert shared.ended[OTHER_CODE, OTHER] == 1_000 - MAX_ENDS

@@ -22,6 +22,7 @@ class BeatingWire:
 
     name = "beating"
     binary = False
+    either = False
     greeting: bytes | None = None
     heartbeat = BEAT
 

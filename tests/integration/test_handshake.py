@@ -155,9 +155,10 @@ async def test_frames_that_come_with_the_handshake(
 
 
 async def test_a_handshake_and_frames_cut_anywhere(place: Place, new_id: NewId) -> None:
-    first = GOOD.encode() + text({"webSocketId": new_id()})
+    length = len(GOOD.encode() + text({"webSocketId": new_id()}))
 
     async def cut(at: int) -> None:
+        first = GOOD.encode() + text({"webSocketId": new_id()})
         async with Raw.connected(place.port) as browser:
             browser.send(first[:at])
             await asyncio.sleep(0.02)  # so that the two parts come as two
@@ -165,7 +166,7 @@ async def test_a_handshake_and_frames_cut_anywhere(place: Place, new_id: NewId) 
             assert (await browser.head()).startswith(b"HTTP/1.1 101 ")
             assert (await browser.message())["registrationSucceeded"] is True
 
-    await asyncio.gather(*(cut(at) for at in range(1, len(first))))
+    await asyncio.gather(*(cut(at) for at in range(1, length)))
 
 
 async def test_a_broken_frame_that_comes_with_the_handshake(place: Place) -> None:

@@ -48,7 +48,7 @@ BROKEN = {
     "a close code of one byte": (frame(8, b"\x03"), 1002, "invalid close code"),
     "many unknown messages": (text({}) * 6, 1008, "too many unknown messages"),
     "many messages": (frame(9, b"") * 21, 1008, "too many messages"),
-    "many fragments": (frame(1, b"", first=0) + frame(0, b"", first=0) * 20, 1008, "too many messages"),
+    "many fragments": (frame(1, b"", first=0) + frame(0, b"", first=0) * 330, 1008, "too many messages"),
 }
 
 

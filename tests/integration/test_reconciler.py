@@ -81,7 +81,7 @@ class _Liar:
     def subscribe(self, name: bytes) -> None:
         # The hub hears nothing while it says something.
         self._hub._table.confirmed(name, None)
-        self._hub._table._channels[name].listening[0].confirm(name)
+        self._hub._table.members(name)[0].confirm(name)
 
     def read(self, name: bytes) -> None:
         raise NotImplementedError

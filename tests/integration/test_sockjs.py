@@ -438,7 +438,7 @@ async def test_what_is_no_array_of_messages(
     page = Page(http, place.port, new_id())
     assert await page.poll() == "o"
     async with http.post(page.at / "xhr_send", data=sent.encode("latin-1")) as answer:
-        assert (answer.status, await answer.text()) == (500, said)
+        assert (answer.status, await answer.text()) == (400, said)
     await page.say("HELLO\n\n\0")  # the session lives
     assert stomp.parse(messages(await page.poll())[0]).command == "ERROR"
     frame = await page.poll()

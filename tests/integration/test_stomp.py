@@ -164,6 +164,20 @@ async def test_what_is_no_stomp_has_an_error_and_a_close(place: Place, http: aio
     assert reason
 
 
+@pytest.mark.parametrize("path", ["/ws", "/websocket/websocket"])
+async def test_a_client_that_sends_binary_messages(
+    place: Place, http: aiohttp.ClientSession, backend: redis.asyncio.Redis, new_id: NewId, path: str
+) -> None:
+    name = new_id()
+    page = await connect(http, place.port, path, "v11.stomp")
+    for text in stomp.conversation(name):
+        await page.websocket.send_bytes(text.encode())
+    assert stomp.parse(await page.hear()).command == "CONNECTED"
+    assert await page.message() == stomp.registered(name)
+    await backend.publish(f"websocket:{name}", "\n" + json.dumps({"authResult": "DONE"}, indent=2) + "\n")
+    assert await page.message() == stomp.authorized(name, "DONE")
+
+
 async def test_limits_and_deadlines_are_those_of_json(
     valkey: ValkeyProcess, http: aiohttp.ClientSession, new_id: NewId
 ) -> None:

@@ -72,6 +72,15 @@ def test_null_is_data_and_no_data_is_none() -> None:
     assert orjson.loads(payload)["data"] is None
 
 
+def test_half_of_a_surrogate_pair_is_replaced_and_the_result_published() -> None:
+    """A text that was cut there, or decoded from bytes with surrogateescape."""
+    with fakeredis.FakeRedis() as client:
+        publish(client, "a", "DONE", data={"name": "Zo\ud83d", "size": 1.5}, message_id="m")
+        payload = client.get("websocket:a")
+    assert isinstance(payload, bytes)
+    assert orjson.loads(payload)["data"] == {"name": "Zo\ufffd", "size": 1.5}
+
+
 def test_a_node_reads_what_is_published() -> None:
     with fakeredis.FakeRedis() as client:
         publish(client, "a", "DONE", data=[1], message_id="m")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -9,7 +10,16 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from structlog.testing import capture_logs
 
 from gateway.server.access import AccessControl
-from gateway.wire.handshake import ADDRESS_FULL, CUT_OFF, NODE_FULL, ORIGIN, STOPPING, VERSION, Handshake
+from gateway.wire.handshake import (
+    ADDRESS_BUSY,
+    ADDRESS_FULL,
+    CUT_OFF,
+    NODE_FULL,
+    ORIGIN,
+    STOPPING,
+    VERSION,
+    Handshake,
+)
 
 from ..fakes import node
 
@@ -58,6 +68,27 @@ def test_a_node_that_is_cut_off_says_so_to_a_proxy_that_asks() -> None:
     assert at.check_upgrade(handshake(), "a") is None, "it asks nobody else to go away"
     assert at._context.admission.sessions == 2
     assert at.rejected == {"cut_off": 2}
+
+
+def test_an_address_that_asks_too_often_gets_no_more_sessions() -> None:
+    at = access(max_sessions_per_ip=1_000)
+    verdicts = [at.check_upgrade(handshake(), "a") for _ in range(4_000)]
+    assert verdicts[:1_000] == [None] * 1_000
+    assert verdicts[1_000] is ADDRESS_FULL
+    assert verdicts[-1] is ADDRESS_BUSY
+    assert at.check_upgrade(handshake(), "b") is None
+
+
+async def test_a_request_of_a_busy_address_waits_and_is_rejected_at_last() -> None:
+    at = access()
+    at._context.budgets.charge("192.0.2.1", 50 * 10.05, at._context.clock())
+    begin = asyncio.get_running_loop().time()
+    assert await at.pace(handshake()) is None
+    assert asyncio.get_running_loop().time() - begin >= 0.04
+    at._context.budgets.charge("192.0.2.1", 50 * 20, at._context.clock())
+    assert await at.pace(handshake()) is ADDRESS_BUSY
+    assert await at.pace(handshake("192.0.2.2")) is None
+    assert at.rejected == {"address_busy": 1}
 
 
 def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:

@@ -70,7 +70,19 @@ async def test_a_payload_that_is_no_array() -> None:
     async with served(TEXT) as at:
         await at.post(f"{SESSION}/xhr")
         async with at.request("POST", f"{SESSION}/xhr_send", data="x") as response:
-            assert (response.status, await response.text()) == (500, "Broken JSON encoding.")
+            assert (response.status, await response.text()) == (400, "Broken JSON encoding.")
+
+
+async def test_malformed_payloads_are_answered_400_and_end_the_session_at_last() -> None:
+    surrogates = '["' + '","'.join([r"\ud800"] * 1_000) + '",1]'
+    async with served(TEXT) as at:
+        assert [await at.post(f"{SESSION}/xhr") for _ in "12"] == ["o\n", 'a["hello"]\n']
+        statuses = []
+        for body in ("", surrogates, "[", "{}", "[1]", "x"):
+            async with at.request("POST", f"{SESSION}/xhr_send", data=body) as response:
+                statuses.append(response.status)
+        assert statuses == [400] * 5 + [204]
+        assert await at.post(f"{SESSION}/xhr") == 'c[1008,"too many unknown messages"]\n'
 
 
 async def test_a_payload_that_is_too_large_ends_the_session() -> None:

@@ -83,3 +83,24 @@ async def test_a_full_node() -> None:
     ):
         assert (response.status, rejected.status) == (200, 503)
         assert rejected.headers["Retry-After"] == "5"
+
+
+async def test_a_query_with_thousands_of_parameters_is_not_parsed() -> None:
+    """With 16 KB of them it took 3 ms of the event loop."""
+    async with served() as at:
+        async with at.request("GET", EVENTS + "&a" * 3_000) as response:
+            assert response.status == 400
+            assert (await response.json())["error"]["message"] == "the query has too many parameters"
+        async with at.request("GET", EVENTS + "&a" * 31) as response:
+            assert response.status == 200
+
+
+async def test_an_address_that_asks_too_often_is_rejected() -> None:
+    async with served() as at:
+        context = at.port.access._context
+        context.budgets.charge("127.0.0.1", 1e6, context.clock())
+        for method, path in (("GET", EVENTS), ("GET", "/websocket/info"), ("POST", "/websocket/0/a/xhr")):
+            async with at.request(method, path) as response:
+                assert response.status == 429
+                assert response.headers["Retry-After"] == "5"
+                assert (await response.json())["error"]["code"] == "address_busy"

@@ -19,6 +19,7 @@ class TinyWire:
 
     name = "tiny"
     binary = False
+    either = False
     greeting = b"hello"
     outgoing = 0.0
     heartbeat = b""

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.admission import Backlog
-from gateway.core.session import SessionState
+from gateway.core.session import MAX_UNKNOWN_MESSAGES, SessionState
 from gateway.messages import CloseCode
 from gateway.transports import sockjs
 from gateway.transports.hijack import MAX_READ_AHEAD
@@ -30,6 +30,7 @@ from gateway.wire import frames
 from gateway.wire import sockjs as codec
 from gateway.wire.frames import Opcode
 from gateway.wire.json import JSON_WIRE
+from gateway.wire.sockjs import InvalidPayload
 from gateway.wire.stomp import StompWire
 
 from ..fakes import Clock, Subscriber, Transport, node
@@ -41,6 +42,11 @@ CHANNEL = b"websocket:12345678"
 REGISTER = b'{"webSocketId":"12345678"}'
 REGISTERED = '{"topic":"/user/topic/registration","webSocketId":"12345678","registrationSucceeded":true}'
 GO_AWAY = 'c[3000,"Go away!"]'
+
+
+def request_body(*messages: bytes) -> bytes:
+    """What a client posts to send these messages at once."""
+    return json.dumps([message.decode() for message in messages]).encode()
 
 
 def confirmed(word: str) -> str:
@@ -99,6 +105,9 @@ class Scene:
         self.session = SockJSSession(self.node, wire or JSON_WIRE, ADDRESS, "name", self.sessions)
         self.sink = Sink()
 
+    def say(self, *messages: bytes) -> None:
+        self.session.receive(request_body(*messages))
+
     def poll(self, *, lasting: bool = True) -> Request:
         transport = Transport()
         receiver = PollReceiver(HttpConnection(transport, True, lasting), self.sink, {"X": "y"})
@@ -128,7 +137,7 @@ class Scene:
         return self
 
     def registered(self) -> Scene:
-        self.opened().session.receive([REGISTER])
+        self.opened().say(REGISTER)
         self.node.hub.subscribed(CHANNEL, None)
         assert self.said(self.poll()) == [REGISTERED]
         return self
@@ -296,7 +305,7 @@ def test_the_loss_of_an_answered_poll_means_nothing() -> None:
 def test_a_stream_takes_frame_after_frame() -> None:
     scene = Scene()
     request = scene.stream(chunked=True)
-    scene.session.receive([REGISTER])
+    scene.say(REGISTER)
     scene.node.hub.subscribed(CHANNEL, b"ONE")
     pieces = b"".join(request.transport.written).split(b"\r\n\r\n", 1)
     assert b"Transfer-Encoding: chunked" in pieces[0]
@@ -409,13 +418,13 @@ def test_what_arrives_after_the_end_counts_for_nothing() -> None:
     """The request was there before the session ended, and its body came after it."""
     scene = Scene().opened()
     scene.session.abort()
-    scene.session.receive([REGISTER])
+    scene.say(REGISTER)
     assert scene.gone()
 
 
 def test_what_was_left_to_say_comes_before_the_close() -> None:
     scene = Scene(StompWire(1_000)).opened()
-    scene.session.receive([b"CONNECT\n\n\0DISCONNECT\nreceipt:1\n\n\0", b"ignored"])
+    scene.say(b"CONNECT\n\n\0DISCONNECT\nreceipt:1\n\n\0", b"ignored")
     assert [text.split("\n")[0] for text in scene.said(scene.poll())] == ["CONNECTED", "RECEIPT"]
     assert scene.gone()
     assert scene.node.ended == {(1000, "disconnected"): 1}
@@ -425,7 +434,7 @@ def test_what_was_left_to_say_comes_before_the_close() -> None:
 def test_the_last_message_and_the_close_frame_come_on_one_stream() -> None:
     scene = Scene(StompWire(1_000))
     request = scene.stream()
-    scene.session.receive([b"NONSENSE\n\n\0"])
+    scene.say(b"NONSENSE\n\n\0")
     opened, error, close = request.frames()
     assert (opened, error[:8], close) == ("o", 'a["ERROR', 'c[1002,"unknown command"]')
     assert request.answered
@@ -438,21 +447,51 @@ def test_a_session_that_never_registers() -> None:
     assert request.frames() == ["o", 'c[1008,"registration timeout"]']
 
 
-def test_messages_are_counted_one_by_one_and_requests_without_any_too() -> None:
-    for messages in ([b"{}"] * 1, []):
+def test_messages_are_paid_one_by_one_and_requests_without_any_too() -> None:
+    for messages in ([b"{}"], []):
         scene = Scene(messages_per_second=4).opened()
         for _ in range(4):
-            scene.session.receive(messages)
+            scene.say(*messages)
         assert scene.state() is SessionState.OPEN
-        scene.session.receive(messages)
+        scene.say(*messages)
         assert scene.state() is (SessionState.CLOSING if messages else SessionState.CLOSED), (
             "complaints are left to fetch"
         )
     scene = Scene(messages_per_second=4).opened()
-    scene.session.receive([b"{}"] * 1_000)
+    scene.say(*[b"{}"] * 200)
     assert scene.state() is SessionState.CLOSING
-    scene.session.receive([REGISTER])
+    scene.say(REGISTER)
     assert scene.node.hub.channels == 0, "nothing counts any more"
+
+
+def test_a_request_is_paid_by_its_size_before_it_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once it was parsed first, at 15 ms of the event loop, and then not even counted."""
+    scene = Scene(max_message_size=16_384).opened()
+    parsed: list[bytes] = []
+
+    def parse(text: bytes) -> list[str]:
+        parsed.append(text)
+        return []
+
+    monkeypatch.setattr(codec, "parse_json", parse)
+    for _ in range(3):
+        scene.session.receive(b"[" + b" " * 60_000 + b"]")
+    assert len(parsed) == 1, "one of 60 KB uses up two seconds"
+    assert scene.gone()
+    assert scene.node.ended == {(1008, "too many messages"): 1}
+
+
+@pytest.mark.parametrize("body", [b"", b'["', b"{}", b'["a",1]', b"[" + rb'"\ud800",' * 1_000 + b"1]"])
+def test_a_malformed_request_is_a_strike(body: bytes) -> None:
+    scene = Scene().opened()
+    for _ in range(MAX_UNKNOWN_MESSAGES):
+        with pytest.raises(InvalidPayload):
+            scene.session.receive(body)
+        scene.clock.now += 1
+    assert scene.state() is SessionState.OPEN
+    scene.session.receive(body)
+    assert scene.gone()
+    assert scene.node.ended == {(1008, "too many unknown messages"): 1}
 
 
 def test_an_outbox_has_a_bound_and_one_message_always_fits() -> None:
@@ -501,7 +540,7 @@ def test_a_second_listener_is_turned_away() -> None:
 def test_heart_beats_are_messages_in_the_envelope() -> None:
     scene = Scene(StompWire(1_000, (5_000, 5_000)), registration_timeout=60)
     request = scene.stream()
-    scene.session.receive([b"CONNECT\naccept-version:1.2\nheart-beat:0,5000\n\n\0"])
+    scene.say(b"CONNECT\naccept-version:1.2\nheart-beat:0,5000\n\n\0")
     request.frames()
     scene.wait(5.25)
     assert scene.said(request) == ["\n"]
@@ -512,7 +551,7 @@ def test_heart_beats_are_messages_in_the_envelope() -> None:
 def test_a_client_that_is_silent_against_its_word_is_one_as_long_as_it_listens() -> None:
     scene = Scene(StompWire(1_000, (5_000, 5_000)), registration_timeout=600)
     request = scene.stream()
-    scene.session.receive([b"CONNECT\naccept-version:1.2\nheart-beat:5000,0\n\n\0"])
+    scene.say(b"CONNECT\naccept-version:1.2\nheart-beat:5000,0\n\n\0")
     request.frames()
     scene.wait(300)
     assert request.frames() == []
@@ -563,6 +602,12 @@ def test_a_client_that_breaks_the_envelope_gets_a_close_and_nothing_else() -> No
     assert socket.transport.written[1:] == [frames.close(1007, "Broken JSON encoding.")]
 
 
+def test_the_envelope_is_text_whatever_the_wire_inside_takes() -> None:
+    socket = Socket(StompWire(1_000))
+    socket.session.data_received(client_frame(Opcode.BINARY, b'["CONNECT"]'))
+    assert socket.transport.written[-1] == frames.close(1003, "text messages only")
+
+
 def test_each_message_in_the_envelope_counts() -> None:
     socket = Socket(messages_per_second=4)
     socket.say(json.dumps(["{}"] * 4))
@@ -600,7 +645,7 @@ def act(scene: Scene, requests: list[Request], action: str) -> None:
     elif action == "close":
         scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
     else:
-        scene.session.receive([action.encode()])
+        scene.say(action.encode())
 
 
 ACTIONS = ["poll", "stream", "stuck", "answer", "publish", "lose", "close", REGISTER.decode(), "{", "{}"]
@@ -642,7 +687,7 @@ def test_a_registered_stream_fits_its_budget() -> None:
                 StreamReceiver(connection, acceptor, {}, codec.line, b"h\n", sockjs.RESPONSE_LIMIT)
             )
             body = json.dumps({"webSocketId": name}).encode()
-            session.receive([*said, b"SEND\ndestination:/app/registration\n\n%b\0" % body])
+            session.receive(request_body(*said, b"SEND\ndestination:/app/registration\n\n%b\0" % body))
             transport.written.clear()
         for name in ids:
             shared.hub.subscribed(b"websocket:" + name.encode(), None)

@@ -7,6 +7,7 @@ import gc
 import sys
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 
 import orjson
 import pytest
@@ -18,14 +19,15 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from gateway.core.admission import Backlog
 from gateway.core.session import SessionState
-from gateway.messages import CloseCode
+from gateway.messages import OTHER_CODE, CloseCode
 from gateway.transports.websocket import WebSocketSession, open_session
-from gateway.wire import frames
+from gateway.wire import Wire, frames
 from gateway.wire.frames import Opcode
 from gateway.wire.handshake import Handshake
 from gateway.wire.json import JSON_WIRE
+from gateway.wire.stomp import StompWire
 
-from ..fakes import Clock, Subscriber, Transport, node
+from ..fakes import Clock, Subscriber, Transport, node, virtual
 from ..wire.strategies import client_frame
 
 CHANNEL = b"websocket:12345678"
@@ -36,13 +38,13 @@ ADDRESS = "192.0.2.1"
 class Scene:
     """A session and its browser. What the session writes, the browser reads when it is asked."""
 
-    def __init__(self, *, stuck: bool = False, **settings: float) -> None:
+    def __init__(self, wire: Wire = JSON_WIRE, *, stuck: bool = False, **settings: float) -> None:
         self.clock = Clock()
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, **settings)
         self.node.admission.admit(ADDRESS)
         self.transport = Transport(stuck=stuck)
-        self.session = WebSocketSession(self.node, JSON_WIRE, ADDRESS, self.transport)
+        self.session = WebSocketSession(self.node, wire, ADDRESS, self.transport)
         self.transport.protocol = self.session
         self.browser = Connection(ConnectionType.CLIENT)
         self._read = 0
@@ -150,6 +152,47 @@ def test_any_fragmentation_says_the_same(cuts: list[int]) -> None:
     assert complaint["topic"] == "/user/topic/error"
 
 
+CONVERSATION = (
+    b"CONNECT\naccept-version:1.2\n\n\0",
+    b"SUBSCRIBE\nid:0\ndestination:/user/topic/registration\n\n\0",
+    b'SEND\ndestination:/app/registration\n\n{"webSocketId":"12345678"}\0',
+)
+
+
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+def test_stomp_may_come_in_text_and_in_binary_and_is_answered_in_text(opcode: Opcode) -> None:
+    """@stomp/stompjs sends binary messages on React Native, where a text message ends at a NUL."""
+    scene = Scene(StompWire(16_384))
+    for message in (*CONVERSATION, b"\n"):
+        scene.session.data_received(client_frame(opcode, message))
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [frame[:1] for frame in scene.transport.written] == [b"\x81", b"\x81"]
+    assert b'"registrationSucceeded":true' in scene.transport.output
+
+
+@pytest.mark.parametrize("opcode", [Opcode.TEXT, Opcode.BINARY])
+def test_a_message_may_come_in_22_fragments(opcode: Opcode) -> None:
+    """Fragments are no messages: they once used up the rate of messages."""
+    scene = Scene(StompWire(16_384))
+    for message in CONVERSATION:
+        cuts = [0, 0, *range(1, 20), len(message)]
+        for number, (begin, end) in enumerate(pairwise(cuts)):
+            last = end == len(message)
+            frame = client_frame(0 if number else opcode, message[begin:end], final=last)
+            scene.session.data_received(frame)
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert b'"registrationSucceeded":true' in scene.transport.output
+
+
+def test_what_is_no_utf8_in_a_binary_message_is_never_sent_on_in_text() -> None:
+    scene = Scene(StompWire(16_384))
+    scene.session.data_received(client_frame(Opcode.BINARY, b"CONNECT\nreceipt:\xff\n\n\0"))
+    error, close = scene.transport.written
+    assert b"headers must be UTF-8" in error
+    assert b"\xff" not in error
+    assert close == frames.close(1007, "headers must be UTF-8")
+
+
 # Refusals
 
 
@@ -171,7 +214,7 @@ def test_any_fragmentation_says_the_same(cuts: list[int]) -> None:
         (client_frame(Opcode.TEXT, b"{}") * 6, 1008, "too many unknown messages"),
         (client_frame(Opcode.PING) * 21, 1008, "too many messages"),
         (
-            client_frame(Opcode.TEXT, b"", final=False) + client_frame(0, b"", final=False) * 21,
+            client_frame(Opcode.TEXT, b"", final=False) + client_frame(0, b"", final=False) * 330,
             1008,
             "too many messages",
         ),
@@ -188,6 +231,18 @@ def test_who_breaks_the_rules_is_told_why(data: bytes, code: int, reason: str) -
     scene.transport.lose()
     assert scene.node.ended == {(code, reason): 1}
     assert scene.node.admission.sessions == 0
+
+
+def test_bytes_that_complete_no_frame_are_paid_for() -> None:
+    """A frame of 16 KB in packets of a byte each would copy 128 MB, and none of them be counted."""
+    scene = Scene().registered()
+    frame = client_frame(Opcode.TEXT, b" " * 1_000)
+    packets = 0
+    while scene.state() is SessionState.REGISTERED:
+        scene.session.data_received(frame[packets : packets + 1])
+        packets += 1
+    assert scene.closed_with() == (1008, "too many messages")
+    assert 250 < packets < 330
 
 
 def test_five_messages_of_nonsense_are_answered_first() -> None:
@@ -225,6 +280,33 @@ def test_the_node_shuts_down() -> None:
     assert not scene.transport.closing, "the client's own CLOSE comes first"
 
 
+# What an address has used up
+
+
+@virtual
+async def test_a_client_of_a_busy_address_is_read_later() -> None:
+    scene = Scene().registered()
+    scene.node.budgets.charge(ADDRESS, 50 * 12.0, scene.clock.now)
+    scene.send(Ping(payload=b"1"), Ping(payload=b"2"))
+    assert scene.heard() == [Pong(payload=b"1"), Pong(payload=b"2")], "what has been read is handled"
+    assert not scene.transport.is_reading()
+    await asyncio.sleep(1.5)
+    assert not scene.transport.is_reading()
+    await asyncio.sleep(1)
+    assert scene.transport.is_reading()
+    assert scene.state() is SessionState.REGISTERED
+
+
+@virtual
+async def test_a_client_that_is_read_later_may_go_meanwhile() -> None:
+    scene = Scene().registered()
+    scene.node.budgets.charge(ADDRESS, 50 * 12.0, scene.clock.now)
+    scene.send(Ping())
+    scene.transport.close()
+    scene.transport.lose()
+    await asyncio.sleep(10)
+
+
 # Closing
 
 
@@ -237,6 +319,19 @@ def test_our_close_is_answered_and_then_tcp_ends() -> None:
     assert scene.transport.closing
     assert not scene.transport.aborted
     assert scene.heard() == [], "one CLOSE is enough"
+    scene.transport.lose()
+    assert scene.node.ended == {(1012, "service restart"): 1}
+
+
+def test_a_client_that_floods_while_we_close_is_read_no_more() -> None:
+    """Nothing else would stop it for as long as a close frame may take."""
+    scene = Scene().registered()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.send(*[Ping()] * 30)
+    assert scene.transport.eof
+    (close,) = scene.heard()
+    assert isinstance(close, CloseConnection)
+    assert scene.wait(2.5)
     scene.transport.lose()
     assert scene.node.ended == {(1012, "service restart"): 1}
 
@@ -260,6 +355,21 @@ def test_the_clients_code_is_given_back(body: bytes) -> None:
     scene = Scene()
     scene.session.data_received(client_frame(Opcode.CLOSE, body))
     assert scene.transport.output == b"\x88" + bytes([len(body[:2])]) + body[:2]
+
+
+def test_the_codes_that_clients_choose_are_counted_as_one() -> None:
+    """/readyz once grew to 64 KB, and the node's memory with it."""
+    shared = node(max_sessions_per_ip=0)
+    for code in (*range(3000, 5000), *range(1010, 1015)):
+        transport = Transport()
+        shared.admission.admit(ADDRESS)
+        session = WebSocketSession(shared, JSON_WIRE, ADDRESS, transport)
+        session.data_received(client_frame(Opcode.CLOSE, code.to_bytes(2, "big")))
+        assert transport.output[2:] == code.to_bytes(2, "big"), "the client gets its own back"
+        session.connection_lost(None)
+    assert len(shared.ended) <= 5
+    assert shared.ended[OTHER_CODE, "closed by the client"] == 2_002
+    assert shared.ended.total() == 2_005
 
 
 def test_what_comes_behind_a_close_is_not_read() -> None:

@@ -13,7 +13,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Message, Ping, 
 from gateway.errors import WireError
 from gateway.messages import CloseCode
 from gateway.wire import frames
-from gateway.wire.frames import BinaryFrameReader, FrameReader, Opcode
+from gateway.wire.frames import BinaryFrameReader, EitherFrameReader, FrameReader, Opcode
 
 from .strategies import Frame, chunks, client_frame, conversations, keys, masked
 
@@ -22,9 +22,11 @@ MAX = 2_000
 Messages = list[tuple[Opcode, bytes]]
 
 
-def read(*pieces: bytes, max_size: int = MAX, binary: bool = False) -> tuple[Messages, CloseCode | None]:
+def read(
+    *pieces: bytes, max_size: int = MAX, kind: type[FrameReader] = FrameReader
+) -> tuple[Messages, CloseCode | None]:
     """What a reader makes of `pieces`: the messages, and the code of the error that ended it, if any."""
-    reader = (BinaryFrameReader if binary else FrameReader)(max_size)
+    reader = kind(max_size)
     messages: Messages = []
     try:
         for piece in pieces:
@@ -354,17 +356,44 @@ def test_we_read_binary_messages_where_a_wire_wants_them(data: st.DataObject, se
     peer = client()
     stream = b"".join(peer.send(BytesMessage(data=each)) for each in sent)
     expected = [(Opcode.BINARY, each) for each in sent]
-    assert read(*data.draw(chunks(stream)), binary=True) == (expected, None)
+    assert read(*data.draw(chunks(stream)), kind=BinaryFrameReader) == (expected, None)
 
 
 def test_a_binary_message_may_come_in_fragments() -> None:
     stream = client_frame(Opcode.BINARY, b"\xff", final=False) + client_frame(Opcode.CONTINUATION, b"\xfe")
-    assert read(stream, binary=True) == ([(Opcode.CONTINUATION, b""), (Opcode.BINARY, b"\xff\xfe")], None)
+    assert read(stream, kind=BinaryFrameReader) == (
+        [(Opcode.CONTINUATION, b""), (Opcode.BINARY, b"\xff\xfe")],
+        None,
+    )
 
 
 def test_a_text_message_is_an_error_where_a_wire_wants_binary_ones() -> None:
     for final in (True, False):
-        assert read(text(b"a", final=final), binary=True) == ([], CloseCode.UNSUPPORTED_DATA)
+        assert read(text(b"a", final=final), kind=BinaryFrameReader) == ([], CloseCode.UNSUPPORTED_DATA)
+
+
+@given(st.data(), st.lists(st.text(max_size=100) | st.binary(max_size=100), max_size=6))
+def test_we_read_both_where_a_wire_takes_either(data: st.DataObject, sent: list[str | bytes]) -> None:
+    peer = client()
+    messages = [TextMessage(data=each) if isinstance(each, str) else BytesMessage(data=each) for each in sent]
+    stream = b"".join(peer.send(message) for message in messages)
+    expected = [
+        (Opcode.TEXT, each.encode()) if isinstance(each, str) else (Opcode.BINARY, each) for each in sent
+    ]
+    assert read(*data.draw(chunks(stream)), kind=EitherFrameReader) == (expected, None)
+
+
+def test_fragments_are_of_the_type_of_the_first_where_a_wire_takes_either() -> None:
+    euro = "€".encode()
+    halves = more(euro[1:])
+    in_binary = client_frame(Opcode.BINARY, euro[:1], final=False) + client_frame(
+        Opcode.CONTINUATION, b"\xff"
+    )
+    messages = [(Opcode.CONTINUATION, b""), (Opcode.TEXT, euro), (Opcode.CONTINUATION, b"")]
+    stream = text(euro[:1], final=False) + halves + in_binary
+    assert read(stream, kind=EitherFrameReader) == ([*messages, (Opcode.BINARY, euro[:1] + b"\xff")], None)
+    assert read(text(euro[:1], final=False) + more(b"a"), kind=EitherFrameReader)[1] is INVALID
+    assert read(text(b"a", final=False) + client_frame(Opcode.BINARY), kind=EitherFrameReader)[1] is PROTOCOL
 
 
 @given(st.binary(max_size=300) | st.sampled_from([b"x" * n for n in (125, 126, 127, 65_535, 65_536)]))

@@ -84,26 +84,26 @@ def test_a_line_for_xhr() -> None:
 @given(st.lists(texts), st.booleans())
 def test_an_array_of_strings_is_its_messages(messages: list[str], ascii_only: bool) -> None:
     payload = json.dumps(messages, ensure_ascii=ascii_only).encode()
-    assert sockjs.parse_messages(payload) == [message.encode() for message in messages]
+    assert sockjs.parse_messages(payload) == messages
     assert sockjs.parse_request_body(payload) == sockjs.parse_messages(payload)
 
 
 @given(st.lists(javascript_strings))
 def test_half_a_character_becomes_what_a_websocket_makes_of_it(messages: list[str]) -> None:
     received = sockjs.parse_messages(json.dumps(messages).encode())
-    assert [each.decode() for each in received] == [
+    assert received == [
         message.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for message in messages
     ]
 
 
 def test_a_pair_cut_between_two_messages() -> None:
-    assert sockjs.parse_messages(rb'["a\ud83c","\udf89b"]') == ["a\ufffd".encode(), "\ufffdb".encode()]
-    assert sockjs.parse_messages(rb'["\ud83c\udf89\ud83c"]') == ["🎉\ufffd".encode()]
+    assert sockjs.parse_messages(rb'["a\ud83c","\udf89b"]') == ["a\ufffd", "\ufffdb"]
+    assert sockjs.parse_messages(rb'["\ud83c\udf89\ud83c"]') == ["🎉\ufffd"]
 
 
 def test_a_message_alone_and_none_at_all() -> None:
-    assert sockjs.parse_messages(b'"x"') == [b"x"]
-    assert sockjs.parse_messages(rb'"\ud83c"') == ["\ufffd".encode()]
+    assert sockjs.parse_messages(b'"x"') == ["x"]
+    assert sockjs.parse_messages(rb'"\ud83c"') == ["\ufffd"]
     assert sockjs.parse_messages(b"") == sockjs.parse_messages(b"[]") == []
 
 
@@ -121,7 +121,9 @@ def test_a_message_alone_and_none_at_all() -> None:
         (b'["\xff"]', "Broken JSON encoding."),
         (rb'["\u12"]', "Broken JSON encoding."),
         (rb'["\ud83c"', "Broken JSON encoding."),
-        (b"[" * 100_000 + rb"\u", "Broken JSON encoding."),
+        (b"[" * 255 + rb'"\ud83c"', "Broken JSON encoding."),
+        (b"[" * 100_000 + rb'"\ud83c"', "Payload expected."),
+        (b"[" + b"{}," * 300 + b'""]', "Payload expected."),
     ],
 )
 def test_what_is_no_array_of_messages(payload: bytes, says: str) -> None:
@@ -141,7 +143,12 @@ def test_whatever_comes_is_messages_or_broken(payload: bytes) -> None:
     except InvalidPayload:
         return
     for message in messages:
-        message.decode()
+        message.encode()
+
+
+def test_brackets_in_messages_are_no_parts_of_the_payload() -> None:
+    messages = ['{"webSocketId":"a"}' * 20, "[" * 200]
+    assert sockjs.parse_messages(json.dumps(messages).encode()) == messages
 
 
 # Paths

@@ -16,6 +16,7 @@ from gateway.messages import (
     CloseCode,
     Disconnect,
     InvalidRegistration,
+    NextMessage,
     Problem,
     Register,
     Reply,
@@ -28,7 +29,6 @@ from gateway.messages import parse_registration as asked_for
 from gateway.wire import Wire
 from gateway.wire.stomp import (
     HEARTBEAT,
-    MAX_FRAMES,
     MAX_HEAD_SIZE,
     MAX_HEADERS,
     MAX_ID,
@@ -96,7 +96,9 @@ def said(requests: list[Request]) -> list[Said]:
 
 
 def receive(wire: Wire, *messages: bytes) -> list[Request]:
-    return [request for message in messages for request in wire.receive(message)]
+    """What the messages ask for, without the marks between the frames of one message."""
+    requests = [request for message in messages for request in wire.receive(message)]
+    return [request for request in requests if not isinstance(request, NextMessage)]
 
 
 def connected(version: str = "1.2", *subscribed: str) -> StompWire:
@@ -273,6 +275,7 @@ def test_rejects(body: bytes, code: str) -> None:
         frame("SEND", "destination:/app/registration", body=b'{"webSocketId"'),
         frame("SEND", "destination:/app/registration", "content-length:1", body=b"\0"),
         frame("SEND", "destination:/app/registration", body=b'{"webSocketId":"\xff"}'),
+        frame("SEND", "destination:/app/registration", body=b'{"webSocketId":[' + b"{}," * 300 + b"1]}"),
     ],
 )
 def test_does_not_understand(message: bytes) -> None:
@@ -602,6 +605,7 @@ def test_unknown_commands(command: str) -> None:
 def test_what_came_before_the_error_counts() -> None:
     requests = connected().receive(REGISTER + frame("JUMP"))
     assert next(iter(requests)) == asked_for("12345678")
+    assert next(iter(requests)) == NextMessage()
     with pytest.raises(WireError):
         next(iter(requests))
 
@@ -801,12 +805,17 @@ def test_a_body_that_is_too_big_is_not_waited_for() -> None:
         assert code is CloseCode.TOO_BIG
 
 
-def test_frames_in_one_message_are_counted() -> None:
-    beside = frame("UNSUBSCRIBE", "id:1")
-    wire = connected()
-    assert receive(wire, beside * MAX_FRAMES, beside * MAX_FRAMES) == []
-    code, _ = refused(wire, beside * (MAX_FRAMES + 1))
-    assert code is CloseCode.POLICY
+def test_the_next_frame_in_a_message_is_announced_before_it_is_parsed() -> None:
+    requests = iter(connected().receive(frame("UNSUBSCRIBE", "id:1") + b"NONSENSE\n\n\0"))
+    assert isinstance(next(requests), NextMessage)
+    with pytest.raises(WireError):
+        next(requests)
+
+
+def test_line_ends_between_frames_are_no_messages() -> None:
+    message = b"\n" + frame("UNSUBSCRIBE", "id:1") + b"\n\r\n"
+    assert list(connected().receive(message)) == []
+    assert list(connected().receive(message * 3)) == [NextMessage(), NextMessage()]
 
 
 def test_a_waiting_client_costs_little() -> None:

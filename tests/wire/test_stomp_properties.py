@@ -10,7 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.errors import WireError
-from gateway.messages import Disconnect, InvalidRegistration, Reply, Request, Result, UnknownMessage
+from gateway.messages import (
+    Disconnect,
+    InvalidRegistration,
+    NextMessage,
+    Reply,
+    Request,
+    Result,
+    UnknownMessage,
+)
 from gateway.messages import parse_registration as asked_for
 from gateway.wire.stomp import MAX_HEAD_SIZE, MAX_ID, StompWire
 
@@ -152,6 +160,7 @@ def test_any_bytes_at_all_are_answered_or_end_in_an_error(version: str | None, m
         last_message = hear(wire, message)
         if last_message is not None:
             assert last_message.endswith(b"\0")
+            last_message.decode()
             return
 
 
@@ -161,13 +170,14 @@ def hear(wire: StompWire, message: bytes) -> bytes | None:
         for request in wire.receive(message):
             if isinstance(request, Reply):
                 assert request.payload.endswith(b"\0")
+                request.payload.decode()
             elif isinstance(request, Disconnect):
                 return request.payload
             elif isinstance(request, InvalidRegistration):
                 wire.rejected(request.web_socket_id, request.problem)
             elif isinstance(request, UnknownMessage):
                 wire.error(request.problem)
-            else:
+            elif not isinstance(request, NextMessage):
                 wire.registered(ID)
                 wire.result(ID, Result("DONE"))
     except WireError as error:
