@@ -30,7 +30,7 @@ report = $(if $(JUNIT),--junitxml=$(JUNIT)/$(1).xml)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL: # two installations into one environment would get into each other's way
-.PHONY: help run test test-quick test-pythons coverage lint types check bench compose-test lock clean
+.PHONY: help run test test-quick test-pythons coverage lint types check bench attack compose-test lock clean
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ check: lint types test ## lint, types and tests
 
 bench: $(TEST_READY) ## print the figures beside a C floor measured in the same run
 	@$(BIN)/python -m bench $(ARGS)
+
+attack: $(TEST_READY) ## do to a node what one anonymous client can do, and say whether it held
+	@$(BIN)/python -m tests.attack $(ARGS)
 
 compose-test: $(TEST_READY) ## bring the shipped docker-compose.yml up, use it, break it, take it down
 	@$(BIN)/python -m pytest $(call report,containers) deploy/compose_test.py $(ARGS)
