@@ -19,7 +19,7 @@ from typing import Final, Protocol, cast
 
 import structlog
 
-from ..core.admission import Verdict
+from ..core import admission
 from ..core.timer_wheel import TimerWheel
 from ..transports import http
 from ..transports.connections import ConnectionLedger
@@ -92,7 +92,8 @@ class Acceptor:
         rejection = self._check(source)
         if rejection is None:
             verdict = self.ledger.handshakes.take(source)
-            rejection = {Verdict.NODE_FULL: BUSY, Verdict.ADDRESS_FULL: ADDRESS_FULL}.get(verdict)
+            if verdict is not admission.ADMITTED:
+                rejection = BUSY if verdict is admission.NODE_FULL else ADDRESS_FULL
         if rejection is None:
             self.set_deadline(connection)
         else:
@@ -102,9 +103,11 @@ class Acceptor:
     def _check(self, source: str) -> Rejection | None:
         """Count a connection from `source`. Returns why it must be closed, if there is no room."""
         verdict = self.ledger.connections.open(source)
-        if verdict is Verdict.ADDRESS_FULL:
+        if verdict is admission.ADMITTED:
+            return None
+        if verdict is admission.ADDRESS_FULL:
             return ADDRESS_FULL
-        return NODE_FULL if verdict is Verdict.NODE_FULL and not self._close_idle() else None
+        return None if self._close_idle() else NODE_FULL
 
     def _close_idle(self) -> bool:
         """Close the connection that is idle longest: any may be closed (RFC 9112 section 9.5). Returns False

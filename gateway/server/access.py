@@ -9,7 +9,7 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from ..core.admission import Verdict
+from ..core import admission
 from ..core.rates import TOO_LONG
 from ..core.session import SessionContext
 from ..wire.handshake import (
@@ -91,9 +91,9 @@ class AccessControl:
         if self._closed:
             return self.reject(STOPPING, address=address)
         verdict = self._context.admission.admit(address)
-        if verdict is Verdict.ADMITTED:
+        if verdict is admission.ADMITTED:
             return None
-        return self.reject(NODE_FULL if verdict is Verdict.NODE_FULL else ADDRESS_FULL, address=address)
+        return self.reject(NODE_FULL if verdict is admission.NODE_FULL else ADDRESS_FULL, address=address)
 
     def check_origin(self, request: Handshake) -> Rejection | None:
         """The reason why a page from the request's origin may not connect. None if it may."""
