@@ -8,6 +8,7 @@ and more while a name server is silent.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ AddressInfos = Sequence[tuple[int, int, int, str, Any]]
 
 _look_ups: dict[tuple[str, int], Future[AddressInfos]] = {}
 """The look-ups that run. A silent name server keeps one thread for each name, however often it is asked."""
+
+os.register_at_fork(after_in_child=_look_ups.clear)  # the threads are the parent's
 
 
 async def dial(host: str, port: int) -> socket.socket:
@@ -56,7 +59,11 @@ async def _look_up(host: str, port: int) -> AddressInfos:
         running.set_running_or_notify_cancel()  # it is shared, so no caller can cancel it
         thread = threading.Thread(target=_get_addresses, args=(host, port, running), daemon=True)
         _look_ups[host, port] = running
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system grants no thread now; it may for the next attempt
+            del _look_ups[host, port]
+            raise OSError(f"{host} cannot be looked up: {error}") from None
     return await asyncio.wrap_future(running)
 
 

@@ -142,6 +142,21 @@ async def test_a_silent_name_server_keeps_one_thread_for_all_callers(
     assert dialling._look_ups == {}
 
 
+async def test_a_look_up_without_a_thread_does_not_stand_in_the_way_of_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with listening() as port:
+        leads_to(monkeypatch, port)
+        with monkeypatch.context() as full:
+            full.setattr(threading.Thread, "start", start)
+            with pytest.raises(OSError, match="redis cannot be looked up: can't start new thread"):
+                await dial("redis", 6379)
+        assert await port_of("redis") == port
+
+
 HANGING = """
 import asyncio, socket, sys, time
 really = socket.getaddrinfo
@@ -166,3 +181,44 @@ def test_a_silent_name_server_does_not_hold_a_process_that_ends() -> None:
         [sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=30, check=False
     )
     assert (ended.stdout, ended.stderr, ended.returncode) == ("ended\n", "", 0)
+
+
+FORKED = """
+import asyncio, os, socket, time
+really, parent = socket.getaddrinfo, os.getpid()
+def hang(host, port, **options):
+    if host != "redis" or options.get("flags"):
+        return really(host, port, **options)
+    if os.getpid() == parent:
+        time.sleep(60)
+    raise OSError("no such name")
+socket.getaddrinfo = hang
+from gateway.redis.dial import dial
+async def main():
+    try:
+        async with asyncio.timeout(1):
+            await dial("redis", 6379)
+    except OSError as error:
+        print(type(error).__name__, error, flush=True)
+asyncio.run(main())
+if os.fork():
+    os.wait()
+else:
+    asyncio.run(main())
+os._exit(0)
+"""
+
+
+@pytest.mark.real
+def test_a_forked_process_does_not_wait_for_a_look_up_of_its_parent() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FORKED],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (ended.stdout, ended.stderr) == (
+        "TimeoutError \nOSError redis cannot be looked up: no such name\n",
+        "",
+    )
