@@ -8,7 +8,8 @@ one may only be slow, so it is not given up for a new one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,14 +31,13 @@ async def hedge(
             first = next(iter(done), None)
         return first.result()
     finally:
-        await _abandon([task for task in attempts if task is not first], discard)
+        for task in attempts:
+            if task is not first:
+                task.cancel()
+                task.add_done_callback(partial(_discard, discard))
 
 
-async def _abandon(attempts: Sequence[asyncio.Task[T]], discard: Callable[[T], object]) -> None:
-    """Cancel these attempts, and discard what they have made at this very moment."""
-    for task in attempts:
-        task.cancel()
-    await asyncio.gather(*attempts, return_exceptions=True)
-    for task in attempts:
-        if not task.cancelled() and task.exception() is None:
-            discard(task.result())
+def _discard(discard: Callable[[T], object], task: asyncio.Task[T]) -> None:
+    """Discard what an abandoned attempt has made at this very moment."""
+    if not task.cancelled() and task.exception() is None:
+        discard(task.result())

@@ -50,6 +50,7 @@ def test_the_first_to_end_counts(seconds: tuple[float, ...], winner: int, after:
         assert await hedge(attempt, 1.5, print) == winner
         assert now() - start == pytest.approx(after)
         assert began == [start + 1.5 * number for number in range(len(began))]
+        await turns()
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     counts()
@@ -60,6 +61,7 @@ async def test_a_failure_ends_it_too() -> None:
     _, attempt = taking(1_000, ConnectionRefusedError("refused"))
     with pytest.raises(ConnectionRefusedError, match="refused"):
         await hedge(attempt, 1.5, print)
+    await turns()
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -75,7 +77,9 @@ async def test_what_is_made_and_not_returned_is_discarded() -> None:
     waiting = asyncio.create_task(hedge(held, 1.5, discarded.append))
     await asyncio.sleep(2)
     go.set()
-    assert {await waiting, *discarded} == {1, 2}
+    made_first = await waiting
+    await turns()
+    assert {made_first, *discarded} == {1, 2}
     _, attempt = taking(1.0)
     waiting = asyncio.create_task(hedge(attempt, 1.5, discarded.append))
     await asyncio.sleep(1.0)
@@ -83,3 +87,32 @@ async def test_what_is_made_and_not_returned_is_discarded() -> None:
     await turns()
     assert waiting.cancelled()
     assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@pytest.mark.parametrize("turn", range(6))
+def test_nothing_is_lost_at_whatever_moment_the_caller_gives_up(turn: int) -> None:
+    @virtual
+    async def gives_up() -> None:
+        begun, ended = asyncio.Event(), list[str]()
+
+        async def attempt() -> str:
+            if begun.is_set():  # the second one is slow to end
+                try:
+                    await asyncio.sleep(1_000)
+                finally:
+                    await turns(3)
+            begun.set()
+            await asyncio.sleep(2)
+            return "made"
+
+        waiting = asyncio.create_task(hedge(attempt, 1.5, ended.append))
+        await asyncio.sleep(2)
+        await turns(turn)
+        waiting.cancel()
+        await turns(20)
+        if not waiting.cancelled():
+            ended.append(waiting.result())
+        assert ended == ["made"], "returned or discarded"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    gives_up()
