@@ -291,8 +291,8 @@ class Supervisor:
         say = log.info if expected else log.error
         how = {"signal": _signal_name(-code)} if code < 0 else {"code": code}
         say("worker ended", worker=slot.number, pid=process.pid, **how)
-        if self.workers.draining and code and not process.stopped:
-            # It could not close its sessions: their browsers saw the connection break.
+        if self.workers.draining and (code > 0 or (code < 0 and not process.stopped)):
+            # It crashed or was killed, so that browsers saw their connections break.
             self.exit_code = self.exit_code or EXIT_DRAIN_CUT
         if process.listening and not self.workers.draining:
             self._spawn(self._replace(slot, process.age))

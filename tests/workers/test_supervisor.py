@@ -33,8 +33,11 @@ pytestmark = pytest.mark.real
 SECONDS = 5.0
 HANDLED = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 WHERE = {"host": "127.0.0.1", "port": 0, "admin_port": 0, "redis": "redis://127.0.0.1:1"}
-ENDS_WITH_0 = "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
-IDLE = [sys.executable, "-I", "-S", "-c", ENDS_WITH_0 + "print(flush=True); signal.pause()"]
+ENDS = (
+    "import os, signal; signal.signal(signal.SIGTERM, lambda *_: os._exit(0)); "
+    "signal.signal(signal.SIGUSR2, lambda *_: os._exit(1)); "
+)
+IDLE = [sys.executable, "-I", "-S", "-c", ENDS + "print(flush=True); signal.pause()"]
 
 
 class Played:
@@ -217,6 +220,22 @@ async def test_who_is_killed_amid_the_drain_makes_the_exit_code_say_so(logged: l
         assert await scene.next_vacant() is None
         assert scene.supervisor.exit_code == EXIT_DRAIN_CUT
         assert [line["log_level"] for line in logged if line["event"] == "worker ended"] == ["error", "info"]
+
+
+@pytest.mark.parametrize(("how", "code"), [("crash", EXIT_DRAIN_CUT), ("kill", 0)])
+async def test_a_worker_that_has_stopped_may_be_killed_but_must_not_have_crashed(how: str, code: int) -> None:
+    """One that a bug ends drops its sessions too, before it says that it has stopped."""
+    async with opened() as scene:
+        one, two = await scene.both()
+        scene.supervisor._stop(StopOrder(5, 20))
+        one.control.send({"stopped": True})
+        async with asyncio.timeout(SECONDS):
+            while one.slot.process is not None and not one.slot.process.stopped:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        one.process.send_signal(signal.SIGUSR2 if how == "crash" else signal.SIGKILL)
+        two.end_as_told()
+        assert await scene.next_vacant() is None
+        assert scene.supervisor.exit_code == code
 
 
 async def test_files_are_read_again_for_all(
