@@ -40,11 +40,8 @@ class ServerHistory:
         self._clock = clock
         self._halvings = 0
         self._denial_logged_at: float | None = None
-
-    @property
-    def shrunk(self) -> bool:
-        """Whether batches are smaller than they may be, because a connection was lost during one."""
-        return self._halvings > 0
+        self.lost_within_batch = False
+        """Whether Redis closed the latest connection while it owed a batch's reply."""
 
     @property
     def batch(self) -> int:
@@ -61,6 +58,7 @@ class ServerHistory:
 
     def connection_ended(self, seconds: float, *, within_batch: bool) -> None:
         """A connection has lasted for `seconds`. `within_batch`: Redis closed it and owed a batch's reply."""
+        self.lost_within_batch = within_batch
         self._halvings = max(0, self._halvings - int(seconds / GROW_AFTER))
         if within_batch:
             self._halvings = min(SMALLEST, self._halvings + 1)

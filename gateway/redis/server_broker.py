@@ -241,7 +241,7 @@ class ServerBroker:
         self._lost_at = now
         self._notifier.begin()
         self.outages += 1
-        facts = {"hint": TOO_SMALL_BUFFER} if self._history.shrunk else {}
+        facts = {"hint": TOO_SMALL_BUFFER} if self._history.lost_within_batch else {}
         log.warning(
             "redis connection lost", redis=server.display_url, reason=reason, outages=self.outages, **facts
         )

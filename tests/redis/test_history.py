@@ -18,13 +18,13 @@ from ..fakes import Clock
 
 def test_batches_are_halved_down_to_a_floor() -> None:
     history = ServerHistory(Clock())
-    assert not history.shrunk
     assert (history.batch, history.window(), history.max_read(1_000)) == (
         SUBSCRIBE_BATCH,
         MAX_PENDING_BATCHES,
         MAX_READ,
     )
     history.connection_ended(1, within_batch=True)
+    assert history.lost_within_batch
     assert (history.batch, history.window(), history.max_read(1_000)) == (250, 4, MAX_READ // 2)
     for _ in range(20):
         history.connection_ended(1, within_batch=True)

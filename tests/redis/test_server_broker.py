@@ -635,8 +635,11 @@ async def test_a_connection_lost_during_a_batch_has_a_hint_and_the_next_asks_for
         scene.topology.redis.commands.clear()
         scene.lose()
         await asyncio.sleep(MAX_RECONNECT_DELAY)
-    (line,) = told(logs, "redis connection lost")
+        scene.lose()
+        await turns()
+    line, later = told(logs, "redis connection lost")
     assert "client-output-buffer-limit pubsub" in line["hint"]
+    assert "hint" not in later, "nothing was owed on that connection"
     sizes = [len(command) - 1 for command in scene.topology.redis.commands if command[0] == b"SUBSCRIBE"]
     assert max(sizes) == 250
     await scene.stop()
