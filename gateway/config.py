@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
+from redis import RedisError
 from redis.asyncio import ConnectionPool
 
 from .errors import ConfigError
@@ -690,7 +691,7 @@ def _check_server_url(url: str) -> None:
         parts = urlsplit(url)
         pool = ConnectionPool.from_url(url)
         pool.connection_class(**pool.connection_kwargs)
-    except (TypeError, ValueError, AttributeError):
+    except (TypeError, ValueError, AttributeError, RedisError):
         # redis-py's own message is not repeated: it may quote a part of the password.
         raise ValueError(
             "the URL is not valid: check the port and the options after ?, "

@@ -162,6 +162,7 @@ def test_redis_urls(url: str) -> None:
         ("redis://redis?no_such_option=1", "is not valid"),
         ("redis://redis?socket_timeout=soon", "is not valid"),
         ("redis://[::1", "is not valid"),
+        ("rediss://redis?ssl_cert_reqs=sometimes", "is not valid"),
         ("unix://run/redis.sock", "absolute path"),
     ],
 )
