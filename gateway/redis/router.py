@@ -64,16 +64,17 @@ class ServerRouter:
             self._looked_up_at = now
             self._looking = asyncio.create_task(self._look_up())
             self._looking.add_done_callback(retrieve_exception)
-        if self._looking is not None:
-            await self._wait_for(self._looking)
-        return [self._found] * len(channels)
+        found = self._found if self._looking is None else await self._wait_for(self._looking)
+        return [found] * len(channels)
 
-    async def _wait_for(self, looking: asyncio.Task[Server]) -> None:
-        """Wait until there is a server; with a present one, not for long. Raises OSError without any."""
-        if self._found is None:
-            await asyncio.shield(looking)
-        else:  # if no Sentinel answers, the present server has to do
-            await asyncio.wait((looking,), timeout=LOOKUP_WAIT)
+    async def _wait_for(self, looking: asyncio.Task[Server]) -> Server:
+        """The server, as soon as there is one; with a present one, soon. Raises OSError without any."""
+        present = self._found
+        if present is None:
+            return await asyncio.shield(looking)
+        # If no Sentinel answers, the present server has to do.
+        await asyncio.wait((looking,), timeout=LOOKUP_WAIT)
+        return self._found or present
 
     async def _look_up(self) -> Server:
         try:

@@ -74,6 +74,21 @@ async def test_all_callers_share_one_lookup(monkeypatch: pytest.MonkeyPatch) -> 
     await found.close()
 
 
+async def test_who_forgets_the_server_takes_it_from_nobody_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = router_of("redis+sentinel://a,b,c/mymaster")
+
+    async def look(sentinels: Sentinels) -> Address:
+        # As another publication does, whose attempt fails when this look-up has just ended.
+        asyncio.get_running_loop().call_soon(found.forget)
+        return ASKED
+
+    monkeypatch.setattr(Sentinels, "master", look)
+    for _ in range(2):
+        assert await urls(found) == ["redis://10.0.0.1:7000"]
+        monkeypatch.setattr(routers, "LOOKUP_INTERVAL", 0)
+    await found.close()
+
+
 @pytest.mark.real
 async def test_a_server_that_is_no_master_will_not_do() -> None:
     """Sentinels may name a deposed master, or one that has come back as a replica."""
