@@ -11,6 +11,7 @@ from typing import Final, Self
 from ..config import Config
 from ..core.admission import Admission, Backlog, Connections, FairPool
 from ..publishing.publisher import Publisher
+from ..redis.url import RedisURL
 from ..server.acceptor import Acceptor
 from ..server.app import web_app
 from ..server.dispatcher import Dispatcher
@@ -94,9 +95,11 @@ class AdminPort:
         self._timers = asyncio.create_task(run_timers(self._acceptor.deadlines, clock), name="admin timers")
         await self._serving.start(self._acceptor)
 
-    def use_token(self, token: str) -> None:
-        """From now on, POST /publish requires this token."""
-        self._publishing.use_token(token)
+    def use(self, config: Config, redis: RedisURL | None) -> None:
+        """POST /publish requires the token of `config` from now on, and connects as `redis` says if given."""
+        self._publishing.use_token(config.token())
+        if redis is not None:
+            self._publisher.use(redis)
 
     async def close(self) -> None:
         """Stop listening, end the dashboard's streams, and wait for the responses that are in progress."""

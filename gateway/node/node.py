@@ -95,10 +95,13 @@ class Node:
     def reload(self) -> None:
         """Read again the files that settings name. What cannot be used is logged, and changes nothing."""
         found = reread(self.config)
-        if found is not None:
-            self.config = found
-            if self._admin_port is not None:
-                self._admin_port.use_token(found.token())
+        if found is None:
+            return
+        self.config = found.config
+        if found.redis is not None:
+            self._broker.use(found.redis)
+        if self._admin_port is not None:
+            self._admin_port.use(found.config, found.redis)
 
     async def watch(self) -> None:
         """Wait until a background task ends, which none should; raises what ended it."""

@@ -19,6 +19,7 @@ import structlog
 
 from ..config import Config
 from ..errors import ConfigError
+from ..redis.url import RedisURL, parse_redis_url
 
 UNUSED_SIGNALS: Final = (signal.SIGUSR1, signal.SIGUSR2)
 
@@ -57,7 +58,15 @@ def _ignore(number: signal.Signals) -> None:
     )
 
 
-def reread(config: Config) -> Config | None:
+class Reread(NamedTuple):
+    """What the files contain now that settings name."""
+
+    config: Config
+    redis: RedisURL | None
+    """The URL of Redis, if new connections must be made as it says; None if there is nothing to change."""
+
+
+def reread(config: Config) -> Reread | None:
     """`config` with what its files contain now; None, and an error in the log, if one cannot be used."""
     try:
         found = config.reread()
@@ -65,9 +74,14 @@ def reread(config: Config) -> Config | None:
         log.error("files not read again", reason=str(error), hint="what they contained before stays in use")  # noqa: TRY400
         return None
     log.info("files read again")
-    if found.redis != config.redis:
-        log.warning(
-            "redis url changed",
-            hint="it is used from the next start: restart the nodes one by one",
-        )
-    return found
+    if found.redis == config.redis:
+        return Reread(found, None)
+    url = parse_redis_url(found.redis)
+    if url.place == parse_redis_url(config.redis).place:
+        log.info("redis url changed", hint="new connections use it; those that are open stay")
+        return Reread(found, url)
+    log.warning(
+        "redis url changed",
+        hint="it leads to another Redis, which is used from the next start: restart the nodes one by one",
+    )
+    return Reread(found.model_copy(update={"redis": config.redis}), None)

@@ -23,7 +23,7 @@ from ..redis.cluster.slots import Redirection, parse_redirection
 from ..redis.connection import Command
 from ..redis.factory import new_router
 from ..redis.server import Server
-from ..redis.url import Address, parse_redis_url
+from ..redis.url import Address, RedisURL, parse_redis_url
 from .api import Outgoing, Published, PublishOptions, from_json, outgoing
 from .refusals import is_refusal
 
@@ -78,6 +78,10 @@ class Publisher:
     async def close(self) -> None:
         """Close the connections."""
         await self._router.close()
+
+    def use(self, url: RedisURL) -> None:
+        """Connect as `url` says from the next connection on. It leads to the same place."""
+        self._router.use(url)
 
     async def publish(
         self, web_socket_id: str, auth_result: str, **options: Unpack[PublishOptions]

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from .server_broker import ServerBroker
 from .subscriber import SubscriberConnection
+from .url import RedisURL
 
 
 class Broker(Protocol):
@@ -27,6 +28,10 @@ class Broker(Protocol):
 
     async def run(self) -> None:
         """Keep the connections up until cancelled."""
+
+    def use(self, url: RedisURL) -> None:
+        """Connect as `url` says from the next connection on. It leads to the same place, with other
+        credentials or options."""
 
     def subscribe(self, name: bytes) -> None:
         """Subscribe a channel and read its retained result; `events.subscribed` or `denied` follows."""

@@ -38,6 +38,9 @@ class Router(Protocol):
     def forget(self) -> None:
         """Look the servers up again before the next answer."""
 
+    def use(self, url: RedisURL) -> None:
+        """Connect as `url` says from the next connection on. It leads to the same place."""
+
     def server_at(self, address: Address) -> Server | None:
         """The server that a redirection names; None where only a Cluster redirects."""
 
@@ -88,6 +91,9 @@ class ServerRouter:
 
     def forget(self) -> None:
         self._found = None
+
+    def use(self, url: RedisURL) -> None:
+        self._topology.use(url)
 
     def server_at(self, address: Address) -> Server | None:
         return None

@@ -41,6 +41,11 @@ class Sentinels:
         self._sentinels = [_SentinelClient(url.sentinel(address), address) for address in url.addresses]
         self._lock = asyncio.Lock()
 
+    def use(self, url: RedisURL) -> None:
+        """Connect to the same Sentinels with the credentials and the TLS of `url`."""
+        for sentinel in self._sentinels:
+            sentinel.use(url.sentinel(sentinel.address))
+
     async def master(self) -> Address:
         """The master's address, as soon as SENTINEL_PATIENCE allows. One caller at a time.
 
@@ -79,6 +84,10 @@ class _SentinelClient:
         self.address = address
         self._server = Server(url)
         self._connection: SentinelConnection | None = None
+
+    def use(self, url: str) -> None:
+        """Connect as `url` says from the next connection on."""
+        self._server.use(url)
 
     async def view(self, service: str) -> SentinelView:
         """What the Sentinel believes. Raises OSError, and NoMaster if it does not know the service."""

@@ -36,9 +36,13 @@ class Server:
 
     def __init__(self, url: str, *, in_cluster: bool = False) -> None:
         """With `in_cluster` it is expected to be a node of a Cluster; otherwise such a node is rejected."""
+        self.in_cluster = in_cluster
+        self.use(url)
+
+    def use(self, url: str) -> None:
+        """Connect as `url` says from the next connection on. Its user, password and options may be others."""
         self.url = url
         self.display_url = redact(url)
-        self.in_cluster = in_cluster
         pool = redis.asyncio.ConnectionPool.from_url(url)
         options = pool.connection_kwargs
         self.username: str = options.get("username") or "default"

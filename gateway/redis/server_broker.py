@@ -20,6 +20,7 @@ from .reminder import REMIND_EVERY, Reminder
 from .server import Server
 from .subscriber import SubscriberConnection
 from .topology import Topology, while_current
+from .url import RedisURL
 
 FIRST_RECONNECT_DELAY: Final = 0.05
 MAX_RECONNECT_DELAY: Final = 0.5
@@ -135,6 +136,9 @@ class ServerBroker:
     def slots_moved(self) -> int:
         """There are no slots."""
         return 0
+
+    def use(self, url: RedisURL) -> None:
+        self._topology.use(url)
 
     def reaches(self, _name: bytes) -> bool:
         return self._connection is not None

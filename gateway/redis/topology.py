@@ -38,6 +38,9 @@ class Topology(Protocol):
     async def find(self) -> Server:
         """The present server: the same object as long as it is the same server. Raises OSError."""
 
+    def use(self, url: RedisURL) -> None:
+        """Connect as `url` says from the next connection on. It leads to the same place."""
+
     async def close(self) -> None:
         """Close the connections that `find` keeps."""
 
@@ -52,6 +55,10 @@ class FixedTopology:
 
     async def find(self) -> Server:
         return self._server
+
+    def use(self, url: RedisURL) -> None:
+        self._server.use(url.text)
+        self.display_url = self._server.display_url
 
     async def close(self) -> None:
         """There is nothing to close."""
@@ -73,6 +80,14 @@ class SentinelTopology:
         if self._found is None or self._found[0] != address:
             self._found = address, Server(self._url.server(address))
         return self._found[1]
+
+    def use(self, url: RedisURL) -> None:
+        self.display_url = redact(url.text)
+        self._url = url
+        self._sentinels.use(url)
+        if self._found is not None:
+            address, server = self._found
+            server.use(url.server(address))
 
     async def close(self) -> None:
         await self._sentinels.close()

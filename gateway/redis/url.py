@@ -90,6 +90,13 @@ class RedisURL(NamedTuple):
     def __repr__(self) -> str:
         return f"RedisURL({redact(self.text)})"
 
+    @property
+    def place(self) -> str:
+        """What says which Redis it is: the URL without user, password and options."""
+        found = _URL.fullmatch(self.text)
+        assert found is not None, "it has been parsed"
+        return f"{found['scheme']}+{found['kind'] or ''}://{found['hosts']}{found['path'] or ''}"
+
     def server(self, address: Address) -> str:
         """The redis:// URL of the server at `address`, which holds results."""
         options = [option for option in self.options if option[0] not in _SENTINEL_OPTIONS]

@@ -178,8 +178,8 @@ class Supervisor:
         found = reread(self._config)
         if found is None:
             return
-        self._use(found)
-        self._admin_port.use_token(found.token())
+        self._use(found.config)
+        self._admin_port.use(*found)
         for slot in self._slots:
             if slot.process is not None:
                 slot.process.control.send({"reload": True})

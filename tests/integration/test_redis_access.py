@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import redis
 import redis.asyncio
 
-from gateway.drill.fleet import ValkeyProcess
+from gateway.config import Config
+from gateway.drill.fleet import SentinelProcess, ValkeyCluster, ValkeyProcess
 from gateway.publishing import api as publishing
 
 from ..certificates import self_signed
@@ -246,3 +248,52 @@ def take_out(event: str, logged: list[Line]) -> list[Line]:
     assert [line["log_level"] for line in lines] == ["error"]
     logged[:] = [line for line in logged if line["event"] != event]
     return lines
+
+
+@contextlib.contextmanager
+def any_redis(kind: str) -> Iterator[tuple[Sequence[ValkeyProcess], str]]:
+    """The servers of a Redis, and its URL."""
+    if kind == "cluster":
+        with ValkeyCluster(replicas=0) as cluster:
+            yield cluster.nodes, cluster.url
+        return
+    with ValkeyProcess() as server:
+        if kind == "server":
+            yield [server], server.url
+        else:
+            with SentinelProcess(server.port) as sentinel:
+                yield [server], f"redis+sentinel://{sentinel.address}/mymaster"
+
+
+@pytest.mark.parametrize("kind", ["server", "sentinel", "cluster"])
+def test_after_a_reload_new_connections_use_the_new_password(
+    kind: str, tmp_path: Path, logged: list[Line]
+) -> None:
+    file = tmp_path / "redis"
+
+    def set_password(password: str) -> None:
+        for server in servers:
+            server.ask("ACL", "SETUSER", "node", "resetpass", f">{password}")
+        file.write_text(url.replace("://", f"://node:{password}@"))
+
+    async def reloads() -> None:
+        default = Config.model_fields["redis"].default
+        async with node_in_process(default, redis_file=str(file)) as gateway:
+            broker, publisher = gateway._broker, gateway._admin_port._publisher  # type: ignore[union-attr]
+            assert (await publisher.publish("before", "CONFIRMED")).retained
+            await asyncio.to_thread(set_password, "new")
+            gateway.reload()
+            assert broker.connected, "what is open stays"
+            for server in servers:
+                await asyncio.to_thread(server.ask, "CLIENT", "KILL", "USER", "node")
+            await until(lambda: broker.outages, "the connections are gone")
+            await until(lambda: broker.connected, "they are back")
+            assert (await publisher.publish("after", "CONFIRMED")).retained
+            assert not broker.last_error
+
+    with any_redis(kind) as (servers, url):
+        for server in servers:
+            server.ask("ACL", "SETUSER", "node", "on", "allkeys", "allchannels", "+@all")
+        set_password("old")
+        asyncio.run(reloads())
+    assert not [line for line in logged if line["event"] == "redis unreachable"]

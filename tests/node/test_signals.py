@@ -57,22 +57,31 @@ def test_files_are_read_again(tmp_path: Path) -> None:
     with capture_logs() as lines:
         found = reread(config)
         assert found is not None
-        assert (found.token(), found.redis, found.port) == (
+        assert (found.config.token(), found.config.redis, found.config.port, found.redis) == (
             "another-token-that-is-long-enough",
             config.redis,
             1234,
+            None,
         )
         redis.write_text("redis://node:renewed@127.0.0.1:1/0")
         found = reread(config)
         assert found is not None
-        assert "renewed" in found.redis
+        assert found.redis is not None
+        assert "renewed" in found.redis.text == found.config.redis
+        redis.write_text("redis://node:renewed@127.0.0.2:1/0")
+        found = reread(found.config)
+        assert found is not None
+        assert found.redis is None
+        assert "127.0.0.1" in found.config.redis, "a worker that is replaced belongs on the same Redis"
         redis.write_text("http://127.0.0.1")
         assert reread(config) is None
-    assert [line["event"] for line in lines] == [
-        "files read again",
-        "files read again",
-        "redis url changed",
-        "files not read again",
+    assert [(line["event"], line["log_level"]) for line in lines] == [
+        ("files read again", "info"),
+        ("files read again", "info"),
+        ("redis url changed", "info"),
+        ("files read again", "info"),
+        ("redis url changed", "warning"),
+        ("files not read again", "error"),
     ]
     assert "--redis-file" in lines[-1]["reason"]
     assert "renewed" not in str(lines)

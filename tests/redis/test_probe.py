@@ -19,6 +19,7 @@ from gateway.redis.probe import (
 )
 from gateway.redis.server import Server
 from gateway.redis.subscriber import SubscriberConnection
+from gateway.redis.url import RedisURL
 
 from ..fakes import Events, Redis, Transport, resp, turns, virtual
 
@@ -64,6 +65,9 @@ class Topology:
 
     def _check_mode(self, _mode: object) -> None:
         """It is what it should be."""
+
+    def use(self, url: RedisURL) -> None:
+        raise AssertionError
 
     async def find(self) -> Any:
         if isinstance(self.found, Exception):

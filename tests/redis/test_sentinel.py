@@ -236,6 +236,9 @@ async def test_a_sentinel_with_users_needs_two_rights() -> None:
         async with asked(guarded.port, options="?sentinel_username=node&sentinel_password=secret") as found:
             with pytest.raises(NoMaster, match="invalid username-password") as caught:
                 await found.master()
+            right = "sentinel_username=node&sentinel_password=p%40ss"
+            found.use(parse_redis_url(f"redis+sentinel://127.0.0.1:{guarded.port}/mymaster?{right}"))
+            assert (await found.master()).port == AFTER
         assert "secret" not in str(caught.value)
         async with asked(guarded.port) as found:
             with pytest.raises(NoMaster, match="Authentication required"):

@@ -22,6 +22,7 @@ from gateway.redis.server_broker import (
     ServerBroker,
 )
 from gateway.redis.subscriber import SubscriberConnection
+from gateway.redis.url import RedisURL
 
 from ..fakes import Events, Redis, Transport, VirtualLoop, parse_commands, resp, turns, virtual
 
@@ -87,6 +88,9 @@ class Topology:
 
     def _check_mode(self, _mode: object) -> None:
         """It is what it should be."""
+
+    def use(self, url: RedisURL) -> None:
+        raise AssertionError
 
     async def find(self) -> Any:
         return self

@@ -29,12 +29,24 @@ async def test_a_fixed_server_is_the_same_wherever_it_leads(only_masters: bool) 
     await fixed.close()
 
 
+async def test_a_new_password_makes_no_other_server() -> None:
+    """Otherwise the probe would give up a connection that is well."""
+    fixed = FixedTopology("redis://:old@one")
+    server = await fixed.find()
+    fixed.use(parse_redis_url("redis://me:new@one"))
+    assert await fixed.find() is server
+    assert (server.username, server.password, fixed.display_url) == ("me", "new", "redis://me:***@one")
+
+
 class Names:
     """Sentinels that name what the test sets."""
 
     def __init__(self, _url: RedisURL) -> None:
         self.named = Address("10.0.0.1", 6_379)
         self.closed = False
+
+    def use(self, url: RedisURL) -> None:
+        self.url = url
 
     async def master(self) -> Address:
         return self.named
@@ -58,11 +70,14 @@ async def test_behind_sentinels_it_is_another_server_only_when_they_name_another
         3,
     )
     assert await sentinel.find() is first
+    renewed = parse_redis_url("redis+sentinel://me:renewed@s1,s2/mymaster/3")
+    sentinel.use(renewed)
+    assert (await sentinel.find() is first, first.password, sentinels.url) == (True, "renewed", renewed)
     sentinels.named = Address("10.0.0.2", 6_379)
     second = await sentinel.find()
-    assert (second.url, second is first) == ("redis://me:secret@10.0.0.2:6379/3", False)
+    assert (second.url, second is first) == ("redis://me:renewed@10.0.0.2:6379/3", False)
     assert sentinel.only_masters
-    assert "secret" not in sentinel.display_url
+    assert "renewed" not in sentinel.display_url
     await sentinel.close()
     assert sentinels.closed
 
@@ -86,6 +101,9 @@ class Finding:
         if isinstance(self.found, Exception):
             raise self.found
         return self.found
+
+    def use(self, url: RedisURL) -> None:
+        raise AssertionError
 
     async def close(self) -> None:
         """Nothing is open."""

@@ -162,3 +162,22 @@ def test_an_address_that_a_server_names(host: str) -> None:
 def test_an_address_that_no_server_has(host: object, port: object) -> None:
     with pytest.raises(ValueError, match="a server was named"):
         told_address(host, port)
+
+
+@pytest.mark.parametrize(
+    ("url", "same", "other"),
+    [
+        ("redis://node:old@h:1/0", "redis://other:new@h:1/0?socket_timeout=1", "redis://node:old@h:2/0"),
+        ("redis://h:1/0", "redis://:new@h:1/0", "rediss://h:1/0"),
+        ("redis://h:1/0", "redis://:new@h:1/0", "redis://h:1/1"),
+        ("unix:///run/redis", "unix://node:new@/run/redis", "unix:///run/valkey"),
+        (
+            "redis+sentinel://a,b/m",
+            "redis+sentinel://:new@a,b/m?sentinel_password=x",
+            "redis+sentinel://a,b/n",
+        ),
+        ("redis+cluster://a,b", "redis+cluster://:new@a,b", "redis+cluster://a,c"),
+    ],
+)
+def test_user_password_and_options_lead_to_no_other_place(url: str, same: str, other: str) -> None:
+    assert parse_redis_url(url).place == parse_redis_url(same).place != parse_redis_url(other).place

@@ -245,7 +245,7 @@ async def test_files_are_read_again_for_all(
     token.write_text("a-token-that-is-long-enough")
     monkeypatch.setitem(WHERE, "publish_token_file", str(token))
     used: list[str] = []
-    monkeypatch.setattr(AdminPort, "use_token", lambda _port, token: used.append(token))
+    monkeypatch.setattr(AdminPort, "use", lambda _port, config, _redis: used.append(config.token()))
     async with opened() as scene:
         workers = await scene.both()
         token.write_text("another-token-that-is-long-enough\r\n")

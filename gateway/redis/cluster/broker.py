@@ -25,7 +25,7 @@ from ..reminder import REMIND_EVERY
 from ..server_broker import ALARM_AFTER, ServerBroker
 from ..subscriber import SubscriberConnection
 from ..topology import FixedTopology
-from ..url import Address, RedisURL
+from ..url import Address, RedisURL, parse_redis_url
 from .slots import key_slot, name_in_slots_of, shown_ranges
 from .subscriber import ShardedSubscriberConnection
 from .topology import ClusterTopology
@@ -211,6 +211,12 @@ class ClusterBroker:
         return next(filter(None, errors), "")
 
     # The requests
+
+    def use(self, url: RedisURL) -> None:
+        self._url = url
+        self.topology.use(url)
+        for address, broker in self._brokers.items():
+            broker.use(parse_redis_url(url.server(address)))
 
     def _broker_for(self, name: bytes) -> ServerBroker | None:
         owner = self.topology.map.owners[key_slot(name)]

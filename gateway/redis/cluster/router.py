@@ -36,6 +36,11 @@ class ClusterRouter:
     def forget(self) -> None:
         self._map = None
 
+    def use(self, url: RedisURL) -> None:
+        self._url = url
+        for address, server in self._servers.items():
+            server.use(url.server(address))
+
     def server_at(self, address: Address) -> Server:
         if address not in self._servers:
             self._servers[address] = Server(self._url.server(address), in_cluster=True)

@@ -111,6 +111,10 @@ class ClusterTopology:
         self.slots_moved = 0
         """Slots that another node serves than before, so far."""
 
+    def use(self, url: RedisURL) -> None:
+        """Connect as `url` says from now on."""
+        self._url = url
+
     async def refresh(self) -> None:
         """Ask some nodes for the map, and adopt the latest of their answers."""
         self._refreshed_at = self._clock()
