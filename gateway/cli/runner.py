@@ -52,7 +52,7 @@ def run_node(
     except ConfigError as error:  # a port that is taken, for example
         raise CommandFailed(str(error)) from None
     finally:
-        logs.close()
+        logs.flush(at_once=True)
 
 
 def _run_and_keep(main: Coroutine[Any, Any, int]) -> int:

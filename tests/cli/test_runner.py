@@ -24,6 +24,7 @@ from gateway.config import build
 from gateway.drill.fleet import NodeProcess
 from gateway.errors import ConfigError, EmbeddedError
 from gateway.node.signals import UNUSED_SIGNALS
+from gateway.telemetry import logs
 
 SECONDS = 20.0
 
@@ -91,11 +92,15 @@ def test_a_node_that_cannot_start_fails_the_command(workers: int) -> None:
 
 
 def test_the_process_of_a_node_ends_without_waiting_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    codes: list[int] = []
-    monkeypatch.setattr(os, "_exit", codes.append)
+    """Only for the log it waits a moment, once."""
+    ends: list[object] = []
+    monkeypatch.setattr(os, "_exit", ends.append)
+    monkeypatch.setattr(logs, "close", lambda: ends.append("log"))
+    monkeypatch.setattr("gateway.node.serve", lambda *_, **__: 3)
+    monkeypatch.setattr(runner, "_run_and_keep", lambda code: code)
     leave: Callable[[int], None] = runner.leave
-    leave(5)
-    assert codes == [5]
+    leave(runner.run_node(build({})))
+    assert ends == ["log", 3]
 
 
 def test_an_embedded_valkey_that_does_not_start_fails_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
