@@ -299,6 +299,10 @@ class KeepAliveConnection(PendingConnection, UnreadResponse):
         self._acceptor.close_gracefully(self._transport)
         return False
 
+    def pause_writing(self) -> None:
+        if self._waiting:  # else what is unread is the rejection, and the lingering close counts that
+            super().pause_writing()
+
     def resume_writing(self) -> None:
         super().resume_writing()
         if not self._transport.is_closing():

@@ -118,6 +118,11 @@ class ReceivingConnection(asyncio.Protocol):
 
     def _answer(self, body: bytes | None, rest: bytes) -> None:
         self._end()
+        if self._transport.get_write_buffer_size():
+            # The client does not read the 100 (Continue) that it has asked for. A session on this connection
+            # would not be told that its client is slow, and no limit would hold.
+            reset(self._transport)
+            return
         self._bodies.answer(self._transport, self._message, body, rest)
 
     def _reject(self, rejection: Rejection) -> None:

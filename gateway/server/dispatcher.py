@@ -136,11 +136,14 @@ class Dispatcher:
         if rejection is not None:
             self._reject(transport, rejection)
             return
+        asked = "Expect" in message.headers
+        if asked:  # aiohttp would answer it once more
+            message = _without_expectation(message)
         reader = _body_reader(message)
         if reader is None:
             self._answer(transport, message, b"", data[end:])
         else:
-            self._receive(transport, message, reader, data[end:])
+            self._receive(transport, message, reader, data[end:], asked=asked)
 
     def _parse(self, head: bytes) -> RawRequestMessage:
         """The request with this head. Raises HttpProcessingError."""
@@ -159,15 +162,18 @@ class Dispatcher:
         return messages[0][0]
 
     def _receive(
-        self, transport: asyncio.Transport, message: RawRequestMessage, reader: BodyReader, data: bytes
+        self,
+        transport: asyncio.Transport,
+        message: RawRequestMessage,
+        reader: BodyReader,
+        data: bytes,
+        *,
+        asked: bool,
     ) -> None:
         if message.headers.get("Content-Encoding", "identity").strip().lower() != "identity":
             # Inflating would let a client take 1,000 times the memory that it sends.
             self._reject(transport, ENCODED_BODY)
             return
-        asked = "Expect" in message.headers
-        if asked:  # aiohttp would answer it once more
-            message = _without_expectation(message)
         self._bodies.receive(transport, message, reader, data, asked=asked)
 
     def _answer(

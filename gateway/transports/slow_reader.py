@@ -51,6 +51,9 @@ def slow(context: SessionContext, transport: asyncio.Transport, reader: LimitedR
 
     For `asyncio.Protocol.pause_writing`, with a limit of 0: it is called when the kernel takes no more bytes.
     """
+    found: object = transport
+    if isinstance(found, SlowTransport):  # it is counted already
+        return transport
     counted = SlowTransport(context, transport, reader)
     counted.count(transport.get_write_buffer_size())
     return cast("asyncio.Transport", counted)

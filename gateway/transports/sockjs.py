@@ -113,6 +113,8 @@ class HttpReceiver(asyncio.Protocol):
         """Tell `session` if the connection is lost before the response is complete."""
         self._session = session
         self._connection.transport.set_write_buffer_limits(high=0)
+        if self.unread:  # the head of a stream: the transport may have said so before there was a session
+            self.pause_writing()
 
     def send(self, frame: bytes) -> bool:
         """Send a frame. Returns False if the response is complete with it."""

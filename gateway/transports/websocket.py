@@ -15,6 +15,7 @@ from ..messages import SLOW_CONSUMER, CloseCode, known_code
 from ..wire import Wire, frames
 from ..wire.frames import BinaryFrameReader, EitherFrameReader, FrameReader, Opcode
 from ..wire.handshake import Handshake, acceptance
+from . import http
 from .slow_reader import prompt, slow
 from .sockets import reset
 
@@ -193,10 +194,12 @@ def open_session(
     `rest` is what followed the handshake. `protocol` is the chosen subprotocol, if any. `kind` is the class
     of a session with text messages.
     """
-    transport.write(acceptance(handshake, protocol))
     context.ledger.became_session(handshake.peer)
     session = (BinaryWebSocketSession if wire.binary else kind)(context, wire, address, transport)
+    # First the protocol: a transport says only once that its client does not read, and this client may have
+    # left an older response unread.
     transport.set_protocol(session)
+    http.write(transport, acceptance(handshake, protocol))
     session.opened()
     if rest:
         session.data_received(rest)

@@ -477,6 +477,19 @@ async def test_a_complete_request_is_answered_when_the_response_is_read() -> Non
 
 
 @virtual
+async def test_an_unread_rejection_of_a_later_request_is_counted_once_and_then_forgotten() -> None:
+    scene = Scene()
+    transport = Transport()
+    scene.acceptor.keep_alive(transport, b"")
+    transport.high, transport.stuck = 0, True
+    transport.protocol.data_received(b"no HTTP\r\n\r\n")
+    assert transport.output == MALFORMED.response
+    assert scene.ledger.backlog.unread == len(transport.output)
+    transport.lose()
+    assert len(scene.ledger.backlog) == 0
+
+
+@virtual
 async def test_unread_responses_are_part_of_the_backlog_until_they_are_dropped() -> None:
     scene = Scene()
     idle, leaving, gone = (Transport(stuck=True) for _ in range(3))

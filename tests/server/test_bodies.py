@@ -135,6 +135,19 @@ async def test_a_client_that_leaves() -> None:
 
 
 @virtual
+async def test_a_client_that_does_not_read_what_it_has_asked_for_is_reset() -> None:
+    scene = Scene()
+    transport = Transport(stuck=True)
+    scene.bodies.receive(transport, REQUEST, FixedBody(1), b"", asked=True)
+    assert transport.output == CONTINUE
+    transport.protocol.data_received(b"a")
+    assert transport.aborted
+    assert scene.answered == []
+    transport.lose()
+    assert (scene.bodies.incomplete, scene.waiting) == (0, 0)
+
+
+@virtual
 async def test_a_node_that_stops() -> None:
     scene = Scene()
     transport = scene.receive(FixedBody(3), b"a")

@@ -208,6 +208,13 @@ def test_what_is_right(request_: bytes) -> None:
 
 
 @virtual
+async def test_an_expectation_without_a_body_is_no_reason_to_answer_twice() -> None:
+    scene = Scene()
+    assert scene.dispatch(having(GET, b"Expect: 100-continue")) == b""
+    assert "Expect" not in scene.served[0][0].headers
+
+
+@virtual
 async def test_no_body_is_not_inflated() -> None:
     scene = Scene()
     assert scene.dispatch(having(POST, b"Content-Encoding: gzip", b"Content-Length: 0")) == b""

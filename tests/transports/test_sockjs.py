@@ -249,6 +249,21 @@ async def test_the_messages_of_the_worst_reader_are_dropped() -> None:
     assert scene.node.ended == {(1008, "slow consumer"): 1}
 
 
+def test_a_stream_whose_head_is_not_read_is_part_of_the_backlog() -> None:
+    """On a connection that has carried a response, the transport speaks up before there is a session."""
+    scene = Scene()
+    transport = Transport(stuck=True)
+    transport.high = 0
+    transport.protocol = asyncio.Protocol()
+    connection = HttpConnection(transport, True, True)
+    receiver = StreamReceiver(connection, scene.sink, {}, codec.line, b"prelude\n", 100_000)
+    scene.session.attach(receiver)
+    assert scene.node.ledger.backlog.unread == len(transport.output)
+    transport.drain()
+    assert len(scene.node.ledger.backlog) == 0
+    assert receiver._connection.transport is transport
+
+
 def test_a_stream_that_is_not_read_is_part_of_the_backlog() -> None:
     scene = Scene()
     request = scene.stream(100_000, stuck=True)

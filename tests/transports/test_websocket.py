@@ -18,7 +18,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from gateway.core.admission import Backlog
-from gateway.core.session import SessionState
+from gateway.core.session import SessionContext, SessionState
 from gateway.messages import OTHER_CODE, CloseCode
 from gateway.transports.websocket import WebSocketSession, open_session
 from gateway.wire import Wire, frames
@@ -625,6 +625,39 @@ def test_opens_with_101_and_reads_what_followed_the_handshake() -> None:
     head, _, after = transport.output.partition(b"\r\n\r\n")
     assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=" in head
     assert after == frames.pong(b"early")
+
+
+class Before(asyncio.Protocol):
+    """What had the connection before the session."""
+
+    def pause_writing(self) -> None:
+        raise AssertionError("the session must be told")
+
+
+def opened_on(shared: SessionContext, transport: Transport) -> None:
+    shared.admission.admit(ADDRESS)
+    transport.protocol = Before()
+    headers = CIMultiDictProxy(CIMultiDict({"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}))
+    open_session(shared, JSON_WIRE, ADDRESS, Handshake((1, 1), headers, ""), transport, b"")
+
+
+@pytest.mark.parametrize("high", [0, 65_536])
+def test_a_client_that_has_not_read_an_older_response_is_a_slow_reader_from_the_start(high: int) -> None:
+    """Or nobody would count what its session leaves unread: the transport tells it once."""
+    shared, transport = node(), Transport(stuck=True)
+    transport.high = high
+    opened_on(shared, transport)
+    assert shared.ledger.backlog.unread == len(transport.output) > 0
+    transport.lose()
+    assert len(shared.ledger.backlog) == 0
+
+
+def test_a_handshake_whose_client_has_just_gone_leaves_nothing() -> None:
+    shared, transport = node(), Transport()
+    transport.closing = True  # so that a write raises, as with uvloop
+    opened_on(shared, transport)
+    transport.lose()
+    assert shared.admission.sessions == 0
 
 
 # Memory
