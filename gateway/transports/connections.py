@@ -61,7 +61,13 @@ class ConnectionLedger:
         connection = transport.get_extra_info("socket")
         if connection is None or not is_unread(connection):
             return
-        kept, source = connection.dup(), self.source(transport)
+        try:
+            kept = connection.dup()
+        except OSError:  # the system has no descriptor left
+            with suppress(OSError):
+                reset_on_close(connection)
+            return
+        source = self.source(transport)
         with suppress(OSError):  # the client has just reset the connection
             kept.shutdown(socket.SHUT_WR)
         self.connections.begin_closing(source)

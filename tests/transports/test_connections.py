@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
+import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -212,6 +213,24 @@ async def test_a_stop_resets_what_is_not_read() -> None:
             await server.lost.wait()
             port.ledger.close()
             assert port.ledger.connections.total == 0
+            await until(lambda: port.states() == [])
+
+
+@on_both_loops
+async def test_without_a_free_descriptor_the_connection_is_reset_and_counted_off() -> None:
+    async with Port.open() as port:
+        client, server = await port.connect()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with client:
+            await unread_in_the_kernel(server)
+            server.transport.close()
+            resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))
+            try:
+                async with asyncio.timeout(SECONDS):
+                    await server.lost.wait()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            assert (port.ledger.connections.total, port.ledger.connections.closing) == (0, 0)
             await until(lambda: port.states() == [])
 
 
