@@ -59,7 +59,7 @@ class AccessControl:
         wrong = STOPPING if self._closed else rejection_of(request)
         if wrong is not None:
             return self.reject(wrong, address=address)
-        if self._charge(address) > TOO_LONG:
+        if self._charge(address, 0) > TOO_LONG:
             return self.reject(ADDRESS_BUSY, address=address)
         return self.check_origin(request) or self.check_strict(request) or self.check_session(address)
 
@@ -69,22 +69,24 @@ class AccessControl:
             return self.reject(CUT_OFF)
         return None
 
-    async def pace(self, request: Handshake) -> Rejection | None:
+    async def pace(self, request: Handshake, size: int) -> Rejection | None:
         """Charge a request over HTTP to its client's address, and let it wait if that has used up its budget.
 
-        Returns the reason not to answer it. None if it may be answered.
+        `size` is the size of its body in bytes: they are held meanwhile. Returns the reason not to answer it.
+        None if it may be answered.
         """
         address = self.address(request)
-        delay = self._charge(address)
+        delay = self._charge(address, size)
         if delay > TOO_LONG:
             return self.reject(ADDRESS_BUSY, address=address)
         if delay:
             await asyncio.sleep(delay)
         return None
 
-    def _charge(self, address: str) -> float:
+    def _charge(self, address: str, size: int) -> float:
         context = self._context
-        return context.budgets.charge(address, context.prices.request, context.clock())
+        price = context.prices.request + size * context.prices.byte
+        return context.budgets.charge(address, price, context.clock())
 
     def check_session(self, address: str) -> Rejection | None:
         """The reason not to open a session for `address`. None if it may be opened; it is then admitted."""

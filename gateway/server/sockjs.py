@@ -134,7 +134,7 @@ class SockJSEndpoints:
         rejection = self._access.check_origin(handshake)
         if rejection is not None:
             return rejection_response(rejection)
-        rejection = await self._access.pace(handshake)
+        rejection = await self._access.pace(handshake, request.content.total_bytes)
         if rejection is not None:
             return rejection_response(rejection, cors_headers(_origin(request)))
         if request.method == "OPTIONS":

@@ -59,7 +59,7 @@ class SSEEndpoint:
             return rejection_response(rejection)
         origin = request.headers.get("Origin")
         cors = cors_headers(origin)
-        rejection = await self._access.pace(handshake)
+        rejection = await self._access.pace(handshake, request.content.total_bytes)
         if rejection is not None:
             return rejection_response(rejection, cors)
         if request.method == "OPTIONS":

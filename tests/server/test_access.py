@@ -83,12 +83,26 @@ async def test_a_request_of_a_busy_address_waits_and_is_rejected_at_last() -> No
     at = access()
     at._context.budgets.charge("192.0.2.1", 50 * 10.05, at._context.clock())
     begin = asyncio.get_running_loop().time()
-    assert await at.pace(handshake()) is None
+    assert await at.pace(handshake(), 0) is None
     assert asyncio.get_running_loop().time() - begin >= 0.04
     at._context.budgets.charge("192.0.2.1", 50 * 20, at._context.clock())
-    assert await at.pace(handshake()) is ADDRESS_BUSY
-    assert await at.pace(handshake("192.0.2.2")) is None
+    assert await at.pace(handshake(), 0) is ADDRESS_BUSY
+    assert await at.pace(handshake("192.0.2.2"), 0) is None
     assert at.rejected == {"address_busy": 1}
+
+
+async def test_the_size_of_a_body_is_paid_for_before_it_is_held() -> None:
+    """Or one address could have 1,000 requests waiting, each with the largest body."""
+    at = access()
+    requests: list[asyncio.Task[object]] = []
+    while not at.rejected:
+        requests.append(asyncio.create_task(at.pace(handshake(), 65_536)))
+        await asyncio.sleep(0)
+    waiting = [request for request in requests if not request.done()]
+    assert 0 < len(waiting) < 120
+    for request in waiting:
+        request.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:
