@@ -229,8 +229,10 @@ def _body_reader(message: RawRequestMessage) -> BodyReader | None:
     """Reads the request's body. None if there is none: a header that says so is no body."""
     if message.chunked:
         return ChunkedBody()
-    length = message.headers.get("Content-Length")
-    return FixedBody(int(length)) if length and int(length) else None
+    # The parser lets pass what fits into 64 bits. But it may have any number of zeros before it, and int takes
+    # 4,300 digits at most.
+    length = message.headers.get("Content-Length", "").lstrip("0")
+    return FixedBody(int(length)) if length else None
 
 
 def _without_expectation(message: RawRequestMessage) -> RawRequestMessage:
