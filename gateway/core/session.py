@@ -60,7 +60,6 @@ MAX_UNKNOWN_MESSAGES = 5
 MAX_REMEMBERED_IDS = 16
 """The latest messageIds that a session remembers, so that no result is sent twice after an outage."""
 
-
 MAX_ENDS = 100
 """Pairs of close code and reason that are counted apart; there are some 40 in the code. Further ones are
 counted as one: no client can make a node, its pages or Prometheus keep more and more of them."""
@@ -87,7 +86,6 @@ class Ledger(Protocol):
     backlog: Backlog
 
     def became_session(self, peer: str) -> None: ...
-    def lost(self, transport: Any) -> None: ...
     def session_lost(self, transport: Any) -> None: ...
 
 

@@ -12,6 +12,7 @@ from aiohttp import web
 from ..core import admission
 from ..core.rates import TOO_LONG
 from ..core.session import SessionContext
+from ..transports.sockets import peer_address
 from ..wire.handshake import (
     ADDRESS_BUSY,
     ADDRESS_FULL,
@@ -130,5 +131,4 @@ class AccessControl:
 def handshake_of(request: web.Request) -> Handshake:
     """The parts of an aiohttp request that access control needs."""
     transport = request.transport
-    name = transport.get_extra_info("peername") if transport is not None else None
-    return Handshake(request.version, request.headers, name[0] if name else "")
+    return Handshake(request.version, request.headers, "" if transport is None else peer_address(transport))

@@ -15,8 +15,6 @@ MAX_HOP: Final = 64
 """Characters of an address with its port and brackets. A longer one is none, and is not kept in a cache."""
 
 Address = IPv4Address | IPv6Address
-
-
 Network = IPv4Network | IPv6Network
 
 

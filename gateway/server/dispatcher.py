@@ -23,6 +23,7 @@ from aiohttp.http import HttpRequestParser, RawRequestMessage
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from ..transports.sockets import peer_address
 from ..wire.body import BodyReader, ChunkedBody, FixedBody
 from ..wire.handshake import (
     BODY_TOO_LARGE,
@@ -184,14 +185,14 @@ class Dispatcher:
             self._reject(transport, BODY_TOO_LARGE)
             return
         if body is None:
-            self._rejections.add(BODY_TOO_LARGE, peer=_peer(transport))
+            self._rejections.add(BODY_TOO_LARGE, peer=peer_address(transport))
         endpoint = self._endpoint(message) if message.method == "GET" else None
         if endpoint is None:
             self._server.serve(transport, message, body, rest)
         elif body:
             self._reject(transport, HANDSHAKE_BODY)
         else:
-            handshake = Handshake(message.version, message.headers, _peer(transport))
+            handshake = Handshake(message.version, message.headers, peer_address(transport))
             rejection = endpoint(handshake, transport, rest)
             if rejection is not None:
                 self._acceptor.reject(transport, rejection)
@@ -204,7 +205,7 @@ class Dispatcher:
         return found
 
     def _reject(self, transport: asyncio.Transport, rejection: Rejection, **facts: str) -> None:
-        self._rejections.add(rejection, peer=_peer(transport), **facts)
+        self._rejections.add(rejection, peer=peer_address(transport), **facts)
         self._acceptor.reject(transport, rejection)
 
 
@@ -229,8 +230,8 @@ def _body_reader(message: RawRequestMessage) -> BodyReader | None:
     """Reads the request's body. None if there is none: a header that says so is no body."""
     if message.chunked:
         return ChunkedBody()
-    # The parser lets pass what fits into 64 bits. But it may have any number of zeros before it, and int takes
-    # 4,300 digits at most.
+    # The parser takes what fits into 64 bits, with any number of zeros before it. int takes 4,300 digits at
+    # most.
     length = message.headers.get("Content-Length", "").lstrip("0")
     return FixedBody(int(length)) if length else None
 
@@ -239,8 +240,3 @@ def _without_expectation(message: RawRequestMessage) -> RawRequestMessage:
     headers = CIMultiDict(message.headers)
     headers.popall("Expect")
     return message._replace(headers=CIMultiDictProxy(headers))
-
-
-def _peer(transport: asyncio.Transport) -> str:
-    name = transport.get_extra_info("peername")
-    return name[0] if name else ""

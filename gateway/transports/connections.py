@@ -13,7 +13,7 @@ import socket
 from contextlib import suppress
 
 from ..core.admission import Backlog, Connections, FairPool
-from .sockets import is_unread, reset_on_close
+from .sockets import is_unread, peer_address, reset_on_close
 
 
 class ConnectionLedger:
@@ -53,8 +53,7 @@ class ConnectionLedger:
 
     def source(self, transport: asyncio.BaseTransport) -> str:
         """The address by which a connection is counted. Empty for a proxy's."""
-        name = transport.get_extra_info("peername")
-        return self.connections.source(name[0]) if name else ""
+        return self.connections.source(peer_address(transport))
 
     def _await_reader(self, transport: asyncio.BaseTransport) -> None:
         """Keep the descriptor if the kernel has bytes that the client has left no room for."""

@@ -54,6 +54,13 @@ def bound_send_buffer(listener: socket.socket) -> None:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED)
 
 
+def peer_address(transport: asyncio.BaseTransport) -> str:
+    """The address of the TCP peer. Empty if there is none: no TCP, or a peer that was gone before the
+    connection was accepted."""
+    name = transport.get_extra_info("peername")
+    return name[0] if name else ""
+
+
 def reset(transport: asyncio.BaseTransport) -> None:
     """Drop the connection, with everything that is unsent.
 

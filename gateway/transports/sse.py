@@ -12,7 +12,7 @@ from ..wire.sse import close_comment
 from . import http
 from .http import HttpConnection
 from .slow_reader import prompt, slow
-from .sockets import reset
+from .sockets import peer_address, reset
 
 
 class SSESession(Session, asyncio.Protocol):
@@ -26,8 +26,7 @@ class SSESession(Session, asyncio.Protocol):
         super().__init__(context, wire, address)
         self._connection = connection._replace(lasting=False)  # the connection ends with the stream
         connection.transport.set_protocol(self)
-        name = connection.transport.get_extra_info("peername")
-        context.ledger.became_session(name[0] if name else "")
+        context.ledger.became_session(peer_address(connection.transport))
         connection.transport.set_write_buffer_limits(high=0)
         http.set_user_timeout(connection.transport, 2 * context.config.heartbeat)
 
