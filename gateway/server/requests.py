@@ -114,6 +114,8 @@ class RequestServer:
                 if connection.ended:
                     end_input(transport)
                 return
+            if connection.overrun:
+                response.force_close()
             await response.prepare(request)
             await response.write_eof()
         except ConnectionError:  # the client has gone
@@ -125,7 +127,7 @@ class RequestServer:
             log_failure("request failed", error)
             reset(transport)
         else:
-            self._give_back(connection, lasting=bool(response.keep_alive))
+            self._give_back(connection, lasting=bool(response.keep_alive) and not connection.overrun)
 
     async def _response(self, request: web.Request) -> web.StreamResponse:
         try:

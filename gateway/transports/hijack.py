@@ -14,13 +14,14 @@ from aiohttp import web
 from aiohttp.base_protocol import BaseProtocol
 
 MAX_READ_AHEAD: Final = 16_384
-"""Bytes of the next request that are read before the response. Browsers send none."""
+"""Bytes of the next request that are kept until the response. Browsers send none. The event loop reads up to
+256 KB at once, so more may come: see `RequestConnection.overrun`."""
 
 
 class RequestConnection(BaseProtocol):
     """What aiohttp's requests and responses need of their connection, from the request to its response."""
 
-    __slots__ = ("_counted", "_lost", "ended", "peername", "rest")
+    __slots__ = ("_counted", "_lost", "ended", "overrun", "peername", "rest")
 
     # aiohttp's requests ask for them. Neither port speaks TLS, and HTTP/1.1 requests name their host.
     ssl_context = None
@@ -39,14 +40,21 @@ class RequestConnection(BaseProtocol):
         self._lost = lost
         self.transport = transport
         self.peername = transport.get_extra_info("peername")
-        self.rest = rest
+        self.rest = b""
         self.ended = False
         """The client has closed its half. It can still read the response."""
+        self.overrun = False
+        """More has come than is kept. The connection must end with the response, and the client repeats what
+        it has pipelined (RFC 9112 section 9.3.2)."""
         transport.set_protocol(self)
+        self.data_received(rest)
 
     def data_received(self, data: bytes) -> None:
+        if self.transport is None:  # lost, or given away
+            return
         self.rest += data
-        if len(self.rest) > MAX_READ_AHEAD and self.transport is not None:
+        if len(self.rest) > MAX_READ_AHEAD:
+            self.rest, self.overrun = b"", True
             self.transport.pause_reading()
 
     def eof_received(self) -> bool:
@@ -74,13 +82,14 @@ class _HijackedResponse(web.StreamResponse):
 HIJACKED: Final = _HijackedResponse()
 
 
-def hijack(request: web.Request) -> tuple[asyncio.Transport, bytes]:
+def hijack(request: web.Request) -> tuple[asyncio.Transport, bytes | None]:
     """Take the connection of `request`, which must not be lost, with the bytes that followed the request.
+    None instead of them: there were too many, and the connection must end with the response.
 
     The handler must return `HIJACKED`.
     """
     connection = cast("RequestConnection", request.protocol)
-    return connection.release(), connection.rest
+    return connection.release(), None if connection.overrun else connection.rest
 
 
 def end_input(transport: asyncio.Transport) -> None:

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from .hijack import MAX_READ_AHEAD, hijack
+from .hijack import hijack
 
 CHUNKS_END: Final = b"0\r\n\r\n"
 
@@ -41,12 +41,8 @@ def take_connection(request: web.Request) -> HttpConnection:
     """
     chunked = request.version >= (1, 1)
     transport, rest = hijack(request)
-    lasting = chunked and request.keep_alive
-    if len(rest) > MAX_READ_AHEAD:
-        # The connection ends after the response, and the client repeats what it has pipelined (RFC 9112
-        # section 9.3.2).
-        lasting, rest = False, b""
-    return HttpConnection(transport, chunked, lasting, rest)
+    lasting = chunked and bool(request.keep_alive) and rest is not None
+    return HttpConnection(transport, chunked, lasting, rest or b"")
 
 
 def response_head(connection: HttpConnection, headers: Mapping[str, str], length: int | None = None) -> bytes:

@@ -38,8 +38,15 @@ async def test_reading_ahead_is_limited() -> None:
     assert transport.is_reading()
     connection.data_received(b"x")
     assert not transport.is_reading()
-    assert len(hijack(request(connection))[1]) == MAX_READ_AHEAD + 1
+    assert connection.rest == b"", "the event loop may have read 256 KB at once"
+    assert hijack(request(connection)) == (transport, None)
     assert transport.is_reading(), "whoever has the connection now reads"
+
+
+@virtual
+async def test_what_came_with_the_request_is_limited_too() -> None:
+    connection, transport = connected(b"x" * (MAX_READ_AHEAD + 1))
+    assert (connection.rest, connection.overrun, transport.is_reading()) == (b"", True, False)
 
 
 @virtual
