@@ -20,6 +20,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 from gateway.core.admission import Backlog
 from gateway.core.session import SessionContext, SessionState
 from gateway.messages import OTHER_CODE, CloseCode
+from gateway.transports.slow_reader import WRITE_COST
 from gateway.transports.websocket import WebSocketSession, open_session
 from gateway.wire import Wire, frames
 from gateway.wire.frames import Opcode
@@ -487,7 +488,7 @@ def test_what_a_client_leaves_unread_is_counted_until_it_reads() -> None:
     written = len(scene.transport.output)
     assert scene.node.ledger.backlog.unread == written
     scene.node.hub.received(CHANNEL, b"CONFIRMED")
-    assert scene.node.ledger.backlog.unread == len(scene.transport.output) > written
+    assert scene.node.ledger.backlog.unread == len(scene.transport.output) + WRITE_COST > written
     scene.transport.drain()
     assert len(scene.node.ledger.backlog) == 0
     scene.transport.stuck = False
