@@ -13,13 +13,15 @@ from typing import Final
 
 from aiohttp.http import RawRequestMessage
 
+from ..core.admission import Backlog
 from ..transports.sockets import reset
 from ..wire.body import BodyReader, MalformedBody
 from ..wire.handshake import BUSY, MALFORMED, SLOW_BODY, Rejection
 from .acceptor import Acceptor
 
 MAX_INCOMPLETE: Final = 32 << 20
-"""Bytes of all bodies, on one port, that have begun and are not complete. Browsers send theirs at once."""
+"""Bytes of all bodies, on one port, that have begun and are not complete. Browsers send theirs at once. The
+largest are rejected first: whoever waits for the rest of a small body pays for no one else's large ones."""
 
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -38,8 +40,12 @@ class Bodies:
         self.max_body = max_body
         self.answer = answer
         self.reject = reject
-        self.incomplete = 0
+        self._incomplete = Backlog(MAX_INCOMPLETE)
+
+    @property
+    def incomplete(self) -> int:
         """Bytes of the bodies that have begun and are not complete."""
+        return self._incomplete.unread
 
     def receive(
         self,
@@ -59,9 +65,15 @@ class Bodies:
             if asked and not data:
                 transport.write(CONTINUE)
 
+    def add(self, connection: ReceivingConnection, size: int) -> None:
+        """So many more bytes of an incomplete body have come. If all together are now too large, the largest
+        of them are rejected: perhaps this one."""
+        self._incomplete.add(connection, size)
+
     def end(self, connection: ReceivingConnection) -> None:
         """The connection does not wait any more."""
         self._acceptor.deadlines.discard(connection)
+        self._incomplete.discard(connection)
 
     def lost(self, transport: asyncio.BaseTransport) -> None:
         """A connection was lost while its body was received."""
@@ -71,7 +83,7 @@ class Bodies:
 class ReceivingConnection(asyncio.Protocol):
     """A connection until the body of its request is complete."""
 
-    __slots__ = ("_bodies", "_counted", "_message", "_reader", "_transport", "due", "waiting")
+    __slots__ = ("_bodies", "_message", "_reader", "_transport", "due", "waiting")
 
     def __init__(
         self, bodies: Bodies, transport: asyncio.Transport, message: RawRequestMessage, reader: BodyReader
@@ -80,7 +92,6 @@ class ReceivingConnection(asyncio.Protocol):
         self._transport = transport
         self._message = message
         self._reader = reader
-        self._counted = 0  # bytes
         self.waiting = True
         self.due = 0
 
@@ -94,8 +105,8 @@ class ReceivingConnection(asyncio.Protocol):
             self._answer(None, b"")
         elif rest is not None:
             self._answer(bytes(self._reader.data), rest)
-        elif not self._fits():
-            self._reject(BUSY)
+        else:
+            self._bodies.add(self, len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end()
@@ -109,12 +120,15 @@ class ReceivingConnection(asyncio.Protocol):
         """The node stops."""
         reset(self._transport)
 
-    def _fits(self) -> bool:
-        """Count what has come. Returns False if the bodies of all connections are too large together."""
-        size = len(self._reader.data)
-        self._bodies.incomplete += size - self._counted
-        self._counted = size
-        return self._bodies.incomplete <= MAX_INCOMPLETE
+    # SlowReader: of the client's bytes, by this node
+
+    @property
+    def unread(self) -> int:
+        return len(self._reader.data)
+
+    def drop(self) -> None:
+        """All incomplete bodies together are too large, and this is one of the largest."""
+        self._reject(BUSY)
 
     def _answer(self, body: bytes | None, rest: bytes) -> None:
         self._end()
@@ -131,6 +145,4 @@ class ReceivingConnection(asyncio.Protocol):
 
     def _end(self) -> None:
         self.waiting = False
-        self._bodies.incomplete -= self._counted
-        self._counted = 0
         self._bodies.end(self)

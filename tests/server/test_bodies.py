@@ -159,11 +159,15 @@ async def test_a_node_that_stops() -> None:
 async def test_all_incomplete_bodies_together_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "MAX_INCOMPLETE", 100)
     scene = Scene()
-    first = scene.receive(FixedBody(80), b"a" * 60)
-    second = scene.receive(FixedBody(80), b"a" * 60)
-    assert second.output == BUSY.response
-    assert scene.bodies.incomplete == 60
+    small = scene.receive(FixedBody(80), b"a" * 20)
+    large = scene.receive(FixedBody(80), b"a" * 60)
+    assert (small.output, large.output) == (b"", b"")
+    newcomer = scene.receive(FixedBody(80), b"")
+    newcomer.protocol.data_received(b"a" * 30)
+    assert large.output == BUSY.response, "the largest is rejected, and not whoever comes next"
+    assert (small.output, newcomer.output, scene.bodies.incomplete) == (b"", b"", 50)
     assert scene.receive(FixedBody(80), b"a" * 80).output == b"", "complete ones do not count"
-    first.protocol.data_received(b"a" * 20)
+    small.protocol.data_received(b"a" * 60)
+    newcomer.protocol.data_received(b"a" * 50)
     assert scene.bodies.incomplete == 0
-    assert len(scene.answered) == 2
+    assert len(scene.answered) == 3
