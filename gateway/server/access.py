@@ -32,6 +32,16 @@ STRICT_HEADER: Final = "Gateway-Strict"
 """A request with this header is for a node that receives results; a proxy that cannot ask /readyz/strict sets
 it, and tries again without it when every node says no."""
 
+MAX_WAITING: Final = 32 << 20
+"""Bytes of the requests that wait because their addresses have used up their budgets. A thousand from one
+address can wait, for seconds, and their bodies and cookies could have 80 KB each."""
+
+REQUEST_COST: Final = 8_192
+"""Bytes of memory that a request costs besides its head and body."""
+
+HEAD_COST: Final = 4
+"""Bytes of memory for a byte of a head: it is kept as bytes, as text, and in parts."""
+
 log = structlog.get_logger()
 
 
@@ -42,6 +52,7 @@ class AccessControl:
         self._context = context
         self._warned = False
         self._closed = False
+        self._waiting = 0  # bytes
         self.rejections = Rejections(Counter())
         """Of the port: also the requests that are rejected before anybody asks for access."""
         self.reject = self.rejections.add
@@ -80,8 +91,18 @@ class AccessControl:
         delay = self._charge(address, size)
         if delay > TOO_LONG:
             return self.reject(ADDRESS_BUSY, address=address)
-        if delay:
+        return await self._wait(request, size, delay, address) if delay else None
+
+    async def _wait(self, request: Handshake, body: int, delay: float, address: str) -> Rejection | None:
+        head = sum(len(name) + len(value) for name, value in request.headers.items())
+        size = REQUEST_COST + HEAD_COST * head + body
+        if self._waiting + size > MAX_WAITING:
+            return self.reject(ADDRESS_BUSY, address=address)
+        self._waiting += size
+        try:
             await asyncio.sleep(delay)
+        finally:
+            self._waiting -= size
         return None
 
     def _charge(self, address: str, size: int) -> float:

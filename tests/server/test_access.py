@@ -105,6 +105,21 @@ async def test_the_size_of_a_body_is_paid_for_before_it_is_held() -> None:
     await asyncio.gather(*waiting, return_exceptions=True)
 
 
+async def test_the_requests_that_wait_are_limited_by_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.server.access.MAX_WAITING", 100_000)
+    at = access()
+    at._context.budgets.charge("192.0.2.1", 50 * 10.02, at._context.clock())
+    first = asyncio.create_task(at.pace(handshake(), 64_000))
+    await asyncio.sleep(0)
+    assert await at.pace(handshake(), 64_000) is ADDRESS_BUSY
+    assert await at.pace(handshake(Cookie="c" * 16_000), 0) is ADDRESS_BUSY
+    assert await at.pace(handshake(), 0) is None
+    assert await at.pace(handshake("192.0.2.2"), 64_000) is None, "it has not to wait"
+    assert await first is None
+    assert await at.pace(handshake(), 64_000) is None
+    assert at.rejected == {"address_busy": 2}
+
+
 def test_what_is_wrong_with_a_handshake_comes_before_who_sent_it() -> None:
     at = access()
     evil = {"Origin": "http://evil.example"}
