@@ -175,7 +175,8 @@ class Dispatcher:
             # Inflating would let a client take 1,000 times the memory that it sends.
             self._reject(transport, ENCODED_BODY)
             return
-        self._bodies.receive(transport, message, reader, data, asked=asked)
+        # A client of HTTP/1.0 would take 100 (Continue) for the response (RFC 9110 section 10.1.1).
+        self._bodies.receive(transport, message, reader, data, asked=asked and message.version >= (1, 1))
 
     def _answer(
         self, transport: asyncio.Transport, message: RawRequestMessage, body: bytes | None, rest: bytes

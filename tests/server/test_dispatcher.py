@@ -9,6 +9,7 @@ import pytest
 from aiohttp.http import RawRequestMessage
 
 from gateway.server.acceptor import MAX_HEAD, Acceptor
+from gateway.server.bodies import CONTINUE
 from gateway.server.dispatcher import MAX_FIELDS, ONCE, Dispatcher, UpgradeEndpoint
 from gateway.server.rejections import Rejections
 from gateway.wire.handshake import (
@@ -213,6 +214,16 @@ async def test_an_expectation_without_a_body_is_no_reason_to_answer_twice() -> N
     scene = Scene()
     assert scene.dispatch(having(GET, b"Expect: 100-continue")) == b""
     assert "Expect" not in scene.served[0][0].headers
+
+
+@virtual
+async def test_only_clients_of_http_1_1_are_told_to_continue() -> None:
+    asking = having(POST, b"Expect: 100-continue", b"Content-Length: 3")
+    assert Scene().dispatch(asking) == CONTINUE
+    older = Scene()
+    assert older.dispatch(asking.replace(b"HTTP/1.1", b"HTTP/1.0")) == b"", "100 would be its response"
+    older.transport.protocol.data_received(b"abc")
+    assert [body for _, body, _ in older.served] == [b"abc"]
 
 
 @virtual
