@@ -18,6 +18,10 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
+TRANSLATED: Final = IPv6Network("64:ff9b::/96")
+"""In this network, translators between IPv4 and IPv6 put all the addresses of IPv4 (RFC 6052 section 2.1)."""
+
+
 def client_address(peer: str, forwarded: Iterable[str], trusted: Sequence[Network]) -> str:
     """The client's address, for a connection from `peer`.
 
@@ -60,7 +64,7 @@ def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
 
 @lru_cache(1024)  # a few proxies open all connections
 def _address(text: str) -> Address | None:
-    """Some proxies add a port. An IPv4 address that is mapped into IPv6 becomes IPv4."""
+    """Some proxies add a port. An IPv4 address that is written as IPv6 becomes IPv4."""
     if text.startswith("["):
         text = text[1:].partition("]")[0]
     elif text.count(":") == 1:
@@ -69,4 +73,12 @@ def _address(text: str) -> Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    return (address.version == 6 and address.ipv4_mapped) or address
+    return (address.version == 6 and _ipv4_in(address)) or address
+
+
+def _ipv4_in(address: IPv6Address) -> IPv4Address | None:
+    """The IPv4 address that is written as this one. The whole of IPv4 would otherwise be one /64."""
+    if address in TRANSLATED:
+        ipv4 = IPv4Address(int(address) & 0xFFFFFFFF)
+        return ipv4 if ipv4.is_global else None  # section 3.1: there are no others, and yours may be trusted
+    return address.ipv4_mapped

@@ -41,6 +41,9 @@ PROXIES = [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]
         ("10.0.0.1", ["::ffff:198.51.100.1"], "198.51.100.1"),
         ("fd00::1", ["198.51.100.1"], "198.51.100.1"),
         ("fe80::1%eth0", [], "fe80::/64"),
+        ("64:ff9b::1.1.1.1", [], "1.1.1.1"),  # from a translator, which has all of IPv4 in one /64
+        ("10.0.0.1", ["64:ff9b::1.1.1.1"], "1.1.1.1"),
+        ("64:ff9b::10.0.0.1", ["198.51.100.1"], "64:ff9b::/64"),  # that would be a trusted proxy
         # A hop that is no address ends the walk: what stands before it cannot be trusted either
         ("10.0.0.1", ["198.51.100.1, unknown"], "10.0.0.1"),
         ("10.0.0.1", ["198.51.100.1, , 10.0.0.2"], "10.0.0.2"),
