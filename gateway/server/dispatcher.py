@@ -27,6 +27,7 @@ from ..transports.sockets import peer_address
 from ..wire.body import BodyReader, ChunkedBody, FixedBody
 from ..wire.handshake import (
     BODY_TOO_LARGE,
+    DEEP_PATH,
     ENCODED_BODY,
     EXPECTATION,
     HANDSHAKE_BODY,
@@ -43,6 +44,10 @@ from .rejections import Rejections
 
 MAX_FIELDS: Final = 128
 """Headers of a request. Browsers and proxies send about 30."""
+
+MAX_SLASHES: Final = 32
+"""Slashes of a path; those of SockJS have four. aiohttp's router tries a path again without its last part, as
+long as there is one: for 16,000 slashes it would need 55 ms, in which nobody else is served."""
 
 ONCE: Final = (
     "Authorization",
@@ -215,6 +220,8 @@ def _rejection_of(message: RawRequestMessage) -> Rejection | None:
     headers = message.headers
     if message.version.major != 1:  # after CONNECT without a target the parser takes 0.9, and names no URL
         return MALFORMED
+    if message.path.count("/") > MAX_SLASHES < message.path.partition("?")[0].count("/"):
+        return DEEP_PATH
     if len(set(headers)) != len(headers) and any(len(headers.getall(name, ())) > 1 for name in ONCE):
         return TWICE
     if message.chunked:

@@ -78,6 +78,7 @@ NO_HOST = Rejection(400, "bad_handshake", "the handshake needs HTTP/1.1 and a Ho
 BAD_KEY = Rejection(400, "bad_handshake", "Sec-WebSocket-Key must be 16 bytes in base64")
 MALFORMED = Rejection(400, "bad_request", "the request cannot be parsed as HTTP")
 TWICE = Rejection(400, "bad_request", "a header that may occur once occurs more often")
+DEEP_PATH = Rejection(414, "bad_request", "the path has too many slashes")
 HANDSHAKE_BODY = Rejection(400, "bad_handshake", "a handshake has no body")
 SLOW_BODY = Rejection(408, "request_timeout", "the request's body did not come in time")
 BODY_TOO_LARGE = Rejection(413, "body_too_large", "the request's body is too large")

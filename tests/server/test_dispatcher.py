@@ -10,10 +10,11 @@ from aiohttp.http import RawRequestMessage
 
 from gateway.server.acceptor import MAX_HEAD, Acceptor
 from gateway.server.bodies import CONTINUE
-from gateway.server.dispatcher import MAX_FIELDS, ONCE, Dispatcher, UpgradeEndpoint
+from gateway.server.dispatcher import MAX_FIELDS, MAX_SLASHES, ONCE, Dispatcher, UpgradeEndpoint
 from gateway.server.rejections import Rejections
 from gateway.wire.handshake import (
     BODY_TOO_LARGE,
+    DEEP_PATH,
     ENCODED_BODY,
     EXPECTATION,
     HANDSHAKE_BODY,
@@ -169,6 +170,7 @@ REJECTED = {
     ),
     "a transfer coding": (having(POST, b"Transfer-Encoding: gzip, chunked"), TRANSFER_CODING),
     "another expectation": (having(POST, b"Expect: a miracle", b"Content-Length: 1"), EXPECTATION),
+    "a path with many slashes": (GET.replace(b"/ ", b"/" * (MAX_SLASHES + 1) + b" "), DEEP_PATH),
     "a large body of GET": (having(GET, b"Content-Length: 101"), BODY_TOO_LARGE),
     "a handshake with a body": (having(HANDSHAKE, b"Content-Length: 3") + b"abc", HANDSHAKE_BODY),
 }
@@ -224,6 +226,15 @@ async def test_only_clients_of_http_1_1_are_told_to_continue() -> None:
     assert older.dispatch(asking.replace(b"HTTP/1.1", b"HTTP/1.0")) == b"", "100 would be its response"
     older.transport.protocol.data_received(b"abc")
     assert [body for _, body, _ in older.served] == [b"abc"]
+
+
+@virtual
+async def test_a_query_may_have_any_slashes() -> None:
+    scene = Scene()
+    assert (
+        scene.dispatch(GET.replace(b"/ ", b"/" * MAX_SLASHES + b"?next=" + b"/a" * MAX_SLASHES + b" ")) == b""
+    )
+    assert len(scene.served) == 1
 
 
 @virtual
