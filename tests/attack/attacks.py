@@ -239,6 +239,44 @@ async def one_id_for_many_sessions(target: Target) -> str:
     return f"{admitted} admitted, {len(sessions) - admitted} sent away"
 
 
+# Requests
+
+
+@attack
+async def paths_that_cost_much(target: Target) -> str:
+    """40 paths with 8,000 slashes, to both ports. Refused at once; the event loop is not held up."""
+    paths = ("/a" * 8_000, "/websocket" + "/." * 7_900, "/" * 16_000, "/" + "../" * 5_000)
+    before = target.cpu_seconds()
+    statuses = set()
+    for number in range(40):
+        head = f"GET {paths[number % 4]} HTTP/1.1\r\nHost: localhost\r\n"
+        statuses.add((await target.request(head, admin=number >= 20))[0])
+    after = target.cpu_seconds()
+    await nobody_else_is_harmed(target)
+    check(statuses == {414}, f"answered {sorted(statuses)}, not 414")
+    cost = "" if before is None or after is None else f", {(after - before) / 40 * 1000:.1f} ms of CPU each"
+    return f"414 each{cost}"
+
+
+@attack
+async def requests_that_wait_with_much_behind_them(target: Target) -> str:
+    """An address uses up its budget. Then 400 of its requests wait, with 200 KB behind each. Memory stays."""
+    ask = b"GET /websocket/info HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    async with target.connections(30, CROWD[:1]) as spent:
+        for connection in spent:
+            connection.send(ask * 100)
+        for connection in spent:
+            for _ in range(80):
+                await connection.answer()
+        with memory_bounded(target, 8 * MB) as grown:
+            async with target.connections(400, CROWD[:1]) as opened:
+                for connection in opened:
+                    connection.send(ask + b"G" * 200_000)
+                await nobody_else_is_harmed(target)
+                measured = grown()
+    return f"{len(opened)} opened, {measured}"
+
+
 # Messages
 
 
