@@ -31,6 +31,9 @@ LOOPBACK: Final = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-l
 _HOST: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]*)(?::[0-9]*)?")
 """A Host header (RFC 9110 section 7.2): a name or an address, and a port."""
 
+_AUTHORITY: Final = re.compile(r"\A[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)")
+"""The host of a URL, with its port."""
+
 log = structlog.get_logger()
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,8 +61,9 @@ class KnownHosts:
         """Answer 421 (RFC 9110 section 15.5.20) to a request for another host.
 
         A request without the header passes: HAProxy's health checks have none, and browsers always send one.
+        A request target that is a whole URL counts as well: it replaces the header (RFC 9112 section 3.2.2).
         """
-        hosts = request.headers.getall("Host", ())
+        hosts = [*request.headers.getall("Host", ()), *_AUTHORITY.findall(request.raw_path)]
         if all(map(self.allow, hosts)):
             return await handler(request)
         self._rejected[HOST_NOT_ALLOWED] += 1

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from structlog.testing import capture_logs
 
 from gateway.admin.hosts import HOST_NOT_ALLOWED, KnownHosts, host_names, known_names
@@ -83,6 +83,23 @@ def test_the_names_of_a_host(tmp_path: Path) -> None:
 
 async def hello(_request: web.Request) -> web.Response:
     return web.Response(text="hello")
+
+
+async def status_of(target: str) -> int:
+    """The answer to a request for `target` with the Host header of this node."""
+    request = make_mocked_request("GET", target, headers={"Host": "localhost"})
+    return (await KnownHosts(["localhost"], Counter()).check(request, hello)).status
+
+
+async def test_the_host_of_a_target_that_is_a_whole_url_counts_as_well() -> None:
+    for target in (
+        "http://evil.example/metrics",
+        "HTTP://evil.example:8081",
+        "http://localhost@evil.example/",
+    ):
+        assert await status_of(target) == 421
+    for target in ("http://localhost:8081/metrics", "http://127.0.0.1/", "/a?b=http://evil.example/"):
+        assert await status_of(target) == 200
 
 
 async def test_a_request_for_another_host_gets_421_and_is_counted_and_logged() -> None:
