@@ -186,6 +186,11 @@ class Connections:
         self.closing -= 1
 
 
+MAX_INCOMING: Final = 32 << 20
+"""Bytes of all heads and messages of clients that have begun to arrive and are not complete. Nearly all come
+in one packet."""
+
+
 class SlowReader(Protocol):
     """Somebody for whom bytes wait, since the client has not read what was sent before."""
 
@@ -246,3 +251,58 @@ class Backlog:
             self._readers.discard(reader)
             self.dropped += 1
             reader.drop()
+
+
+class Sender(Protocol):
+    """A client that has sent the beginning of something."""
+
+    @property
+    def incomplete(self) -> int:
+        """Bytes of it that are kept. 0 once it is complete."""
+
+    def drop_incomplete(self) -> None:
+        """End the connection: too much has begun, and this is among the largest."""
+
+
+class Incoming:
+    """The bound on what has begun to arrive from all clients of a node: heads of requests, messages.
+
+    Each of them is small. But clients that all leave theirs incomplete could use up the memory of the node.
+    When the sum passes `limit`, the largest are dropped, as in `Backlog`. A client need not report that it
+    has completed what it had begun: the next recount finds out.
+    """
+
+    __slots__ = ("_estimate", "_limit", "_senders", "dropped")
+
+    def __init__(self, limit: int = MAX_INCOMING) -> None:
+        """`limit` is in bytes."""
+        self._limit = limit
+        self._senders: set[Sender] = set()
+        self._estimate = 0  # never below the true sum
+        self.dropped = 0
+        """Clients that were dropped so far."""
+
+    def add(self, sender: Sender, size: int) -> None:
+        """So many more bytes have come from `sender`, and something is incomplete."""
+        self._senders.add(sender)
+        self._estimate += size
+        if self._estimate > self._limit:
+            self._recount()
+
+    def discard(self, sender: Sender) -> None:
+        """Nothing of `sender` is kept any more."""
+        self._senders.discard(sender)
+
+    def _recount(self) -> None:
+        kept = {sender: size for sender in self._senders if (size := sender.incomplete)}
+        self._senders = set(kept)
+        self._estimate = sum(kept.values())
+        if self._estimate <= self._limit:
+            return
+        for sender in sorted(kept, key=kept.__getitem__, reverse=True):
+            if self._estimate <= RELIEF * self._limit:
+                break
+            self._estimate -= kept[sender]
+            self._senders.discard(sender)
+            self.dropped += 1
+            sender.drop_incomplete()

@@ -47,7 +47,7 @@ from ..messages import (
 )
 from ..telemetry import logs
 from ..wire import Wire
-from .admission import Admission, Backlog
+from .admission import Admission, Backlog, Incoming
 from .hub import Hub
 from .rates import AddressBudgets, Prices
 from .timer_wheel import TimerWheel
@@ -56,6 +56,8 @@ log = structlog.get_logger()
 
 MAX_UNKNOWN_MESSAGES = 5
 """Unknown messages that a client may send before its connection is closed."""
+
+TOO_MUCH_INCOMPLETE = "too many incomplete messages on this node"
 
 MAX_REMEMBERED_IDS = 16
 """The latest messageIds that a session remembers, so that no result is sent twice after an outage."""
@@ -84,6 +86,7 @@ class Ledger(Protocol):
     transports."""
 
     backlog: Backlog
+    incoming: Incoming
 
     def became_session(self, peer: str) -> None: ...
     def session_lost(self, transport: Any) -> None: ...
@@ -218,6 +221,17 @@ class Session:
             self._handle(request)
             if self.state is CLOSING or self.state is CLOSED:  # ignore the rest
                 return
+        if self._wire.incomplete:
+            self._context.ledger.incoming.add(self, len(message))
+
+    # Sender
+
+    @property
+    def incomplete(self) -> int:
+        return self._wire.incomplete
+
+    def drop_incomplete(self) -> None:
+        self.close(CloseCode.TRY_AGAIN_LATER, TOO_MUCH_INCOMPLETE)
 
     def _handle(self, request: Request) -> None:
         if isinstance(request, Register):
@@ -456,6 +470,7 @@ class Session:
         self.state = CLOSED
         self._leave_hub()
         self._context.deadlines.discard(self)
+        self._context.ledger.incoming.discard(self)
         self._context.admission.release(self._address)
         self._context.open[self._wire.name, self.transport] -= 1
         self._context.count_end(*self._end)

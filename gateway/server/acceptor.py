@@ -125,6 +125,7 @@ class Acceptor:
     def end_handshake(self, connection: PendingConnection, source: str) -> None:
         """A counted connection has sent its request, or is lost."""
         self.ledger.handshakes.give_back(source)
+        self.ledger.incoming.discard(connection)
         self.deadlines.discard(connection)
 
     def begin_idle(self, connection: KeepAliveConnection) -> None:
@@ -135,6 +136,7 @@ class Acceptor:
     def end_idle(self, connection: KeepAliveConnection) -> None:
         """Its next request is complete, or it is lost."""
         self._idle.pop(connection, None)
+        self.ledger.incoming.discard(connection)
         self.deadlines.discard(connection)
 
     def set_deadline(self, connection: Waiting) -> None:
@@ -222,6 +224,19 @@ class PendingConnection(asyncio.Protocol):
         if HEAD_END in self._head or len(self._head) > MAX_HEAD:
             self._end_wait()
             self._dispatch(self._transport, self._head)
+        else:
+            self._acceptor.ledger.incoming.add(self, len(data))
+
+    # Sender
+
+    @property
+    def incomplete(self) -> int:
+        return len(self._head)
+
+    def drop_incomplete(self) -> None:
+        self.abort()
+
+    # asyncio.Protocol
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
@@ -281,6 +296,7 @@ class KeepAliveConnection(PendingConnection, UnreadResponse):
         self._acceptor.begin_idle(self)
         if self.unread:
             self._head = rest
+            self._acceptor.ledger.incoming.add(self, len(rest))
             self._transport.pause_reading()
             self._transport.set_write_buffer_limits(high=0)
             self.pause_writing()

@@ -12,7 +12,7 @@ import asyncio
 import socket
 from contextlib import suppress
 
-from ..core.admission import Backlog, Connections, FairPool
+from ..core.admission import Backlog, Connections, FairPool, Incoming
 from .sockets import is_unread, peer_address, reset_on_close
 
 
@@ -29,6 +29,8 @@ class ConnectionLedger:
         """Those that have not sent a request yet."""
         self.backlog = backlog
         """The bytes that clients leave unread."""
+        self.incoming = Incoming()
+        """The bytes of what clients have begun to send."""
         self._close_timeout = close_timeout
         self._closing: dict[socket.socket, tuple[str, asyncio.TimerHandle]] = {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from ..core.session import CLOSING, Session, SessionContext
+from ..core.session import CLOSING, TOO_MUCH_INCOMPLETE, Session, SessionContext
 from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode, known_code
 from ..wire import Wire, frames
@@ -48,17 +48,20 @@ class WebSocketSession(Session, asyncio.Protocol):
     # asyncio.Protocol
 
     def data_received(self, data: bytes) -> None:
-        if self._reader is None:  # the client broke the protocol or has sent its close frame: ignore the rest
+        reader = self._reader
+        if reader is None:  # the client broke the protocol or has sent its close frame: ignore the rest
             return
         complete = False
         try:
-            for opcode, payload in self._reader.feed(data):
+            for opcode, payload in reader.feed(data):
                 complete = self._alive = True  # only a complete frame is a sign of life
                 self._frame_received(opcode, payload)
                 if self._ignores_input:
                     return
             if not complete:
                 self._pause(self.pay_fragment())
+            if reader.incomplete:
+                self._context.ledger.incoming.add(self, len(data))
         except WireError as error:
             self._reply(error.last_message)
             self._fail(error.code, error.reason)
@@ -103,6 +106,15 @@ class WebSocketSession(Session, asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self._transport = prompt(self._context, self._transport, self)
+
+    # Sender
+
+    @property
+    def incomplete(self) -> int:
+        return self._wire.incomplete + (self._reader.incomplete if self._reader else 0)
+
+    def drop_incomplete(self) -> None:
+        self._fail(CloseCode.TRY_AGAIN_LATER, TOO_MUCH_INCOMPLETE)
 
     # SlowReader
 

@@ -44,6 +44,10 @@ class Wire(Protocol):
     def heartbeat(self) -> bytes:
         """The message that tells nothing except that the gateway is alive."""
 
+    @property
+    def incomplete(self) -> int:
+        """Bytes of messages that are kept until the rest of something has come. 0 for most wires."""
+
     def receive(self, message: bytes) -> Iterable[Request]:
         """The requests in one complete message. Raises WireError if the connection must end."""
 

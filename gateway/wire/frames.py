@@ -62,6 +62,11 @@ class FrameReader:
         self._fragments: bytes | None = None
         self._decoder: codecs.IncrementalDecoder | None = None
 
+    @property
+    def incomplete(self) -> int:
+        """Bytes that are kept of a message that is not complete."""
+        return len(self._buffer) + (len(self._fragments) if self._fragments else 0)
+
     def feed(self, data: bytes) -> Iterator[tuple[Opcode, bytes]]:
         """Yield each message that `data` completes, in order.
 

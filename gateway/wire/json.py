@@ -49,6 +49,7 @@ class JsonWire:
     greeting = None
     outgoing = 0.0  # the pings of WebSocket are enough
     heartbeat = b""
+    incomplete = 0
 
     def receive(self, message: bytes) -> tuple[Request, ...]:
         try:

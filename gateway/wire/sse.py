@@ -33,6 +33,7 @@ class SSEWire:
     outgoing = 0.0
     heartbeat = b":\n\n"
     """A comment."""
+    incomplete = 0
 
     def receive(self, message: bytes) -> tuple[Request, ...]:
         """Nothing: the client sends no messages."""

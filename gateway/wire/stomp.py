@@ -192,6 +192,11 @@ class StompWire:
 
     # Bytes in
 
+    @property
+    def incomplete(self) -> int:
+        """Bytes of a frame that is not complete."""
+        return len(self._buffer)
+
     def receive(self, message: bytes) -> Iterable[Request]:
         """The requests in the frames that `message` completes, in order. An incomplete frame is kept.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.admission import Admission, Backlog, Connections, FairPool, Verdict
+from gateway.core.admission import Admission, Backlog, Connections, FairPool, Incoming, Verdict
 
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
 
@@ -223,3 +223,46 @@ def test_the_sum_never_stays_above_the_limit(steps: list[tuple[int, int]]) -> No
 
 
 # Deadlines
+
+
+# Incoming
+
+
+class HalfSender:
+    """A client that has sent `incomplete` bytes of something."""
+
+    def __init__(self, incomplete: int) -> None:
+        self.incomplete = incomplete
+        self.dropped = False
+
+    def drop_incomplete(self) -> None:
+        self.dropped = True
+
+
+def test_the_largest_beginnings_are_dropped_when_all_together_are_too_large() -> None:
+    incoming = Incoming(1_000)
+    senders = [HalfSender(size) for size in (100, 500, 200, 400)]
+    for sender in senders:
+        incoming.add(sender, sender.incomplete)
+    assert [sender.dropped for sender in senders] == [False, True, False, False]
+    assert incoming.dropped == 1
+
+
+def test_what_was_completed_or_discarded_counts_no_more() -> None:
+    incoming = Incoming(1_000)
+    complete, gone, left = HalfSender(500), HalfSender(400), HalfSender(100)
+    for sender in (complete, gone, left):
+        incoming.add(sender, sender.incomplete)
+    complete.incomplete = 0
+    incoming.discard(gone)
+    incoming.add(left, 100)
+    assert incoming.dropped == 0
+    newcomer = HalfSender(1_100)
+    incoming.add(newcomer, 1_100)
+    assert (newcomer.dropped, left.dropped) == (True, False)
+
+
+def test_a_beginning_that_is_larger_than_all_may_be_is_dropped() -> None:
+    incoming, sender = Incoming(1_000), HalfSender(2_000)
+    incoming.add(sender, 2_000)
+    assert sender.dropped

@@ -23,6 +23,7 @@ class BeatingWire:
     name = "beating"
     binary = False
     either = False
+    incomplete = 0
     greeting: bytes | None = None
     heartbeat = BEAT
 

@@ -11,6 +11,7 @@ from aiohttp.http import RawRequestMessage
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.admission import Incoming
 from gateway.server.acceptor import MAX_HEAD, Acceptor, PendingConnection
 from gateway.server.dispatcher import Dispatcher
 from gateway.server.rejections import Rejections
@@ -510,3 +511,15 @@ async def test_unread_responses_are_part_of_the_backlog_until_they_are_dropped()
     for each in (idle, leaving):
         each.lose()
     assert len(scene.ledger.backlog) == 0
+
+
+@virtual
+async def test_the_largest_incomplete_heads_are_dropped_when_all_together_are_too_large() -> None:
+    scene = Scene()
+    scene.ledger.incoming = Incoming(1_000)
+    (small, small_transport), (large, large_transport) = scene.visit(), scene.visit()
+    small.data_received(b"GET / HTTP/1.1\r\n")
+    large.data_received(b"GET / HTTP/1.1\r\nCookie: " + b"x" * 1_000)
+    assert (small_transport.aborted, large_transport.aborted) == (False, True)
+    small.data_received(b"Host: gw\r\n\r\n")
+    assert len(scene.served) == 1

@@ -20,6 +20,7 @@ class TinyWire:
     name = "tiny"
     binary = False
     either = False
+    incomplete = 0
     greeting = b"hello"
     outgoing = 0.0
     heartbeat = b""

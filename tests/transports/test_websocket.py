@@ -17,7 +17,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
-from gateway.core.admission import Backlog
+from gateway.core.admission import Backlog, Incoming
 from gateway.core.session import SessionContext, SessionState
 from gateway.messages import OTHER_CODE, CloseCode
 from gateway.transports.slow_reader import WRITE_COST
@@ -693,3 +693,21 @@ def test_a_registered_session_fits_its_budget() -> None:
         tracemalloc.stop()
     assert all(session.state is SessionState.REGISTERED for session in sessions)
     assert used / len(sessions) < 1_500
+
+
+# Incomplete messages
+
+
+def test_incomplete_messages_of_all_sessions_are_limited() -> None:
+    for wire, sent in (
+        (JSON_WIRE, b"\x81\xfe\x01\x00mask" + bytes(200)),
+        (JSON_WIRE, b"\x89\x80mask" + b"\x81\xfe\x01\x00mask" + bytes(200)),  # a ping before it
+        (JSON_WIRE, b"\x01\xfe\x00\xc8\0\0\0\0" + b"x" * 200),  # a fragment
+        (StompWire(1_000), b"\x81\xfe\x00\xc8\0\0\0\0" + b"CONNECT\n" + b"x" * 192),
+    ):
+        scene = Scene(wire)
+        scene.node.ledger.incoming = Incoming(150)
+        scene.session.data_received(sent)
+        code, reason = scene.closed_with()
+        assert (code, reason) == (1013, "too many incomplete messages on this node")
+        scene.transport.lose()

@@ -420,3 +420,15 @@ def test_lengths_are_minimal_in_what_we_write() -> None:
     sizes = [len(frames.text(b"x" * n)) - n for n in (0, 125, 126, 65_535, 65_536)]
     assert sizes == [2, 2, 4, 4, 10]
     assert all(smaller <= larger for smaller, larger in pairwise(sizes))
+
+
+def test_what_is_kept_of_an_incomplete_message() -> None:
+    reader = FrameReader(MAX)
+    assert reader.incomplete == 0
+    whole = client_frame(Opcode.TEXT, b"hello")
+    list(reader.feed(whole + whole[:4]))
+    assert reader.incomplete == 4
+    list(reader.feed(whole[4:] + client_frame(Opcode.TEXT, b"fragment", final=False)))
+    assert reader.incomplete == len("fragment")
+    list(reader.feed(client_frame(Opcode.CONTINUATION, b"")))
+    assert reader.incomplete == 0
