@@ -364,7 +364,7 @@ class LingeringClose(UnreadResponse):
 
     def deadline_passed(self) -> None:
         """The client has not read the bytes that are left, or does not close its half."""
-        self.abort()
+        reset(self._transport, read=True)
 
     def abort(self) -> None:
         reset(self._transport)

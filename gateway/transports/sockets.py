@@ -61,16 +61,21 @@ def peer_address(transport: asyncio.BaseTransport) -> str:
     return name[0] if name else ""
 
 
-def reset(transport: asyncio.BaseTransport) -> None:
+def reset(transport: asyncio.BaseTransport, *, read: bool = False) -> None:
     """Drop the connection, with everything that is unsent.
 
     `abort` alone would leave the kernel's part to a client that does not read, in FIN-WAIT-1. If the kernel
-    has no part, there is no RST, because it could overtake what the client has not read yet.
+    has no part, there is no RST, because it could overtake what the client has not read yet. With `read`, the
+    client has had the time to read, and there is one: or a client that never closes its half would leave the
+    socket in FIN-WAIT-2.
     """
     connection = transport.get_extra_info("socket")
     if connection is not None:
         with contextlib.suppress(OSError, ValueError):  # it is gone already
-            reset_on_close(connection)
+            if read:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            else:
+                reset_on_close(connection)
     transport.abort()  # type: ignore[attr-defined]  # of a transport that writes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from gateway.core.admission import Incoming
 from gateway.server.acceptor import MAX_HEAD, Acceptor, PendingConnection
 from gateway.server.dispatcher import Dispatcher
 from gateway.server.rejections import Rejections
+from gateway.transports.sockets import RESET
 from gateway.wire.handshake import MALFORMED, ORIGIN, Handshake, Rejection
 
 from ..fakes import Clock, Transport, ledger, virtual
@@ -523,3 +525,16 @@ async def test_the_largest_incomplete_heads_are_dropped_when_all_together_are_to
     assert (small_transport.aborted, large_transport.aborted) == (False, True)
     small.data_received(b"Host: gw\r\n\r\n")
     assert len(scene.served) == 1
+
+
+@virtual
+async def test_a_client_that_never_closes_its_half_is_reset() -> None:
+    scene = Scene()
+    transport = Transport()
+    scene.acceptor.close_gracefully(transport)
+    scene.clock.now += TIMEOUT + 0.5
+    for connection in scene.acceptor.deadlines.expired(scene.clock.now):
+        connection.deadline_passed()
+    assert transport.aborted
+    linger: tuple[object, ...] = (socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    assert linger in transport.options, "or FIN-WAIT-2 would be left"
