@@ -17,6 +17,7 @@ from gateway.messages import CloseCode
 from gateway.transports import sockjs
 from gateway.transports.hijack import MAX_READ_AHEAD
 from gateway.transports.http import HttpConnection
+from gateway.transports.slow_reader import WRITE_COST
 from gateway.transports.sockjs import (
     DISCONNECT_DELAY,
     HttpReceiver,
@@ -258,7 +259,7 @@ def test_a_stream_whose_head_is_not_read_is_part_of_the_backlog() -> None:
     connection = HttpConnection(transport, True, True)
     receiver = StreamReceiver(connection, scene.sink, {}, codec.line, b"prelude\n", 100_000)
     scene.session.attach(receiver)
-    assert scene.node.ledger.backlog.unread == len(transport.output)
+    assert scene.node.ledger.backlog.unread == len(transport.output) + WRITE_COST
     transport.drain()
     assert len(scene.node.ledger.backlog) == 0
     assert receiver._connection.transport is transport
