@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from gateway.core.admission import Incoming
 from gateway.core.session import Session, SessionContext, SessionState
 from gateway.errors import WireError
 from gateway.messages import CloseCode, Disconnect, Problem, Register, Reply, Request, Result
@@ -268,3 +269,26 @@ def test_a_wire_without_a_greeting_waits_for_the_client() -> None:
     scene = Scene(10)
     scene.session.opened()
     assert scene.session.written == []
+
+
+class KeepingWire(BeatingWire):
+    """Keeps each message for the next one."""
+
+    def receive(self, message: bytes) -> Iterable[Request]:
+        self.incomplete += len(message)
+        return ()
+
+
+def test_what_wires_keep_of_all_sessions_is_limited() -> None:
+    context = node(Clock(), Subscriber())
+    context.ledger.incoming = Incoming(100)
+    sessions = []
+    for size in (40, 70):
+        context.admission.admit("192.0.2.1")
+        sessions.append(Spoken(context, KeepingWire(0)))
+        sessions[-1].message_received(bytes(size))
+    small, large = sessions
+    assert (small.close_frame, large.close_frame) == (
+        None,
+        (CloseCode.TRY_AGAIN_LATER, "too many incomplete messages on this node"),
+    )

@@ -976,3 +976,12 @@ def test_nothing_of_a_connect_is_remembered() -> None:
     assert _shared_head.cache_info() == before
     receive(connected(), frame("SUBSCRIBE", "id:1", "destination:x", f"x-long:{'x' * MAX_SHARED}"))
     assert _shared_head.cache_info() == before
+
+
+def test_what_is_kept_of_an_incomplete_frame() -> None:
+    wire = connected()
+    assert wire.incomplete == 0
+    receive(wire, b"SEND\ndestination:/x\n")
+    assert wire.incomplete == len(b"SEND\ndestination:/x\n")
+    receive(wire, b"\nbody\0")
+    assert wire.incomplete == 0
