@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final, cast
 
 import redis
@@ -82,9 +82,10 @@ def redis_answer(error: BaseException) -> str | None:
 def execute(client: redis.Redis, command: Command, attempts: Attempts) -> int:
     """Redis's reply. Raises NotPublished and Unconfirmed."""
     try:
-        # `client` takes a connection from the pool: what fails there has sent nothing.
-        alone: redis.Redis = client.client()  # type: ignore[no-untyped-call]
-        with alone, attempts.watching(alone.connection):
+        # `client` takes a connection from the pool: what fails there has sent nothing. A client with a single
+        # connection may have said something on it, AUTH perhaps.
+        taken = client.client() if client.connection is None else nullcontext(client)
+        with taken as alone, attempts.watching(alone.connection):
             return cast("int", alone.execute_command(*command))  # type: ignore[no-untyped-call]
     except redis.RedisError as error:
         raise attempts.outcome(error) from error
@@ -93,7 +94,9 @@ def execute(client: redis.Redis, command: Command, attempts: Attempts) -> int:
 async def execute_async(client: redis.asyncio.Redis, command: Command, attempts: Attempts) -> int:
     """As `execute`."""
     try:
-        async with client.client() as alone:
+        if single := client.single_connection_client:
+            await client.initialize()
+        async with nullcontext(client) if single else client.client() as alone:
             with attempts.watching(alone.connection):
                 return cast("int", await alone.execute_command(*command))  # type: ignore[no-untyped-call]
     except redis.RedisError as error:

@@ -76,7 +76,7 @@ def nginx(nodes: BalancedNodes, folder: Path) -> Iterator[int]:
     lines = re.search(r"^ +listen 443 (.*?)\n\n", DOCUMENTED, re.MULTILINE | re.DOTALL)
     assert lines is not None
     tls = lines[1].replace("/etc/nginx/site.pem", str(certificate)).replace("/etc/nginx/site.key", str(key))
-    text = (DEPLOY / "nginx.conf").read_text().replace("listen 8080 backlog=4096;", f"listen 8080 {tls}")
+    text = re.sub(r"listen 8080 .*?;", f"listen 8080 {tls}", (DEPLOY / "nginx.conf").read_text())
     with NginxProcess(
         text, (DEPLOY / "nginx-nodes.conf").read_text(), nodes.addresses, nodes.port
     ) as running:

@@ -41,7 +41,12 @@ def configuration(folder: Path, *without: str) -> Path:
     return path
 
 
-STICKY = ("stick-table", "stick on", "stick store-request", "use_backend sockjs if of_session !websocket {")
+STICKY = (
+    "stick-table type string",
+    "stick on",
+    "stick store-request",
+    "use_backend sockjs if of_session !websocket {",
+)
 HASH = ("balance hash", "hash-type")
 
 

@@ -24,6 +24,7 @@ from gateway.drill.connection import ClientConnection
 from gateway.drill.connection import frame as frame
 from gateway.drill.connection import take_frame as take_frame
 from gateway.drill.connection import text as text
+from gateway.errors import NotPublished, Unconfirmed
 from gateway.publishing import api as publishing
 
 SECONDS = 10.0  # for anything that takes milliseconds; only a hang takes that long
@@ -136,7 +137,7 @@ class Backend:
                 published = await publishing.publish(
                     self.client, name, result, message_id=f"of-{name}-{result}", retain=retain
                 )
-            except (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError):
+            except (NotPublished, Unconfirmed):
                 await asyncio.sleep(0.02)
             else:
                 self.accepted.append(Accepted(name, time.time(), published.receivers))

@@ -127,7 +127,7 @@ def test_a_drill_that_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(drill_runner, "raise_nofile_limit", lambda: 83)
     done = run("calm", *SMALL)
     assert done.exit_code == 1
-    assert "20 clients need 84 open files, and the system allows 83" in done.stderr
+    assert "20 clients need 116 open files, and the system allows 83" in done.stderr
 
 
 def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
