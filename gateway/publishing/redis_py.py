@@ -84,9 +84,9 @@ def execute(client: redis.Redis, command: Command, attempts: Attempts) -> int:
     try:
         # `client` takes a connection from the pool: what fails there has sent nothing. A client with a single
         # connection may have said something on it, AUTH perhaps.
-        taken = client.client() if client.connection is None else nullcontext(client)
+        taken = client.client() if client.connection is None else nullcontext(client)  # type: ignore[no-untyped-call]
         with taken as alone, attempts.watching(alone.connection):
-            return cast("int", alone.execute_command(*command))  # type: ignore[no-untyped-call]
+            return cast("int", alone.execute_command(*command))
     except redis.RedisError as error:
         raise attempts.outcome(error) from error
 
