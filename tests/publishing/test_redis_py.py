@@ -265,6 +265,19 @@ def test_publishing_leaves_the_clients_pool_as_it_was(valkey: ValkeyProcess) -> 
         client.delete(CHANNEL)
 
 
+def test_the_connection_of_a_client_that_has_a_single_one(publish_with: Publish) -> None:
+    """It may have said something on it, AUTH perhaps."""
+    with fake_redis(b":1\r\n") as port:
+        assert publish_with({"port": port, "single_connection_client": True}).receivers == 1
+
+
+def test_a_client_with_a_single_connection_opens_no_other(valkey: ValkeyProcess) -> None:
+    with redis.Redis(port=valkey.port, single_connection_client=True) as client:
+        before = client.info("stats")["total_connections_received"]
+        publish(client, ID, "DONE")
+        assert client.info("stats")["total_connections_received"] == before
+
+
 def test_a_pool_without_a_free_connection(valkey: ValkeyProcess) -> None:
     with redis.Redis(port=valkey.port, max_connections=1) as client:
         taken = client.connection_pool.get_connection()
