@@ -41,6 +41,7 @@ ELSEWHERE = {
     "gateway/node/": ["integration/test_gateway.py", "integration/test_drain.py"],
     "gateway/server/": ["integration/test_gateway.py", "integration/test_limits.py"],
     "gateway/transports/": ["integration/test_gateway.py", "integration/test_events.py"],
+    "gateway/transports/sockets.py": ["transports/test_connections.py"],
     "gateway/server/port.py": [
         "server/test_app.py",
         "integration/test_gateway.py",

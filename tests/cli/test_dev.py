@@ -113,3 +113,12 @@ def test_dev_on_a_port_that_was_asked_for_complains_when_it_is_taken() -> None:
         with Printing("dev", "--host", "127.0.0.1", "--port", port, "--admin-port", "0") as dev:
             assert dev.ended() == 1
     assert any(port in line and "--port" in line for line in dev.err)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "shown"),
+    [(("0.0.0.0",), "localhost"), (("192.0.2.1",), "192.0.2.1"), (("2001:db8::1",), "[2001:db8::1]")],
+)
+def test_dev_names_the_address_that_was_chosen(hosts: tuple[str, ...], shown: str) -> None:
+    listening = ListenAddresses(hosts, 8080, ("127.0.0.1",), 8081)
+    assert f"http://{shown}:8080/?id=demo-1" in welcome(Config(host=hosts), listening, "demo-1", [])

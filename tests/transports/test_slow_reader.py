@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import cast
+
+from gateway.transports import slow_reader
 from gateway.transports.slow_reader import WRITE_COST, SlowTransport
 
 from ..fakes import Transport, node
@@ -58,3 +61,17 @@ def test_all_small_writes_together_are_limited() -> None:
     assert not reader.dropped
     reader.transport.write(b"\x8a\x00")
     assert reader.dropped
+
+
+def test_a_transport_is_replaced_only_while_bytes_wait() -> None:
+    context, transport, reader = node(), Transport(stuck=True), Reader()
+    transport.write(b"abc")
+    counted = slow_reader.slow(context, transport, reader)
+    reader.transport = cast("SlowTransport", counted)
+    assert type(reader.transport) is SlowTransport
+    assert slow_reader.slow(context, counted, reader) is counted, "it is counted already"
+    assert len(context.ledger.backlog) == 1
+    assert not counted.is_closing(), "it does what the transport does"
+    assert slow_reader.prompt(context, counted, reader) is transport
+    assert slow_reader.prompt(context, transport, reader) is transport, "it was never slow"
+    assert len(context.ledger.backlog) == 0

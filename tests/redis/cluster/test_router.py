@@ -11,6 +11,7 @@ import pytest
 from gateway.drill.fleet import ValkeyCluster, ValkeyProcess, free_port
 from gateway.redis.cluster.slots import key_slot
 from gateway.redis.cluster.topology import MAP_PATIENCE
+from gateway.redis.url import parse_redis_url
 
 from ..test_router import router_of, urls
 from ..test_sentinel import black_hole
@@ -69,4 +70,13 @@ async def test_no_node_tells(valkey: ValkeyProcess) -> None:
     found = router_of(f"redis+cluster://{valkey.address}")
     with pytest.raises(ConnectionError, match=f"{valkey.address}: .*this is no node of a Cluster"):
         await urls(found)
+    await found.close()
+
+
+async def test_another_password_is_for_nodes_that_are_known_already(cluster: ValkeyCluster) -> None:
+    found = router_of(cluster.url)
+    (server,) = await found.servers([b"a"])
+    assert server is not None
+    found.use(parse_redis_url(cluster.url.replace("://", "://:new@", 1)))
+    assert ":new@" in server.url
     await found.close()
