@@ -110,10 +110,7 @@ def execute_in_cluster(client: redis.RedisCluster, key: str, command: Command, a
             node = client.get_node_from_key(key)  # type: ignore[no-untyped-call]
             return cast("int", client.execute_command(*command, target_nodes=node))  # type: ignore[no-untyped-call]
         except redis.RedisError as error:
-            attempt = _attempt(error)
-            attempts.failed(attempt, sent=not _failed_to_connect(attempt))
-            if not left or not isinstance(error, RETRIED):
-                raise attempts.outcome(attempt) from error
+            _end_attempt(error, attempts, left)
     raise AssertionError("the last attempt returns or raises")
 
 
@@ -127,11 +124,16 @@ async def execute_in_cluster_async(
             node = client.get_node_from_key(key)
             return cast("int", await client.execute_command(*command, target_nodes=node))
         except redis.RedisError as error:
-            attempt = _attempt(error)
-            attempts.failed(attempt, sent=not _failed_to_connect(attempt))
-            if not left or not isinstance(error, RETRIED):
-                raise attempts.outcome(attempt) from error
+            _end_attempt(error, attempts, left)
     raise AssertionError("the last attempt returns or raises")
+
+
+def _end_attempt(error: redis.RedisError, attempts: Attempts, left: int) -> None:
+    """Note that an attempt in a Cluster has failed. Raises the outcome unless it is retried, `left` times."""
+    attempt = _attempt(error)
+    attempts.failed(attempt, sent=not _failed_to_connect(attempt))
+    if not left or not isinstance(error, RETRIED):
+        raise attempts.outcome(attempt) from error
 
 
 def _attempt(error: redis.RedisError) -> BaseException:
