@@ -34,6 +34,23 @@ COMMAND_SECONDS = 180.0
 BACK_SECONDS = 20.0  # within which a client that comes back at intervals must have found a living node
 
 READYZ = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:8081/readyz').read().decode())"
+# Ends when HAProxy's own checks have found this many nodes up. Docker looks at a container's health every two
+# seconds, so right after an outage of Redis the two differ.
+BALANCED = """
+import csv, sys, time, urllib.request
+
+def up():
+    with urllib.request.urlopen("http://127.0.0.1:8404/stats;csv", timeout=5) as response:
+        rows = csv.DictReader(response.read().decode().splitlines())
+    nodes = [row for row in rows if row["# pxname"] == "gateway" and row["svname"] != "BACKEND"]
+    return sum(node["status"] == "UP" for node in nodes)
+
+end = time.monotonic() + 60
+while up() != int(sys.argv[1]):
+    if time.monotonic() > end:
+        sys.exit(f"HAProxy has {up()} nodes up")
+    time.sleep(0.1)
+"""
 
 
 def run(*command: str, seconds: float = COMMAND_SECONDS, **options: Any) -> str:
@@ -81,6 +98,23 @@ class Stack:
         """The replies of the Redis container's own redis-cli to these lines, as the user `backend`."""
         return self.compose("exec", "-T", "redis", "redis-cli", input="\n".join(commands) + "\n").split()
 
+    def wait_until_balanced(self, nodes: int) -> None:
+        """Wait until HAProxy sends new clients to so many nodes."""
+        (haproxy,) = self.containers("haproxy")
+        image = inspect(self.containers("gateway")[0])["Image"]
+        run(
+            *(
+                "docker",
+                "run",
+                "--rm",
+                "--network",
+                f"container:{haproxy}",
+                "--entrypoint",
+                "/opt/gateway/bin/python",
+            ),
+            *(image, "-c", BALANCED, str(nodes)),
+        )
+
     def healthy(self, container: str) -> bool:
         status: str = inspect(container)["State"]["Health"]["Status"]
         return status == "healthy"
@@ -127,11 +161,12 @@ async def clients() -> AsyncIterator[Clients]:
 
 @pytest.fixture
 def replicas(stack: Stack) -> list[str]:
-    """All replicas, running and healthy, whatever the test before did to them."""
+    """All replicas, running, healthy and found by HAProxy, whatever the test before did to them."""
     stack.compose("up", "-d")
     found = stack.containers("gateway")
     assert len(found) == REPLICAS
     wait_until(lambda: all(map(stack.healthy, found)), "all replicas are healthy", 60)
+    stack.wait_until_balanced(REPLICAS)
     return found
 
 
