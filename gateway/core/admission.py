@@ -81,32 +81,34 @@ class FairPool:
 
     def take(self, address: str) -> Verdict:
         """Take a place for `address`, if there is one. An empty address has no limit of its own."""
-        verdict = self.check(address)
-        if verdict is ADMITTED:
-            self.hold(address)
+        verdict = self.hold(address)
+        if verdict is not ADMITTED:
+            self.give_back(address)
         return verdict
 
-    def check(self, address: str, already: int = 0, most: int = 0) -> Verdict:
-        """Whether `address` may take a place. It holds `already` others, and `most` in all; 0 is no limit."""
+    def hold(self, address: str, already: int = 0, most: int = 0) -> Verdict:
+        """Take a place for `address`, even if there is none; the answer says whether there was.
+
+        The address holds `already` other things, and may hold `most` in all; 0 is no limit.
+        """
         free = self.size - self.taken
+        self.taken += 1
+        held = 0
+        if address and self._fair:
+            held = self._by_address.get(address, 0)
+            self._by_address[address] = held + 1
         if free <= 0:
             return NODE_FULL
-        held = self._by_address.get(address, 0)
         # One place is anybody's, however small the pool is.
-        if held and held + already >= min(free, most or free):
+        if held and (held + already >= free or (most and held + already >= most)):
             return ADDRESS_FULL
         return ADMITTED
 
-    def hold(self, address: str) -> None:
-        """Take a place, even if none is free."""
-        if address and self._fair:
-            self._by_address[address] = self._by_address.get(address, 0) + 1
-        self.taken += 1
-
     def give_back(self, address: str) -> None:
         """A place that `address` has taken is free again."""
-        self.forget(address)
         self.taken -= 1
+        if address:
+            self.forget(address)
 
     def forget(self, address: str) -> None:
         """The place stays taken, but for nobody in particular."""
@@ -124,7 +126,7 @@ class Connections:
     a waiting browser has no second entry here.
     """
 
-    __slots__ = ("_admission", "_most", "_pool", "_source", "closing", "sessions")
+    __slots__ = ("_admission", "_most", "_pool", "closing", "sessions", "source")
 
     def __init__(
         self, total: int, per_address: int, admission: Admission, source: Callable[[str], str]
@@ -134,7 +136,8 @@ class Connections:
         self._most = CONNECTIONS_PER_SESSION * per_address
         self._pool = FairPool(total, fair=per_address > 0)
         self._admission = admission
-        self._source = lru_cache(4_096)(source)
+        self.source = lru_cache(4_096)(source)
+        """The address by which a connection from a peer is counted. Empty for a proxy."""
         self.sessions = 0
         """Connections that are sessions."""
         self.closing = 0
@@ -150,20 +153,14 @@ class Connections:
         """Connections at present."""
         return self._pool.taken
 
-    def source(self, peer: str) -> str:
-        """The address by which a connection from `peer` is counted. Empty for a proxy."""
-        return self._source(peer)
-
     def open(self, source: str) -> Verdict:
         """Count a new connection from `source`, until `close`. The answer says whether it may be served: a
         connection that may not is one too, until it is closed."""
-        verdict = self._pool.check(source, self._admission.held_by(source), self._most)
-        self._pool.hold(source)
-        return verdict
+        return self._pool.hold(source, self._admission.held_by(source), self._most)
 
     def become_session(self, peer: str) -> None:
         """A connection from `peer` is a session now: `close_session` ends that."""
-        self._pool.forget(self._source(peer))
+        self._pool.forget(self.source(peer))
         self.sessions += 1
 
     def close(self, source: str) -> None:
@@ -210,12 +207,14 @@ class Backlog:
     of it is free: so a recount is needed only after as many bytes again.
     """
 
-    __slots__ = ("_estimate", "_limit", "_readers", "dropped")
+    __slots__ = ("_estimate", "_limit", "_readers", "discard", "dropped")
 
     def __init__(self, limit: int) -> None:
         """`limit` is in bytes."""
         self._limit = limit
         self._readers: set[SlowReader] = set()
+        self.discard: Callable[[SlowReader], None] = self._readers.discard
+        """A reader has read everything, or is gone. Every session that ends is one, so this is no method."""
         self._estimate = 0  # never below the true sum
         self.dropped = 0
         """Slow readers that were dropped so far."""
@@ -234,10 +233,6 @@ class Backlog:
         self._estimate += size
         if self._estimate > self._limit:
             self._recount()
-
-    def discard(self, reader: SlowReader) -> None:
-        """`reader` has read everything, or is gone."""
-        self._readers.discard(reader)
 
     def _recount(self) -> None:
         waiting = {reader: reader.unread for reader in self._readers}
@@ -272,12 +267,14 @@ class Incoming:
     has completed what it had begun: the next recount finds out.
     """
 
-    __slots__ = ("_estimate", "_limit", "_senders", "dropped")
+    __slots__ = ("_estimate", "_limit", "_senders", "discard", "dropped")
 
     def __init__(self, limit: int = MAX_INCOMING) -> None:
         """`limit` is in bytes."""
         self._limit = limit
         self._senders: set[Sender] = set()
+        self.discard: Callable[[Sender], None] = self._senders.discard
+        """Nothing of a sender is kept any more. As in `Backlog`, this is no method."""
         self._estimate = 0  # never below the true sum
         self.dropped = 0
         """Clients that were dropped so far."""
@@ -289,13 +286,9 @@ class Incoming:
         if self._estimate > self._limit:
             self._recount()
 
-    def discard(self, sender: Sender) -> None:
-        """Nothing of `sender` is kept any more."""
-        self._senders.discard(sender)
-
     def _recount(self) -> None:
         kept = {sender: size for sender in self._senders if (size := sender.incomplete)}
-        self._senders = set(kept)
+        self._senders.intersection_update(kept)
         self._estimate = sum(kept.values())
         if self._estimate <= self._limit:
             return

@@ -11,7 +11,17 @@ import structlog
 from ..messages import InvalidResult, Result, parse_result
 from ..telemetry import logs
 from ..telemetry.latency import Latency
-from .subscriptions import READ, SUBSCRIBE, UNSUBSCRIBE, Action, SlotOf, Slots, Subscriptions
+from .subscriptions import (
+    NO_ROOM,
+    NOTHING,
+    READ,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Action,
+    SlotOf,
+    Slots,
+    Subscriptions,
+)
 
 NOTICE_BATCH: Final = 200
 """Channels and members that `Hub.degraded` handles at once: 200 messages take about 2 ms of the event
@@ -106,18 +116,18 @@ class Hub(Generic[B]):
 
     # From members
 
-    def has_room(self, web_socket_id: bytes) -> bool:
-        """Whether one more member may wait for an id. Ask before `register`."""
-        return self._table.has_room(self.channel(web_socket_id))
-
-    def register(self, web_socket_id: bytes, member: Member) -> bytes:
-        """`member` waits for `web_socket_id`. Returns the channel, which `leave` needs.
+    def register(self, web_socket_id: bytes, member: Member) -> bytes | None:
+        """`member` waits for `web_socket_id`. Returns the channel, which `leave` needs. None if as many
+        members wait for the id as may: then this one does not.
 
         Later, never during this call, `member.confirm` is called, however long Redis is out of reach or
         denies this node the channel.
         """
         name = self._prefix + web_socket_id
-        self._request(self._table.join(name, member, connected=self.broker.reaches(name)), name)
+        action = self._table.join(name, member, connected=self.broker.reaches(name))
+        if action is NO_ROOM:
+            return None
+        self._request(action, name)
         return name
 
     def leave(self, name: bytes, member: Member) -> None:
@@ -156,7 +166,8 @@ class Hub(Generic[B]):
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
         confirmed = self._table.confirmed(name, retained)
-        self._request(confirmed.action, name)
+        if confirmed.action is not NOTHING:
+            self._request(confirmed.action, name)
         if not (confirmed.newcomers or confirmed.veterans):
             return
         web_socket_id = self.web_socket_id(name)

@@ -87,8 +87,8 @@ class Ledger(Protocol):
 
     backlog: Backlog
     incoming: Incoming
+    became_session: Callable[[str], None]
 
-    def became_session(self, peer: str) -> None: ...
     def session_lost(self, transport: Any) -> None: ...
 
 
@@ -284,15 +284,16 @@ class Session:
 
     def _join(self, name: bytes) -> None:
         hub = self._context.hub
-        if not hub.has_room(name):
+        channel = hub.register(name, self)
+        if channel is None:
             # A rejection would be final for Web Flow's page, and end a login.
             log.warning("too many sessions of one id", id=logs.short_id(name.decode()), address=self._address)
             self.close(CloseCode.TRY_AGAIN_LATER, "too many sessions of this webSocketId")
             return
         self.state = WAITING
         self._owed_answers = 1
-        self._channel = hub.register(name, self)
-        if hub.is_degraded(self._channel):
+        self._channel = channel
+        if hub.is_degraded(channel):
             self.degraded()
 
     def _remember(self, message_id: str | None) -> None:
@@ -324,20 +325,22 @@ class Session:
         """
         context = self._context
         now = context.clock()
-        if self._rate_used_until > now + context.prices.early:
+        used = self._rate_used_until
+        if used > now + context.prices.early:
             raise WireError(CloseCode.POLICY, "too many messages")
-        self._rate_used_until = max(self._rate_used_until, now) + price
+        self._rate_used_until = max(used, now) + price
         return context.budgets.charge(self._address, price, now)
 
     # From the hub
 
     def confirm(self, web_socket_id: bytes) -> None:
         """Redis has confirmed the registration."""
+        now = self._context.clock()
         self.state = REGISTERED
-        self._registered_at = self._context.clock()
+        self._registered_at = now
         if logs.debugging:
             self._log("registered", id=logs.short_id(web_socket_id.decode()))
-        self._set_heartbeat()
+        self._set_heartbeat(now)
         self._answer(web_socket_id)
 
     def _answer(self, web_socket_id: bytes) -> None:
@@ -399,7 +402,7 @@ class Session:
         if now < self._state_ends:
             self._schedule()
         elif self.state is REGISTERED:
-            self._heartbeat()
+            self._heartbeat(now)
         elif self.state is OPEN:
             self.close(CloseCode.POLICY, "registration timeout")
         elif self.state is WAITING:
@@ -408,14 +411,14 @@ class Session:
         else:
             self.abort()
 
-    def _heartbeat(self) -> None:
-        self._set_heartbeat()  # before the ping: if the ping fills the buffer, the close timeout must win
+    def _heartbeat(self, now: float) -> None:
+        self._set_heartbeat(now)  # before the ping: if the ping fills the buffer, the close timeout must win
         if not self._ping():
             self._end = (CloseCode.ABNORMAL, "heartbeat unanswered")
             self.abort()
 
-    def _set_heartbeat(self) -> None:
-        self._state_ends = self._context.clock() + self._context.config.heartbeat
+    def _set_heartbeat(self, now: float) -> None:
+        self._state_ends = now + self._context.config.heartbeat
         self._schedule()
 
     def _schedule(self) -> None:
@@ -474,4 +477,5 @@ class Session:
         self._context.admission.release(self._address)
         self._context.open[self._wire.name, self.transport] -= 1
         self._context.count_end(*self._end)
-        self._log("session ended", code=int(self._end[0]), reason=self._end[1])
+        if logs.debugging:
+            self._log("session ended", code=int(self._end[0]), reason=self._end[1])

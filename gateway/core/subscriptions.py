@@ -35,12 +35,16 @@ Members wait for one round trip to Redis, so more than one payload is rare.
 
 
 class Action(Enum):
-    """The request to send to Redis for a channel. A SUBSCRIBE also reads the retained result."""
+    """The request to send to Redis for a channel. A SUBSCRIBE also reads the retained result.
+
+    NO_ROOM: nothing to send, because the channel takes no more members.
+    """
 
     NOTHING = auto()
     SUBSCRIBE = auto()
     READ = auto()
     UNSUBSCRIBE = auto()
+    NO_ROOM = auto()
 
 
 class ChannelState(Enum):
@@ -54,7 +58,7 @@ class ChannelState(Enum):
 
 
 # Python 3.11 needs 200 ns to look up an enum's member, and 10 ns for a global.
-NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE = Action
+NOTHING, SUBSCRIBE, READ, UNSUBSCRIBE, NO_ROOM = Action
 WANTED, ASKED, CONFIRMED, LEAVING, DENIED = ChannelState
 
 FEW: Final = 8
@@ -162,7 +166,7 @@ class Subscriptions(Generic[M]):
     def __init__(self, slot_of: SlotOf | None = None, max_members: int = 0) -> None:
         """`slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster.
 
-        `max_members` is for `has_room`. 0 means no limit.
+        `max_members` limits those of one channel. 0 means no limit.
         """
         self._max_members = max_members
         self._channels: dict[bytes, Channel[M]] | ChannelsBySlot[M] = (
@@ -212,13 +216,8 @@ class Subscriptions(Generic[M]):
             return ()
         return channel.members
 
-    def has_room(self, name: bytes) -> bool:
-        """Whether `name` may have one more member."""
-        channel = self._channels.get(name)
-        return channel is None or not self._max_members or len(channel) < self._max_members
-
     def join(self, name: bytes, member: M, *, connected: bool) -> Action:
-        """`member` wants `name`. It waits until `confirmed`.
+        """`member` wants `name`. It waits until `confirmed`. With NO_ROOM, nothing has changed.
 
         `connected`: there is a connection for `name`.
         """
@@ -226,6 +225,8 @@ class Subscriptions(Generic[M]):
         if channel is None:
             channel = self._channels[name] = Channel(ASKED if connected else WANTED)
             action = SUBSCRIBE if connected else NOTHING
+        elif self._max_members and len(channel) >= self._max_members:
+            return NO_ROOM
         elif channel.state is CONFIRMED and not channel.waiting:
             action = READ
         else:  # the reply to the open request answers this member too
@@ -357,6 +358,8 @@ class Subscriptions(Generic[M]):
 
 
 def _with(members: Members[M], newcomers: tuple[M, ...]) -> Members[M]:
+    if not members and len(newcomers) <= FEW:  # nearly always
+        return newcomers
     if isinstance(members, dict):
         members.update(dict.fromkeys(newcomers))
         return members

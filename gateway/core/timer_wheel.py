@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 
 class TimerEntry(Protocol):
@@ -21,7 +21,7 @@ class TimerWheel(Generic[T]):
     A wheel of sets: the cost of moving a deadline does not depend on the number of objects.
     """
 
-    TICK = 0.25
+    TICK: Final = 0.25
 
     __slots__ = ("_wheel",)
 
@@ -36,7 +36,10 @@ class TimerWheel(Generic[T]):
         if item.due:
             self.discard(item)
         item.due = due
-        self._wheel.setdefault(due, set()).add(item)
+        bucket = self._wheel.get(due)
+        if bucket is None:
+            bucket = self._wheel[due] = set()
+        bucket.add(item)
 
     def discard(self, item: T) -> None:
         """Remove the deadline of `item`. It does no harm if there is none."""

@@ -67,17 +67,13 @@ class DeniedChannels:
     def __init__(self, round_begins: Callable[[], object]) -> None:
         """`round_begins` is called when there are channels to `take`."""
         self._round_begins = round_begins
-        self._channels: dict[bytes, bool] = {}  # whether to SUBSCRIBE, or only to read the retained result
+        self.channels: dict[bytes, bool] = {}
+        """The denied channels, and whether to SUBSCRIBE or only to read the retained result. Every
+        registration looks here: to be read only."""
         self._left = 0  # channels of this round that are not taken yet
         self._in_a_row = 0
         self._backoff = Backoff(FIRST_RETRY, MAX_RETRY, jitter=0.5)
         self._timer: asyncio.TimerHandle | None = None
-
-    def __len__(self) -> int:
-        return len(self._channels)
-
-    def __contains__(self, name: bytes) -> bool:
-        return name in self._channels
 
     @property
     def due(self) -> bool:
@@ -91,13 +87,13 @@ class DeniedChannels:
 
     def add(self, name: bytes, *, subscribe: bool) -> None:
         """`name` is denied: it is asked for again in the next round. `subscribe` is False for a mere read."""
-        self._channels[name] = subscribe
+        self.channels[name] = subscribe
         self._schedule()
 
     def discard(self, name: bytes) -> bool:
         """Forget `name`. Returns whether it was waiting for another SUBSCRIBE."""
-        subscribe = self._channels.pop(name, False)
-        self._left = min(self._left, len(self._channels))
+        subscribe = self.channels.pop(name, False)
+        self._left = min(self._left, len(self.channels))
         return subscribe
 
     def take(self, count: int, retry: Callable[[bytes], bool]) -> tuple[list[bytes], bool]:
@@ -107,15 +103,15 @@ class DeniedChannels:
         """
         names: list[bytes] = []
         kind = True
-        while self._left and len(names) < count and self._channels:
-            name = next(iter(self._channels))
-            if names and self._channels[name] is not kind:
+        while self._left and len(names) < count and self.channels:
+            name = next(iter(self.channels))
+            if names and self.channels[name] is not kind:
                 break
-            kind = self._channels.pop(name)
+            kind = self.channels.pop(name)
             self._left -= 1
             if retry(name):
                 names.append(name)
-        if not self._channels:
+        if not self.channels:
             self._left = 0
         return names, kind
 
@@ -129,23 +125,23 @@ class DeniedChannels:
     def allowed(self) -> None:
         """Redis has answered a request."""
         self._in_a_row = 0
-        if not self._channels:
+        if not self.channels:
             self._backoff.reset()
 
     def close(self) -> None:
         """The connection has ended: the next one asks for every channel."""
         if self._timer is not None:
             self._timer.cancel()
-        self._channels.clear()
+        self.channels.clear()
         self._left = 0
 
     def _schedule(self) -> None:
-        if self._timer is None and self._channels:
+        if self._timer is None and self.channels:
             self._timer = asyncio.get_running_loop().call_later(self._backoff.next(), self._begin_round)
 
     def _begin_round(self) -> None:
         self._timer = None
         self._in_a_row = 0
-        self._left = len(self._channels)
+        self._left = len(self.channels)
         if self._left:
             self._round_begins()

@@ -164,21 +164,21 @@ class SubscriberConnection(Connection):
 
     def subscribe(self, name: bytes) -> None:
         """SUBSCRIBE and read the retained result; `events.subscribed` or `denied` follows."""
-        if self._denied:
+        if self._denied.channels:
             self._denied.discard(name)
         self._to_subscribe.append(name)
         self._flush_soon()
 
     def read(self, name: bytes) -> None:
         """Read the retained result of a subscribed channel; `events.subscribed` or `denied` follows."""
-        if self._denied:
+        if self._denied.channels:
             self._denied.discard(name)
         self._to_read.append(name)
         self._flush_soon()
 
     def unsubscribe(self, name: bytes) -> None:
         """`events.unsubscribed` follows, unless the channel is denied: then there is nothing to undo."""
-        if self._denied and self._denied.discard(name):
+        if self._denied.channels and self._denied.discard(name):
             return
         self._to_unsubscribe.append(name)
         self._flush_soon()
@@ -207,12 +207,12 @@ class SubscriberConnection(Connection):
 
     def denies(self, name: bytes) -> bool:
         """Whether Redis denies this node the channel at present."""
-        return name in self._denied
+        return name in self._denied.channels
 
     @property
     def denied_channels(self) -> int:
         """How many channels Redis denies this node at present."""
-        return len(self._denied)
+        return len(self._denied.channels)
 
     @property
     def silent_for(self) -> float:

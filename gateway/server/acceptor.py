@@ -92,12 +92,11 @@ class Acceptor:
         rejection = self._check(source)
         if rejection is None:
             verdict = self.ledger.handshakes.take(source)
-            if verdict is not admission.ADMITTED:
-                rejection = BUSY if verdict is admission.NODE_FULL else ADDRESS_FULL
-        if rejection is None:
-            self.set_deadline(connection)
-        else:
-            self._count(rejection, source)
+            if verdict is admission.ADMITTED:
+                self.deadlines.set(connection, self._clock() + self._timeout)
+                return None
+            rejection = BUSY if verdict is admission.NODE_FULL else ADDRESS_FULL
+        self._count(rejection, source)
         return rejection
 
     def _check(self, source: str) -> Rejection | None:

@@ -240,7 +240,10 @@ def _body_reader(message: RawRequestMessage) -> BodyReader | None:
         return ChunkedBody()
     # The parser takes what fits into 64 bits, with any number of zeros before it. int takes 4,300 digits at
     # most.
-    length = message.headers.get("Content-Length", "").lstrip("0")
+    length = message.headers.get("Content-Length")
+    if length is None:  # nearly always
+        return None
+    length = length.lstrip("0")
     return FixedBody(int(length)) if length else None
 
 

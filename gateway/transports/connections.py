@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 from ..core.admission import Backlog, Connections, FairPool, Incoming
@@ -25,6 +26,8 @@ class ConnectionLedger:
         """`close_timeout` is in seconds: how long a client may take to read what is left."""
         self.connections = connections
         """All of them; `lost` and `session_lost` count them off."""
+        self.became_session: Callable[[str], None] = connections.become_session
+        """A connection from a peer is counted as its session's from now on, until `session_lost`."""
         self.handshakes = handshakes
         """Those that have not sent a request yet."""
         self.backlog = backlog
@@ -33,10 +36,6 @@ class ConnectionLedger:
         """The bytes of what clients have begun to send."""
         self._close_timeout = close_timeout
         self._closing: dict[socket.socket, tuple[str, asyncio.TimerHandle]] = {}
-
-    def became_session(self, peer: str) -> None:
-        """A connection from `peer` is counted as its session's from now on, until `session_lost`."""
-        self.connections.become_session(peer)
 
     def lost(self, transport: asyncio.BaseTransport) -> None:
         """For `asyncio.Protocol.connection_lost`, where the connection is no session."""

@@ -58,8 +58,8 @@ class WebSocketSession(Session, asyncio.Protocol):
                 self._frame_received(opcode, payload)
                 if self._ignores_input:
                     return
-            if not complete:
-                self._pause(self.pay_fragment())
+            if not complete and (delay := self.pay_fragment()):
+                self._pause(delay)
             if reader.incomplete:
                 self._context.ledger.incoming.add(self, len(data))
         except WireError as error:
@@ -71,7 +71,9 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._closed_by_client(frames.close_code(payload))
             return
         fragment = opcode is frames.CONTINUATION
-        self._pause(self.pay_fragment() if fragment else self.pay_message(len(payload)))
+        delay = self.pay_fragment() if fragment else self.pay_message(len(payload))
+        if delay:
+            self._pause(delay)
         if self.state is CLOSING:
             pass  # only the client's close frame is waited for
         elif opcode is frames.TEXT or opcode is frames.BINARY:
@@ -80,11 +82,11 @@ class WebSocketSession(Session, asyncio.Protocol):
             self._send(frames.pong(payload))
 
     def _pause(self, delay: float) -> None:
-        """Read nothing for `delay` seconds, usually 0: the client's address has used up its budget.
+        """Read nothing for `delay` seconds: the client's address has used up its budget.
 
         What has been read already is handled. The session's own allowance limits that.
         """
-        if delay and self._transport.is_reading():
+        if self._transport.is_reading():
             self._transport.pause_reading()
             asyncio.get_running_loop().call_later(delay, self._resume)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -112,7 +111,7 @@ def rejection_of(handshake: Handshake) -> Rejection | None:
     if handshake.version < (1, 1) or not headers.get("Host"):
         return NO_HOST
     try:
-        nonce = base64.b64decode(headers.get("Sec-WebSocket-Key", ""), validate=True)
+        nonce = binascii.a2b_base64(headers.get("Sec-WebSocket-Key", ""), strict_mode=True)
     except ValueError:  # which binascii.Error is
         return BAD_KEY
     return None if len(nonce) == 16 else BAD_KEY
@@ -144,15 +143,15 @@ def acceptance(handshake: Handshake, protocol: str | None) -> bytes:
     No extension is ever accepted: compression would cost 32 KB for each session, and messages fit into one
     packet.
     """
-    chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n" if protocol else ""
+    chosen = f"Sec-WebSocket-Protocol: {protocol}\r\n".encode() if protocol else b""
     key = accept_key(handshake.headers["Sec-WebSocket-Key"])
     return (
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Accept: {key}\r\n{chosen}\r\n"
-    ).encode()
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Accept: %b\r\n%b\r\n" % (key, chosen)
+    )
 
 
-def accept_key(key: str) -> str:
+def accept_key(key: str) -> bytes:
     """Sec-WebSocket-Accept for a Sec-WebSocket-Key (section 4.2.2)."""
     digest = hashlib.sha1(key.encode() + _GUID, usedforsecurity=False).digest()
-    return binascii.b2a_base64(digest, newline=False).decode()
+    return binascii.b2a_base64(digest, newline=False)

@@ -49,10 +49,11 @@ def test_registering_subscribes_the_prefixed_channel() -> None:
 
 def test_an_id_may_have_as_many_members_as_the_setting_says() -> None:
     hub = Hub("websocket:", 1_000, lambda _hub: Subscriber(), max_members=1)
-    assert hub.has_room(b"id")
-    hub.register(b"id", Member())
-    assert not hub.has_room(b"id")
-    assert hub.has_room(b"other")
+    assert hub.register(b"id", Member()) == CHANNEL
+    late = Member()
+    assert hub.register(b"id", late) is None
+    assert late not in hub.members(b"id")
+    assert hub.register(b"other", Member()) is not None
 
 
 def test_a_member_hears_nothing_before_redis_has_answered() -> None:
@@ -161,8 +162,8 @@ def test_a_denial_is_an_outage_for_everybody_of_the_channel() -> None:
 def test_a_denied_channel_that_nobody_waits_for_is_not_wanted() -> None:
     scene = Scene()
     member = Member()
-    name = scene.hub.register(b"id", member)
-    scene.hub.leave(name, member)
+    scene.hub.register(b"id", member)
+    scene.hub.leave(CHANNEL, member)
     assert not scene.hub.denied(CHANNEL)
     assert not scene.hub.retry(CHANNEL)
 

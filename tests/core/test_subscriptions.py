@@ -202,17 +202,16 @@ def test_many_members_keep_their_order_and_leave_while_others_wait() -> None:
 
 def test_a_channel_may_have_a_limit() -> None:
     subs: Subscriptions[str] = Subscriptions(max_members=2)
-    assert subs.has_room(b"x")
-    subs.join(b"x", A, connected=True)
+    assert subs.join(b"x", A, connected=True) is Action.SUBSCRIBE
     subs.confirmed(b"x", None)
-    assert subs.has_room(b"x")
-    subs.join(b"x", B, connected=True)
-    assert not subs.has_room(b"x"), "those who wait count too"
-    assert subs.has_room(b"y")
+    assert subs.join(b"x", B, connected=True) is Action.READ
+    assert subs.join(b"x", C, connected=True) is Action.NO_ROOM, "those who wait count too"
+    assert subs.members(b"x") == (B, A), "nothing has changed"
+    assert subs.join(b"y", C, connected=True) is Action.SUBSCRIBE, "another channel has room"
     subs.leave(b"x", A)
-    assert subs.has_room(b"x")
+    assert subs.join(b"x", C, connected=True) is Action.NOTHING
     confirmed(unlimited := table(), A, B, C)
-    assert unlimited.has_room(b"x")
+    assert unlimited.join(b"x", "D", connected=True) is Action.READ
 
 
 def test_a_read_that_the_last_leave_overtook_confirms_nothing() -> None:

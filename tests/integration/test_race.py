@@ -127,7 +127,7 @@ def answer_at_once(gateway: Node, _client: redis.asyncio.Redis) -> None:
     """Make `gateway` say that a client is registered without waiting for Redis."""
     register = gateway._hub.register
 
-    def answer(web_socket_id: bytes, member: Member) -> bytes:
+    def answer(web_socket_id: bytes, member: Member) -> bytes | None:
         member.confirm(web_socket_id)
         return register(web_socket_id, member)
 

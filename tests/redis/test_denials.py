@@ -30,7 +30,7 @@ class Scene:
 @virtual
 async def test_a_round_begins_soon_and_has_every_channel() -> None:
     scene = Scene(A, B, C)
-    assert (len(scene.denied), scene.denied.due) == (3, False)
+    assert (len(scene.denied.channels), scene.denied.due) == (3, False)
     await asyncio.sleep(FIRST_RETRY)
     assert scene.denied.due
     assert [scene.take(2), scene.take(2), scene.take(2)] == [([A, B], True), ([C], True), ([], True)]
@@ -72,7 +72,7 @@ async def test_what_is_no_longer_wanted_is_skipped() -> None:
     scene = Scene(A, B, C)
     assert scene.denied.discard(C)
     assert not scene.denied.discard(C)
-    assert C not in scene.denied
+    assert C not in scene.denied.channels
     await asyncio.sleep(FIRST_RETRY)
     assert scene.take(1, unwanted={A}) == ([B], True)
     assert not scene.denied.due
@@ -108,7 +108,7 @@ async def test_after_the_end_no_round_begins() -> None:
     scene.denied.close()
     await asyncio.sleep(10)
     assert scene.rounds == []
-    assert len(scene.denied) == 0
+    assert not scene.denied.channels
 
 
 @pytest.mark.parametrize(

@@ -962,7 +962,9 @@ def test_redis_is_subscribed_to_what_the_members_want(drawn: list[tuple[str, int
         for step, i in drawn:
             if step == "join":
                 member = Member()
-                whole.members.append((whole.hub.register(IDS[i], member), member))
+                name = whole.hub.register(IDS[i], member)
+                assert name is not None
+                whole.members.append((name, member))
             elif step == "leave" and whole.members:
                 name, member = whole.members.pop(i % len(whole.members))
                 whole.hub.leave(name, member)

@@ -432,3 +432,30 @@ def test_what_is_kept_of_an_incomplete_message() -> None:
     assert reader.incomplete == len("fragment")
     list(reader.feed(client_frame(Opcode.CONTINUATION, b"")))
     assert reader.incomplete == 0
+
+
+@pytest.mark.parametrize("kind", [FrameReader, BinaryFrameReader, EitherFrameReader])
+@given(payload=st.binary(max_size=300) | st.text(max_size=300).map(str.encode), key=keys, data=st.data())
+def test_a_frame_in_one_piece_is_read_as_in_two(
+    kind: type[FrameReader], payload: bytes, key: bytes, data: st.DataObject
+) -> None:
+    """A whole short text has a way of its own."""
+    first = data.draw(st.sampled_from([0x81, 0x81, 0x82, 0x01, 0x80, 0x91, 0x88]))
+    length = data.draw(st.sampled_from([0, 1, -1])) + len(payload)
+    extended = data.draw(st.booleans())
+    payload = bytes(byte ^ key[i % 4] for i, byte in enumerate(payload))
+    size = (
+        bytes([0xFE, length >> 8 & 0xFF, length & 0xFF])
+        if extended or length > 125
+        else bytes([0x80 | max(length, 0)])
+    )
+    frame = bytes([first]) + size + key + payload
+    assert read(frame, max_size=200, kind=kind) == read(frame[:1], frame[1:], max_size=200, kind=kind)
+
+
+@pytest.mark.parametrize("size", [125, 126, 127, 133, 254, 255])
+def test_the_marks_of_a_length_are_no_lengths(size: int) -> None:
+    payload = bytes(size)
+    assert read(text(payload)) == ([(Opcode.TEXT, payload)], None)
+    long_mark = b"\x81\xff" + bytes(4) + payload  # 64 bits of length follow, and here they are 0
+    assert read(long_mark)[1] is CloseCode.PROTOCOL_ERROR

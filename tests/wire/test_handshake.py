@@ -96,7 +96,7 @@ def test_no_header_is_too_strange(changes: dict[str, str]) -> None:
 
 
 def test_the_accept_of_section_1_3() -> None:
-    assert accept_key(KEY) == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    assert accept_key(KEY) == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 def test_accepts_to_the_letter() -> None:
