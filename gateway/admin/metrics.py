@@ -111,6 +111,11 @@ UNREAD_DROPS = _counter(
     "gateway_unread_drops_total",
     "Clients that were dropped because all of them together had left more than --max-unread unread.",
 )
+INCOMPLETE_DROPS = _counter(
+    "gateway_incomplete_drops_total",
+    "Clients that were dropped because all of them together had begun to send too much: heads of requests, "
+    "and messages that were not complete.",
+)
 REGISTRATIONS = _counter(
     "gateway_registrations_total",
     "Registrations by outcome: confirmed by Redis; rejected for their form (kind says what is wrong); "
@@ -236,6 +241,7 @@ FAMILIES: Final = (
     MAX_CONNECTIONS,
     UNREAD,
     UNREAD_DROPS,
+    INCOMPLETE_DROPS,
     REGISTRATIONS,
     RESULTS,
     LATENCY,
@@ -297,6 +303,7 @@ class NodeMetrics(Collector):
             MAX_CONNECTIONS: {(): sources.acceptor.ledger.connections.limit},
             UNREAD: {(): context.ledger.backlog.unread},
             UNREAD_DROPS: {(): context.ledger.backlog.dropped},
+            INCOMPLETE_DROPS: {(): context.ledger.incoming.dropped},
             REGISTRATIONS: {
                 ("confirmed", ""): context.hub.registrations_confirmed,
                 ("timed_out", ""): context.timed_out,

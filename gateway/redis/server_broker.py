@@ -206,7 +206,7 @@ class ServerBroker:
             only_masters = self._topology.only_masters
             new_connection = partial(self._new_connection, self._history)
             connecting = server.connect(new_connection, self._name, only_master=only_masters)
-            connection = await while_current(self._topology, server, connecting)
+            connection = await while_current(self._topology, server, connecting, _abandon)
         except OSError as error:
             self._log_unreachable(str(error) or type(error).__name__, self._clock())
         else:
@@ -261,6 +261,10 @@ class ServerBroker:
         hint = hint_for(reason)
         facts = {} if hint is None else {"hint": hint}
         write("redis unreachable", redis=url, reason=reason, for_seconds=round(seconds, 1), **facts)
+
+
+def _abandon(connection: SubscriberConnection) -> None:
+    connection.abort("nobody waits for this connection any more")
 
 
 async def _run_monitor(monitor: Coroutine[None, None, None]) -> None:

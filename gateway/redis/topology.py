@@ -7,7 +7,7 @@ moved may leave a server behind that answers every PING and receives nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
@@ -98,23 +98,33 @@ def topology_of(url: RedisURL) -> Topology:
     return SentinelTopology(url) if url.kind is redis_url.RedisKind.SENTINEL else FixedTopology(url.text)
 
 
-async def while_current(topology: Topology, server: Server, work: Coroutine[Any, Any, T]) -> T:
+async def while_current(
+    topology: Topology,
+    server: Server,
+    work: Coroutine[Any, Any, T],
+    discard: Callable[[T], object] = lambda _result: None,
+) -> T:
     """The result of `work`, which waits for `server`.
 
     Raises ServerMoved as soon as the topology finds another server: a deposed master may be patiently waited
-    for, but not longer than until there is a new one.
+    for, but not longer than until there is a new one. `discard` gets a result that came when nobody waited
+    for it any more, a connection for example.
     """
     working = asyncio.create_task(work)
     looking = asyncio.create_task(_moved_from(topology, server))
+    wanted = False
     try:
         await asyncio.wait((working, looking), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        wanted = working.done()
+        if not wanted:
             raise ServerMoved(f"the master is {looking.result().display_url} now")
         return working.result()
     finally:
         working.cancel()
         looking.cancel()
-        await asyncio.gather(working, looking, return_exceptions=True)
+        result, _ = await asyncio.gather(working, looking, return_exceptions=True)
+        if not wanted and not isinstance(result, BaseException):
+            discard(result)
 
 
 async def _moved_from(topology: Topology, server: Server) -> Server:

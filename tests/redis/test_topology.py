@@ -134,6 +134,30 @@ async def test_a_slow_server_is_waited_for_as_long_as_it_is_the_right_one() -> N
 
 
 @virtual
+async def test_what_comes_as_the_waiter_gives_up_is_discarded() -> None:
+    """A connection that is made in the very turn would stay open, and nobody would know of it."""
+    server = await FixedTopology("redis://one").find()
+    made: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    discarded: list[str] = []
+
+    async def connect() -> str:
+        return await made
+
+    waiting = asyncio.create_task(while_current(Finding(server), server, connect(), discarded.append))
+    await asyncio.sleep(0.1)
+    made.set_result("a connection")
+    await asyncio.sleep(0)  # `connect` has returned, and nobody has taken the result
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert discarded == ["a connection"]
+
+    taken = while_current(Finding(server), server, asyncio.sleep(0, "wanted"), discarded.append)
+    assert await taken == "wanted"
+    assert discarded == ["a connection"]
+
+
+@virtual
 async def test_who_gives_up_waiting_leaves_nothing_behind() -> None:
     server = await FixedTopology("redis://one").find()
     with pytest.raises(TimeoutError):
