@@ -566,7 +566,9 @@ def test_is_readable_in_both_colour_schemes(
     assert [(text, ratio) for text, ratio in contrasts if ratio < READABLE] == []
 
 
-def test_speaks_to_keyboards_and_screen_readers(dev: Dev, browser: Browser) -> None:
+def test_speaks_to_keyboards_and_screen_readers(
+    dev: Dev, browser: Browser, request: pytest.FixtureRequest
+) -> None:
     registered(browser, dev.url)
     assert browser.run("return document.documentElement.lang") == "en"
     assert browser.run("return document.getElementById('announcement').getAttribute('role')") == "status"
@@ -579,7 +581,10 @@ def test_speaks_to_keyboards_and_screen_readers(dev: Dev, browser: Browser) -> N
             if not node["ignored"] and node["role"]["value"] in {"button", "heading", "link", "list", "main"}
         ]
 
-    # Chromium builds this tree a moment after the page.
+    # Chromium builds this tree a moment after the page, and keeps it only where it is enabled: else each look
+    # begins with an empty one, which may never be complete on a busy machine.
+    browser.driver.execute_cdp_cmd("Accessibility.enable", {})
+    request.addfinalizer(lambda: browser.driver.execute_cdp_cmd("Accessibility.disable", {}))
     browser.wait(lambda: ("heading", "Waiting for your approval") in names(), "its heading is announced")
     named = names()
     assert ("button", "New id") in named
