@@ -57,6 +57,27 @@ class Browser:
         text: str = self.run("return document.getElementById(arguments[0]).textContent", element_id)
         return text
 
+    def roles_and_names(self, heading: str) -> list[tuple[str, str]]:
+        """What a screen reader finds on the page, once it has this heading: each element's role and name.
+
+        Chromium builds this tree a moment after the page, and keeps it only where it is enabled: else each
+        look begins with an empty one, which may never be complete on a busy machine.
+        """
+        found: list[tuple[str, str]] = []
+
+        def complete() -> bool:
+            nodes = self.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+            seen = [node for node in nodes if not node["ignored"]]
+            found[:] = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in seen]
+            return ("heading", heading) in found
+
+        self.driver.execute_cdp_cmd("Accessibility.enable", {})
+        try:
+            self.wait(complete, f"a screen reader finds {heading!r}")
+        finally:
+            self.driver.execute_cdp_cmd("Accessibility.disable", {})
+        return found
+
     def click(self, element_id: str) -> None:
         self.driver.find_element("id", element_id).click()
 

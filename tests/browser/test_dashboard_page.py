@@ -207,15 +207,12 @@ def test_what_is_no_id_is_not_asked_for(well: list[NodeProcess], browser: Browse
 def test_speaks_to_screen_readers(well: list[NodeProcess], browser: Browser) -> None:
     opened(browser, well[0])
     browser.wait(lambda: number(browser, "roundTrip") != NOTHING, "the charts have figures")
-    nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    seen = [node for node in nodes if not node["ignored"]]
-    named = [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in seen]
+    named = browser.roles_and_names("All 2 nodes are healthy")
     images = [name for role, name in named if role == "image"]
     assert len(images) == len(CHARTS) + 2
     for start in ("Sessions, the last five minutes: from", "Registrations", "Deliveries", "Redis round trip"):
         assert any(name.startswith(start) for name in images), start
     assert any(re.search(r"; now [\d.,]+ m?s$", name) for name in images)
-    assert ("heading", "All 2 nodes are healthy") in named
     assert ("textbox", "webSocketId") in named
     roles = [role for role, _ in named]
     assert (roles.count("row"), roles.count("columnheader"), roles.count("rowheader")) == (3, 6, 2)

@@ -566,27 +566,12 @@ def test_is_readable_in_both_colour_schemes(
     assert [(text, ratio) for text, ratio in contrasts if ratio < READABLE] == []
 
 
-def test_speaks_to_keyboards_and_screen_readers(
-    dev: Dev, browser: Browser, request: pytest.FixtureRequest
-) -> None:
+def test_speaks_to_keyboards_and_screen_readers(dev: Dev, browser: Browser) -> None:
     registered(browser, dev.url)
     assert browser.run("return document.documentElement.lang") == "en"
     assert browser.run("return document.getElementById('announcement').getAttribute('role')") == "status"
 
-    def names() -> list[tuple[str, str]]:
-        nodes = browser.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-        return [
-            (node["role"]["value"], node.get("name", {}).get("value", ""))
-            for node in nodes
-            if not node["ignored"] and node["role"]["value"] in {"button", "heading", "link", "list", "main"}
-        ]
-
-    # Chromium builds this tree a moment after the page, and keeps it only where it is enabled: else each look
-    # begins with an empty one, which may never be complete on a busy machine.
-    browser.driver.execute_cdp_cmd("Accessibility.enable", {})
-    request.addfinalizer(lambda: browser.driver.execute_cdp_cmd("Accessibility.disable", {}))
-    browser.wait(lambda: ("heading", "Waiting for your approval") in names(), "its heading is announced")
-    named = names()
+    named = browser.roles_and_names("Waiting for your approval")
     assert ("button", "New id") in named
     assert [role for role, name in named if role in {"button", "heading", "link"} and not name] == []
     reached: set[str] = set()
