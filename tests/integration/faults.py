@@ -38,13 +38,14 @@ class Proxy:
     async def before(cls, target: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[Proxy]:
         """A proxy for the server on port `target`; with `tls` it speaks TLS to its clients."""
         proxy = cls(target)
-        server = await asyncio.start_server(proxy._serve, "127.0.0.1", 0, ssl=tls)
+        server = await asyncio.start_server(proxy._accept, "127.0.0.1", 0, ssl=tls)
         proxy.port = server.sockets[0].getsockname()[1]
         try:
             yield proxy
         finally:
             server.close()
-            proxy.cut()
+            for task in proxy._tasks:
+                task.cancel()
             await asyncio.gather(*proxy._tasks, return_exceptions=True)
 
     @property
@@ -73,24 +74,29 @@ class Proxy:
         for writer in self._writers:
             writer.transport.abort()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.rejecting:
             writer.transport.abort()
             return
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._tasks.add(task)  # from its first moment, so that none is left when the proxy ends
         task.add_done_callback(self._tasks.discard)
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        both = {writer, there_writer}
-        self._writers |= both
-        if self.mute:
-            self._silenced |= both
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        both = {writer}
         try:
-            await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer))
+            with contextlib.suppress(ConnectionError):  # the server is down
+                there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._target)
+                both.add(there_writer)
+                self._writers |= both
+                if self.mute:
+                    self._silenced |= both
+                await asyncio.gather(self._pass_on(reader, there_writer), self._pass_on(there_reader, writer))
         finally:
             self._writers -= both
             self._silenced -= both
+            for each in both:
+                each.transport.abort()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(ConnectionError):

@@ -271,8 +271,9 @@ def test_the_connection_of_a_client_that_has_a_single_one(publish_with: Publish)
         assert publish_with({"port": port, "single_connection_client": True}).receivers == 1
 
 
-def test_a_client_with_a_single_connection_opens_no_other(valkey: ValkeyProcess) -> None:
-    with redis.Redis(port=valkey.port, single_connection_client=True) as client:
+def test_a_client_with_a_single_connection_opens_no_other() -> None:
+    # With nobody else who would connect.
+    with ValkeyProcess() as alone, redis.Redis(port=alone.port, single_connection_client=True) as client:
         before = client.info("stats")["total_connections_received"]
         publish(client, ID, "DONE")
         assert client.info("stats")["total_connections_received"] == before
