@@ -12,7 +12,7 @@ from typing import Any, ParamSpec
 
 import hiredis
 
-from gateway.config import Config
+from gateway.config import ANNOUNCED, Config
 from gateway.core.admission import Admission, Backlog, Connections, FairPool
 from gateway.core.hub import Hub
 from gateway.core.session import SessionContext
@@ -208,6 +208,9 @@ class Member:
     def confirm(self, web_socket_id: bytes) -> None:
         self.heard.append(("confirm", web_socket_id))
 
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        raise AssertionError("a hub that admits every id has no question")
+
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.heard.append(("deliver", result.auth_result))
 
@@ -274,6 +277,7 @@ def node(clock: Clock | None = None, subscriber: Subscriber | None = None, **set
         config.max_result_size,
         lambda _hub: broker,
         max_members=config.max_sessions_per_id,
+        announced=ANNOUNCED in config.registration,
     )
     admission = Admission(config.max_sessions, config.max_sessions_per_ip)
     return SessionContext(config, hub, admission, clock or Clock(), ledger(config, admission))

@@ -44,6 +44,28 @@ def test_the_defaults_are_right() -> None:
     assert settings.remarks(Config()) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "modes"),
+    [
+        ("open", ("open",)),
+        ("announced", ("announced",)),
+        (" announced , signed ", ("announced", "signed")),
+        (("signed", "announced"), ("signed", "announced")),
+    ],
+)
+def test_who_may_register(value: object, modes: tuple[str, ...]) -> None:
+    assert build({"registration": value}).registration == modes
+
+
+@pytest.mark.parametrize("value", ["", ",", "closed", "announced,closed", "Announced"])
+def test_who_may_register_has_few_words(value: str) -> None:
+    assert complaint(registration=value).endswith(": write open, announced, signed, or announced,signed")
+
+
+def test_an_open_node_asks_for_nothing_else() -> None:
+    assert "open admits every id: write it alone" in complaint(registration="open,announced")
+
+
 def test_texts_become_values() -> None:
     config = build(
         {

@@ -36,6 +36,10 @@ class Member(Protocol):
     def confirm(self, web_socket_id: bytes) -> None:
         """The registration is confirmed: nothing published from now on is missed."""
 
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        """Nobody has announced the id. Refuse the registration, unless the member may have the id all the
+        same. Returns whether it was refused: then the member has left."""
+
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         """A result for the id. The member may have had it before."""
 
@@ -73,6 +77,7 @@ class Hub(Generic[B]):
         max_members: int = 0,
         slot_of: SlotOf | None = None,
         latency: Latency | None = None,
+        announced: bool = False,
     ) -> None:
         """`max_result_size` is in bytes. `max_members` limits those of one id; 0 means no limit.
 
@@ -80,7 +85,8 @@ class Hub(Generic[B]):
         other. The broker must not call the hub before it runs.
 
         `slot_of` returns a channel's slot: needed where each connection serves some slots of a Cluster.
-        `latency` measures live results.
+        `latency` measures live results. With `announced`, members whose id no backend has announced are told
+        so instead of being confirmed.
         """
         self._prefix = channel_prefix.encode()
         self._skip = len(self._prefix)
@@ -88,6 +94,7 @@ class Hub(Generic[B]):
         self._table: Subscriptions[Member] = Subscriptions(slot_of, max_members)
         self.invalid: Counter[str] = Counter()
         """Published payloads that were not forwarded, by kind."""
+        self._announced = announced
         self._latency = latency or Latency(lambda _call: None, float, float)
         self.delivered = 0
         """Results handed to members so far."""
@@ -171,14 +178,18 @@ class Hub(Generic[B]):
         if not (confirmed.newcomers or confirmed.veterans):
             return
         web_socket_id = self.web_socket_id(name)
-        self.registrations_confirmed += len(confirmed.newcomers)
-        for member in confirmed.newcomers:
+        newcomers = confirmed.newcomers
+        if self._announced and retained is None and not confirmed.payloads:
+            # Only newcomers are judged: a value that Redis has lost must end nobody's login.
+            newcomers = tuple(member for member in newcomers if not member.refuse_unknown(web_socket_id))
+        self.registrations_confirmed += len(newcomers)
+        for member in newcomers:
             member.confirm(web_socket_id)
         for payload in confirmed.payloads:
-            self._fan_out(name, payload, confirmed.newcomers)
-        if confirmed.retained is not None:
+            self._fan_out(name, payload, newcomers)
+        if confirmed.retained:
             self._fan_out(name, confirmed.retained, confirmed.veterans)
-        for member in (*confirmed.newcomers, *confirmed.veterans):
+        for member in (*newcomers, *confirmed.veterans):
             member.restored()
 
     def degraded(self, slots: Slots | None = None) -> Iterator[None]:

@@ -3,6 +3,7 @@
 A session is a `Member` of the hub on one side. On the other side a subclass brings bytes to the client and
 back (`transports.websocket.WebSocketSession`). Its `Wire` knows what the bytes mean.
 
+         <--unknown id--
     OPEN --registers--> WAITING --confirmed--> REGISTERED
       |                    |                       |
       +--------------------+-----------+-----------+
@@ -34,6 +35,7 @@ from ..messages import (
     OTHER,
     OTHER_CODE,
     RESTORED,
+    UNKNOWN_ID,
     CloseCode,
     Disconnect,
     InvalidRegistration,
@@ -108,7 +110,7 @@ class SessionContext:
     open: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Open sessions, by the name of their wire and their transport."""
     rejected: Counter[str] = field(default_factory=Counter)
-    """Registrations rejected for their form so far, by the problem's code. Redis was not asked."""
+    """Registrations rejected so far, by the problem's code. Only for `unknown_id` was Redis asked."""
     timed_out: int = 0
     """Registrations so far that Redis did not confirm in time."""
     numbers: Iterator[int] = field(default_factory=partial(count, 1))
@@ -143,6 +145,7 @@ class Session:
         "_message_ids",
         "_number",
         "_owed_answers",
+        "_proven",
         "_rate_used_until",
         "_registered_at",
         "_results",
@@ -161,6 +164,7 @@ class Session:
         self._address = address
         self._channel: bytes | None = None
         self._owed_answers = 0  # registrations to confirm when the hub says so
+        self._proven = False  # the client has shown that it may have the id, which nobody need have announced
         self._unknown_messages = 0
         self._rate_used_until = 0.0
         self._message_ids: tuple[str, ...] = ()  # that the client has had, the latest
@@ -343,6 +347,24 @@ class Session:
         self._set_heartbeat(now)
         self._answer(web_socket_id)
 
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        """Redis has confirmed the registration, and nobody has announced the id.
+
+        The client may register again, this id or another one, until its time for that is over.
+        """
+        if self._proven:
+            return False
+        self._leave_hub()
+        self.state = OPEN
+        answers, self._owed_answers = self._owed_answers, 0
+        for _ in range(answers):
+            self._reject(web_socket_id.decode(), UNKNOWN_ID)
+        if logs.debugging:
+            self._log("registration refused", id=logs.short_id(web_socket_id.decode()), kind=UNKNOWN_ID.code)
+        if self._degraded:
+            self._outage_over()
+        return True
+
     def _answer(self, web_socket_id: bytes) -> None:
         answers, self._owed_answers = self._owed_answers, 0
         for _ in range(answers):
@@ -375,9 +397,12 @@ class Session:
         if self._owed_answers and self._channel is not None:
             self._answer(self._context.hub.web_socket_id(self._channel))
         if self._degraded:
-            self._degraded = False
-            if self._watches_status and self._channel is not None:  # else it has left, as in `deliver`
-                self._reply(self._wire.status(RESTORED))
+            self._outage_over()
+
+    def _outage_over(self) -> None:
+        self._degraded = False
+        if self._watches_status and self.state not in (CLOSING, CLOSED):  # else it has left, as in `deliver`
+            self._reply(self._wire.status(RESTORED))
 
     def about(self) -> dict[str, object]:
         """The facts that operators may see. Times are in seconds before now. Results are not kept."""

@@ -148,7 +148,7 @@ class Confirmation(NamedTuple, Generic[M]):
     """The consequences of a reply from Redis.
 
     `newcomers` are confirmed, and then get `payloads`, oldest first. `veterans` were confirmed before an
-    outage, and get `retained`, unless they have had it.
+    outage, and get `retained`, unless it is empty or they have had it.
     """
 
     action: Action
@@ -266,7 +266,8 @@ class Subscriptions(Generic[M]):
         return tuple(channel.listening)  # which is no copy of a tuple
 
     def confirmed(self, name: bytes, retained: bytes | None) -> Confirmation[M]:
-        """Redis has subscribed `name`, if it was asked to, and `retained` was read after that."""
+        """Redis has subscribed `name`, if it was asked to, and `retained` was read after that: a result, or
+        empty if a backend has announced the id and no result was retained yet."""
         channel = self._channels.get(name)
         if channel is None or channel.state is LEAVING:  # the last member has left before the reply to a read
             return Confirmation(NOTHING)
@@ -277,8 +278,9 @@ class Subscriptions(Generic[M]):
         newcomers, veterans = tuple(channel.waiting), tuple(channel.listening) if after_gap else ()
         payloads = channel.held
         # Redis answered the read after it had pushed the held payloads. So a retained result that is not
-        # among them was published before them, and one that is among them must not be repeated.
-        if retained is not None and retained not in payloads:
+        # among them was published before them, and one that is among them must not be repeated. An empty
+        # value announces the id, and is no result.
+        if retained and retained not in payloads:
             payloads = (retained, *payloads)
         channel.listening = _with(channel.listening, newcomers)
         channel.waiting = channel.held = ()

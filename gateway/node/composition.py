@@ -17,7 +17,7 @@ from ..admin.demo import DemoPages
 from ..admin.health import LocalHealth
 from ..admin.metrics import LAG_BOUNDS, NodeMetrics
 from ..admin.port import AdminPort
-from ..config import Config
+from ..config import ANNOUNCED, Config
 from ..core.admission import Admission, Backlog, Connections, FairPool
 from ..core.hub import Hub
 from ..core.session import SessionContext
@@ -96,13 +96,17 @@ async def _compose(
     client_name = f"gateway-{name}" + (f"-{share.number}" if share else "")
     # No webSocketId has a colon, so no browser can register the probe's channel.
     probe_channel = f"{config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
+    announced = ANNOUNCED in config.registration
     hub = Hub(
         config.channel_prefix,
         config.max_result_size,
-        lambda hub: new_broker(url, hub, client_name, loop.time, config.max_result_size, probe_channel),
+        lambda hub: new_broker(
+            url, hub, client_name, loop.time, config.max_result_size, probe_channel, announced=announced
+        ),
         max_members=config.max_sessions_per_id,
         slot_of=slot_function(url),
         latency=latency,
+        announced=announced,
     )
     broker = hub.broker
 

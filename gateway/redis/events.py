@@ -32,7 +32,10 @@ class SubscriberEvents(Protocol):
         """Whether Redis has confirmed this channel."""
 
     def subscribed(self, name: bytes, retained: bytes | None) -> None:
-        """`subscribe` or `read` has succeeded: the channel is live, and `retained` is its retained result."""
+        """`subscribe` or `read` has succeeded: the channel is live, and `retained` is its retained value.
+
+        That is a result; empty, if the id was announced and has no result yet; or None, if there is no value.
+        """
 
     def unsubscribed(self, name: bytes) -> None:
         """`unsubscribe` has succeeded."""

@@ -23,14 +23,19 @@ def new_broker(
     clock: Callable[[], float],
     max_result_size: int,
     probe_channel: bytes,
+    *,
+    announced: bool = False,
 ) -> Broker:
     """The broker for a node. `name` is what CLIENT LIST shows; `clock` is monotonic, in seconds.
 
     `max_result_size` is in bytes. Probes go to `probe_channel`, in a Cluster to channels whose names begin
-    with it and a colon.
+    with it and a colon. `announced`: `events` must be told whether an id was announced, which in a Cluster
+    takes one more command.
     """
     if url.kind is RedisKind.CLUSTER:
-        return ClusterBroker(url, events, name, clock, max_result_size, probe_channel + b":")
+        return ClusterBroker(
+            url, events, name, clock, max_result_size, probe_channel + b":", announced=announced
+        )
     return ServerBroker(
         topology_of(url),
         events,

@@ -66,13 +66,14 @@ class SubscribeBatch(UnsubscribeBatch):
     The reply is a push for each channel, then one reply to the read.
     """
 
-    __slots__ = ("error", "gone", "subscribe")
+    __slots__ = ("error", "exists", "gone", "subscribe")
 
     def __init__(self, names: list[bytes], *, subscribe: bool) -> None:
         super().__init__(names)
         self.subscribe = subscribe
         self.confirmed = 0 if subscribe else len(names)
         self.error: str | None = None
+        self.exists: Any = None  # the reply of EXISTS, which only a Cluster is asked
         self.gone = False  # Redis has dropped the subscription meanwhile, as only a Cluster does
 
 

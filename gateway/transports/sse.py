@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Mapping
 
 from ..core.session import Session, SessionContext
-from ..messages import SLOW_CONSUMER, CloseCode, Register, WatchStatus
+from ..messages import SLOW_CONSUMER, UNKNOWN_ID, CloseCode, Register, WatchStatus
 from ..wire import Wire
 from ..wire.sse import close_comment
 from . import http
@@ -89,6 +89,16 @@ class SSESession(Session, asyncio.Protocol):
         if self._connection.chunked:
             http.write(self._connection.transport, http.CHUNKS_END)
         self._connection.transport.close()
+
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        """As in `Session`; but the request is over, and nobody can register again on this connection.
+
+        An EventSource reconnects, names `REJECTED_EVENT_ID`, and is told to stop.
+        """
+        refused = super().refuse_unknown(web_socket_id)
+        if refused:
+            self.close(CloseCode.POLICY, UNKNOWN_ID.code)
+        return refused
 
     def _ping(self) -> bool:
         self._write(self._wire.heartbeat)

@@ -43,6 +43,7 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "tracing": "otlp",
             "redis": "redis://r",
             "sockjs_url": "/s.js",
+            "registration": "announced",
             "workers": "3",
             "publish_token_file": str(token_file),
             "redis_file": str(url_file),

@@ -25,9 +25,17 @@ CHANNEL = b"websocket:id"
 class Scene:
     """A connected hub, the broker it asks, and members that register for `id`."""
 
-    def __init__(self, max_result_size: int = 1_000, slot_of: Callable[[bytes], int] | None = None) -> None:
+    def __init__(
+        self,
+        max_result_size: int = 1_000,
+        slot_of: Callable[[bytes], int] | None = None,
+        *,
+        announced: bool = False,
+    ) -> None:
         self.broker = Subscriber()
-        self.hub = Hub("websocket:", max_result_size, lambda _hub: self.broker, slot_of=slot_of)
+        self.hub = Hub(
+            "websocket:", max_result_size, lambda _hub: self.broker, slot_of=slot_of, announced=announced
+        )
 
     def registered(self, name: str = "member") -> Member:
         member = Member(name)
@@ -310,6 +318,135 @@ def test_a_retained_result_that_is_invalid_does_not_keep_anybody_from_registerin
     scene.hub.subscribed(CHANNEL, b"\xff")
     scene.hub.received(CHANNEL, b"CONFIRMED")
     assert member.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
+
+
+@pytest.mark.parametrize("announced", [False, True])
+def test_an_empty_retained_value_is_no_result_and_no_mistake(announced: bool) -> None:
+    scene = Scene(announced=announced)
+    veteran, newcomer = Member("veteran"), Member("newcomer")
+    scene.hub.register(b"id", veteran)
+    with capture_logs() as lines:
+        scene.hub.subscribed(CHANNEL, b"")
+        scene.broker.lose(scene.hub)
+        scene.broker.regain(scene.hub)
+        scene.hub.register(b"id", newcomer)
+        scene.hub.subscribed(CHANNEL, b"")
+    assert veteran.heard == newcomer.heard == [("confirm", b"id")]
+    assert not scene.hub.invalid
+    assert lines == []
+
+
+def test_an_empty_payload_that_is_published_is_invalid_as_ever() -> None:
+    scene = Scene(announced=True)
+    member = Member()
+    scene.hub.register(b"id", member)
+    scene.hub.subscribed(CHANNEL, b"")
+    scene.hub.received(CHANNEL, b"")
+    assert member.heard == [("confirm", b"id")]
+    assert scene.hub.invalid == {"not a result": 1}
+
+
+class Judged(Member):
+    """Has to be announced, unless it is `proven`; leaves when it is refused, as a session does."""
+
+    def __init__(self, name: str, hub: Hub[Subscriber], *, proven: bool = False) -> None:
+        super().__init__(name)
+        self._hub = hub
+        self._proven = proven
+
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        if self._proven:
+            return False
+        self.heard.append(("refuse", web_socket_id))
+        self._hub.leave(CHANNEL, self)
+        return True
+
+
+def judged(scene: Scene, *names: str) -> list[Judged]:
+    members = [Judged(name, scene.hub, proven=name == "proven") for name in names]
+    for member in members:
+        scene.hub.register(b"id", member)
+    return members
+
+
+def test_an_id_that_nobody_has_announced_is_refused_and_unsubscribed() -> None:
+    scene = Scene(announced=True)
+    members = judged(scene, "one", "two")
+    scene.hub.subscribed(CHANNEL, None)
+    assert [member.heard for member in members] == [[("refuse", b"id")]] * 2
+    assert scene.broker.taken() == [("subscribe", CHANNEL), ("unsubscribe", CHANNEL)]
+    assert scene.hub.registrations_confirmed == 0
+    scene.hub.unsubscribed(CHANNEL)
+    assert scene.hub.channels == 0
+
+
+def test_an_id_is_known_by_a_retained_result_and_by_one_that_came_live() -> None:
+    scene = Scene(announced=True)
+    (early,) = judged(scene, "early")
+    scene.hub.subscribed(CHANNEL, b"DONE")
+    (late,) = judged(scene, "late")
+    scene.hub.received(CHANNEL, b"LIVE")
+    scene.hub.subscribed(CHANNEL, None)
+    assert early.heard == [("confirm", b"id"), ("deliver", "DONE"), ("deliver", "LIVE")]
+    assert late.heard == [("confirm", b"id"), ("deliver", "LIVE")]
+
+
+def test_the_read_judges_newcomers_and_nobody_who_was_confirmed() -> None:
+    scene = Scene(announced=True)
+    (first,) = judged(scene, "first")
+    scene.hub.subscribed(CHANNEL, b"")
+    (second,) = judged(scene, "second")
+    scene.hub.subscribed(CHANNEL, None)  # it has expired meanwhile
+    assert (first.heard, second.heard) == ([("confirm", b"id")], [("refuse", b"id")])
+    assert scene.broker.taken() == [("subscribe", CHANNEL), ("read", CHANNEL)]
+    scene.hub.received(CHANNEL, b"DONE")
+    assert (first.heard[1:], second.heard[1:]) == ([("deliver", "DONE")], [])
+
+
+def test_after_an_outage_that_has_emptied_redis_only_newcomers_are_refused() -> None:
+    scene = Scene(announced=True)
+    (veteran,) = judged(scene, "veteran")
+    scene.hub.subscribed(CHANNEL, b"")
+    scene.broker.lose(scene.hub)
+    told(scene)
+    (newcomer,) = judged(scene, "newcomer")
+    assert scene.broker.regain(scene.hub) == [CHANNEL]
+    scene.hub.subscribed(CHANNEL, None)
+    assert veteran.heard == [("confirm", b"id"), ("degraded", ""), ("restored", "")]
+    assert newcomer.heard == [("refuse", b"id")]
+    scene.hub.lost(CHANNEL)  # its slot has moved, or the reconciler has missed it
+    scene.hub.subscribed(CHANNEL, None)
+    assert scene.hub.members(b"id") == (veteran,)
+
+
+def test_a_member_that_needs_no_announcement_is_confirmed_beside_one_that_does() -> None:
+    scene = Scene(announced=True)
+    unknown, proven = judged(scene, "unknown", "proven")
+    scene.hub.subscribed(CHANNEL, None)
+    assert (unknown.heard, proven.heard) == ([("refuse", b"id")], [("confirm", b"id")])
+    assert scene.hub.members(b"id") == (proven,)
+    assert scene.hub.registrations_confirmed == 1
+
+
+def test_a_denied_read_judges_nobody() -> None:
+    scene = Scene(announced=True)
+    (member,) = judged(scene, "member")
+    scene.hub.denied(CHANNEL)
+    assert member.heard == [("degraded", "")]
+    assert scene.hub.retry(CHANNEL)
+    scene.hub.subscribed(CHANNEL, b"")
+    assert member.heard[1:] == [("confirm", b"id"), ("restored", "")]
+
+
+def test_who_was_refused_may_come_back_before_redis_has_unsubscribed() -> None:
+    scene = Scene(announced=True)
+    (member,) = judged(scene, "member")
+    scene.hub.subscribed(CHANNEL, None)
+    scene.hub.register(b"id", member)
+    scene.hub.unsubscribed(CHANNEL)
+    scene.hub.subscribed(CHANNEL, b"")
+    assert member.heard == [("refuse", b"id"), ("confirm", b"id")]
+    assert [asked for asked, _ in scene.broker.taken()] == ["subscribe", "unsubscribe", "subscribe"]
 
 
 def test_what_nobody_waits_for_is_not_even_parsed() -> None:

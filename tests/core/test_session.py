@@ -80,7 +80,7 @@ class Overflowing(Spoken):
 class Scene:
     """One session on a node of its own."""
 
-    def __init__(self, **settings: float) -> None:
+    def __init__(self, **settings: Any) -> None:
         self.clock = Clock()
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, **settings)
@@ -213,6 +213,146 @@ def test_a_bad_id_is_refused_and_the_next_one_may_be_good(message: bytes, code: 
     assert scene.state() is SessionState.OPEN
     assert scene.broker.asked == []
     scene.register()
+
+
+# Announced ids
+
+
+def announced(**settings: Any) -> Scene:
+    return Scene(registration="announced", **settings)
+
+
+def refusal(name: str = "12345678") -> dict[str, object]:
+    return {
+        "topic": "/user/topic/registration",
+        "webSocketId": name,
+        "registrationSucceeded": False,
+        "error": {"code": "unknown_id", "message": "nobody has announced this webSocketId"},
+    }
+
+
+def test_an_id_that_nobody_has_announced_is_refused_and_the_connection_stays() -> None:
+    scene = announced()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert scene.said() == [refusal()]
+    assert scene.session.closes == []
+    assert scene.state() is SessionState.OPEN
+    assert scene.node.rejected == {"unknown_id": 1}
+    assert scene.node.hub.members(b"12345678") == ()
+    scene.node.hub.unsubscribed(CHANNEL)
+    assert not scene.hub_knows
+
+
+def test_an_id_that_is_announced_late_registers_when_it_comes_again() -> None:
+    scene = announced()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, None)
+    scene.session.message_received(REGISTER)
+    scene.node.hub.unsubscribed(CHANNEL)
+    scene.node.hub.subscribed(CHANNEL, b"")
+    assert [message["registrationSucceeded"] for message in scene.said()] == [False, True]
+    assert scene.state() is SessionState.REGISTERED
+    scene.node.hub.subscribed(CHANNEL, None)
+    scene.session.message_received(REGISTER)
+    assert [message["registrationSucceeded"] for message in scene.said()] == [True]
+
+
+def test_after_a_refusal_the_session_may_register_another_id() -> None:
+    scene = announced()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, None)
+    scene.session.message_received(b'{"webSocketId":"other"}')
+    scene.node.hub.subscribed(b"websocket:other", b"DONE")
+    assert [message.get("webSocketId") for message in scene.said()] == ["12345678", "other", "other"]
+    scene.node.hub.received(CHANNEL, b"DONE")
+    assert scene.said() == []
+
+
+def test_every_registration_of_an_unknown_id_is_answered() -> None:
+    scene = announced()
+    for _ in range(3):
+        scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert scene.said() == [refusal()] * 3
+    assert scene.node.rejected == {"unknown_id": 3}
+
+
+def test_a_session_that_is_refused_has_no_more_time_to_register() -> None:
+    scene = announced(registration_timeout=10)
+    scene.wait(6)
+    for _ in range(2):
+        scene.session.message_received(REGISTER)
+        scene.node.hub.subscribed(CHANNEL, None)
+        scene.node.hub.unsubscribed(CHANNEL)
+    assert scene.session.closes == []
+    scene.wait(5)
+    assert scene.session.closes == [(CloseCode.POLICY, "registration timeout")]
+    assert scene.node.timed_out == 0
+
+
+def test_a_session_that_was_confirmed_is_never_judged_again() -> None:
+    scene = announced()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, b"")
+    scene.broker.lose(scene.node.hub)
+    scene.session.message_received(REGISTER)
+    scene.broker.regain(scene.node.hub)
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [message["registrationSucceeded"] for message in scene.said()] == [True, True]
+    assert scene.state() is SessionState.REGISTERED
+
+
+def test_a_registration_during_an_outage_waits_and_is_refused_after_it() -> None:
+    scene = announced()
+    scene.broker.lose(scene.node.hub)
+    scene.broker.lines_down.add(CHANNEL)
+    scene.session.message_received(WATCHING)
+    assert pushes(scene) == ["degraded"]
+    scene.broker.regain(scene.node.hub)
+    scene.broker.lines_down.clear()
+    scene.node.hub.subscribed(CHANNEL, None)
+    first, second = scene.said()
+    assert first == refusal()
+    assert second["push"] == "restored"
+    scene.session.message_received(REGISTER)
+    scene.node.hub.unsubscribed(CHANNEL)
+    scene.node.hub.subscribed(CHANNEL, b"")
+    assert [message.get("registrationSucceeded") for message in scene.said()] == [True]
+
+
+def test_a_client_that_has_shown_that_the_id_is_its_own_needs_no_announcement() -> None:
+    scene = announced()
+    scene.session.message_received(REGISTER)
+    scene.session._proven = True
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [message["registrationSucceeded"] for message in scene.said()] == [True]
+
+
+def test_a_refusal_that_is_too_much_for_its_client_ends_the_session() -> None:
+    scene = announced()
+    scene.node.admission.admit("192.0.2.1")
+    session = Overflowing(scene.node)
+    session.room = 1
+    for _ in range(2):
+        session.message_received(WATCHING)
+    session.degraded()
+    assert session.closes == []
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert session.closes == [(CloseCode.POLICY, "slow consumer")]
+    assert not any(b"restored" in message for message in session.written)
+    scene.node.hub.unsubscribed(CHANNEL)
+    assert not scene.hub_knows
+    session.ended()
+    assert scene.node.ended == {(1008, "slow consumer"): 1}
+
+
+def test_a_refusal_can_be_followed_in_debug_lines(debugging: list[Any]) -> None:
+    scene = announced()
+    scene.session.message_received(REGISTER)
+    scene.node.hub.subscribed(CHANNEL, None)
+    (line,) = [line for line in debugging if line["event"] == "registration refused"]
+    assert (line["id"], line["kind"]) == ("1234…", "unknown_id")
 
 
 def test_what_redis_denies_waits_until_it_is_allowed() -> None:

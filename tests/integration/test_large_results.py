@@ -110,6 +110,9 @@ class _Deaf:
     def confirm(self, web_socket_id: bytes) -> None:
         """It was registered."""
 
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        raise AssertionError("this hub admits every id")
+
     def deliver(self, web_socket_id: bytes, result: object) -> None:
         self.delivered += 1
 

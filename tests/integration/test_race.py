@@ -37,6 +37,9 @@ class Waiting:
     def confirm(self, web_socket_id: bytes) -> None:
         self.told.append("registered")
 
+    def refuse_unknown(self, web_socket_id: bytes) -> bool:
+        raise AssertionError("this hub admits every id")
+
     def deliver(self, web_socket_id: bytes, result: Result) -> None:
         self.told.append(result.auth_result)
 

@@ -20,10 +20,10 @@ DONE = b'event: authorization\ndata: {"webSocketId":"12345678","authResult":"DON
 class Scene:
     """A session that has begun; `heard` is what its client has read since the last time."""
 
-    def __init__(self, *, chunked: bool = False, stuck: bool = False) -> None:
+    def __init__(self, *, chunked: bool = False, stuck: bool = False, registration: str = "open") -> None:
         self.clock = Clock()
         self.broker = Subscriber()
-        self.node = node(self.clock, self.broker)
+        self.node = node(self.clock, self.broker, registration=registration)
         self.node.admission.admit(ADDRESS)
         self.transport = Transport(stuck=stuck)
         connection = HttpConnection(self.transport, chunked, True)
@@ -55,6 +55,26 @@ def test_registers_and_brings_results() -> None:
     for number in (1, 2, 3):
         scene.node.hub.received(CHANNEL, b'{"authResult":"DONE","messageId":"m%d"}' % number)
     assert scene.heard().startswith(b"id: m3\n"), "the client has had the first two"
+
+
+def test_a_refusal_ends_the_stream_and_the_browser_is_told_not_to_come_back() -> None:
+    """The event id is what it names when it reconnects; then it gets the 204 that stops it."""
+    scene = Scene(registration="announced")
+    scene.heard()
+    scene.node.hub.subscribed(CHANNEL, None)
+    event, comment = scene.heard().split(b"\n\n", 1)
+    assert event.startswith(b"id: not registered\nevent: registration\n")
+    assert b'"registrationSucceeded":false' in event
+    assert comment == b": 1008 unknown_id\n\n"
+    assert scene.transport.closing
+    assert scene.node.rejected == {"unknown_id": 1}
+
+
+def test_an_announced_id_is_registered() -> None:
+    scene = Scene(registration="announced")
+    scene.node.hub.subscribed(CHANNEL, b"")
+    assert scene.heard().endswith(REGISTERED)
+    assert not scene.transport.closing
 
 
 def test_chunks_end_with_the_close() -> None:

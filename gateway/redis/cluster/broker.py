@@ -126,8 +126,13 @@ class ClusterBroker:
         clock: Callable[[], float],
         max_result_size: int,
         probe_stem: bytes,
+        *,
+        announced: bool = False,
     ) -> None:
-        """As a `ServerBroker`; the names of probe channels begin with `probe_stem`."""
+        """As a `ServerBroker`; the names of probe channels begin with `probe_stem`.
+
+        `announced`: as in `ShardedSubscriberConnection`.
+        """
         self._url = url
         self._events = events
         self._name = name
@@ -135,6 +140,7 @@ class ClusterBroker:
         self._started = clock()
         self._max_result_size = max_result_size
         self._probe_stem = probe_stem
+        self._announced = announced
         self.topology = ClusterTopology(url, name, clock, self._connection_to, self._map_changed)
         self._brokers: dict[Address, ServerBroker] = {}
         self._tasks: dict[Address, asyncio.Task[None]] = {}
@@ -314,7 +320,9 @@ class ClusterBroker:
                 events,
                 self._name,
                 self._clock,
-                partial(ShardedSubscriberConnection, events, self._max_result_size),
+                partial(
+                    ShardedSubscriberConnection, events, self._max_result_size, announced=self._announced
+                ),
                 partial(events.probe_channel, self._probe_stem),
             )
             self._tasks[address] = asyncio.create_task(broker.run(), name=f"broker of {address}")

@@ -1,7 +1,8 @@
 """A connection to one node of a Cluster: sharded subscriptions, one channel a command.
 
 The channels of one command must be in one slot, and two of them hardly ever are. So each channel has its own
-SSUBSCRIBE and its own read of the retained result, many of them in one write.
+SSUBSCRIBE and its own read of the retained result, many of them in one write. GETRANGE does not tell an empty
+value, which announces an id, from none: where that matters, EXISTS is sent before it.
 
 When its slot moves, the node drops a channel and pushes `sunsubscribe`, which is also the reply to
 SUNSUBSCRIBE. So a request is always finished by the reply to the second of its two commands.
@@ -13,7 +14,7 @@ another request about the channel replaces it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -73,10 +74,17 @@ class ShardedSubscriberConnection(SubscriberConnection):
     _subscribe_kind, _unsubscribe_kind = b"ssubscribe", b"sunsubscribe"
 
     def __init__(
-        self, events: ShardedSubscriberEvents, max_result_size: int, history: ServerHistory | None = None
+        self,
+        events: ShardedSubscriberEvents,
+        max_result_size: int,
+        history: ServerHistory | None = None,
+        *,
+        announced: bool = False,
     ) -> None:
+        """As a `SubscriberConnection`. Only with `announced` are `events` told of an empty value."""
         super().__init__(events, max_result_size, history)
         self._shard_events = events
+        self._announced = announced
         self._window = self._history.window(max(1, min(MAX_IN_FLIGHT, MAX_RETAINED // max_result_size)))
         self._batch = 1
         self._deferred: dict[bytes, DeferredRequest] = {}
@@ -109,22 +117,34 @@ class ShardedSubscriberConnection(SubscriberConnection):
         super().connection_lost(exc)
 
     def read_migrating(self, name: bytes, on_read: Callable[[Any], object]) -> None:
-        """Read the retained result of a channel whose slot migrates to this node; `on_read` gets the reply.
+        """Read the retained value of a channel whose slot migrates to this node.
 
-        Raises ConnectionLost.
+        `on_read` gets the value as `events.subscribed` does, or an error. Raises ConnectionLost.
         """
-        self.send(lambda _reply: None, "ASKING")
-        self.send(on_read, *self._getrange(name))
+        replies: list[Any] = []
 
-    def _getrange(self, name: bytes) -> tuple[str, bytes, int, int]:
-        return ("GETRANGE", name, 0, self._max_result_size)
+        def replied(reply: Any) -> None:
+            replies.append(reply)
+            if len(replies) == len(reads):
+                error = _first_error(replies)
+                on_read(error if error is not None else _value(replies[-1], replies[0]))
+
+        reads = self._reads(name)
+        for command in reads:
+            self.send(lambda _reply: None, "ASKING")
+            self.send(replied, *command)
+
+    def _reads(self, name: bytes) -> list[Command]:
+        """The commands that read a retained value. The value is the reply to the last one."""
+        getrange: Command = ("GETRANGE", name, 0, self._max_result_size)
+        return [("EXISTS", name), getrange] if self._announced else [getrange]
 
     def _packed(self, batch: UnsubscribeBatch) -> list[bytes]:
         (name,) = batch.names
         if not isinstance(batch, SubscribeBatch):
             return [pack("SUNSUBSCRIBE", name), pack("PING")]
-        read = pack(*self._getrange(name))
-        return [pack("SSUBSCRIBE", name), read] if batch.subscribe else [read]
+        reads = [pack(*command) for command in self._reads(name)]
+        return [pack("SSUBSCRIBE", name), *reads] if batch.subscribe else reads
 
     def _unsubscribe_received(self, name: bytes) -> None:
         """The channel is gone: Redis answers a request, or its slot has just moved."""
@@ -156,17 +176,20 @@ class ShardedSubscriberConnection(SubscriberConnection):
                 raise UnexpectedReply("a reply to SSUBSCRIBE")
             batch.error = str(reply)
             batch.confirmed = 1
+        elif self._announced and batch.exists is None:
+            batch.exists = reply
         else:
             self._batch_done()
             self._finish_channel(batch, reply)
 
     def _finish_channel(self, batch: SubscribeBatch, reply: Any) -> None:
         (name,) = batch.names
-        error = batch.error or (str(reply) if isinstance(reply, hiredis.ReplyError) else "")
+        error = batch.error or str(_first_error((batch.exists, reply)) or "")
         if batch.gone:
             self._events.lost(name, answer=batch.subscribe)
         elif not error or error.startswith("WRONGTYPE"):  # a key that is no string holds no result
-            self._retained_read(name, None if error else reply, subscribe=batch.subscribe)
+            value = None if error else _value(reply, batch.exists)
+            self._retained_read(name, value, subscribe=batch.subscribe)
         elif (redirection := parse_redirection(error)) is not None:
             self._redirected(batch, redirection)
         elif error.startswith(("CLUSTERDOWN", "TRYAGAIN")):
@@ -191,7 +214,7 @@ class ShardedSubscriberConnection(SubscriberConnection):
     def _retained_read(self, name: bytes, retained: bytes | None, *, subscribe: bool) -> None:
         """The channel is subscribed, unless it was given up and is wanted again: a SUBSCRIBE follows then."""
         if subscribe or self._events.is_confirmed(name):
-            self._events.subscribed(name, retained or None)
+            self._events.subscribed(name, retained)
         self._denied.allowed()
 
     # Deferred requests
@@ -212,8 +235,17 @@ class ShardedSubscriberConnection(SubscriberConnection):
         return deferred
 
     def _read_at_target(self, name: bytes, deferred: DeferredRequest, reply: Any) -> None:
-        """The reply of the node that the slot migrates to; ignored if the request was replaced meanwhile."""
-        found = isinstance(reply, bytes)
-        if self._deferred.get(name) is deferred and (found or str(reply).startswith("WRONGTYPE")):
+        """The value at the node that the slot migrates to; ignored if the request was replaced meanwhile."""
+        read = reply is None or isinstance(reply, bytes)
+        if self._deferred.get(name) is deferred and (read or str(reply).startswith("WRONGTYPE")):
             self._cancel_deferred(name)
-            self._retained_read(name, reply if found else None, subscribe=deferred.subscribe)
+            self._retained_read(name, reply if read else None, subscribe=deferred.subscribe)
+
+
+def _first_error(replies: Sequence[Any]) -> hiredis.ReplyError | None:
+    return next((reply for reply in replies if isinstance(reply, hiredis.ReplyError)), None)
+
+
+def _value(text: Any, exists: Any) -> Any:
+    """A retained value by the replies to GETRANGE and to EXISTS, if that was sent; None if there is none."""
+    return text if text or exists else None

@@ -213,12 +213,14 @@ class Node:
             return push(b"sunsubscribe", channel, len(connection.subscribed))
         if name == "SPUBLISH":
             return resp(self.publish(channel, arguments[1]))
+        if name == "EXISTS":
+            return resp(int(channel in self.keys))
         assert name == "GETRANGE"
         return resp(self.keys.get(channel, b"")[: int(arguments[2]) + 1])
 
     def _redirection(self, name: str, channel: bytes, number: int, *, asking: bool) -> str | None:
         """As getNodeByQuery in Redis's cluster.c: no ASK for pub/sub, which is served while nobody moves."""
-        keyed = name == "GETRANGE"
+        keyed = name in ("EXISTS", "GETRANGE")
         if self.down and keyed:
             return "CLUSTERDOWN The cluster is down"
         if asking and number in self.importing:

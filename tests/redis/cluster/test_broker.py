@@ -49,6 +49,7 @@ class Member:
         self.name = name
         self.answers = 0
         self.answered_at = 0.0
+        self.refused = False
         self.heard: list[bytes] = []
         self.owed: dict[bytes, float] = {}
         self._clock = clock
@@ -56,6 +57,10 @@ class Member:
     def confirm(self, _web_socket_id: bytes) -> None:
         self.answers += 1
         self.answered_at = self._clock()
+
+    def refuse_unknown(self, _web_socket_id: bytes) -> bool:
+        self.refused = True
+        return False
 
     def deliver(self, _web_socket_id: bytes, result: Result) -> None:
         assert self.answers == 1, "delivered before the answer"
@@ -71,16 +76,29 @@ class Member:
 class Scene:
     """Hub, broker and connections as in a node; the test plays the Cluster."""
 
-    def __init__(self, redis: FakeCluster, url: str = "redis+cluster://n0:7000,n1:7001") -> None:
+    def __init__(
+        self,
+        redis: FakeCluster,
+        url: str = "redis+cluster://n0:7000,n1:7001",
+        *,
+        announced: bool = False,
+    ) -> None:
         self.redis = redis
         self.loop = asyncio.get_running_loop()
         self.hub = Hub(
             "websocket:",
             1_000,
             lambda hub: ClusterBroker(
-                redis_url.parse_redis_url(url), hub, "gateway-x", self.loop.time, 1_000, b"websocket::probe:"
+                redis_url.parse_redis_url(url),
+                hub,
+                "gateway-x",
+                self.loop.time,
+                1_000,
+                b"websocket::probe:",
+                announced=announced,
             ),
             slot_of=key_slot,
+            announced=announced,
         )
         self.cluster = self.hub.broker
         self.members: list[Member] = []
@@ -399,11 +417,22 @@ steps = st.lists(
 class Play:
     """What happens to a scene, and what its members are owed because of it."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, *, announced: bool) -> None:
+        """With `announced` every id is announced for ever."""
         self.scene = scene
         self.redis = scene.redis
+        self.announced = announced
         self.published = 0
         self.unstable: dict[int, float] = {}
+        if announced:
+            for name in (b"websocket:" + web_socket_id for web_socket_id in IDS):
+                self.redis.owner(key_slot(name)).keys[name] = b""
+
+    def expire(self, keys: dict[bytes, bytes], name: bytes) -> None:
+        if not self.announced:
+            keys.pop(name, None)
+        elif name in keys:
+            keys[name] = b""
 
     def do(self, what: str, number: int) -> None:
         name = b"websocket:" + IDS[number % len(IDS)]
@@ -416,7 +445,7 @@ class Play:
             self.publish(name, retain=number % 8 < 4)
         elif what == "expire":
             for node in self.redis.nodes.values():
-                node.keys.pop(name, None)
+                self.expire(node.keys, name)
         elif what in ("migrate", "key", "finish", "hand over"):
             self.reshard(what, name, self.redis.node(number // 4))
         else:
@@ -598,10 +627,11 @@ class Play:
     def check(self) -> None:
         for member in self.scene.members:
             assert member.answers == 1, f"answered {member.answers} times"
+            assert not member.refused
             missed = [payload for payload in member.owed if payload not in member.heard]
             assert not missed, f"missed {missed} of {member.owed}"
             retained = self.redis.owner(key_slot(member.name)).keys.get(member.name)
-            assert retained is None or retained in member.heard, f"missed what is retained: {retained!r}"
+            assert not retained or retained in member.heard, f"missed what is retained: {retained!r}"
         assert self.subscribed() == sorted(
             (self.redis.owners[key_slot(name)], name)
             for name in {member.name for member in self.scene.members}
@@ -621,10 +651,10 @@ class Play:
         assert self.scene.cluster.repaired == 0
 
 
-async def play(drawn: list[tuple[str, int, float]]) -> None:
+async def play(drawn: list[tuple[str, int, float]], *, announced: bool = False) -> None:
     """All of it, from the first connection until everybody has left."""
-    async with Scene(FakeCluster(3, 3, count=COUNT)) as scene:
-        play = Play(scene)
+    async with Scene(FakeCluster(3, 3, count=COUNT), announced=announced) as scene:
+        play = Play(scene, announced=announced)
         await asyncio.sleep(0.1)
         assert scene.whole()
         for what, number, pause in drawn:
@@ -645,6 +675,30 @@ def test_whatever_the_cluster_does_nobody_waits_or_misses_anything(
     drawn: list[tuple[str, int, float]],
 ) -> None:
     virtual(play)(drawn)
+
+
+@given(steps)
+def test_whatever_the_cluster_does_an_announced_id_is_never_refused(
+    drawn: list[tuple[str, int, float]],
+) -> None:
+    virtual(play)(drawn, announced=True)
+
+
+@virtual
+async def test_an_id_is_announced_where_its_slot_is() -> None:
+    """Also while the slot is on its way, when its keys are at one node or the other."""
+    redis = FakeCluster(3, 3, count=COUNT)
+    async with Scene(redis, announced=True) as scene:
+        await asyncio.sleep(0.1)
+        source, target = redis.node(0), redis.node(3)
+        names = [ident(0, text) for text in ("here", "there", "nowhere")]
+        source.keys[b"websocket:" + names[0]] = b""
+        target.keys[b"websocket:" + names[1]] = b""
+        source.migrating[0], target.importing = target.address, {0}
+        members = [scene.join(name) for name in names]
+        await asyncio.sleep(0.5)
+        assert [member.answers for member in members] == [1, 1, 1]
+        assert [member.refused for member in members] == [False, False, True]
 
 
 @virtual

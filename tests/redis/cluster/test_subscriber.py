@@ -43,9 +43,9 @@ class ShardEvents(Events):
 class Scene:
     """A connection that is up; the test plays the node."""
 
-    def __init__(self, *wanted: bytes, max_result_size: int = 1_000) -> None:
+    def __init__(self, *wanted: bytes, max_result_size: int = 1_000, announced: bool = False) -> None:
         self.events = ShardEvents(wanted)
-        self.connection = ShardedSubscriberConnection(self.events, max_result_size)
+        self.connection = ShardedSubscriberConnection(self.events, max_result_size, announced=announced)
         self.transport = Transport(prompt=True)
         self.transport.protocol = self.connection
         self.connection.connection_made(self.transport)
@@ -351,7 +351,7 @@ async def test_a_result_that_may_have_gone_ahead_is_read_there() -> None:
     assert await scene.commands() == []
 
 
-@pytest.mark.parametrize("nothing", [b"", Exception("WRONGTYPE Operation against a key")])
+@pytest.mark.parametrize("nothing", [None, Exception("WRONGTYPE Operation against a key")])
 def test_nothing_there_is_an_answer_too(nothing: Any) -> None:
     @virtual
     async def empty() -> None:
@@ -503,3 +503,103 @@ async def test_a_dropped_service_channel_is_forgotten() -> None:
 async def test_a_service_channel_may_be_on_another_node() -> None:
     with pytest.raises(ReplyError, match="SSUBSCRIBE with: MOVED"):
         await service_messages(Scene(), MOVED)
+
+
+# Announced ids: an empty value is not the same as none
+
+
+def announced_read(name: bytes) -> list[list[bytes]]:
+    return [[b"EXISTS", name], *read(name)]
+
+
+async def asked_whether_announced(name: bytes) -> Scene:
+    """The same as `asked`, by a node that registers announced ids only."""
+    scene = Scene(name, announced=True)
+    assert await scene.commands() == [[b"SSUBSCRIBE", name], *announced_read(name)]
+    assert len(scene.transport.written) == 1
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("exists", "text", "value"),
+    [
+        (0, b"", None),
+        (1, b"", b""),
+        (1, b"R", b"R"),
+        (0, b"R", b"R"),  # written between the two commands
+        (1, Exception("WRONGTYPE Operation against a key"), None),
+    ],
+)
+def test_an_empty_value_announces_an_id(exists: int, text: Any, value: bytes | None) -> None:
+    @virtual
+    async def told() -> None:
+        scene = await asked_whether_announced(b"a")
+        scene.say(subscribed(b"a"), resp(exists))
+        assert scene.heard() == []
+        scene.say(resp(text))
+        assert scene.heard() == [("subscribed", b"a", value)]
+        scene.events.wanted = [b"a"]
+        scene.connection.read(b"a")
+        assert await scene.commands() == announced_read(b"a")
+        scene.say(resp(exists), resp(text))
+        assert scene.heard() == [("subscribed", b"a", value)]
+        assert scene.connection.idle
+
+    told()
+
+
+@virtual
+async def test_without_the_right_to_ask_whether_it_exists_the_channel_is_denied() -> None:
+    scene = await asked_whether_announced(b"a")
+    denied = resp(Exception("NOPERM this user has no permissions to run the 'exists' command"))
+    scene.say(subscribed(b"a"), denied, NOBODY)
+    assert await scene.commands() == leave(b"a")
+    scene.say(gone(b"a"), resp("PONG"))
+    assert scene.heard() == [("denied", b"a")]
+
+
+@virtual
+async def test_a_redirection_answers_all_three_commands() -> None:
+    scene = await asked_whether_announced(b"a")
+    scene.say(MOVED, MOVED, MOVED)
+    assert scene.heard() == [("moved", b"a", "10.0.0.2", 7_002)]
+    assert scene.connection.idle
+
+
+@virtual
+async def test_an_announcement_may_have_gone_ahead_with_its_slot() -> None:
+    scene = await asked_whether_announced(b"a")
+    scene.say(subscribed(b"a"), ASK, ASK)
+    assert scene.heard() == [("migrating", b"a", "10.0.0.2", 7_002)]
+    scene.events.readers[0](b"")
+    assert scene.heard() == [("subscribed", b"a", b"")]
+
+
+@pytest.mark.parametrize(
+    ("exists", "text", "value"),
+    [
+        (resp(0), NOBODY, None),
+        (resp(1), NOBODY, b""),
+        (resp(1), resp(b"R"), b"R"),
+        (MOVED, MOVED, "MOVED 7 10.0.0.2:7002"),
+        (resp(Exception("NOPERM")), NOBODY, "NOPERM"),
+    ],
+)
+def test_reads_for_the_node_that_a_slot_comes_from_whether_an_id_was_announced(
+    exists: bytes, text: bytes, value: Any
+) -> None:
+    @virtual
+    async def told() -> None:
+        scene = Scene(announced=True)
+        answers: list[Any] = []
+        scene.connection.read_migrating(b"a", answers.append)
+        assert await scene.commands() == [
+            [b"ASKING"],
+            [b"EXISTS", b"a"],
+            [b"ASKING"],
+            *read(b"a"),
+        ]
+        scene.say(resp("OK"), exists, resp("OK"), text)
+        assert [str(each) if isinstance(each, Exception) else each for each in answers] == [value]
+
+    told()
