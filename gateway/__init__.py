@@ -5,14 +5,14 @@ The packages and modules, each of which imports only from those above it:
     errors, messages, backoff, system   what can go wrong, what is said, retries, file descriptors
     wire/         codecs: bytes to messages and back, without I/O
     redis/        connections to one server, Sentinel or a Cluster; subscriptions and their repair
-    publishing/   publishes results, for `gateway.publish`, the command publish and POST /publish
+    publishing/   publishes results and announces ids, for Python, the command line and the admin port
     config        the settings
     telemetry/    logs, latencies, traces
     core/         which session waits for which id, sessions, limits, timers, without I/O
     transports/   one client's bytes: WebSocket, server-sent events, SockJS
     server/       the public port: accepts connections, checks access, opens sessions
     nodes/        what nodes tell each other through Redis
-    admin/        the admin port: health, metrics, POST /publish, dashboard
+    admin/        the admin port: health, metrics, POST /publish and /announce, dashboard
     node/         composes, runs, drains and stops one process
     workers/      several processes for one public port, and the parent that keeps them alive
     embedded, client, healthcheck, drill/, cli/
@@ -29,11 +29,20 @@ docs/architecture.md gives the reasons; tests/test_architecture.py checks this o
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .errors import NotPublished, PublishError, Unconfirmed
+    from .errors import NotAnnounced, NotPublished, PublishError, Unconfirmed
+    from .publishing.announcing import announce
     from .publishing.api import Published, publish
 
 __version__ = "0.1.0"
-__all__ = ["publish", "Published", "PublishError", "NotPublished", "Unconfirmed"]
+__all__ = [
+    "announce",
+    "publish",
+    "Published",
+    "PublishError",
+    "NotAnnounced",
+    "NotPublished",
+    "Unconfirmed",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,6 +50,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors
-    from .publishing import api as publishing
+    from .publishing import announcing, api
 
-    return getattr(publishing if name in ("publish", "Published") else errors, name)
+    homes = {"announce": announcing, "publish": api, "Published": api}
+    return getattr(homes.get(name, errors), name)

@@ -217,8 +217,8 @@ class Config(BaseModel):
         (OPEN,),
         "Access",
         "MODES",
-        "Which ids may register. open: every well-formed id. announced: an id that a backend has announced, by "
-        'an empty retained value: SET websocket:ID "" EX 600. signed: an id with a token that '
+        "Which ids may register. open: every well-formed id. announced: an id that a backend has announced, "
+        'by an empty retained value: SET websocket:ID "" EX 600. signed: an id with a token that '
         "--registration-keys verifies. announced,signed: either. Separate them by commas, or repeat it.",
     )
     sockjs_url: str = _setting(

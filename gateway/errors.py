@@ -5,6 +5,7 @@ GatewayError
 ├── PublishError         a result that no node would forward
 ├── NotPublished         Redis refused a result or was not reached, so nothing was published
 ├── Unconfirmed          Redis has not confirmed a result, which may have been published nevertheless
+├── NotAnnounced         Redis has not confirmed the announcement of an id
 ├── ConnectionLost       [redis.connection] the connection to Redis is unusable; a new one replaces it
 │   └── ReplyError       [redis.connection] Redis answered a command with an error
 ├── LoginRejected        [redis.connection] Redis rejects the login, or is not what the URL says
@@ -15,7 +16,7 @@ GatewayError
 ├── EmbeddedError        the embedded Valkey did not start
 ├── DrillError           a drill cannot run on this machine
 ├── ClientRejected       [client] a gateway rejects this client for good
-├── RejectedRequest      [admin.publish] POST /publish cannot be served; carries the response
+├── RejectedRequest      [admin.backend] POST /publish or /announce cannot be served; carries the response
 └── WireError            a client broke its protocol; carries the close code that it gets
 
 Not below GatewayError, for a reason:
@@ -73,6 +74,17 @@ class Unconfirmed(GatewayError):
         )
         self.reason = reason
         self.message_id = message_id
+
+
+class NotAnnounced(GatewayError):
+    """Redis has refused the announcement of an id, or has not answered. A retry is idempotent.
+
+    `reason` says what was wrong, with Redis's own words if there are any.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; Redis has not confirmed the announcement")
+        self.reason = reason
 
 
 class NoMaster(GatewayError, ConnectionError):

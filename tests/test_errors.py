@@ -9,7 +9,7 @@ import re
 
 import gateway
 from gateway import errors
-from gateway.errors import NotPublished, Unconfirmed, WireError
+from gateway.errors import NotAnnounced, NotPublished, Unconfirmed, WireError
 from gateway.messages import CloseCode
 
 ENTRY = re.compile(r"^(?P<indent>[│├└─ ]*)(?P<name>\w+)(?: +(?:\[(?P<module>[\w.]+)\] )?\S.*)?$")
@@ -59,6 +59,9 @@ def test_what_an_error_carries() -> None:
     refused = NotPublished("OOM", "m-1")
     assert (refused.reason, refused.message_id) == ("OOM", "m-1")
     assert str(refused) == "OOM; the result was not published"
+    unknown = NotAnnounced("OOM")
+    assert unknown.reason == "OOM"
+    assert str(unknown) == "OOM; Redis has not confirmed the announcement"
     broken = WireError(CloseCode.POLICY, "too fast", last_message=b"bye")
     assert (broken.code, broken.reason, broken.last_message) == (CloseCode.POLICY, "too fast", b"bye")
     assert str(broken) == "too fast"

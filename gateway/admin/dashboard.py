@@ -159,7 +159,8 @@ class LocalSource:
         }
 
     async def _retained(self, web_socket_id: str) -> dict[str, object]:
-        """Whether Redis retains a result for the id, and for how many seconds; None for unknown."""
+        """Whether Redis retains a result for the id or an announcement, and for how many seconds; None for
+        unknown."""
         channel = self._hub.channel(web_socket_id.encode())
         connection = self._broker.connection_for(channel)
         if connection is None:
@@ -167,12 +168,18 @@ class LocalSource:
         try:
             async with asyncio.timeout(SURVEY_TIMEOUT):
                 left = await connection.execute("PTTL", channel)
+                announced = left != -2 and await connection.is_empty(channel)
         except TimeoutError:
             return _unknown(f"Redis gave no answer in {SURVEY_TIMEOUT:g} s")
         except ConnectionLost as lost:
             return _unknown(str(lost))
         # -2: there is none; -1: no expiry, which no publisher of this package sets.
-        return {"present": left != -2, "seconds": left / 1000 if left >= 0 else None, "reason": ""}
+        return {
+            "present": left != -2 and not announced,
+            "announced": announced,
+            "seconds": left / 1000 if left >= 0 else None,
+            "reason": "",
+        }
 
 
 class Dashboard:
@@ -236,7 +243,7 @@ class Dashboard:
 
 
 def _unknown(reason: str) -> dict[str, object]:
-    return {"present": None, "seconds": None, "reason": reason}
+    return {"present": None, "announced": None, "seconds": None, "reason": reason}
 
 
 def _access_note(hosts: Sequence[str]) -> str:

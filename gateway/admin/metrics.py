@@ -29,7 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
-from ..messages import INVALID_KINDS, SLOW_CONSUMER, code_label
+from ..messages import INVALID_KINDS, SLOW_CONSUMER, UNKNOWN_ID, code_label
 from ..nodes.sources import Sources
 from ..telemetry import logs
 from ..wire.handshake import (
@@ -42,6 +42,7 @@ from ..wire.handshake import (
     ORIGIN,
     STOPPING,
 )
+from .announce import OUTCOMES as ANNOUNCE_OUTCOMES
 from .hosts import HOST_NOT_ALLOWED
 
 CONTENT_TYPE: Final = exposition.CONTENT_TYPE_PLAIN_0_0_4
@@ -118,8 +119,8 @@ INCOMPLETE_DROPS = _counter(
 )
 REGISTRATIONS = _counter(
     "gateway_registrations_total",
-    "Registrations by outcome: confirmed by Redis; rejected for their form (kind says what is wrong); "
-    "timed_out, since Redis did not confirm them in time.",
+    "Registrations by outcome: confirmed by Redis; rejected (kind says what is wrong: unknown_id, if nobody "
+    "has announced the id); timed_out, since Redis did not confirm them in time.",
     "outcome",
     "kind",
 )
@@ -146,6 +147,13 @@ PUBLISHED = _counter(
     "Results of POST /publish on this node, by outcome: received by a node; retained only; no_receivers, so "
     "lost; not_published, because Redis refused or was away; unconfirmed by Redis; invalid. denied counts "
     "requests without the token or without a valid body.",
+    "outcome",
+)
+ANNOUNCED = _counter(
+    "gateway_announced_total",
+    "Ids of POST /announce on this node, by outcome: new; known, since they had a retained value; "
+    "not_announced, because Redis refused or was away; invalid. denied counts requests without the token or "
+    "without a valid body.",
     "outcome",
 )
 CLOSES = _counter(
@@ -222,6 +230,7 @@ PARENT_FAMILIES: Final = (
     WORKERS_UP,
     WORKER_RESTARTS,
     PUBLISHED,
+    ANNOUNCED,
     REJECTED,
     LOG_DROPPED,
     CPU,
@@ -247,6 +256,7 @@ FAMILIES: Final = (
     LATENCY,
     CLOCK_SKEW,
     PUBLISHED,
+    ANNOUNCED,
     CLOSES,
     SLOW_CONSUMERS,
     REJECTED,
@@ -308,6 +318,7 @@ class NodeMetrics(Collector):
                 ("confirmed", ""): context.hub.registrations_confirmed,
                 ("timed_out", ""): context.timed_out,
                 ("rejected", "invalid_id"): 0,
+                ("rejected", UNKNOWN_ID.code): 0,
                 **rejected,
             },
             CLOSES: {(code_label(code), reason): count for (code, reason), count in context.ended.items()},
@@ -334,6 +345,7 @@ class NodeMetrics(Collector):
             LATENCY: {("published",): latency.from_publisher, ("arrived",): latency.from_arrival},
             CLOCK_SKEW: {(): latency.clock_skews},
             PUBLISHED: {(outcome,): sources.published[outcome] for outcome in OUTCOMES},
+            ANNOUNCED: {(outcome,): sources.announced[outcome] for outcome in ANNOUNCE_OUTCOMES},
         }
 
     def _redis(self) -> dict[Family, Samples]:
@@ -384,12 +396,14 @@ class ParentMetrics(Collector):
         self,
         accounts: Callable[[], list[dict[str, Any]]],
         published: Counter[str],
+        announced: Counter[str],
         rejected: Counter[str],
     ) -> None:
         """`accounts` describes each worker; `published` counts results of POST /publish by outcome,
-        `rejected` counts rejected requests on the admin port by reason."""
+        `announced` ids of POST /announce, and `rejected` rejected requests on the admin port by reason."""
         self._accounts = accounts
         self._published = published
+        self._announced = announced
         self._rejected = rejected
         self._started = time.time()
 
@@ -404,6 +418,7 @@ class ParentMetrics(Collector):
             WORKERS_UP: {(str(each["worker"]),): float(each["accepts"]) for each in accounts},
             WORKER_RESTARTS: {(str(each["worker"]),): each["restarts"] for each in accounts},
             PUBLISHED: {(outcome,): self._published[outcome] for outcome in OUTCOMES},
+            ANNOUNCED: {(outcome,): self._announced[outcome] for outcome in ANNOUNCE_OUTCOMES},
             REJECTED: {
                 **{(kind.code,): 0 for kind in HTTP_REJECTIONS},
                 (HOST_NOT_ALLOWED,): 0,

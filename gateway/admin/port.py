@@ -1,4 +1,7 @@
-"""The admin port: health, metrics, POST /publish, dashboard. With several workers, their parent has it."""
+"""The admin port: health, metrics, POST /publish, POST /announce, dashboard.
+
+With several workers, their parent has it.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +23,12 @@ from ..server.rejections import Rejections
 from ..server.requests import RequestServer
 from ..server.timer_loop import run_timers
 from ..transports.connections import ConnectionLedger
+from .announce import AnnounceEndpoint
+from .backend import MAX_PUBLISH_BODY
 from .dashboard import Dashboard, DashboardSource
 from .health import HealthEndpoints, HealthSource
 from .hosts import KnownHosts, known_names
-from .publish import MAX_PUBLISH_BODY, PublishEndpoint
+from .publish import PublishEndpoint
 
 MAX_UNREAD: Final = 16 << 20
 """Bytes of responses that all clients of this port together may leave unread."""
@@ -41,6 +46,7 @@ class AdminPort:
         dashboard: Dashboard,
         publisher: Publisher,
         publishing: PublishEndpoint,
+        announcing: AnnounceEndpoint,
     ) -> None:
         """`build` makes the parts, which `close` releases."""
         self._serving = Serving(listeners, backlog)
@@ -50,6 +56,7 @@ class AdminPort:
         self._dashboard = dashboard
         self._publisher = publisher
         self._publishing = publishing
+        self._announcing = announcing
 
     @classmethod
     async def build(
@@ -60,12 +67,14 @@ class AdminPort:
         health: HealthSource,
         source: DashboardSource,
         published: Counter[str],
+        announced: Counter[str],
         rejected: Counter[str],
         connections: int,
     ) -> Self:
         """`node` is the node's name. The port has at most so many `connections`, so that they do not use up
-        the descriptors; no address gets more than it leaves to others. `published` counts what becomes of
-        results that are posted, `rejected` counts requests that this port rejects, by reason."""
+        the descriptors; no address gets more than it leaves to others. `published` and `announced`
+        count what becomes of results and ids that are posted, `rejected` counts requests that this port
+        rejects, by reason."""
 
         def dispatch(transport: asyncio.Transport, data: bytes) -> None:
             dispatcher.dispatch(transport, data)
@@ -74,8 +83,14 @@ class AdminPort:
         publishing = PublishEndpoint(
             publisher, config.token(), config.channel_prefix, config.max_result_size, published
         )
+        announcing = AnnounceEndpoint(publisher, config.token(), config.channel_prefix, announced)
         dashboard = Dashboard(source, node, config.admin_host)
-        routes = [*HealthEndpoints(health).routes(), *publishing.routes(), *dashboard.routes()]
+        routes = [
+            *HealthEndpoints(health).routes(),
+            *publishing.routes(),
+            *announcing.routes(),
+            *dashboard.routes(),
+        ]
         clock = asyncio.get_running_loop().time
         ledger = ConnectionLedger(
             Connections(connections, connections, Admission(0, 0), str),
@@ -87,7 +102,7 @@ class AdminPort:
         app = web_app(routes, MAX_PUBLISH_BODY, [KnownHosts(known_names(config, node), rejected).check])
         server = await RequestServer.build(app, acceptor, MAX_PUBLISH_BODY)
         dispatcher = Dispatcher(acceptor, server, Rejections(rejected))
-        return cls(listeners, config.backlog, acceptor, server, dashboard, publisher, publishing)
+        return cls(listeners, config.backlog, acceptor, server, dashboard, publisher, publishing, announcing)
 
     async def open(self) -> None:
         """Serve the connections that come."""
@@ -96,8 +111,10 @@ class AdminPort:
         await self._serving.start(self._acceptor)
 
     def use(self, config: Config, redis: RedisURL | None) -> None:
-        """POST /publish requires the token of `config` from now on, and connects as `redis` says if given."""
+        """POST /publish and /announce require the token of `config` from now on, and connect as `redis` says
+        if given."""
         self._publishing.use_token(config.token())
+        self._announcing.use_token(config.token())
         if redis is not None:
             self._publisher.use(redis)
 

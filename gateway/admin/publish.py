@@ -7,32 +7,23 @@ result is retained, or what is wrong. A retry with the same messageId is idempot
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
-import orjson
 import structlog
 from aiohttp import web
 
-from ..errors import GatewayError, NotPublished, PublishError, Unconfirmed
-from ..messages import parse_json
+from ..errors import NotPublished, PublishError, Unconfirmed
 from ..publishing.api import Published
 from ..publishing.publisher import PUBLISH_BATCH, Outcome, Publisher, outcome_as_json
 from ..telemetry.logs import short_id
+from .backend import RETRY_AFTER_HEADER, PublishToken, RejectedRequest, json_body
 from .caller import caller_of
-from .responses import PRIVATE_HEADERS, error_response, private_json
+from .responses import PRIVATE_HEADERS, private_json
 
 MAX_RESULTS: Final = 1_000
-MAX_PUBLISH_BODY: Final = 2 << 20
-"""Bytes of a request: a thousand results with ids of 128 characters and no data have 300 KB."""
-
-RETRY_AFTER_HEADER: Final = "1"
-"""Seconds; the publisher has been trying for three by then."""
-
 log = structlog.get_logger()
 
 
@@ -54,9 +45,7 @@ class PublishEndpoint:
 
     def use_token(self, token: str) -> None:
         """From now on, require this token."""
-        self._token = token.encode()
-        # Tells auditors which token it was, while tokens are exchanged for new ones.
-        self._fingerprint = hashlib.sha256(self._token).hexdigest()[:8]
+        self._token = PublishToken(token)
 
     def routes(self) -> list[web.RouteDef]:
         return [web.post("/publish", self.publish)]
@@ -70,15 +59,15 @@ class PublishEndpoint:
         """
         caller = caller_of(request)
         try:
-            self._authorize(request)
-            body = await _body(request)
+            self._token.authorize(request)
+            body = await json_body(request)
             batch = isinstance(body, dict) and "results" in body
             items = _items(body) if batch else [body]
         except RejectedRequest as rejected:
             self._outcomes["denied"] += 1
             log.warning("publish denied", kind=rejected.code, status=rejected.response.status, **caller)
             return rejected.response
-        ends = await self._send(items, {**caller, "token": self._fingerprint})
+        ends = await self._send(items, {**caller, "token": self._token.fingerprint})
         _warn(ends)
         answers = [outcome_as_json(item, end) for item, end in zip(items, ends, strict=True)]
         status = _status(ends)
@@ -95,27 +84,6 @@ class PublishEndpoint:
         finally:
             self._outcomes.update(map(outcome_label, ends))
             await _audit(zip(items, ends, strict=True), who)
-
-    def _authorize(self, request: web.Request) -> None:
-        if not self._token:
-            raise RejectedRequest(
-                HTTPStatus.FORBIDDEN,
-                "off",
-                "publishing over HTTP is off: this node has no token; set --publish-token-file "
-                "(GATEWAY_PUBLISH_TOKEN_FILE) or --publish-token (GATEWAY_PUBLISH_TOKEN)",
-            )
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        matches = hmac.compare_digest(given.strip().encode("utf-8", "replace"), self._token)
-        if scheme.lower() == "bearer" and matches:
-            return
-        # RFC 6750 section 3.1: a request without a token gets no error code.
-        challenge = 'Bearer realm="webflow-gateway"' + (', error="invalid_token"' if scheme else "")
-        raise RejectedRequest(
-            HTTPStatus.UNAUTHORIZED,
-            "unauthorized",
-            "send the node's publish token in the header Authorization: Bearer …",
-            {"WWW-Authenticate": challenge},
-        )
 
 
 async def _audit(posted: Iterable[tuple[object, Outcome]], who: Mapping[str, str]) -> None:
@@ -159,34 +127,6 @@ def outcome_label(end: Outcome) -> str:
             return "unconfirmed"
         case _:
             return "invalid"
-
-
-class RejectedRequest(GatewayError):
-    """The request as a whole is rejected; `response` is the answer."""
-
-    def __init__(
-        self, status: HTTPStatus, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> None:
-        super().__init__(message)
-        self.code = code
-        self.response = error_response(status, code, message, {**PRIVATE_HEADERS, **(headers or {})})
-
-
-async def _body(request: web.Request) -> Any:
-    if request.content_type != "application/json":
-        raise RejectedRequest(
-            HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "not_json", "Content-Type must be application/json"
-        )
-    try:
-        return parse_json(await request.read())
-    except web.HTTPRequestEntityTooLarge:
-        raise RejectedRequest(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            "too_big",
-            f"a request may have at most {MAX_PUBLISH_BODY} bytes",
-        ) from None
-    except orjson.JSONDecodeError as error:
-        raise RejectedRequest(HTTPStatus.BAD_REQUEST, "not_json", f"the body is not JSON: {error}") from None
 
 
 def _items(body: dict[str, Any]) -> list[object]:

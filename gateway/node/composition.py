@@ -144,6 +144,7 @@ async def _compose(
         lag=Histogram(LAG_BOUNDS),
         session_kinds=session_kinds(wires),
         published=Counter(),
+        announced=Counter(),
     )
     metrics = NodeMetrics(sources)
     info = InfoSource(f"{name} worker {share.number}" if share else name, sources)
@@ -159,6 +160,7 @@ async def _compose(
             health,
             dashboard,
             sources.published,
+            sources.announced,
             public_port.access.rejected,
             room.admin_connections,
         )

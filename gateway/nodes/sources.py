@@ -60,6 +60,8 @@ class Sources:
     """How late the event loop's timers were."""
     session_kinds: Sequence[tuple[str, str]]
     """Every kind of session that there can be: the wire's name and the transport's."""
+    announced: Counter[str]
+    """What became of the ids of POST /announce."""
     published: Counter[str]
     """Results of POST /publish, by outcome."""
 

@@ -35,6 +35,7 @@ EVALSHA would save Redis a hash of 150 bytes, and cost more code than the script
 
 RETAIN_SECONDS: Final = 300
 MAX_RETAIN_SECONDS: Final = 86_400  # ids live for minutes; the limit catches a value in milliseconds
+CHANNEL_PREFIX: Final = "websocket:"  # the nodes' default
 MAX_SIZE: Final = 65_536  # what a node forwards by default, see its setting max_result_size
 
 RESULT_FIELDS: Final = {
@@ -152,7 +153,7 @@ def outgoing(
     data: object = NO_DATA,
     message_id: str | None = None,
     retain: int = RETAIN_SECONDS,
-    channel_prefix: str = "websocket:",
+    channel_prefix: str = CHANNEL_PREFIX,
     max_size: int = MAX_SIZE,
     traceparent: str | None = None,
 ) -> Outgoing:
@@ -224,12 +225,17 @@ def current_trace() -> str | None:
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
 
 
-def _check(web_socket_id: object, auth_result: object, message_id: object, retain: object) -> None:
-    """Raises PublishError. Takes any object: not every caller checks types."""
+def check_id(web_socket_id: object) -> None:
+    """Raises PublishError for what is no id. Takes any object: not every caller checks types."""
     if not (isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id)):
         raise PublishError(
             f"webSocketId must have 1 to 200 of the characters A-Z a-z 0-9 . _ ~ -, not {web_socket_id!r:.80}"
         )
+
+
+def _check(web_socket_id: object, auth_result: object, message_id: object, retain: object) -> None:
+    """Raises PublishError. Takes any object, as `check_id`."""
+    check_id(web_socket_id)
     if not (isinstance(auth_result, str) and AUTH_RESULT.fullmatch(auth_result)):
         raise PublishError(
             f"authResult must be a word such as CONFIRMED, 1 to 64 of A-Z 0-9 _, not {auth_result!r:.80}"

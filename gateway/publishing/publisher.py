@@ -1,4 +1,4 @@
-"""Publishes what the command line and the HTTP API are given, on any Redis topology, in bounded time.
+"""Publishes and announces for the command line and the HTTP API, on any Redis topology, in bounded time.
 
 A publication ends in one of three ways: Redis has confirmed it; Redis has refused it or was not reached, so
 nothing was published; or it is unknown, because an attempt was sent and not answered. Until the deadline it
@@ -18,12 +18,13 @@ from typing import Any, Final, Self, Unpack
 import hiredis
 
 from ..backoff import Backoff
-from ..errors import NotPublished, PublishError, Unconfirmed
+from ..errors import NotAnnounced, NotPublished, PublishError, Unconfirmed
 from ..redis.cluster.slots import Redirection, parse_redirection
 from ..redis.connection import Command
 from ..redis.factory import new_router
 from ..redis.server import Server
 from ..redis.url import Address, RedisURL, parse_redis_url
+from .announcing import Announcement, AnnounceOptions, announcement
 from .api import Outgoing, Published, PublishOptions, from_json, outgoing
 from .refusals import is_refusal
 
@@ -101,7 +102,7 @@ class Publisher:
 
         It takes no longer than the timeout.
         """
-        publications = [self._publication(result) for result in results]
+        publications = [_Publication(result, self._reason) for result in results]
         await self._send_in_time(publications)
         return [publication.outcome() for publication in publications]
 
@@ -114,55 +115,71 @@ class Publisher:
         sent = iter(await self.send([one for one in read if isinstance(one, Outgoing)]))
         return [next(sent) if isinstance(one, Outgoing) else one for one in read]
 
-    def _publication(self, result: Outgoing) -> _Publication:
-        return _Publication(result, f"no answer in {self._timeout:g} s")
+    async def announce(self, web_socket_id: str, **options: Unpack[AnnounceOptions]) -> bool:
+        """Announce an id; `options` are those of `gateway.announce`. Returns whether the id is new.
 
-    async def _send_in_time(self, publications: list[_Publication]) -> None:
+        Raises PublishError for an id that no node would register, and NotAnnounced when Redis has refused it
+        or was not reached in time.
+        """
+        return await self.send_announcement(announcement(web_socket_id, **options))
+
+    async def send_announcement(self, wanted: Announcement) -> bool:
+        """`announce` what is valid already."""
+        announcing = _Announcing(wanted, self._reason)
+        await self._send_in_time([announcing])
+        if announcing.is_new is None:
+            raise NotAnnounced(announcing.reason)
+        return announcing.is_new
+
+    @property
+    def _reason(self) -> str:
+        """Why a request has failed that no attempt has had any result for."""
+        return f"no answer in {self._timeout:g} s"
+
+    async def _send_in_time(self, requests: Sequence[_Request]) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(self._timeout):
-                await self._send(publications)
+                await self._send(requests)
 
-    async def _send(self, publications: list[_Publication]) -> None:
+    async def _send(self, requests: Sequence[_Request]) -> None:
         backoff = Backoff(FIRST_PAUSE, LAST_PAUSE, jitter=0)
-        while publications:
-            await self._attempt(publications)
-            publications = [publication for publication in publications if not publication.finished]
-            if publications:
+        while requests:
+            await self._attempt(requests)
+            requests = [request for request in requests if not request.finished]
+            if requests:
                 await asyncio.sleep(backoff.next())
 
-    async def _attempt(self, publications: list[_Publication]) -> None:
-        groups: dict[Server, list[_Publication]] = {}
+    async def _attempt(self, requests: Sequence[_Request]) -> None:
+        groups: dict[Server, list[_Request]] = {}
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
-                servers = await self._router.servers([p.result.channel.encode() for p in publications])
+                servers = await self._router.servers([request.channel.encode() for request in requests])
         except OSError as error:
-            _note_failure(publications, error, sent=False)
+            _note_failure(requests, error, sent=False)
             return
-        for publication, server in zip(publications, servers, strict=True):
+        for request, server in zip(requests, servers, strict=True):
             if server is None:
-                publication.reason = "no node of the Cluster serves the slot of this id"
+                request.reason = "no node of the Cluster serves the slot of this id"
                 self._router.forget()
             else:
-                groups.setdefault(server, []).append(publication)
+                groups.setdefault(server, []).append(request)
         await asyncio.gather(*(self._attempt_at(server, group) for server, group in groups.items()))
 
-    async def _attempt_at(self, server: Server, publications: list[_Publication]) -> None:
-        """Send publications to their server. Those that are not finished afterwards are retried."""
-        for start in range(0, len(publications), PUBLISH_BATCH):
-            batch = publications[start : start + PUBLISH_BATCH]
-            replies = await self._execute(server, batch, [self._eval(publication) for publication in batch])
+    async def _attempt_at(self, server: Server, requests: list[_Request]) -> None:
+        """Send requests to their server. Those that are not finished afterwards are retried."""
+        for start in range(0, len(requests), PUBLISH_BATCH):
+            batch = requests[start : start + PUBLISH_BATCH]
+            replies = await self._execute(server, batch, [self._command(request) for request in batch])
             if not replies:
                 return
-            for publication, reply in zip(batch, replies, strict=True):
-                if isinstance(reply, int):
-                    publication.confirmed(reply)
+            for request, reply in zip(batch, replies, strict=True):
+                if isinstance(reply, hiredis.ReplyError):
+                    await self._error_received(server, request, str(reply))
                 else:
-                    await self._error_received(server, publication, str(reply))
+                    request.confirmed([reply])
 
-    async def _execute(
-        self, server: Server, publications: list[_Publication], commands: list[Command]
-    ) -> list[Any]:
-        """The replies to the commands of `publications`; none when the server is unreachable."""
+    async def _execute(self, server: Server, requests: list[_Request], commands: list[Command]) -> list[Any]:
+        """The replies to the commands of `requests`; none when the server is unreachable."""
         sent = False
         try:
             async with asyncio.timeout(ATTEMPT_TIMEOUT):
@@ -171,55 +188,53 @@ class Publisher:
                 return await connection.pipeline(commands)
         except OSError as error:
             self._drop(server)
-            _note_failure(publications, error, server.display_url, sent=sent)
+            _note_failure(requests, error, server.display_url, sent=sent)
             return []
         except asyncio.CancelledError:  # the deadline has passed, and this server has not answered
             self._drop(server)
-            _note_failure(publications, None, sent=sent)
+            _note_failure(requests, None, sent=sent)
             raise
 
-    async def _error_received(self, server: Server, publication: _Publication, error: str) -> None:
-        publication.refused(error)
+    async def _error_received(self, server: Server, request: _Request, error: str) -> None:
+        request.refused(error)
         if (redirection := parse_redirection(error)) is not None:
-            await self._follow(redirection, server, publication)
+            await self._follow(redirection, server, request)
         elif _RETRYABLE.search(error):
             self._drop(server)
         else:
-            publication.failed = True
+            request.failed = True
 
-    async def _follow(self, redirection: Redirection, server: Server, publication: _Publication) -> None:
+    async def _follow(self, redirection: Redirection, server: Server, request: _Request) -> None:
         """Follow a Cluster's redirection.
 
         ASK means that the slot migrates: its keys are at the new node, or will be, and its subscribers stay
-        at the old one until the slot has moved. So the result is retained there and published here as well.
+        at the old one until the slot has moved. So a result is retained there and published here as well.
         """
         target = self._router.server_at(Address(redirection.host or server.host, redirection.port))
         if target is None:
-            publication.reason += " (a node of a Cluster: write redis+cluster://)"
-            publication.failed = True
+            request.reason += " (a node of a Cluster: write redis+cluster://)"
+            request.failed = True
             return
-        commands = [self._eval(publication)]
         if redirection.kind == "MOVED":
             self._router.forget()
+            replies = await self._execute(target, [request], [self._command(request)])
+            expected = 1
         else:
-            commands.insert(0, ("ASKING",))
-        replies = await self._execute(target, [publication], commands)
-        if redirection.kind == "ASK" and replies:
-            result = publication.result
-            replies += await self._execute(
-                server, [publication], [("SPUBLISH", result.channel, result.payload)]
-            )
-        counts = [reply for reply in replies if isinstance(reply, int)]
-        if len(counts) == (1 if redirection.kind == "MOVED" else 2):
-            publication.confirmed(sum(counts))
+            replies = await self._execute(target, [request], [("ASKING",), self._command(request)])
+            here = request.at_source()
+            if replies and here:
+                replies += await self._execute(server, [request], here)
+            replies, expected = replies[1:], 1 + len(here)
+        errors = [reply for reply in replies if isinstance(reply, hiredis.ReplyError)]
+        if len(replies) == expected and not errors:
+            request.confirmed(replies)
             return
-        publication.may_be_out |= bool(counts)  # retained, but not published to those who are here
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                publication.refused(str(reply))
+        request.may_be_out |= len(replies) > len(errors)  # retained, but not published to those who are here
+        for error in errors:
+            request.refused(str(error))
 
-    def _eval(self, publication: _Publication) -> Command:
-        return publication.result.eval(self._router.command)
+    def _command(self, request: _Request) -> Command:
+        return request.command(self._router.command)
 
     def _drop(self, server: Server) -> None:
         """Stop using this connection, and look the servers up again."""
@@ -251,15 +266,14 @@ def _read(item: object, channel_prefix: str, max_size: int) -> Outgoing | Publis
         return error
 
 
-class _Publication:
-    """A result on its way."""
+class _Request:
+    """What is on its way to the server of one channel."""
 
-    __slots__ = ("failed", "may_be_out", "published", "reason", "result")
+    __slots__ = ("channel", "failed", "may_be_out", "reason")
 
-    def __init__(self, result: Outgoing, reason: str) -> None:
+    def __init__(self, channel: str, reason: str) -> None:
         """`reason` is told when no attempt has had any result at the deadline."""
-        self.result = result
-        self.published: Published | None = None
+        self.channel = channel
         self.failed = False
         """Whether a retry would not help."""
         self.may_be_out = False
@@ -267,16 +281,57 @@ class _Publication:
         self.reason = reason
         """Why the latest attempt failed."""
 
+    def command(self, publish: str) -> Command:
+        """The command to send. `publish` is PUBLISH or SPUBLISH."""
+        raise NotImplementedError
+
+    def at_source(self) -> list[Command]:
+        """What the node that the slot migrates from is sent as well."""
+        return []
+
     @property
     def finished(self) -> bool:
-        return self.failed or self.published is not None
+        return self.failed or self.done
 
-    def confirmed(self, receivers: int) -> None:
-        self.published = self.result.published(receivers)
+    @property
+    def done(self) -> bool:
+        """Whether Redis has confirmed it."""
+        raise NotImplementedError
+
+    def confirmed(self, replies: Sequence[Any]) -> None:
+        """Redis has executed `command`, and `at_source` if that was sent."""
+        raise NotImplementedError
 
     def refused(self, error: str) -> None:
         """Redis has answered an attempt with this error."""
         self.reason = error
+
+
+class _Publication(_Request):
+    """A result on its way."""
+
+    __slots__ = ("published", "result")
+
+    def __init__(self, result: Outgoing, reason: str) -> None:
+        super().__init__(result.channel, reason)
+        self.result = result
+        self.published: Published | None = None
+
+    def command(self, publish: str) -> Command:
+        return self.result.eval(publish)
+
+    def at_source(self) -> list[Command]:
+        return [("SPUBLISH", self.channel, self.result.payload)]
+
+    @property
+    def done(self) -> bool:
+        return self.published is not None
+
+    def confirmed(self, replies: Sequence[Any]) -> None:
+        self.published = self.result.published(sum(replies))
+
+    def refused(self, error: str) -> None:
+        super().refused(error)
         self.may_be_out |= not is_refusal(error, self.result.retain)
 
     def outcome(self) -> Sent:
@@ -286,16 +341,37 @@ class _Publication:
         return kind(self.reason, self.result.message_id)
 
 
+class _Announcing(_Request):
+    """An announcement on its way."""
+
+    __slots__ = ("is_new", "wanted")
+
+    def __init__(self, wanted: Announcement, reason: str) -> None:
+        super().__init__(wanted.channel, reason)
+        self.wanted = wanted
+        self.is_new: bool | None = None
+
+    def command(self, publish: str) -> Command:
+        return self.wanted.command
+
+    @property
+    def done(self) -> bool:
+        return self.is_new is not None
+
+    def confirmed(self, replies: Sequence[Any]) -> None:
+        self.is_new = replies[0] is not None
+
+
 def _note_failure(
-    publications: list[_Publication], error: OSError | None, url: str = "Redis", *, sent: bool
+    requests: Sequence[_Request], error: OSError | None, url: str = "Redis", *, sent: bool
 ) -> None:
     """Remember an attempt that was not answered, and whether it was `sent`.
 
     Without an `error` the reason of the attempt before stays. After a rejected login, a wrong password say, a
     retry does not help.
     """
-    for publication in publications:
-        publication.may_be_out |= sent
+    for request in requests:
+        request.may_be_out |= sent
         if error is not None:
-            publication.reason = str(error) or f"{url} gave no answer"
-            publication.failed = isinstance(error, PermissionError)
+            request.reason = str(error) or f"{url} gave no answer"
+            request.failed = isinstance(error, PermissionError)

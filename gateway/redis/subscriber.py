@@ -278,6 +278,11 @@ class SubscriberConnection(Connection):
         max_read = self._history.max_read(self._max_result_size)
         return (self._evaluate, READ_SCRIPT, len(names), *names, self._max_result_size, max_read)
 
+    async def is_empty(self, name: bytes) -> bool:
+        """Whether a channel has a retained value that is empty. Raises ReplyError and ConnectionLost."""
+        (value,) = await self.execute(self._evaluate, READ_SCRIPT, 1, name, 0, 1)
+        return bool(value == b"")
+
     # Input
 
     def data_received(self, data: bytes) -> None:

@@ -354,10 +354,12 @@ function since(seconds) {
   return `${clock(new Date(Date.now() - seconds * 1000))}, ${long(seconds)} ago`;
 }
 
-function retainedInWords({ present, seconds, reason }) {
+function retainedInWords({ present, announced, seconds, reason }) {
   if (present === null) return `Whether Redis has a retained result is unknown: ${reason}`;
+  const rest = seconds === null ? "without an expiry" : `for ${long(seconds)} more`;
+  if (announced) return `This id is announced, ${rest}. Redis has no retained result for it yet.`;
   if (!present) return "Redis has no retained result for this id.";
-  return `Redis has a retained result for this id, ${seconds === null ? "without an expiry" : `for ${long(seconds)} more`}.`;
+  return `Redis has a retained result for this id, ${rest}.`;
 }
 
 Array.from($("charts").children).forEach(prepare);

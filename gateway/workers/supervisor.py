@@ -84,12 +84,13 @@ async def build(config: Config) -> Supervisor:
         addresses = ListenAddresses(config.host, port_of(groups[0]), config.admin_host, port_of(admin))
         workers = Workers(config.node_name(addresses.port), slots)
         published: Counter[str] = Counter()
+        announced: Counter[str] = Counter()
         rejected: Counter[str] = Counter()
-        metrics = ParentMetrics(workers.accounts, published, rejected)
+        metrics = ParentMetrics(workers.accounts, published, announced, rejected)
         health = WorkersHealth(workers, metrics.render)
         room = admin_connections(raise_nofile_limit())
         admin_port = await AdminPort.build(
-            config, workers.name, admin, health, workers, published, rejected, room
+            config, workers.name, admin, health, workers, published, announced, rejected, room
         )
     except BaseException:
         _release(slots)

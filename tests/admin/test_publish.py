@@ -15,7 +15,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from structlog.testing import capture_logs
 
-from gateway.admin.publish import MAX_PUBLISH_BODY, MAX_RESULTS, PublishEndpoint, _audit
+from gateway.admin.backend import MAX_PUBLISH_BODY
+from gateway.admin.publish import MAX_RESULTS, PublishEndpoint, _audit
 from gateway.errors import NotPublished, Unconfirmed
 from gateway.publishing.api import Outgoing, Published
 from gateway.publishing.publisher import Publisher, Sent

@@ -17,6 +17,7 @@ from gateway.drill.fleet import NodeProcess, ValkeyCluster, ValkeyProcess, wait_
 from gateway.node import Node
 from gateway.nodes.survey import NOT_CONNECTED
 from gateway.publishing import api as publishing
+from gateway.publishing.publisher import Publisher
 from gateway.redis.cluster.slots import key_slot
 
 from .in_process import admin_port_of, node_in_process, port_of
@@ -158,7 +159,21 @@ async def test_finds_nobody_where_there_is_nobody(nodes: tuple[ValkeyProcess, li
     status, found = await look_up(one.admin_port, "nobody")
     assert status == 200
     assert (found["sessions"], found["nodes"]) == ([], 2)
-    assert found["retained"] == {"present": False, "seconds": None, "reason": ""}
+    assert found["retained"] == {"present": False, "announced": False, "seconds": None, "reason": ""}
+
+
+async def test_says_that_an_id_is_announced(nodes: tuple[ValkeyProcess, list[NodeProcess]]) -> None:
+    valkey, (one, _two) = nodes
+    valkey.ask("SET", "websocket:announced", "", "EX", 600)
+    valkey.ask("LPUSH", "websocket:no-string", "x")
+    _, found = await look_up(one.admin_port, "announced")
+    seconds = found["retained"].pop("seconds")
+    assert 590 < seconds <= 600
+    assert found["retained"] == {"present": False, "announced": True, "reason": ""}
+    _, found = await look_up(one.admin_port, "no-string")
+    assert found["retained"]["announced"] is False
+    for name in ("announced", "no-string"):
+        valkey.ask("DEL", f"websocket:{name}")
 
 
 @pytest.mark.parametrize("bad", ["", "a b", "é", "*", "x" * 201, "a\n"])
@@ -186,7 +201,8 @@ async def test_says_why_the_others_are_missing_while_redis_is_away(
         assert trouble["text"].startswith("has been without Redis for")
         _, found = await look_up(one.admin_port, "nobody")
         assert (found["nodes"], found["reason"]) == (1, NOT_CONNECTED)
-        assert found["retained"] == {"present": None, "seconds": None, "reason": NOT_CONNECTED}
+        unknown = {"present": None, "announced": None, "seconds": None, "reason": NOT_CONNECTED}
+        assert found["retained"] == unknown
         valkey.start()
         while len((snapshot := await told())["nodes"]) < 2:
             pass
@@ -391,6 +407,13 @@ async def test_in_a_cluster_too_and_when_the_nodes_channel_moves(cluster: Valkey
             _, found = await look_up(ports[0], "in-a-cluster")
             assert [session["node"] for session in found["sessions"]] == ["two"]
             assert found["retained"]["present"] is False
+            async with Publisher(cluster.url) as publisher:
+                assert await publisher.announce("in-a-cluster")
+                _, found = await look_up(ports[0], "in-a-cluster")
+                assert (found["retained"]["present"], found["retained"]["announced"]) == (False, True)
+                await publisher.publish("in-a-cluster", "DONE")
+                _, found = await look_up(ports[0], "in-a-cluster")
+                assert (found["retained"]["present"], found["retained"]["announced"]) == (True, False)
         here = cluster.owner(key_slot(SHARED.encode()))
         there = next(node for node in cluster.masters if node is not here)
         await asyncio.to_thread(cluster.move_slots, here, there, [key_slot(SHARED.encode())])

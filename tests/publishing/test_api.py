@@ -226,7 +226,10 @@ def test_importing_the_package_brings_no_redis() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=20, capture_output=True)
     assert done.stdout.split() == [b"False", b"True"]
-    assert {"publish", "Published", "PublishError", "NotPublished", "Unconfirmed"} == set(gateway.__all__)
+    assert set(gateway.__all__) == {
+        *("announce", "publish", "Published", "PublishError"),
+        *("NotAnnounced", "NotPublished", "Unconfirmed"),
+    }
     assert all(getattr(gateway, name) for name in gateway.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'unpublish'"):
         gateway.unpublish  # noqa: B018

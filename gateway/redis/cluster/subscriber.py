@@ -139,6 +139,10 @@ class ShardedSubscriberConnection(SubscriberConnection):
         getrange: Command = ("GETRANGE", name, 0, self._max_result_size)
         return [("EXISTS", name), getrange] if self._announced else [getrange]
 
+    async def is_empty(self, name: bytes) -> bool:
+        """As in `SubscriberConnection`, for a channel that has a value."""
+        return not await self.execute("GETRANGE", name, 0, 0)
+
     def _packed(self, batch: UnsubscribeBatch) -> list[bytes]:
         (name,) = batch.names
         if not isinstance(batch, SubscribeBatch):
