@@ -144,7 +144,6 @@ async def _compose(
         lag=Histogram(LAG_BOUNDS),
         session_kinds=session_kinds(wires),
         published=Counter(),
-        announced=Counter(),
     )
     metrics = NodeMetrics(sources)
     info = InfoSource(f"{name} worker {share.number}" if share else name, sources)

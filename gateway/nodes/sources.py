@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..core.session import SessionContext
 from ..redis.broker import Broker
@@ -60,10 +60,10 @@ class Sources:
     """How late the event loop's timers were."""
     session_kinds: Sequence[tuple[str, str]]
     """Every kind of session that there can be: the wire's name and the transport's."""
-    announced: Counter[str]
-    """What became of the ids of POST /announce."""
     published: Counter[str]
     """Results of POST /publish, by outcome."""
+    announced: Counter[str] = field(default_factory=Counter)
+    """Ids of POST /announce, by outcome."""
 
     def connections(self) -> dict[str, int]:
         """The connections of the public port, by what happens on them."""

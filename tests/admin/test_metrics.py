@@ -157,6 +157,7 @@ async def test_registrations_by_outcome() -> None:
     }
     assert counted == {"confirmed": 1, "timed_out": 1}
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="already_registered") == 1
+    assert scene.now("gateway_registrations_total", outcome="rejected", kind="unknown_id") == 0
     assert scene.now("gateway_registrations_total", outcome="rejected", kind="missing_id") == 1
     assert scene.now("gateway_redis_channels", state="confirmed") == 1
     assert scene.now("gateway_redis_channels", state="denied") == 3
@@ -199,6 +200,7 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     scene = Scene()
     here = {"server": "redis://redis:6379/0"}
     scene.published.update(["received", "no_receivers", "no_receivers"])
+    scene.sources.announced.update(["new", "known", "known"])
     scene.access.reject(ORIGIN)
     scene.lag.observe(0.3)
     text = scene.metrics.render()
@@ -209,6 +211,7 @@ async def test_the_state_of_redis_and_of_the_node() -> None:
     assert value(text, "gateway_redis_probes_total", outcome="missed", **here) == 1
     assert value(text, "gateway_redis_reconciliations_total", **here) == 3
     assert value(text, "gateway_published_total", outcome="no_receivers") == 2
+    assert value(text, "gateway_announced_total", outcome="known") == 2
     assert value(text, "gateway_rejected_total", kind="origin_not_allowed") == 1
     assert value(text, "gateway_event_loop_lag_seconds_bucket", le="0.25") == 0
     assert value(text, "gateway_event_loop_lag_seconds_bucket", le="0.5") == 1

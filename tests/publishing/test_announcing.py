@@ -11,6 +11,8 @@ import fakeredis
 import pytest
 import redis
 import redis.asyncio
+import redis.asyncio.retry
+from redis.backoff import NoBackoff
 
 from gateway.drill.fleet import SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
 from gateway.errors import NotAnnounced, PublishError
@@ -95,9 +97,10 @@ def test_json() -> None:
 
 async def test_without_redis_it_says_so() -> None:
     port = free_port()
-    with redis.Redis(port=port) as client, pytest.raises(NotAnnounced, match="Redis has not confirmed"):
+    once = redis.retry.Retry(NoBackoff(), 0)
+    with redis.Redis(port=port, retry=once) as client, pytest.raises(NotAnnounced, match="has not confirmed"):
         announce(client, "a")
-    async with redis.asyncio.Redis(port=port) as other:
+    async with redis.asyncio.Redis(port=port, retry=redis.asyncio.retry.Retry(NoBackoff(), 0)) as other:
         with pytest.raises(NotAnnounced) as caught:
             await announce(other, "a")
     assert isinstance(caught.value.__cause__, redis.RedisError)
@@ -123,6 +126,7 @@ async def test_on_real_valkey(valkey: ValkeyProcess) -> None:
         client.delete(*(f"websocket:real-{number}" for number in (1, 2, 3)))
 
 
+@pytest.mark.real
 async def test_what_redis_refuses_is_told() -> None:
     with await asyncio.to_thread(ValkeyProcess) as server:
         server.ask("CONFIG", "SET", "maxmemory", "1")
