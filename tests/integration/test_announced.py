@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from itertools import count
 from typing import Any
 
 import aiohttp
@@ -26,6 +27,8 @@ from .test_redis_rights import CLUSTER
 Http = aiohttp.ClientSession
 TOKEN = "a-token-of-sixteen"
 OPTIONS = ("--registration", "announced", "--publish-token", TOKEN)
+
+NUMBERS = count()
 
 UNKNOWN = {"code": "unknown_id", "message": "nobody has announced this webSocketId"}
 
@@ -74,16 +77,16 @@ async def stomp_client(http: Http, port: int) -> AsyncIterator[Register]:
 @contextlib.asynccontextmanager
 async def sockjs_client(http: Http, port: int) -> AsyncIterator[Register]:
     """Over xhr_streaming, as behind a proxy without WebSocket."""
-    place = f"http://127.0.0.1:{port}/websocket/000/announced{id(http):x}{port}"
+    place = f"http://127.0.0.1:{port}/websocket/000/announced-{next(NUMBERS)}"
     async with http.post(f"{place}/xhr_streaming") as stream:
 
         async def frames() -> str:
             """The next STOMP frame."""
-            while True:
-                line = (await stream.content.readline()).decode().rstrip("\n")
+            while line := (await stream.content.readline()).decode():
                 if line.startswith("a"):
                     (frame,) = json.loads(line[1:])
                     return str(frame)
+            raise ConnectionError("the stream has ended")
 
         async def post(*frames: str) -> None:
             async with http.post(f"{place}/xhr_send", data=json.dumps(frames)) as answer:
@@ -184,16 +187,16 @@ async def test_announced_over_http(nodes: tuple[ValkeyProcess, list[NodeProcess]
 async def test_refusals_are_counted(nodes: tuple[ValkeyProcess, list[NodeProcess]], http: Http) -> None:
     _, (node, *_others) = nodes
 
-    async def count() -> float:
+    async def refused() -> float:
         async with http.get(f"http://127.0.0.1:{node.admin_port}/metrics") as answer:
             (line,) = [line for line in (await answer.text()).splitlines() if 'kind="unknown_id"' in line]
             return float(line.split()[-1])
 
-    before = await count()
+    before = await refused()
     async with json_client(http, node.port) as register:
         for _ in range(3):
             assert (await register("counted"))["registrationSucceeded"] is False
-    assert await count() == before + 3
+    assert await refused() == before + 3
 
 
 async def test_a_redis_that_comes_back_empty_ends_no_session() -> None:
