@@ -277,7 +277,7 @@ async def test_in_a_cluster_with_one_right_more(cluster: ValkeyCluster, logged: 
                 assert (await browser.message())["error"] == UNKNOWN
         await until(lambda: not gateway._hub.channels, "all is unsubscribed")
         assert gateway._broker.outages == 0
-    assert logged == []
+    assert "channel denied by redis" not in [line["event"] for line in logged]
     url = cluster.url.replace("//", "//without:x@")
     async with (
         node_in_process(url, registration="announced", registration_timeout=1) as gateway,
