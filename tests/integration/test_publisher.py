@@ -12,7 +12,7 @@ import pytest
 
 from gateway import publish
 from gateway.drill.fleet import SentinelGroup, SentinelProcess, ValkeyCluster, ValkeyProcess, free_port
-from gateway.errors import NotPublished, PublishError, Unconfirmed
+from gateway.errors import NotAnnounced, NotPublished, PublishError, Unconfirmed
 from gateway.publishing import publisher as publisher_module
 from gateway.publishing.api import Outgoing, Published, outgoing
 from gateway.publishing.publisher import ATTEMPT_TIMEOUT, PUBLISH_TIMEOUT, Publisher, outcome_as_json
@@ -68,6 +68,19 @@ async def test_a_result_is_published_and_retained(valkey: ValkeyProcess) -> None
         assert (await publisher.publish("one", "DONE", retain=0)).retained is False
         with pytest.raises(PublishError):
             await publisher.publish("o ne", "CONFIRMED")
+
+
+async def test_an_id_is_announced_once_and_its_result_replaces_that(valkey: ValkeyProcess) -> None:
+    async with Publisher(valkey.url) as publisher:
+        assert await publisher.announce("announced", ttl=60) is True
+        assert await publisher.announce("announced", ttl=60) is False
+        assert (await publisher.publish("announced", "DONE", retain=60)).retained
+        assert await publisher.announce("announced", ttl=60) is False
+        with pytest.raises(PublishError):
+            await publisher.announce("announced", ttl=0)
+    async with Publisher(f"redis://127.0.0.1:{free_port()}", timeout=0.2) as publisher:
+        with pytest.raises(NotAnnounced, match="Redis has not confirmed the announcement"):
+            await publisher.announce("announced")
 
 
 async def test_a_batch_goes_out_in_its_order(valkey: ValkeyProcess) -> None:
