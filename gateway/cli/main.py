@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__
+from .canary import canary
 from .config import config
 from .dev import dev
 from .drill import drill
@@ -29,5 +30,5 @@ def commands() -> None:
     """Tells a waiting browser at once that its login or payment was approved."""
 
 
-for command in (serve, dev, publish, watch, id_, config, drill):
+for command in (serve, dev, publish, watch, canary, id_, config, drill):
     commands.add_command(command)
