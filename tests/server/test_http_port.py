@@ -52,7 +52,7 @@ async def test_the_connections_have_a_limit() -> None:
     with capture_logs():
         async with served(Counter(), connections=2) as port:
             opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
-            assert (await opened[-1][0].readline()).startswith(b"HTTP/1.1 503 ")
+            assert (await opened[-1][0].readline()).startswith(b"HTTP/1.1 429 ")
             for _, writer in opened:
                 writer.close()
 
