@@ -7,6 +7,7 @@ import ssl
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -100,7 +101,7 @@ async def _refuse_redirect(
     _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
 ) -> None:
     """A redirect is a failure: browsers do not follow it with a WebSocket, though aiohttp would."""
-    target = display_url(params.response.headers.get("Location", ""))
+    target = display_url(urljoin(str(params.url), params.response.headers.get("Location", "")))
     raise CanaryFailed(
         Stage.UPGRADE,
         f"HTTP {params.response.status} leads to {target}",

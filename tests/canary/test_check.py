@@ -71,6 +71,7 @@ class World:
         """Whether Redis never lets anybody connect."""
         self.results: list[dict[str, object]] = []
         """What the gateway sends for a publication, instead of the result."""
+        self.ends_after_results = False
         self.ids: list[str] = []
         self.published: list[tuple[str, str, dict[str, Any]]] = []
         self.left_with: list[int | None] = []
@@ -126,6 +127,8 @@ class World:
             result = {"topic": AUTHORIZATION, "messageId": options["message_id"], "authResult": auth_result}
             for message in self.results or [result]:
                 await self._sockets[web_socket_id].send_json(message)
+            if self.ends_after_results:
+                await self._sockets[web_socket_id].close()
         return Published(self.receivers, True, options["message_id"])
 
 
@@ -262,6 +265,12 @@ async def test_a_connection_that_ends_before_the_result_is_back(world: World) ->
 
     world.answer = leave
     assert "closed with 1001" in failure_of(await world.check(), Stage.DELIVERY)
+
+
+async def test_another_result_is_not_the_one(world: World) -> None:
+    world.results = [{"topic": AUTHORIZATION, "messageId": "another", "authResult": "DONE"}]
+    world.ends_after_results = True
+    assert "closed with 1000" in failure_of(await world.check(), Stage.DELIVERY)
 
 
 async def test_a_silent_proxy(world: World) -> None:

@@ -132,9 +132,9 @@ async def test_with_the_rights_of_a_backend_and_no_more(valkey: ValkeyProcess) -
 
 
 async def test_what_it_leaves_behind_expires(valkey: ValkeyProcess) -> None:
-    with NodeProcess(valkey.url) as node, valkey.client() as client:
-        is_green(await run(Check(node.ws_url, valkey.url, channel_prefix="websocket:")))
-        (key,) = client.keys("websocket:canary-*")
+    with NodeProcess(valkey.url, "--channel-prefix", "left:") as node, valkey.client() as client:
+        is_green(await run(Check(node.ws_url, valkey.url, channel_prefix="left:")))
+        (key,) = client.keys("left:canary-*")
         assert 0 < int(str(client.ttl(key))) <= 30
         client.delete(key)
         wait_until(lambda: node.sessions() == 0, "its session has ended")
