@@ -15,8 +15,9 @@ The packages and modules, each of which imports only from those above it:
     admin/        the admin port: health, metrics, POST /publish and /announce, dashboard
     node/         composes, runs, drains and stops one process
     workers/      several processes for one public port, and the parent that keeps them alive
-    embedded, client, healthcheck, drill/, cli/
-                  the Valkey of `dev`, the client of `watch`, the image's health check, drills, commands
+    embedded, client, healthcheck, canary/, drill/, cli/
+                  the Valkey of `dev`, the client of `watch`, the image's health check, the check of the whole
+                  way, drills, commands
 
 The two paths on which nothing awaits:
 

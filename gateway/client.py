@@ -1,4 +1,4 @@
-"""The client behind the command `watch`: it registers as a page does, and reports what comes."""
+"""The client behind the commands `watch` and `canary`: it registers as pages do, and says what comes."""
 
 from __future__ import annotations
 
@@ -68,6 +68,45 @@ def display_url(url: str) -> str:
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
+def system_words(error: OSError) -> str:
+    """Why there is no connection, in the system's words, which are clearer than a library's."""
+    known = error.errno is not None and error.errno > 0  # getaddrinfo has error numbers of its own
+    why = os.strerror(error.errno or 0) if known else error.strerror or str(error)
+    return f"{why[:1].lower()}{why[1:]}"
+
+
+async def next_event(socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
+    """What comes next on a connection: `closed`, with the code and the reason, or as `event_of` says."""
+    while True:
+        frame = await socket.receive()
+        if frame.type is aiohttp.WSMsgType.TEXT:
+            return event_of(frame.data)
+        if frame.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+            code = socket.close_code or CloseCode.ABNORMAL
+            reason = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else ""
+            return {"event": "closed", "code": int(code), "reason": reason or ""}
+
+
+def event_of(text: str) -> dict[str, Any]:
+    """What a message of the gateway says: registered, refused (with code and message), result, status,
+    problem, or a message that is none of these."""
+    try:
+        body = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        body = None
+    topic = body.pop("topic", None) if isinstance(body, dict) else None
+    if topic == REGISTRATION:
+        succeeded = body.get("registrationSucceeded") is True
+        return {"event": "registered"} if succeeded else {"event": "refused", **_problem(body)}
+    if topic == AUTHORIZATION:
+        return {"event": "result", **body}
+    if topic == STATUS:
+        return {"event": "status", **body}
+    if topic == ERROR:
+        return {"event": "problem", **_problem(body)}
+    return {"event": "message", "text": text}
+
+
 @dataclass
 class _Client:
     url: str
@@ -94,60 +133,37 @@ class _Client:
         return 0.0
 
     def _obstacle(self, error: Exception) -> str:
-        """Why there is no connection, in the system's words, which are clearer than aiohttp's."""
         if not isinstance(error, aiohttp.ClientConnectorError) or isinstance(error, aiohttp.ClientSSLError):
             return str(error).replace(self.url, display_url(self.url)) or "no answer in time"
-        cause = error.os_error
-        known = cause.errno is not None and cause.errno > 0  # getaddrinfo has error numbers of its own
-        why = os.strerror(cause.errno or 0) if known else cause.strerror or str(cause)
-        return f"{why[:1].lower()}{why[1:]} at {urlsplit(self.url).netloc.rpartition('@')[2]}"
+        return f"{system_words(error.os_error)} at {urlsplit(self.url).netloc.rpartition('@')[2]}"
 
     async def _listen(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         with suppress(ConnectionError):  # if the connection is gone already, receive() says why
             await socket.send_str(orjson.dumps(self._registration()).decode())
         while True:
-            frame = await socket.receive()
-            if frame.type is aiohttp.WSMsgType.TEXT:
-                self._on_message(frame.data)
-            elif frame.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
-                code = socket.close_code or CloseCode.ABNORMAL
-                reason = frame.extra if frame.type is aiohttp.WSMsgType.CLOSE else ""
-                self.on_event({"event": "closed", "code": int(code), "reason": reason or ""})
+            event = await next_event(socket)
+            self._on_message(event)
+            if event["event"] == "closed":
                 return
 
     def _registration(self) -> dict[str, object]:
         asked = {"topic": REGISTRATION, "webSocketId": self.web_socket_id, "status": True}
         return asked if self.last_message_id is None else {**asked, "lastMessageId": self.last_message_id}
 
-    def _on_message(self, text: str) -> None:
-        try:
-            body = orjson.loads(text)
-        except orjson.JSONDecodeError:
-            body = None
-        topic = body.pop("topic", None) if isinstance(body, dict) else None
-        if topic == REGISTRATION:
-            self._on_registration(body)
-        elif topic == AUTHORIZATION:
-            self.last_message_id = body.get("messageId", self.last_message_id)
-            self.on_event({"event": "result", **body})
-        elif topic == STATUS:
-            self.on_event({"event": "status", **body})
-        elif topic == ERROR:
-            self.on_event({"event": "problem", **_problem(body)})
-        else:
-            self.on_event({"event": "message", "text": text})
-
-    def _on_registration(self, body: dict[str, Any]) -> None:
-        if body.get("registrationSucceeded") is not True:
-            problem = _problem(body)
-            if problem["code"] == "not_allowed" and self.was_registered:
+    def _on_message(self, event: dict[str, Any]) -> None:
+        match event:
+            case {"event": "registered"}:
+                self.was_registered = True
+                self.backoff.reset()
+                event["webSocketId"] = self.web_socket_id
+            case {"event": "refused", "code": "not_allowed", **problem} if self.was_registered:
                 # Redis's rules were different a moment ago. The gateway closes an unregistered connection.
-                self.on_event({"event": "problem", **problem})
-                return
-            raise ClientRejected(f"the gateway rejects the id: {problem['message']} ({problem['code']})")
-        self.was_registered = True
-        self.backoff.reset()
-        self.on_event({"event": "registered", "webSocketId": self.web_socket_id})
+                event = {"event": "problem", "code": "not_allowed", "message": problem["message"]}
+            case {"event": "refused", "code": code, "message": message}:
+                raise ClientRejected(f"the gateway rejects the id: {message} ({code})")
+            case {"event": "result"}:
+                self.last_message_id = event.get("messageId", self.last_message_id)
+        self.on_event(event)
 
     def _rejected(self, error: aiohttp.WSServerHandshakeError) -> float:
         if error.status in FINAL_STATUSES:

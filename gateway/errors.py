@@ -16,6 +16,7 @@ GatewayError
 ├── EmbeddedError        the embedded Valkey did not start
 ├── DrillError           a drill cannot run on this machine
 ├── ClientRejected       [client] a gateway rejects this client for good
+├── CanaryFailed         [canary.stages] a stage of a check has failed; the message says where to look
 ├── RejectedRequest      [admin.backend] POST /publish or /announce cannot be served; carries the response
 └── WireError            a client broke its protocol; carries the close code that it gets
 

@@ -296,7 +296,7 @@ class NodeMetrics(Collector):
         for part in (self._sessions, self._results, self._redis, self._process):
             samples.update(part())
         for family in FAMILIES:
-            yield _metric(family, samples.get(family, {}))
+            yield to_metric(family, samples.get(family, {}))
 
     def _sessions(self) -> dict[Family, Samples]:
         sources, context = self._sources, self._sources.context
@@ -429,7 +429,7 @@ class ParentMetrics(Collector):
             MEMORY: {(): _resident_memory()},
             STARTED: {(): self._started},
         }
-        return (_metric(family, samples[family]) for family in PARENT_FAMILIES)
+        return (to_metric(family, samples[family]) for family in PARENT_FAMILIES)
 
 
 OUTCOMES: Final = (
@@ -444,7 +444,8 @@ OUTCOMES: Final = (
 """What may become of a result of POST /publish."""
 
 
-def _metric(family: Family, samples: Samples) -> Metric:
+def to_metric(family: Family, samples: Samples) -> Metric:
+    """A metric with these samples, for a collector to yield."""
     if family.kind is InfoMetricFamily:
         info = InfoMetricFamily(family.name.removesuffix("_info"), family.help)
         for values in samples:  # its value is always 1

@@ -1,8 +1,8 @@
 """How a command ends: exit codes, and the exceptions behind them.
 
 0    success
-1    the command failed (CommandFailed)
-2    wrong usage or wrong settings (UsageFailed)
+1    the command failed (CommandFailed); canary: a stage failed, or with --warning: it took longer
+2    wrong usage or wrong settings (UsageFailed); canary, with --warning or --critical: as Nagios has it
 3    publish: no node holds the id, and the result is not retained
 4    publish: Redis refused the result or was not reached, so nothing was published (PublishFailed);
      watch: the gateway rejects this client for good (WatchRejected)

@@ -10,6 +10,7 @@ import click
 
 from .. import __version__
 from .announce import announce
+from .canary import canary
 from .config import config
 from .dev import dev
 from .drill import drill
@@ -30,5 +31,5 @@ def commands() -> None:
     """Tells a waiting browser at once that its login or payment was approved."""
 
 
-for command in (serve, dev, publish, announce, watch, id_, config, drill):
+for command in (serve, dev, publish, announce, watch, canary, id_, config, drill):
     commands.add_command(command)

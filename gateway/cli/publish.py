@@ -75,9 +75,7 @@ def publish(
     not reached; nothing was published. With --from, the code is the first of 1, 4, 2 and 3 that applies to
     any of the results, otherwise 0.
     """
-    config = read_settings().config()
-    if config.redis == EMBEDDED:
-        raise UsageFailed("publish needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    config = settings_with_redis("publish")
     if lines is not None:
         if web_socket_id is not None or data is not None or message_id is not None:
             raise UsageFailed("with --from, write ID, RESULT, data and messageId into the file")
@@ -98,6 +96,14 @@ def publish(
     kept = f"retained for {retain} s" if published.retained else "not retained"
     click.echo(f"{held} {shown(web_socket_id)}; the result is {kept} (messageId {message_id})")
     sys.exit(0 if count or published.retained else EXIT_NO_RECEIVERS)
+
+
+def settings_with_redis(command: str) -> Config:
+    """The settings of a `command` that publishes. Raises UsageFailed."""
+    config = read_settings().config()
+    if config.redis == EMBEDDED:
+        raise UsageFailed(f"{command} needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    return config
 
 
 async def _publish(

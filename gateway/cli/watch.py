@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import time
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import orjson
@@ -30,13 +30,23 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
 
     if not WEB_SOCKET_ID.fullmatch(web_socket_id):
         raise UsageFailed("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
-    if not re.match(r"wss?://[^/]", url):
-        raise UsageFailed("--url must be ws://… or wss://…, such as ws://localhost:8080/ws")
+    check_url(url, "--url")
     try:
         with suppress(KeyboardInterrupt):
             run(client.watch(url, web_socket_id, print_json if as_json else print_sentence, origin=origin))
     except client.ClientRejected as rejected:
         raise WatchRejected(str(rejected)) from None
+
+
+def check_url(url: str, name: str) -> None:
+    """Raises UsageFailed, with the `name` of the option or argument, if `url` is not a WebSocket's."""
+    try:
+        parts = urlsplit(url)
+        right = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number, or the address no address
+        right = False
+    if not right:
+        raise UsageFailed(f"{name} must be ws://… or wss://…, such as ws://localhost:8080/ws")
 
 
 def print_json(event: dict[str, Any]) -> None:

@@ -45,6 +45,8 @@ PUBLISH_BATCH: Final = 100
 LONGEST_ID: Final = 200
 """Characters. A longer webSocketId is not valid, and answers do not repeat it."""
 
+NO_SERVER: Final = "no node of the Cluster serves the slot of this id"
+
 _RETRYABLE: Final = re.compile(
     # Redis 6.2 puts its own words before an error within a script.
     r"(?:^|-)(?:LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|NOREPLICAS|BUSY|MOVED|ASK)\b"
@@ -83,6 +85,18 @@ class Publisher:
     def use(self, url: RedisURL) -> None:
         """Connect as `url` says from the next connection on. It leads to the same place."""
         self._router.use(url)
+
+    async def connect(self, channel: str) -> None:
+        """Connect to the server of `channel` now, so that the first publication there need not.
+
+        Raises OSError if that fails, or is not possible within the timeout. It may be called for a diagnosis
+        alone: `publish` connects by itself.
+        """
+        async with asyncio.timeout(self._timeout):
+            (server,) = await self._router.servers([channel.encode()])
+            if server is None:
+                raise OSError(NO_SERVER)
+            await self._router.pool.get(server)
 
     async def publish(
         self, web_socket_id: str, auth_result: str, **options: Unpack[PublishOptions]
@@ -159,7 +173,7 @@ class Publisher:
             return
         for request, server in zip(requests, servers, strict=True):
             if server is None:
-                request.reason = "no node of the Cluster serves the slot of this id"
+                request.reason = NO_SERVER
                 self._router.forget()
             else:
                 groups.setdefault(server, []).append(request)

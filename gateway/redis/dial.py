@@ -35,9 +35,18 @@ async def dial(host: str, port: int) -> socket.socket:
     The caller limits the time. When it gives up, nothing of the attempt goes on but a look-up, in a thread
     that nobody waits for.
     """
+    return await connect(await look_up(host, port))
+
+
+async def look_up(host: str, port: int) -> AddressInfos:
+    """The addresses of a name, or the address that `host` is: the first half of `dial`. Raises OSError."""
     if not 0 < port <= 65_535:
         raise OSError(f"port {port} does not exist")
-    addresses = _numeric(host, port) or await _look_up(host, port)
+    return _numeric(host, port) or await _ask_for(host, port)
+
+
+async def connect(addresses: AddressInfos) -> socket.socket:
+    """A connection to the first of `addresses` that answers: the second half of `dial`. Raises OSError."""
     return await aiohappyeyeballs.start_connection(
         addresses, happy_eyeballs_delay=NEXT_ADDRESS_AFTER, interleave=1
     )
@@ -51,7 +60,7 @@ def _numeric(host: str, port: int) -> AddressInfos:
         return []
 
 
-async def _look_up(host: str, port: int) -> AddressInfos:
+async def _ask_for(host: str, port: int) -> AddressInfos:
     """The addresses of a name. Raises OSError if it has none. The caller limits the time."""
     running = _look_ups.get((host, port))
     if running is None:

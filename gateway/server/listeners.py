@@ -90,6 +90,19 @@ def listen(
     Several processes share a port by SO_REUSEPORT: the kernel spreads connections evenly over their sockets.
     For port 0 the kernel picks a port. Raises ConfigError, which names `setting`.
     """
+    try:
+        return open_sockets(hosts, port, backlog, groups)
+    except OSError as error:
+        flag = setting.replace("_", "-")
+        raise ConfigError(
+            f"{cannot_listen(error, hosts, port)}; choose another with --{flag} (GATEWAY_{setting.upper()})"
+        ) from error
+
+
+def open_sockets(
+    hosts: tuple[str, ...], port: int, backlog: int, groups: int = 1
+) -> list[list[socket.socket]]:
+    """`listen`, for a port that no setting names. Raises OSError, which `cannot_listen` describes."""
     attempts = 1 if port else FREE_PORT_ATTEMPTS
     while True:
         attempts -= 1
@@ -97,7 +110,7 @@ def listen(
             return _listen(_addresses(hosts), port, groups, backlog)
         except OSError as error:
             if not attempts or error.errno != errno.EADDRINUSE:
-                raise ConfigError(_cannot_listen(error, setting, hosts, port)) from error
+                raise
 
 
 def _listen(
@@ -175,8 +188,8 @@ def _bind(bound: socket.socket, family: int, address: tuple[Any, ...], *, share:
     return bound
 
 
-def _cannot_listen(error: OSError, setting: str, hosts: Sequence[str], port: int) -> str:
+def cannot_listen(error: OSError, hosts: Sequence[str], port: int) -> str:
+    """Which port cannot be listened on, and why."""
     reason = "is taken" if error.errno == errno.EADDRINUSE else f"cannot be used: {error.strerror or error}"
-    flag = setting.replace("_", "-")
     where = error.filename or ",".join(hosts)
-    return f"port {port} on {where} {reason}; choose another with --{flag} (GATEWAY_{setting.upper()})"
+    return f"port {port} on {where} {reason}"

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from selenium.common.exceptions import TimeoutException
 
-from gateway.drill.fleet import HAProxyProcess
 from gateway.drill.fleet.nginx import NginxProcess
 
-from ..certificates import self_signed
+from ..certificates import haproxy_with_tls, self_signed
 from ..paths import DEPLOY, DOCS
 from ..running_nodes import BalancedNodes, started
 from .chromium import Browser, chromium
@@ -54,22 +53,6 @@ def nodes() -> Iterator[BalancedNodes]:
 
 
 @contextmanager
-def haproxy(nodes: BalancedNodes, folder: Path, alpn: str | None = None) -> Iterator[int]:
-    """HAProxy with the documented `bind`, or with another ALPN list. Yields its port."""
-    certificate, key = self_signed(folder)
-    (folder / "site.pem").write_text(certificate.read_text() + key.read_text())
-    bind = re.search(r'^ +(bind "\$\{LB_LISTEN\}" ssl .*)$', DOCUMENTED, re.MULTILINE)
-    assert bind is not None
-    line = bind[1].replace("/etc/haproxy/site.pem", str(folder / "site.pem"))
-    if alpn is not None:
-        line = re.sub(r"alpn \S+", f"alpn {alpn}", line)
-    path = folder / "haproxy.cfg"
-    path.write_text((DEPLOY / "haproxy.cfg").read_text().replace('bind "${LB_LISTEN}"', line))
-    with HAProxyProcess(nodes.nodes, path) as balancer:
-        yield balancer.port
-
-
-@contextmanager
 def nginx(nodes: BalancedNodes, folder: Path) -> Iterator[int]:
     """nginx with the documented lines for TLS. Yields its port."""
     certificate, key = self_signed(folder)
@@ -96,15 +79,15 @@ def serves_all_tabs(browser: Browser, port: int) -> None:
 def test_haproxy_serves_a_seventh_tab_and_a_websocket(
     browser: Browser, nodes: BalancedNodes, tmp_path: Path
 ) -> None:
-    with haproxy(nodes, tmp_path) as port:
-        serves_all_tabs(browser, port)
+    with haproxy_with_tls(nodes, tmp_path) as balancer:
+        serves_all_tabs(browser, balancer.port)
 
 
 @pytest.mark.needs("haproxy")
 def test_over_http_1_the_seventh_tab_waits(browser: Browser, nodes: BalancedNodes, tmp_path: Path) -> None:
     """The control."""
-    with haproxy(nodes, tmp_path, "http/1.1") as port:
-        browser.driver.get(f"https://localhost:{port}/websocket/info")
+    with haproxy_with_tls(nodes, tmp_path, "http/1.1") as balancer:
+        browser.driver.get(f"https://localhost:{balancer.port}/websocket/info")
         browser.run(LISTEN, TABS)
         browser.wait(lambda: browser.run("return opened") == TABS - 1, "six listen")
         with pytest.raises(TimeoutException):

@@ -24,6 +24,7 @@ import yaml
 
 import gateway
 from gateway.admin import metrics
+from gateway.canary.metrics import FAMILIES as OF_THE_CANARY
 from gateway.drill.fleet import NodeProcess, Process, ValkeyProcess, free_port, spawn, wait_until
 
 from ..integration.load import load_clients
@@ -34,8 +35,8 @@ ALERTS = MONITORING / "alerts.yml"
 DASHBOARD = MONITORING / "grafana" / "dashboards" / "gateway.json"
 OPERATIONS = ROOT / "docs" / "operations.md"
 
-DESCRIBED = tuple(dict.fromkeys((*metrics.FAMILIES, *metrics.PARENT_FAMILIES)))
-"""A node's metrics, and what the parent of several workers has besides."""
+DESCRIBED = tuple(dict.fromkeys((*metrics.FAMILIES, *metrics.PARENT_FAMILIES, *OF_THE_CANARY)))
+"""A node's metrics, what the parent of several workers has besides, and those of the canary."""
 
 NAME = re.compile(r"\b(?:gateway|process)_[a-z_]+\b")
 
@@ -64,7 +65,7 @@ def queries() -> list[str]:
 
 def names(text: str) -> set[str]:
     """The metrics that a query, or a page, names; a histogram by its own name."""
-    histograms = {family.name for family in metrics.FAMILIES if family.type == "histogram"}
+    histograms = {family.name for family in DESCRIBED if family.type == "histogram"}
     found = set(NAME.findall(text))
     return {name.rpartition("_")[0] if name.rpartition("_")[0] in histograms else name for name in found}
 
@@ -268,8 +269,8 @@ def test_every_metric_that_is_named_is_in_a_scrape_of_a_real_node(node: NodeProc
     with urllib.request.urlopen(f"http://127.0.0.1:{node.admin_port}/metrics", timeout=10) as answer:
         assert answer.headers["Content-Type"] == metrics.CONTENT_TYPE
         scraped = set(re.findall(r"^# TYPE (\w+) ", answer.read().decode(), re.MULTILINE))
-    of_a_parent = {family.name for family in metrics.PARENT_FAMILIES}
-    assert names(ALERTS.read_text() + DASHBOARD.read_text()) <= scraped | of_a_parent
+    of_others = {family.name for family in (*metrics.PARENT_FAMILIES, *OF_THE_CANARY)}
+    assert names(ALERTS.read_text() + DASHBOARD.read_text()) <= scraped | of_others
 
 
 @pytest.mark.needs("prometheus")
