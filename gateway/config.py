@@ -38,6 +38,8 @@ ANY_ORIGIN = "*"
 NULL_ORIGIN = "null"
 """What browsers send for pages without an origin: sandboxed frames, most files."""
 ANY_HOST = "*"
+OPEN, ANNOUNCED, SIGNED = "open", "announced", "signed"
+"""How `--registration` decides about an id."""
 MAX_SECRET = 4_096  # bytes of a file with a token or a URL
 A_DAY = 86_400.0  # sessions live for minutes: a longer timeout was meant in milliseconds
 
@@ -211,6 +213,14 @@ class Config(BaseModel):
         "Addresses or networks (CIDR) of the proxies whose X-Forwarded-For is trusted. Separate them by "
         "commas, or repeat the flag. Without any, the client's address is the address of the peer.",
     )
+    registration: tuple[str, ...] = _setting(
+        (OPEN,),
+        "Access",
+        "MODES",
+        "Which ids may register. open: every well-formed id. announced: an id that a backend has announced, by "
+        "an empty retained value: SET websocket:ID \"\" EX 600. signed: an id with a token that "
+        "--registration-keys verifies. announced,signed: either. Separate them by commas, or repeat the flag.",
+    )
     sockjs_url: str = _setting(
         "/sockjs.min.js",
         "Access",
@@ -368,7 +378,7 @@ class Config(BaseModel):
     def _count_processors(cls, value: object) -> object:
         return cpu_count() if value == AUTO else value
 
-    @field_validator("host", "admin_host", "allowed_origins", "admin_hosts", mode="before")
+    @field_validator("host", "admin_host", "allowed_origins", "admin_hosts", "registration", mode="before")
     @classmethod
     def _read_list(cls, value: object) -> object:
         return _split(value)
@@ -405,6 +415,15 @@ class Config(BaseModel):
                 raise ValueError("* allows every origin: write it alone")
             return value
         return tuple(text if text == SAME_ORIGIN else normalise_origin(text) for text in value)
+
+    @field_validator("registration")
+    @classmethod
+    def _check_registration(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not set(value) <= {OPEN, ANNOUNCED, SIGNED}:
+            raise ValueError(f"write {OPEN}, {ANNOUNCED}, {SIGNED}, or {ANNOUNCED},{SIGNED}")
+        if OPEN in value and len(set(value)) > 1:
+            raise ValueError(f"{OPEN} admits every id: write it alone")
+        return value
 
     @field_validator("trusted_proxies", mode="before")
     @classmethod

@@ -83,15 +83,23 @@ class Problem(NamedTuple):
     message: str
 
 
+UNKNOWN_ID: Final = Problem("unknown_id", "nobody has announced this webSocketId")
+"""With `--registration announced`."""
+
+NOT_AUTHORIZED: Final = Problem("not_authorized", "the token does not allow this webSocketId")
+"""With `--registration signed`. Why it does not is for the log: an attacker needs no help."""
+
+
 class Register(NamedTuple):
     """The client asks for the results of `web_socket_id`, which has the form of `WEB_SOCKET_ID`.
 
     `last_message_id` is the last messageId that the client has had, on any connection. That result is not
-    sent again.
+    sent again. `token` is what the client offers as a proof that it may register the id.
     """
 
     web_socket_id: str
     last_message_id: str | None = None
+    token: str | None = None
 
 
 class WatchStatus(NamedTuple):
