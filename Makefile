@@ -93,7 +93,7 @@ lock: $(UV) ## write requirements/ again: the newest versions that pyproject.tom
 	@$(COMPILE) $(UPGRADE) pyproject.toml $(TESTING) --group lint --group kubernetes -o requirements/check.txt
 	@$(SUBSET) pyproject.toml $(TESTING) -o requirements/test.txt
 	@$(SUBSET) pyproject.toml --extra embedded --group build -o requirements/run.txt
-	@$(SUBSET) pyproject.toml -o requirements/serve.txt
+	@$(SUBSET) pyproject.toml --extra jwt -o requirements/serve.txt
 	@$(SUBSET) --group build -o requirements/build.txt
 
 $(UV):

@@ -36,6 +36,7 @@ async def watch(
     on_event: Callback,
     *,
     origin: str | None = None,
+    token: str | None = None,
     backoff: Backoff | None = None,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> None:
@@ -43,10 +44,16 @@ async def watch(
 
     `on_event` gets an object with `event`: connected, registered, result, status, problem, message, closed,
     unreachable or retrying, and further members. `origin` is the page's; the default is the host of the URL.
-    Raises ClientRejected when the gateway rejects the client for good.
+    `token` proves that the client may register the id. Raises ClientRejected when the gateway rejects the
+    client for good.
     """
     client = _Client(
-        url, web_socket_id, on_event, origin or origin_of(url), backoff or Backoff(FIRST_DELAY, MAX_DELAY)
+        url,
+        web_socket_id,
+        on_event,
+        origin or origin_of(url),
+        backoff or Backoff(FIRST_DELAY, MAX_DELAY),
+        token,
     )
     async with aiohttp.ClientSession() as http:
         while True:
@@ -114,6 +121,7 @@ class _Client:
     on_event: Callback
     origin: str
     backoff: Backoff
+    token: str | None = field(default=None, repr=False)
     last_message_id: str | None = field(default=None, init=False)
     was_registered: bool = field(default=False, init=False)
 
@@ -148,7 +156,8 @@ class _Client:
 
     def _registration(self) -> dict[str, object]:
         asked = {"topic": REGISTRATION, "webSocketId": self.web_socket_id, "status": True}
-        return asked if self.last_message_id is None else {**asked, "lastMessageId": self.last_message_id}
+        more = {"lastMessageId": self.last_message_id, "token": self.token}
+        return asked | {name: value for name, value in more.items() if value is not None}
 
     def _on_message(self, event: dict[str, Any]) -> None:
         match event:

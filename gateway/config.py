@@ -16,10 +16,18 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from redis import RedisError
@@ -29,6 +37,9 @@ from .errors import ConfigError
 from .redis import url as redis_url
 from .redis.url import redact
 from .system import cpu_count
+
+if TYPE_CHECKING:
+    from .tokens.keys import KeySet
 
 VARIABLE_PREFIX = "GATEWAY_"
 EMBEDDED = redis_url.EMBEDDED
@@ -76,6 +87,7 @@ def _path_or_masked(text: str) -> str:
 _SECRET: dict[str, Callable[[str], str]] = {
     "redis": redact,
     "redis_file": _path_or_masked,
+    "registration_keys": _path_or_masked,
     "publish_token": _masked,
     "publish_token_file": _path_or_masked,
 }
@@ -100,6 +112,8 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    _keys: Any = PrivateAttr(None)  # a KeySet
 
     host: tuple[str, ...] = _setting(
         ("0.0.0.0",),  # noqa: S104 - see the description
@@ -220,6 +234,15 @@ class Config(BaseModel):
         "Which ids may register. open: every well-formed id. announced: an id that a backend has announced, "
         'by an empty retained value: SET websocket:ID "" EX 600. signed: an id with a token that '
         "--registration-keys verifies. announced,signed: either. Separate them by commas, or repeat it.",
+    )
+    registration_keys: str = _setting(
+        "",
+        "Access",
+        "FILE",
+        "File with the keys that verify tokens, for --registration signed: a public key (PEM, JWK or JWKS; "
+        "RS256, ES256, EdDSA) or a secret of 32 bytes or more (HS256). It is read again when it changes. "
+        "Needs the extra jwt.",
+        validate_default=True,  # --registration signed needs it
     )
     sockjs_url: str = _setting(
         "/sockjs.min.js",
@@ -425,6 +448,20 @@ class Config(BaseModel):
             raise ValueError(f"{OPEN} admits every id: write it alone")
         return value
 
+    @field_validator("registration_keys")
+    @classmethod
+    def _check_registration_keys(cls, value: str, info: ValidationInfo) -> str:
+        modes = info.data.get("registration")
+        if modes is None:  # its own mistake is enough
+            return value
+        if value and SIGNED not in modes:
+            raise ValueError("it has no effect without --registration signed (GATEWAY_REGISTRATION)")
+        if SIGNED in modes:
+            if not value:
+                raise ValueError("--registration signed (GATEWAY_REGISTRATION) needs a file with keys")
+            _read_keys(value)
+        return value
+
     @field_validator("trusted_proxies", mode="before")
     @classmethod
     def _read_networks(cls, value: object) -> object:
@@ -500,6 +537,22 @@ class Config(BaseModel):
             return _read_token(self.publish_token_file)
         except ValueError as error:  # it could be read when the settings were checked
             raise ConfigError(f"--publish-token-file (GATEWAY_PUBLISH_TOKEN_FILE): {error}") from None
+
+    def model_post_init(self, _context: Any) -> None:
+        if not self.registration_keys:
+            return
+        try:
+            self._keys = _read_keys(self.registration_keys)
+        except ValueError as error:  # it could be read when the settings were checked
+            raise ConfigError(f"--registration-keys (GATEWAY_REGISTRATION_KEYS): {error}") from None
+
+    def verification_keys(self) -> KeySet | None:
+        """The keys that the file of `registration_keys` had when the settings were read; None without it.
+
+        So a worker that starts while the file cannot be used has those that its parent has read.
+        """
+        keys: KeySet | None = self._keys
+        return keys
 
     def shown(self) -> dict[str, str]:
         """Every setting as on the command line; passwords and tokens are shown as ***."""
@@ -621,6 +674,15 @@ def _read_secret(path: str) -> str:
     except OSError as error:
         raise ValueError(f"the file cannot be read: {error.strerror}") from None
     return text.strip() if len(text) <= MAX_SECRET else ""
+
+
+def _read_keys(path: str) -> KeySet:
+    """The keys in a file. Raises ValueError, whose message does not quote the file."""
+    try:
+        from .tokens.keys import read_keys
+    except ImportError as error:
+        raise ValueError(f"it needs more packages: pip install 'webflow-gateway[jwt]' ({error})") from None
+    return read_keys(path)
 
 
 def _read_token(path: str) -> str:

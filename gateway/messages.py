@@ -162,15 +162,17 @@ def parse_json(text: bytes) -> object:
 
 
 def parse_registration(
-    web_socket_id: object, last_message_id: object = None
+    web_socket_id: object, last_message_id: object = None, token: object = None
 ) -> Register | InvalidRegistration:
-    """The request to register `web_socket_id`, which may be any JSON value.
+    """The request to register `web_socket_id`, which may be any JSON value, as the others may.
 
     An invalid `last_message_id` is ignored: a duplicate result does no harm, but a rejection could end a
-    login.
+    login. A `token` that is no string becomes the empty one, which proves nothing.
     """
     if isinstance(web_socket_id, str) and WEB_SOCKET_ID.fullmatch(web_socket_id):
-        return Register(web_socket_id, as_message_id(last_message_id))
+        if token is not None and not isinstance(token, str):
+            token = ""
+        return Register(web_socket_id, as_message_id(last_message_id), token)
     if web_socket_id is None:
         problem = Problem("missing_id", "webSocketId is missing")
     elif not isinstance(web_socket_id, str):

@@ -15,8 +15,8 @@ import pytest
 from .paths import PACKAGE
 
 ORDER = (
-    "messages", "errors", "backoff", "system", "wire", "redis", "publishing", "config", "telemetry", "core",
-    "transports", "server", "nodes", "admin", "node", "workers", "embedded", "client", "healthcheck",
+    "messages", "errors", "backoff", "system", "wire", "redis", "publishing", "tokens", "config", "telemetry",
+    "core", "transports", "server", "nodes", "admin", "node", "workers", "embedded", "client", "healthcheck",
     "canary", "drill", "cli", "__main__",
 )  # fmt: skip
 """Packages and modules of gateway. Each may import from those before it, and from no other."""

@@ -86,6 +86,22 @@ async def test_it_registers_tells_of_results_and_of_the_close(aiohttp_server: Ai
     ]
 
 
+async def test_it_shows_its_token_to_the_gateway_and_to_nobody_else(aiohttp_server: AiohttpServer) -> None:
+    registrations: list[object] = []
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        registrations.append(await websocket.receive_json())
+        await websocket.send_str(ACCEPTED)
+        await websocket.close(code=1012)
+        return websocket
+
+    events = await said(await serving(aiohttp_server, handler), Waits(2), token="a.b.c")
+    assert registrations == [{**REGISTRATION, "token": "a.b.c"}] * 2
+    assert "a.b.c" not in str(events)
+
+
 async def test_it_says_what_it_has_had_last_when_it_comes_back(aiohttp_server: AiohttpServer) -> None:
     registrations: list[object] = []
     answers = iter(["m-1", "m-2", None, "m-3"])

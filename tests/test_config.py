@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import sys
 from pathlib import Path
 
 import pytest
@@ -511,3 +512,88 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 def test_a_document_without_the_marks_is_left_alone() -> None:
     assert settings.with_table("nothing\n") == "nothing\n"
+
+
+# Signed registrations
+
+SECRET = "a secret that only the backend and the nodes have"
+
+
+def mistake(**values: object) -> str:
+    text = complaint(**values)
+    assert SECRET not in text
+    assert text.startswith("1 setting is wrong:")
+    return text
+
+
+def test_signed_needs_keys_and_keys_need_signed(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(SECRET)
+    for modes in ("signed", "announced,signed", ("signed",)):
+        config = build({"registration": modes, "registration_keys": str(file)})
+        keys = config.verification_keys()
+        assert keys is not None
+        assert keys.algorithms == {"HS256"}
+        assert config.shown()["registration_keys"] == str(file)
+        assert SECRET not in f"{config!r} {config.shown()}"
+        assert "--registration-keys (GATEWAY_REGISTRATION_KEYS) is ''" in mistake(registration=modes)
+    assert build({}).verification_keys() is None
+    for modes in ("open", "announced"):
+        text = mistake(registration=modes, registration_keys=str(file))
+        assert "no effect without --registration signed" in text
+    # What is wrong with the one setting is no mistake of the other.
+    assert "--registration (" in mistake(registration="singed", registration_keys=str(file))
+
+
+def test_keys_that_cannot_be_used_are_a_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("short")
+    assert "must have 32 to 1024" in mistake(registration="signed", registration_keys=str(file))
+    file.unlink()
+    assert "cannot be read: No such file" in mistake(registration="signed", registration_keys=str(file))
+    text = mistake(registration="signed", registration_keys=SECRET)  # the secret itself in place of its file
+    assert "***" in text
+
+
+def test_the_keys_are_those_of_the_time_at_which_the_settings_were_read(tmp_path: Path) -> None:
+    """A worker that is started later gets the settings, and the file may be broken by then."""
+    file = tmp_path / "keys"
+    file.write_text(SECRET)
+    config = build({"registration": "signed", "registration_keys": str(file)})
+    keys = config.verification_keys()
+    file.write_text("broken")
+    assert config.verification_keys() is keys
+    assert config.model_copy(update={"redis": "redis://other"}).verification_keys() is keys
+    with pytest.raises(ConfigError, match="--registration-keys"):
+        config.reread()
+    file.write_text(SECRET[::-1])
+    again = config.reread().verification_keys()
+    assert again is not None
+    assert again.keys[0].material == SECRET[::-1].encode()
+
+
+def test_keys_that_are_broken_just_after_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "keys"
+    file.write_text(SECRET)
+    read = settings._read_keys
+
+    def reading(path: str) -> object:
+        keys = read(path)
+        file.write_text("broken")
+        return keys
+
+    monkeypatch.setattr(settings, "_read_keys", reading)
+    text = complaint(registration="signed", registration_keys=str(file))
+    assert text.startswith("--registration-keys (GATEWAY_REGISTRATION_KEYS): a secret for HS256 has 6 bytes")
+
+
+@pytest.mark.parametrize("module", ["jwt", "cryptography.hazmat.primitives.asymmetric.ec"])
+def test_signed_without_the_library_names_the_extra(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(SECRET)
+    monkeypatch.delitem(sys.modules, "gateway.tokens.keys", raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    expected = "pip install 'webflow-gateway[jwt]'"
+    assert expected in mistake(registration="signed", registration_keys=str(file))

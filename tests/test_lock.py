@@ -16,11 +16,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 
 # File: the extras and groups of pyproject.toml that are in it, beside the dependencies themselves.
-EVERYTHING = ("embedded", "otel", "test", "bench", "build", "lint", "kubernetes")
+EVERYTHING = ("embedded", "jwt", "otel", "test", "bench", "build", "lint", "kubernetes")
 LOCKS = {
-    "serve": (),
+    "serve": ("jwt",),
     "run": ("embedded", "build"),
-    "test": ("embedded", "otel", "test", "bench", "build"),
+    "test": ("embedded", "jwt", "otel", "test", "bench", "build"),
     "check": EVERYTHING,
 }
 PYTHONS = ["3.11.0", "3.12.0", "3.13.0"]

@@ -91,6 +91,24 @@ def test_what_is_no_message_id_is_left_out_and_the_id_registers_all_the_same(las
     assert parse_registration("a", last) == Register("a")
 
 
+@pytest.mark.parametrize(
+    ("token", "kept"),
+    [
+        (None, None),
+        ("", ""),
+        ("a.b.c", "a.b.c"),
+        (7, ""),
+        (False, ""),
+        (["a"], ""),
+        ({"a": 1}, ""),
+        (b"a", ""),
+    ],
+)
+def test_a_token_that_is_no_string_proves_nothing_and_is_there(token: object, kept: str | None) -> None:
+    assert parse_registration("a", None, token) == Register("a", None, kept)
+    assert isinstance(parse_registration("a b", None, token), InvalidRegistration)
+
+
 def test_a_message_id_makes_no_bad_id_good() -> None:
     assert isinstance(parse_registration("a b", "m-1"), InvalidRegistration)
 

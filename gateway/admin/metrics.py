@@ -29,9 +29,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
+from ..core.session import SessionContext
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, UNKNOWN_ID, code_label
 from ..nodes.sources import Sources
 from ..telemetry import logs
+from ..tokens.verification import REASONS
 from ..wire.handshake import (
     ADDRESS_BUSY,
     ADDRESS_FULL,
@@ -120,9 +122,16 @@ INCOMPLETE_DROPS = _counter(
 REGISTRATIONS = _counter(
     "gateway_registrations_total",
     "Registrations by outcome: confirmed by Redis; rejected (kind says what is wrong: unknown_id, if nobody "
-    "has announced the id); timed_out, since Redis did not confirm them in time.",
+    "has announced the id; not_authorized, if no token proves it); timed_out, since Redis did not confirm "
+    "them in time.",
     "outcome",
     "kind",
+)
+REFUSED_TOKENS = _counter(
+    "gateway_refused_tokens_total",
+    "Tokens that did not prove their id, and registrations without one, by reason. Only with --registration "
+    "signed.",
+    "reason",
 )
 RESULTS = _counter(
     "gateway_results_total",
@@ -252,6 +261,7 @@ FAMILIES: Final = (
     UNREAD_DROPS,
     INCOMPLETE_DROPS,
     REGISTRATIONS,
+    REFUSED_TOKENS,
     RESULTS,
     LATENCY,
     CLOCK_SKEW,
@@ -321,6 +331,7 @@ class NodeMetrics(Collector):
                 ("rejected", UNKNOWN_ID.code): 0,
                 **rejected,
             },
+            REFUSED_TOKENS: _refused_tokens(context),
             CLOSES: {(code_label(code), reason): count for (code, reason), count in context.ended.items()},
             SLOW_CONSUMERS: {
                 (): sum(n for (_, reason), n in context.ended.items() if reason == SLOW_CONSUMER)
@@ -461,6 +472,12 @@ def to_metric(family: Family, samples: Samples) -> Metric:
     for values, value in samples.items():
         metric.add_metric(values, value)  # type: ignore[attr-defined]  # of a counter or a gauge
     return metric
+
+
+def _refused_tokens(context: SessionContext) -> Samples:
+    if context.verifier is None:
+        return {}
+    return {(reason,): context.refused_tokens[reason] for reason in REASONS}
 
 
 def _bound(seconds: float) -> str:

@@ -20,8 +20,9 @@ from .runner import run
 @click.argument("web_socket_id", metavar="ID")
 @click.option("--url", default="ws://localhost:8080/ws", show_default=True, help="The gateway's WebSocket.")
 @click.option("--origin", help="The page's origin. [default: the host of the URL]")
+@click.option("--token", help="The token for the id, where a gateway wants one: docs/tokens.md.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each event.")
-def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> None:
+def watch(web_socket_id: str, url: str, origin: str | None, token: str | None, as_json: bool) -> None:
     """Register ID as a browser would, print what comes, and reconnect when the connection is lost.
 
     Exit code 4: the gateway rejects this client for good. Ctrl-C ends the command with 0.
@@ -33,7 +34,8 @@ def watch(web_socket_id: str, url: str, origin: str | None, as_json: bool) -> No
     check_url(url, "--url")
     try:
         with suppress(KeyboardInterrupt):
-            run(client.watch(url, web_socket_id, print_json if as_json else print_sentence, origin=origin))
+            show = print_json if as_json else print_sentence
+            run(client.watch(url, web_socket_id, show, origin=origin, token=token))
     except client.ClientRejected as rejected:
         raise WatchRejected(str(rejected)) from None
 

@@ -24,6 +24,11 @@ FRAGMENTS: Final = 16
 REQUEST: Final = 4
 """Messages that cost as much as a new session or a request over HTTP: 150 to 700 µs."""
 
+REFUSED_TOKEN: Final = 0.2
+"""Seconds of a session's allowance that a token costs which does not prove its id. To verify a signature
+takes 35 to 150 µs with each key that it may be of. A token that proves its id costs nothing: a connection
+needs one, and has been paid for."""
+
 BUSY_SESSIONS: Final = 20
 """Of so many sessions that --max-sessions-per-ip admits, one may use all its allowance all the time. Sessions
 that wait for a result use a thousandth."""

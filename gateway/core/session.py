@@ -28,10 +28,11 @@ from typing import Any, Protocol
 
 import structlog
 
-from ..config import Config
+from ..config import ANNOUNCED, Config
 from ..errors import WireError
 from ..messages import (
     DEGRADED,
+    NOT_AUTHORIZED,
     OTHER,
     OTHER_CODE,
     RESTORED,
@@ -51,7 +52,7 @@ from ..telemetry import logs
 from ..wire import Wire
 from .admission import Admission, Backlog, Incoming
 from .hub import Hub
-from .rates import AddressBudgets, Prices
+from .rates import REFUSED_TOKEN, AddressBudgets, Prices
 from .timer_wheel import TimerWheel
 
 log = structlog.get_logger()
@@ -94,6 +95,13 @@ class Ledger(Protocol):
     def session_lost(self, transport: Any) -> None: ...
 
 
+class TokenVerifier(Protocol):
+    """Says what a registration's token proves: see `tokens.verifier`."""
+
+    def refusal(self, web_socket_id: str, token: str | None) -> str | None:
+        """Why `token` does not prove that its client may register the id; None if it does."""
+
+
 @dataclass(slots=True)
 class SessionContext:
     """The objects that all sessions of a node share. `clock` is monotonic, in seconds."""
@@ -104,6 +112,10 @@ class SessionContext:
     clock: Callable[[], float]
     ledger: Ledger
     """What the connections of the public port hold."""
+    verifier: TokenVerifier | None = None
+    """With `--registration signed`."""
+    refused_tokens: Counter[str] = field(default_factory=Counter)
+    """Tokens so far that did not prove their id, by reason; and registrations that lacked one."""
     deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Ended sessions so far, by close code and reason: see `count_end`."""
@@ -276,11 +288,37 @@ class Session:
         if request.last_message_id is not None:
             self._remember(request.last_message_id)
         if self._channel is None:
-            self._join(name)
+            verifier = self._context.verifier
+            if verifier is None or self._may_join(request, verifier):
+                self._join(name)
         elif self.state is WAITING or not self._context.hub.is_confirmed(self._channel):
             self._owed_answers += 1  # during an outage, a confirmation now would be false
         else:
             self._reply(self._wire.registered(name))
+
+    def _may_join(self, request: Register, verifier: TokenVerifier) -> bool:
+        """Whether the hub may be asked. It refuses an id that nobody has announced, unless it is proven."""
+        self._proven = self._is_proven(request, verifier)
+        if self._proven or ANNOUNCED in self._context.config.registration:
+            return True
+        self._reject(request.web_socket_id, NOT_AUTHORIZED)
+        return False
+
+    def _is_proven(self, request: Register, verifier: TokenVerifier) -> bool:
+        """Whether the registration's token proves that its client may register the id.
+
+        Raises WireError if the session cannot pay for one more token that does not.
+        """
+        reason = verifier.refusal(request.web_socket_id, request.token)
+        if reason is None:
+            return True
+        if request.token is None and ANNOUNCED in self._context.config.registration:
+            return False  # it needs none
+        self._context.refused_tokens[reason] += 1
+        name = logs.short_id(request.web_socket_id)
+        log.warning("token refused", kind=reason, id=name, address=self._address)
+        self._pay(REFUSED_TOKEN)
+        return False
 
     def _reject(self, web_socket_id: object, problem: Problem) -> None:
         self._context.rejected[problem.code] += 1

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import socket
 
     from ..telemetry.tracing import Tracing
+    from ..tokens.verifier import Verifier
 
 DemoInfo = Mapping[str, object]
 """What the demo page shows besides what the node knows of itself: commands that publish to it."""
@@ -123,7 +124,8 @@ async def _compose(
         Backlog(unread_limit(config.max_unread, config.workers)),
         config.close_timeout,
     )
-    context = SessionContext(config, hub, admission, loop.time, ledger)
+    verifier = _verifier(config)
+    context = SessionContext(config, hub, admission, loop.time, ledger, verifier)
     public_port = await PublicPort.build(
         context,
         ledger,
@@ -163,7 +165,9 @@ async def _compose(
             public_port.access.rejected,
             room.admin_connections,
         )
-    return Node(config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing)
+    return Node(
+        config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing, verifier
+    )
 
 
 def _demo_info(config: Config, name: str, demo: DemoInfo) -> dict[str, Any]:
@@ -174,6 +178,15 @@ def _demo_info(config: Config, name: str, demo: DemoInfo) -> dict[str, Any]:
         "redisUrl": redact(config.redis),
         **demo,
     }
+
+
+def _verifier(config: Config) -> Verifier | None:
+    keys = config.verification_keys()
+    if keys is None:
+        return None
+    from ..tokens.verifier import Verifier  # with packages that most nodes do not have
+
+    return Verifier(config.registration_keys, keys)
 
 
 def _tracing(node: str) -> Tracing:

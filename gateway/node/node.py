@@ -22,6 +22,7 @@ from .signals import reread
 
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing
+    from ..tokens.verifier import Verifier
 
 STOP_TIMEOUT: Final = 6.0
 """Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
@@ -43,6 +44,7 @@ class Node:
         public_port: PublicPort,
         admin_port: AdminPort | None,
         tracing: Tracing | None,
+        verifier: Verifier | None,
     ) -> None:
         """Without an `admin_port` it is a worker, whose parent has the port and asks for the answers."""
         self.config = config
@@ -59,6 +61,7 @@ class Node:
         self._public_port = public_port
         self._admin_port = admin_port
         self._tracing = tracing
+        self._verifier = verifier
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -83,6 +86,8 @@ class Node:
             asyncio.create_task(run_timers(context.deadlines, context.clock, lag), name="session timers"),
             asyncio.create_task(run_timers(self._acceptor.deadlines, context.clock), name="handshake timers"),
         ]
+        if self._verifier is not None:
+            self._tasks.append(asyncio.create_task(self._verifier.watch(), name="registration keys"))
 
     def state(self) -> dict[str, Any]:
         """The answer of /readyz."""
@@ -100,6 +105,8 @@ class Node:
         self.config = found.config
         if found.redis is not None:
             self._broker.use(found.redis)
+        if self._verifier is not None:
+            self._verifier.reload()
         if self._admin_port is not None:
             self._admin_port.use(found.config, found.redis)
 

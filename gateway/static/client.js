@@ -96,6 +96,8 @@ class Connection {
 }
 
 export class ResultClient {
+  /** What a node with `--registration signed` wants to see. A page may set it at any time. */
+  token = undefined;
   #url;
   #id;
   #on;
@@ -168,9 +170,8 @@ export class ResultClient {
 
   // A device that slept may have lost its connection unnoticed. Registering again is idempotent and shows it.
   #check(connection) {
-    const text = this.#registration();
-    connection.check(text);
-    this.#tell("frame", ">", text);
+    connection.check(this.#registration(this.token));
+    this.#tellRegistration();
   }
 
   // Connections
@@ -190,15 +191,20 @@ export class ResultClient {
   }
 
   #opened(connection) {
-    const text = this.#registration();
-    connection.send(text);
+    connection.send(this.#registration(this.token));
     if (connection === this.#current) this.#tell("state", "registering");
-    this.#tell("frame", ">", text);
+    this.#tellRegistration();
   }
 
-  #registration() {
+  #registration(token) {
     // Members that are undefined are left out.
-    return JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id, lastMessageId: this.#last, status: true });
+    const last = { lastMessageId: this.#last, token, status: true };
+    return JSON.stringify({ topic: REGISTRATION, webSocketId: this.#id, ...last });
+  }
+
+  // The page may show its frames, and a token is a secret.
+  #tellRegistration() {
+    this.#tell("frame", ">", this.#registration(this.token && "***"));
   }
 
   #lost(connection, reason, code) {

@@ -60,7 +60,7 @@ class JsonWire:
             return (_UNKNOWN,)
         # {"webSocketId": "..."} without a topic registers too, as in the protocol page's example.
         if body.get("topic", REGISTRATION if "webSocketId" in body else None) == REGISTRATION:
-            wanted = parse_registration(body.get("webSocketId"), body.get("lastMessageId"))
+            wanted = parse_registration(body.get("webSocketId"), body.get("lastMessageId"), body.get("token"))
             # The registration comes first, so that its answer is sent before a status.
             return (wanted, WatchStatus()) if body.get("status") is True else (wanted,)
         return (_UNKNOWN,)

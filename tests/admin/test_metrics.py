@@ -20,6 +20,7 @@ from gateway.server.acceptor import Acceptor
 from gateway.server.access import AccessControl
 from gateway.server.wires import session_kinds
 from gateway.telemetry.latency import Histogram, Latency
+from gateway.tokens.verification import REASONS
 from gateway.wire.handshake import ORIGIN
 from gateway.wire.json import JSON_WIRE
 
@@ -141,6 +142,21 @@ async def test_sessions_are_counted_by_what_they_speak_until_they_end() -> None:
     assert scene.now("gateway_sessions", **here) == 1
     assert scene.now("gateway_sessions_closed_total", code="1008", reason="slow consumer") == 1
     assert scene.now("gateway_slow_consumers_total") == 1
+
+
+@virtual
+async def test_refused_tokens_by_reason_where_tokens_are_wanted() -> None:
+    class Verifier:
+        def refusal(self, web_socket_id: str, token: str | None) -> str | None:
+            return "expired"
+
+    scene = Scene()
+    assert "gateway_refused_tokens_total{" not in scene.metrics.render().decode()
+    scene.node.verifier = Verifier()
+    assert {scene.now("gateway_refused_tokens_total", reason=reason) for reason in REASONS} == {0}
+    scene.session()
+    assert scene.now("gateway_refused_tokens_total", reason="expired") == 1
+    assert scene.now("gateway_registrations_total", outcome="rejected", kind="not_authorized") == 1
 
 
 @virtual

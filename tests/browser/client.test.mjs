@@ -685,3 +685,26 @@ test("no course of events leaves a connection, a timer or a client behind", asyn
   }
   await nothingThrown();
 });
+
+test("the node gets the token, and a page that shows its frames does not", () => {
+  const frames = [];
+  client = clientWith({ frame: (mark, text) => frames.push(text) });
+  client.token = "a.b.c";
+  client.open();
+  last().opens();
+  assert.equal(last().sent[0].token, "a.b.c");
+  client.token = "d.e.f"; // as for a page that waits longer than the first is valid
+  last().ends();
+  clock.pass(60_000);
+  last().opens();
+  assert.equal(last().sent[0].token, "d.e.f");
+  assert.equal(frames.length, 2);
+  for (const frame of frames) assert.equal(JSON.parse(frame).token, "***");
+});
+
+test("without a token there is none", () => {
+  client = clientWith();
+  client.open();
+  last().opens();
+  assert.ok(!("token" in last().sent[0]));
+});

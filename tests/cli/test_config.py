@@ -41,15 +41,15 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "log_level": "debug",
             "log_format": "json",
             "tracing": "otlp",
+            "registration": "announced",
             "redis": "redis://r",
             "sockjs_url": "/s.js",
-            "registration": "announced",
             "workers": "3",
             "publish_token_file": str(token_file),
             "redis_file": str(url_file),
         }.get(setting.name, "4097")
-        if setting.name == "publish_token":
-            continue  # it is not shown; see below
+        if setting.name in ("publish_token", "registration_keys"):
+            continue  # the one is not shown, the other needs --registration signed; see below
         for result in (
             run("config", "--json", setting.flag, value),
             run("config", "--json", **{setting.variable: value}),
@@ -57,6 +57,21 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             assert result.exit_code == 0, result.output
             assert json.loads(result.stdout)[setting.name]["value"] == value
             assert json.loads(result.stdout)[setting.name]["from"] != "default"
+
+
+def test_signed_registrations(run: Run, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("a secret that only the backend and the nodes have")
+    for result in (
+        run("config", "--json", "--registration", "signed", "--registration-keys", str(keys)),
+        run("config", "--json", GATEWAY_REGISTRATION="signed", GATEWAY_REGISTRATION_KEYS=str(keys)),
+    ):
+        assert result.exit_code == 0, result.output
+        shown = json.loads(result.stdout)
+        assert (shown["registration"]["value"], shown["registration_keys"]["value"]) == ("signed", str(keys))
+    result = run("config", "--check", "--registration", "signed")
+    assert result.exit_code == 2
+    assert "--registration-keys (GATEWAY_REGISTRATION_KEYS)" in result.stderr
 
 
 def test_the_token_is_not_shown(run: Run) -> None:

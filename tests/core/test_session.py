@@ -965,3 +965,156 @@ def test_ends_are_counted_under_few_names_whatever_they_are() -> None:
     assert len(shared.ended) == MAX_ENDS + 1
     assert shared.ended[CloseCode.POLICY, "reason 7"] == 2
     assert shared.ended[OTHER_CODE, OTHER] == 1_000 - MAX_ENDS
+
+
+# Tokens
+
+
+class Verifier:
+    """Knows one token, and why each other one proves nothing."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+
+    def refusal(self, web_socket_id: str, token: str | None) -> str | None:
+        self.asked.append((web_socket_id, token))
+        return None if token == "good" else "missing" if token is None else "expired"
+
+
+class SignedScene(Scene):
+    """One session on a node that wants a token, or one or an announcement."""
+
+    def __init__(self, *modes: str, **settings: float) -> None:
+        super().__init__(**settings)
+        self.node.config = self.node.config.model_copy(update={"registration": modes or ("signed",)})
+        self.verifier = self.node.verifier = Verifier()
+
+    def ask(self, token: str | None = None, web_socket_id: str = "12345678") -> None:
+        message = {"webSocketId": web_socket_id} | ({} if token is None else {"token": token})
+        self.session.message_received(orjson.dumps(message))
+
+
+def test_a_token_that_proves_the_id_admits_it() -> None:
+    scene = SignedScene()
+    scene.ask("good")
+    assert scene.verifier.asked == [("12345678", "good")]
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [answer["registrationSucceeded"] for answer in scene.said()] == [True]
+    assert not scene.node.refused_tokens
+
+
+@pytest.mark.parametrize(("token", "reason"), [(None, "missing"), ("", "expired"), ("bad", "expired")])
+def test_any_other_is_refused_without_a_word_to_redis(token: str | None, reason: str) -> None:
+    scene = SignedScene()
+    with capture_logs() as lines:
+        scene.ask(token)
+    assert scene.said() == [
+        {
+            "topic": "/user/topic/registration",
+            "webSocketId": "12345678",
+            "registrationSucceeded": False,
+            "error": {"code": "not_authorized", "message": "the token does not allow this webSocketId"},
+        }
+    ]
+    assert not scene.broker.asked
+    assert not scene.hub_knows
+    assert scene.node.rejected == {"not_authorized": 1}
+    assert scene.node.refused_tokens == {reason: 1}
+    (line,) = lines
+    assert (line["event"], line["kind"], line["id"]) == ("token refused", reason, "1234…")
+    assert line["address"] == "192.0.2.1"
+    assert "bad" not in str(line)
+
+
+def test_the_connection_stays_and_a_better_token_admits() -> None:
+    scene = SignedScene()
+    scene.ask("bad")
+    assert scene.state() is SessionState.OPEN
+    scene.ask("good")
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [answer["registrationSucceeded"] for answer in scene.said()] == [False, True]
+
+
+def test_without_one_it_is_closed_in_time() -> None:
+    scene = SignedScene()
+    scene.ask("bad")
+    scene.wait(11)
+    assert scene.session.closes == [(CloseCode.POLICY, "registration timeout")]
+
+
+def test_a_connection_proves_its_id_once() -> None:
+    scene = SignedScene()
+    scene.ask("good")
+    scene.ask("bad")
+    scene.node.hub.subscribed(CHANNEL, None)
+    scene.ask()
+    assert [answer["registrationSucceeded"] for answer in scene.said()] == [True, True, True]
+    assert len(scene.verifier.asked) == 1
+    scene.ask("good", "another")
+    assert scene.node.rejected == {"already_registered": 1}
+    assert len(scene.verifier.asked) == 1
+
+
+def test_a_malformed_id_is_no_matter_of_a_token() -> None:
+    scene = SignedScene()
+    scene.ask("good", "a b")
+    assert scene.node.rejected == {"invalid_id": 1}
+    assert not scene.verifier.asked
+
+
+def test_refused_tokens_use_the_allowance_up() -> None:
+    """To try one costs a node more than to read a message."""
+    scene = SignedScene()
+
+    def attempt() -> None:
+        scene.session.pay_message()
+        scene.ask("bad")
+
+    for _ in range(4):
+        attempt()
+    with pytest.raises(WireError) as caught:
+        attempt()
+    assert (caught.value.code, caught.value.reason) == (CloseCode.POLICY, "too many messages")
+    assert len(scene.node.budgets) == 1, "the address pays, too"
+
+
+@pytest.mark.parametrize("rate", [5, 20, 100])
+def test_one_refused_token_ends_no_session(rate: float) -> None:
+    """With STOMP: CONNECT, SUBSCRIBE, SEND, and a moment later SUBSCRIBE again."""
+    scene = SignedScene("announced", "signed", messages_per_second=rate)
+    for _ in range(3):
+        scene.session.pay_message()
+    scene.ask("bad")
+    scene.session.pay_message()
+
+
+def test_a_good_token_costs_no_more_than_its_message() -> None:
+    scene = SignedScene()
+    scene.ask("good")
+    for _ in range(20):
+        scene.session.pay_message()
+
+
+def test_with_announced_a_token_admits_at_once() -> None:
+    scene = SignedScene("announced", "signed")
+    scene.ask("good")
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+
+
+def test_with_announced_a_registration_needs_no_token() -> None:
+    scene = SignedScene("announced", "signed")
+    with capture_logs() as lines:
+        scene.ask()
+    assert not lines
+    assert not scene.node.refused_tokens
+    with capture_logs() as lines:
+        scene.ask("bad")
+    assert scene.node.refused_tokens == {"expired": 1}
+    assert lines
+
+
+def test_without_signed_a_token_is_ignored() -> None:
+    scene = Scene()
+    scene.session.message_received(b'{"webSocketId":"12345678","token":"whatever"}')
+    assert scene.broker.asked == [("subscribe", CHANNEL)]

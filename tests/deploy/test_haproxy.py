@@ -93,7 +93,7 @@ async def test_no_web_socket_id_and_no_session_is_logged() -> None:
     with started([]) as (_, balancer):
         url = f"http://127.0.0.1:{balancer.port}"
         async with aiohttp.ClientSession() as http:
-            (await http.get(f"{url}/events?webSocketId=secret-1")).close()
+            (await http.get(f"{url}/events?webSocketId=secret-1&token=secret-4")).close()
             assert await (await http.post(f"{url}/websocket/000/secret-2/xhr")).text() == "o\n"
             assert (await http.get(f"{url}/websocket/info")).status == 200
         expected = ("GET /events", "POST /websocket/-/-/xhr", "GET /websocket/info")

@@ -296,7 +296,7 @@ async def test_no_web_socket_id_and_no_session_is_logged(http: aiohttp.ClientSes
         session = f"http://127.0.0.1:{nginx.port}/websocket/000/secret-3"
         assert await (await http.post(f"{session}/xhr")).text() == "o\n"
         nodes.nodes[0].kill()
-        answer = await http.get(f"http://127.0.0.1:{nginx.port}/events?webSocketId=secret-2")
+        answer = await http.get(f"http://127.0.0.1:{nginx.port}/events?webSocketId=secret-2&token=secret-4")
         assert answer.status == 502
         assert (await http.post(f"{session}/xhr_send")).status == 502
         url = f"http://127.0.0.1:{nginx.port}/websocket/info"

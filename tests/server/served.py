@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 
+from gateway.core.session import SessionContext
 from gateway.server.handoff import Siblings
 from gateway.server.listeners import listen, port_of
 from gateway.server.port import PublicPort
@@ -60,8 +61,11 @@ class Raw:
 class Served:
     """A public port that listens, and a client of it."""
 
-    def __init__(self, hub: Any, port: PublicPort, client: aiohttp.ClientSession, number: int) -> None:
-        self._hub = hub
+    def __init__(
+        self, context: SessionContext, port: PublicPort, client: aiohttp.ClientSession, number: int
+    ) -> None:
+        self.context = context
+        self._hub = context.hub
         self.port = port
         self._client = client
         self._number = number
@@ -105,7 +109,7 @@ async def served(*rows: WireRow, siblings: Siblings | None = None, **settings: A
     await port.open()
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(SECONDS)) as client:
-            yield Served(context.hub, port, client, port_of(listeners))
+            yield Served(context, port, client, port_of(listeners))
     finally:
         port.reject_new()
         port.drop()

@@ -104,3 +104,25 @@ async def test_an_address_that_asks_too_often_is_rejected() -> None:
                 assert response.status == 429
                 assert response.headers["Retry-After"] == "5"
                 assert (await response.json())["error"]["code"] == "address_busy"
+
+
+class Verifier:
+    """Knows one token."""
+
+    def refusal(self, web_socket_id: str, token: str | None) -> str | None:
+        return None if (web_socket_id, token) == (ID, "a.b-_.c") else "bad_signature"
+
+
+@pytest.mark.parametrize(
+    ("query", "succeeded"), [("&token=a.b-_.c", True), ("&token=a.b", False), ("&token=", False), ("", False)]
+)
+async def test_the_query_has_the_token(query: str, succeeded: bool) -> None:
+    async with served() as at:
+        at.context.verifier = Verifier()
+        async with at.request("GET", f"{EVENTS}{query}") as response:
+            assert response.status == 200
+            assert await response.content.readuntil(b"\n\n") == b"retry: 1000\n\n"
+            event = await response.content.readuntil(b"\n\n")
+    assert (b'"registrationSucceeded":true' in event) is succeeded
+    assert (b'"code":"not_authorized"' in event) is not succeeded
+    assert event.startswith(b"event: registration\n" if succeeded else b"id: not registered\n")

@@ -74,6 +74,14 @@ def test_registers_with_what_the_client_has_had_last(member: bytes, last: str | 
     assert receive(b'{"webSocketId":"12345678",%b}' % member) == Register("12345678", last)
 
 
+@pytest.mark.parametrize(
+    ("member", "token"),
+    [(b'"token":"a.b.c"', "a.b.c"), (b'"token":null', None), (b'"token":7', ""), (b'"Token":"a"', None)],
+)
+def test_registers_with_a_token(member: bytes, token: str | None) -> None:
+    assert receive(b'{"webSocketId":"12345678",%b}' % member) == Register("12345678", None, token)
+
+
 @pytest.mark.parametrize("topic", [b"", b'"topic":"/user/topic/registration",'])
 def test_a_registration_may_ask_for_the_status(topic: bytes) -> None:
     asked = list(WIRE.receive(b'{%b"webSocketId":"12345678","status":true}' % topic))

@@ -952,6 +952,42 @@ def test_a_real_client(client: str) -> None:
     assert wire.acked == 2
 
 
+# Tokens
+
+
+@pytest.mark.parametrize(
+    ("lines", "members", "token"),
+    [
+        ((), b"", None),
+        (("token:a.b.c",), b"", "a.b.c"),
+        ((), b',"token":"a.b.c"', "a.b.c"),
+        (("token:header",), b',"token":"body"', "body"),
+        (("token:a.b.c",), b',"token":null', "a.b.c"),
+        (("token:a.b.c",), b',"token":7', ""),
+        (("token:",), b"", ""),
+        (("token:ä",), b"", "ä"),
+        (("token:first", "token:second"), b"", "first"),
+        (("Token:a.b.c",), b"", None),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1", "1.2"])
+def test_registers_with_a_token(
+    version: str, lines: tuple[str, ...], members: bytes, token: str | None
+) -> None:
+    body = b'{"webSocketId":"12345678"%b}' % members
+    message = frame("SEND", "destination:/app/registration", *lines, body=body)
+    assert receive(connected(version), message) == [Register("12345678", None, token)]
+
+
+def test_a_token_in_a_header_is_bounded_as_every_header() -> None:
+    longest = "x" * (MAX_LINE - len("token:"))
+    body = b'{"webSocketId":"12345678"}'
+    message = frame("SEND", "destination:/app/registration", f"token:{longest}", body=body)
+    assert receive(connected(), message) == [Register("12345678", None, longest)]
+    message = frame("SEND", "destination:/app/registration", f"token:{longest}x", body=body)
+    assert refused(connected(), message)[0] is CloseCode.TOO_BIG
+
+
 # Heads that clients share
 
 
@@ -975,6 +1011,18 @@ def test_nothing_of_a_connect_is_remembered() -> None:
     connected()
     assert _shared_head.cache_info() == before
     receive(connected(), frame("SUBSCRIBE", "id:1", "destination:x", f"x-long:{'x' * MAX_SHARED}"))
+    assert _shared_head.cache_info() == before
+
+
+def test_nothing_of_a_token_is_remembered() -> None:
+    """The shortest that there is: HS256, an id of one character."""
+    token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhIiwiZXhwIjoxfQ." + "x" * 43
+    before = _shared_head.cache_info()
+    for destination in ("/app/registration", "/user/topic/registration"):
+        receive(
+            connected(),
+            frame("SEND", f"destination:{destination}", f"token:{token}", body=b'{"webSocketId":"a"}'),
+        )
     assert _shared_head.cache_info() == before
 
 
