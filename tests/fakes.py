@@ -208,7 +208,7 @@ class Member:
     def confirm(self, web_socket_id: bytes) -> None:
         self.heard.append(("confirm", web_socket_id))
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         self.heard.append(("deliver", result.auth_result))
 
     def degraded(self) -> None:

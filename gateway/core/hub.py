@@ -36,8 +36,8 @@ class Member(Protocol):
     def confirm(self, web_socket_id: bytes) -> None:
         """The registration is confirmed: nothing published from now on is missed."""
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
-        """A result for the id. The member may have had it before."""
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool) -> None:
+        """A result for the id, live or `retained`. The member may have had it before."""
 
     def degraded(self) -> None:
         """Results for the member cannot be received at present. This may be called again meanwhile."""
@@ -175,9 +175,10 @@ class Hub(Generic[B]):
         for member in confirmed.newcomers:
             member.confirm(web_socket_id)
         for payload in confirmed.payloads:
-            self._fan_out(name, payload, confirmed.newcomers)
+            # A payload that has also come live is another object.
+            self._fan_out(name, payload, confirmed.newcomers, retained=payload is confirmed.retained)
         if confirmed.retained is not None:
-            self._fan_out(name, confirmed.retained, confirmed.veterans)
+            self._fan_out(name, confirmed.retained, confirmed.veterans, retained=True)
         for member in (*confirmed.newcomers, *confirmed.veterans):
             member.restored()
 
@@ -218,7 +219,15 @@ class Hub(Generic[B]):
     def retry(self, name: bytes) -> bool:
         return self._table.retry(name)
 
-    def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member], *, live: bool = False) -> None:
+    def _fan_out(
+        self,
+        name: bytes,
+        payload: bytes,
+        members: Sequence[Member],
+        *,
+        live: bool = False,
+        retained: bool = False,
+    ) -> None:
         if not members:
             return
         web_socket_id = name[self._skip :]
@@ -237,7 +246,7 @@ class Hub(Generic[B]):
             if result.origin is not None:
                 latency.origins.append(result.origin)
         for member in members:
-            member.deliver(web_socket_id, result)
+            member.deliver(web_socket_id, result, retained)
         self.delivered += len(members)
 
     def _log(self, web_socket_id: bytes, result: Result, sessions: int, *, live: bool) -> None:

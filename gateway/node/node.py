@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 STOP_TIMEOUT: Final = 6.0
 """Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
 
+FLUSH_SECONDS: Final = 1.0
+"""Seconds for the last events, which tell of the sessions that ended with the node."""
+
 log = structlog.get_logger()
 
 
@@ -59,6 +62,7 @@ class Node:
         self._public_port = public_port
         self._admin_port = admin_port
         self._tracing = tracing
+        self._events = sources.event_writer
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -83,6 +87,8 @@ class Node:
             asyncio.create_task(run_timers(context.deadlines, context.clock, lag), name="session timers"),
             asyncio.create_task(run_timers(self._acceptor.deadlines, context.clock), name="handshake timers"),
         ]
+        if self._events is not None:
+            self._tasks.append(asyncio.create_task(self._events.run(), name="event writer"))
 
     def state(self) -> dict[str, Any]:
         """The answer of /readyz."""
@@ -100,6 +106,8 @@ class Node:
         self.config = found.config
         if found.redis is not None:
             self._broker.use(found.redis)
+            if self._events is not None:
+                self._events.use(found.redis)
         if self._admin_port is not None:
             self._admin_port.use(found.config, found.redis)
 
@@ -139,9 +147,13 @@ class Node:
     async def _release(self) -> None:
         self._public_port.drop()
         await each_in_turns(list(self._context.deadlines), lambda session: session.abort())
+        if self._events is not None:
+            await self._events.flush(FLUSH_SECONDS, lambda: self.sessions)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._events is not None:
+            await self._events.close()
         await self._public_port.close()
         if self._admin_port is not None:
             await self._admin_port.close()

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..core.events import Event
 from ..core.session import SessionContext
 from ..redis.broker import Broker
+from ..redis.event_writer import EventWriter
 from ..server.acceptor import Acceptor
 from ..server.access import AccessControl
 from ..telemetry.latency import Histogram, Latency
@@ -62,6 +64,8 @@ class Sources:
     """Every kind of session that there can be: the wire's name and the transport's."""
     published: Counter[str]
     """Results of POST /publish, by outcome."""
+    event_writer: EventWriter[Event] | None = None
+    """None without events, as `context.events` is then."""
 
     def connections(self) -> dict[str, int]:
         """The connections of the public port, by what happens on them."""

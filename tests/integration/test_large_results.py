@@ -110,7 +110,7 @@ class _Deaf:
     def confirm(self, web_socket_id: bytes) -> None:
         """It was registered."""
 
-    def deliver(self, web_socket_id: bytes, result: object) -> None:
+    def deliver(self, web_socket_id: bytes, result: object, retained: bool = False) -> None:
         self.delivered += 1
 
     def degraded(self) -> None:

@@ -37,7 +37,7 @@ class Waiting:
     def confirm(self, web_socket_id: bytes) -> None:
         self.told.append("registered")
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         self.told.append(result.auth_result)
 
     def degraded(self) -> None:
