@@ -5,7 +5,8 @@ The packages and modules, each of which imports only from those above it:
     errors, messages, backoff, system   what can go wrong, what is said, retries, file descriptors
     wire/         codecs: bytes to messages and back, without I/O
     redis/        connections to one server, Sentinel or a Cluster; subscriptions and their repair
-    publishing/   publishes results, for `gateway.publish`, the command publish and POST /publish
+    publishing/   what backends use: publishes results, for `gateway.publish`, the command publish and
+                  POST /publish; reads events, for `gateway.events` and the command events
     config        the settings
     telemetry/    logs, latencies, traces
     core/         which session waits for which id, sessions, limits, timers, without I/O
@@ -31,9 +32,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .errors import NotPublished, PublishError, Unconfirmed
     from .publishing.api import Published, publish
+    from .publishing.events import Event, events
 
 __version__ = "0.1.0"
-__all__ = ["publish", "Published", "PublishError", "NotPublished", "Unconfirmed"]
+__all__ = ["publish", "Published", "PublishError", "NotPublished", "Unconfirmed", "events", "Event"]
 
 
 def __getattr__(name: str) -> Any:
@@ -41,6 +43,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors
-    from .publishing import api as publishing
+    from .publishing import api, events
 
-    return getattr(publishing if name in ("publish", "Published") else errors, name)
+    modules = {"publish": api, "Published": api, "events": events, "Event": events}
+    return getattr(modules.get(name, errors), name)

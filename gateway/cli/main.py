@@ -12,6 +12,7 @@ from .. import __version__
 from .config import config
 from .dev import dev
 from .drill import drill
+from .events import events
 from .id import id_
 from .output import Commands
 from .publish import publish
@@ -29,5 +30,5 @@ def commands() -> None:
     """Tells a waiting browser at once that its login or payment was approved."""
 
 
-for command in (serve, dev, publish, watch, id_, config, drill):
+for command in (serve, dev, publish, watch, events, id_, config, drill):
     commands.add_command(command)

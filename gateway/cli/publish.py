@@ -106,7 +106,7 @@ async def _publish(
 ) -> Published:
     from ..publishing.publisher import Publisher  # with redis-py, only for this command
 
-    _limit_name_lookups()
+    limit_name_lookups()
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
         try:
             return await publisher.publish(web_socket_id, auth_result, **options)
@@ -126,7 +126,7 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     """Publish the JSON object on each line as it comes; the exit code."""
     from ..publishing.publisher import Publisher, outcome_as_json
 
-    _limit_name_lookups()
+    limit_name_lookups()
     codes = {0}
     async with Publisher(config.redis, timeout=REDIS_SECONDS) as publisher:
         for line in filter(bytes.strip, lines):
@@ -150,7 +150,7 @@ async def _publish_lines(config: Config, lines: IO[bytes], retain: int) -> int:
     return next(code for code in (1, PublishFailed.exit_code, 2, EXIT_NO_RECEIVERS, 0) if code in codes)
 
 
-def _limit_name_lookups() -> None:
+def limit_name_lookups() -> None:
     """Ask the next name server after a second. The C library waits for 5 s; by then the command has ended."""
     os.environ.setdefault("RES_OPTIONS", "timeout:1 attempts:1")
 
