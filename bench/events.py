@@ -1,15 +1,15 @@
 """`python -m bench.events`: what events cost a node, and Redis, for each registration, delivery and close.
 
-Two nodes on one Valkey, one with `--events redis`, one without, in turn with the same load. The figures are CPU
-time of the processes, so that a busy machine changes them little.
+Two nodes on one Valkey, one with `--events redis`, one without, in turn with the same load. The figures are
+CPU time of the processes, so that a busy machine changes them little.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,7 +18,7 @@ import click
 import redis.asyncio
 
 from gateway.drill.connection import ClientConnection
-from gateway.drill.fleet import NodeProcess, ValkeyProcess
+from gateway.drill.fleet import NodeProcess, ValkeyProcess, wait_until
 
 AT_ONCE = 200
 PHASES = ("registration", "delivery", "close")
@@ -43,44 +43,55 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) * 1e6 / os.sysconf("SC_CLK_TCK")
 
 
-async def measure(node: NodeProcess, valkey: ValkeyProcess, sessions: int) -> dict[str, tuple[float, float]]:
-    """Microseconds of the node and of Valkey for one session, by phase."""
-    loop = asyncio.get_running_loop()
-    browsers = [Browser(f"{number:0128}") for number in range(sessions)]
+class Load:
+    """The same things done to a node, phase by phase."""
 
-    async def register() -> None:
-        for start in range(0, sessions, AT_ONCE):
-            part = browsers[start : start + AT_ONCE]
+    def __init__(self, node: NodeProcess, valkey: ValkeyProcess, sessions: int) -> None:
+        self._node = node
+        self._valkey = valkey
+        self._browsers = [Browser(f"{number:0128}") for number in range(sessions)]
+        self._parts = [self._browsers[at : at + AT_ONCE] for at in range(0, sessions, AT_ONCE)]
+
+    async def measure(self) -> dict[str, tuple[float, float]]:
+        """Microseconds of the node and of Valkey for one session, by phase."""
+        found = {}
+        for phase, work in zip(PHASES, (self._register, self._deliver, self._close), strict=True):
+            before = self._cpu()
+            await work()
+            await asyncio.sleep(0.3)  # the last events are written
+            node, valkey = (after - earlier for after, earlier in zip(self._cpu(), before, strict=True))
+            found[phase] = node / len(self._browsers), valkey / len(self._browsers)
+        return found
+
+    def _cpu(self) -> tuple[float, float]:
+        return cpu(self._node.process.pid), cpu(self._valkey.process.pid)
+
+    async def _register(self) -> None:
+        loop = asyncio.get_running_loop()
+        for part in self._parts:
             for browser in part:
-                await loop.create_connection(lambda b=browser: b, "127.0.0.1", node.port)  # type: ignore[misc]
+                await loop.create_connection(partial(as_protocol, browser), "127.0.0.1", self._node.port)
             for browser in part:
                 await browser.registered.wait()
 
-    async def deliver() -> None:
-        async with redis.asyncio.Redis(port=valkey.port) as client:
-            for start in range(0, sessions, AT_ONCE):
-                async with client.pipeline(transaction=False) as pipeline:
-                    for browser in browsers[start : start + AT_ONCE]:
-                        pipeline.publish(f"websocket:{browser.name}", "CONFIRMED")
-                    await pipeline.execute()
-        for browser in browsers:
+    async def _deliver(self) -> None:
+        async with redis.asyncio.Redis(port=self._valkey.port) as client:
+            for part in self._parts:
+                pipeline = client.pipeline(transaction=False)
+                for browser in part:
+                    pipeline.publish(f"websocket:{browser.name}", "CONFIRMED")
+                await pipeline.execute()
+        for browser in self._browsers:
             await browser.result.wait()
 
-    async def close() -> None:
-        for browser in browsers:
+    async def _close(self) -> None:
+        for browser in self._browsers:
             browser.leave()
-        while await asyncio.to_thread(node.sessions):
-            await asyncio.sleep(0.05)
+        await asyncio.to_thread(wait_until, lambda: not self._node.sessions(), "all have left")
 
-    phases: tuple[Callable[[], Awaitable[None]], ...] = (register, deliver, close)
-    found = {}
-    for phase, work in zip(PHASES, phases, strict=True):
-        before = cpu(node.process.pid), cpu(valkey.process.pid)
-        await work()
-        await asyncio.sleep(0.3)  # the last events are written
-        after = cpu(node.process.pid), cpu(valkey.process.pid)
-        found[phase] = ((after[0] - before[0]) / sessions, (after[1] - before[1]) / sessions)
-    return found
+
+def as_protocol(browser: Browser) -> Browser:
+    return browser
 
 
 @click.command()
@@ -94,7 +105,8 @@ def main(sessions: int, rounds: int) -> None:
         off = running.enter_context(NodeProcess(valkey.url, *options))
         on = running.enter_context(NodeProcess(valkey.url, *options, "--events", "redis"))
         found = [
-            tuple(asyncio.run(measure(node, valkey, sessions)) for node in (off, on)) for _ in range(rounds)
+            tuple(asyncio.run(Load(node, valkey, sessions).measure()) for node in (off, on))
+            for _ in range(rounds)
         ]
     for phase in PHASES:
         for number, process in enumerate(("node", "Valkey")):

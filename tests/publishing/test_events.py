@@ -76,17 +76,17 @@ def test_a_new_group_begins_with_what_is_kept(client: redis.Redis) -> None:
 
 
 def test_a_new_group_may_begin_with_what_comes(client: redis.Redis) -> None:
+    """It is made by another consumer, so that it is there before the next event."""
     add(client, 1)
-    found = events(client, "group", "one", start="$")
-    steps = threading_free(found, client)
-    assert steps == ids(2)
-
-
-def threading_free(found: Iterator[Event], client: redis.Redis) -> list[str]:
-    """The first event of a reader whose group must exist before the event does."""
-    client.xgroup_create(STREAM, "group", "$", mkstream=True)
+    client.xgroup_create(STREAM, "group", "$")
     add(client, 2)
-    return [next(found).web_socket_id]
+    assert next(events(client, "group", "one", start="0")).web_socket_id == "id-2"
+
+
+def test_a_new_group_is_made_where_it_is_to_begin() -> None:
+    reader = reading._Reader("group", "one", [STREAM], "$", 60, apart=False, clock=lambda: 0.0)
+    first = next(reader.steps())
+    assert first == (STREAM, ("XGROUP", "CREATE", STREAM, "group", "$", "MKSTREAM"))
 
 
 def test_a_loop_that_was_left_goes_on_with_the_same_event(client: redis.Redis) -> None:
