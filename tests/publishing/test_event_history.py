@@ -67,6 +67,7 @@ async def test_a_key_that_is_no_stream_is_an_error(client: redis.Redis, valkey: 
             [event async for event in history.read(STREAMS)]
 
 
+@pytest.mark.real
 async def test_slots_of_a_cluster_move_and_may_be_nobodys() -> None:
     with await asyncio.to_thread(ValkeyCluster, masters=2, replicas=0) as cluster:
         with cluster.client() as client:
