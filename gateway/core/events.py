@@ -119,12 +119,10 @@ class EventLog:
         self.dropped += len(events) - len(kept)
         self._waiting.extendleft(reversed(kept))
 
-    def drop_all(self) -> int:
-        """Nobody will write those that wait. Returns how many there are."""
-        left = len(self._waiting)
-        self.dropped += left
+    def drop_all(self) -> None:
+        """Nobody will write those that wait."""
+        self.dropped += len(self._waiting)
         self._waiting.clear()
-        return left
 
     def fields(self, event: Event) -> list[Value]:
         """The entry of the stream: names and values by turns."""

@@ -23,11 +23,11 @@ from .signals import reread
 if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing
 
-STOP_TIMEOUT: Final = 6.0
-"""Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
-
 FLUSH_SECONDS: Final = 1.0
 """Seconds for the last events, which tell of the sessions that ended with the node."""
+
+STOP_TIMEOUT: Final = 6.0 + FLUSH_SECONDS
+"""Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
 
 log = structlog.get_logger()
 

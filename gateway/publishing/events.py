@@ -146,7 +146,7 @@ async def _run_async(
             if isinstance(client, redis.asyncio.RedisCluster):
                 await client.initialize()  # reads the slots, if it has to
                 where = _target(client, step.stream)
-            reply = await client.execute_command(*step.command, **where)  # type: ignore[no-untyped-call]
+            reply = await client.execute_command(*step.command, **where)
         except redis.ResponseError as error:
             step = steps.throw(error)
         else:
@@ -155,7 +155,7 @@ async def _run_async(
 
 def _target(client: redis.RedisCluster | redis.asyncio.RedisCluster, stream: str) -> dict[str, Any]:
     """redis-py would ask the server for the keys of XREADGROUP, each time."""
-    return {"target_nodes": client.get_node_from_key(stream)}  # type: ignore[no-untyped-call]
+    return {"target_nodes": client.get_node_from_key(stream)}
 
 
 class _Ask(NamedTuple):

@@ -73,7 +73,7 @@ class EventQueue(Protocol[E]):
     def on_next(self, waiter: Callable[[], None]) -> None: ...
     def take(self, most: int) -> list[E]: ...
     def put_back(self, events: Sequence[E]) -> None: ...
-    def drop_all(self) -> int: ...
+    def drop_all(self) -> None: ...
     def fields(self, event: E) -> Sequence[str | bytes]: ...
 
 
@@ -152,8 +152,11 @@ class EventWriter(Generic[E]):
     async def close(self) -> None:
         """Close the connections, after `run` was cancelled. What still waits is dropped, counted and told."""
         await self._router.close()
-        if left := self._queue.drop_all():
-            log.error("events dropped", events=left, hint="the node has stopped, and Redis did not take them")
+        self._queue.drop_all()
+        if untold := self._queue.dropped - self._drops_told:
+            log.error(
+                "events dropped", events=untold, hint="the node has stopped, and Redis did not take them"
+            )
 
     async def _some_wait(self) -> None:
         if not len(self._queue):

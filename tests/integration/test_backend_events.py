@@ -39,8 +39,8 @@ AGENT = "Mozilla/5.0 (Test)"
 Entry = dict[str, str]
 
 
-async def read(client: redis.asyncio.Redis | redis.asyncio.RedisCluster, *streams: str) -> list[Entry]:
-    """All entries of the streams."""
+async def read(client: Any, *streams: str) -> list[Entry]:
+    """All entries of the streams, by one of redis-py's clients."""
     found: list[Entry] = []
     for stream in streams or (STREAM,):
         for _, fields in await client.xrange(stream):
@@ -372,7 +372,7 @@ async def test_a_node_with_the_right_can_write_nothing_else(own_valkey: ValkeyPr
             client.delete(STREAM),
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
-                await forbidden  # type: ignore[misc]
+                await forbidden
 
 
 async def test_the_stream_is_trimmed(own_valkey: ValkeyProcess) -> None:

@@ -234,9 +234,9 @@ def test_the_rights_of_a_reader_are_enough(client: redis.Redis, valkey: ValkeyPr
     add(client, 1, 2)
     needed = [right for right in rights if right.startswith(("+", "~"))]
     for left_out in (None, *needed):
-        client.execute_command("ACL", "DELUSER", "reader")
+        client.execute_command("ACL", "DELUSER", "reader")  # type: ignore[no-untyped-call]
         given = [right for right in rights if right != left_out]
-        client.execute_command("ACL", "SETUSER", "reader", "on", ">x", *given)
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">x", *given)  # type: ignore[no-untyped-call]
         client.delete(STREAM)
         add(client, 1, 2)
         with redis.Redis(port=valkey.port, username="reader", password="x") as reader:
@@ -246,4 +246,4 @@ def test_the_rights_of_a_reader_are_enough(client: redis.Redis, valkey: ValkeyPr
             elif left_out != "+ping":
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     list(itertools.islice(found, 2))
-    client.execute_command("ACL", "DELUSER", "reader")
+    client.execute_command("ACL", "DELUSER", "reader")  # type: ignore[no-untyped-call]

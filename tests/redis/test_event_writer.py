@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import hiredis
 import pytest
@@ -114,7 +114,7 @@ class Scene:
         self.numbers = 0
         self.writer = EventWriter[Event](
             self.log,
-            self.router,
+            cast("Any", self.router),
             event_streams("websocket:", streams),
             1_000,
             asyncio.get_running_loop().time,
