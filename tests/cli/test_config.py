@@ -46,6 +46,8 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "workers": "3",
             "publish_token_file": str(token_file),
             "redis_file": str(url_file),
+            "events": "redis",
+            "event_streams": "17",
         }.get(setting.name, "4097")
         if setting.name == "publish_token":
             continue  # it is not shown; see below
