@@ -20,9 +20,16 @@ RIGHTS = {
 }
 """As docs/redis-access.md explains them, with the optional right to show how long a result is retained."""
 
+WITH_EVENTS = {
+    "node": " (+xadd ~websocket::events*)",
+    "backend": " +xreadgroup +xautoclaim +xack +xgroup|create",
+}
+"""What they need besides with GATEWAY_EVENTS=redis: nodes write events, backends read them."""
+
 
 def rule(user: str, password: str) -> str:
-    return f"user {user} on #{sha256(password.encode()).hexdigest()} resetchannels {RIGHTS[user]}\n"
+    more = WITH_EVENTS[user] if os.environ.get("GATEWAY_EVENTS") == "redis" else ""
+    return f"user {user} on #{sha256(password.encode()).hexdigest()} resetchannels {RIGHTS[user]}{more}\n"
 
 
 def give(path: Path, text: str, uid: int) -> None:

@@ -5,7 +5,8 @@ The packages and modules, each of which imports only from those above it:
     errors, messages, backoff, system   what can go wrong, what is said, retries, file descriptors
     wire/         codecs: bytes to messages and back, without I/O
     redis/        connections to one server, Sentinel or a Cluster; subscriptions and their repair
-    publishing/   publishes results and announces ids, for Python, the command line and the admin port
+    publishing/   what backends use: publishes results and announces ids, for Python, the command line and the
+                  admin port; reads events, for `gateway.events` and the command events
     config        the settings
     telemetry/    logs, latencies, traces
     core/         which session waits for which id, sessions, limits, timers, without I/O
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .errors import NotAnnounced, NotPublished, PublishError, Unconfirmed
     from .publishing.announcing import announce
     from .publishing.api import Published, publish
+    from .publishing.events import Event, events
 
 __version__ = "0.1.0"
 __all__ = [
@@ -43,6 +45,8 @@ __all__ = [
     "NotAnnounced",
     "NotPublished",
     "Unconfirmed",
+    "events",
+    "Event",
 ]
 
 
@@ -51,7 +55,13 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from . import errors
-    from .publishing import announcing, api
+    from .publishing import announcing, api, events
 
-    homes = {"announce": announcing, "publish": api, "Published": api}
+    homes = {
+        "announce": announcing,
+        "publish": api,
+        "Published": api,
+        "events": events,
+        "Event": events,
+    }
     return getattr(homes.get(name, errors), name)

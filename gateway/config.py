@@ -196,6 +196,31 @@ class Config(BaseModel):
         max_length=64,
         pattern=_VISIBLE,
     )
+    events: Literal["off", "redis"] = _setting(
+        "off",
+        "Events",
+        "KIND",
+        "redis: backends learn of each registration, delivery and close by a stream in Redis, "
+        "docs/events.md. The node's Redis user then needs the right to XADD.",
+    )
+    events_kept: int = _setting(
+        100_000,
+        "Events",
+        "COUNT",
+        "Entries to which the streams are trimmed, about and in total; 100,000 have some 30 MB. "
+        "A backend that is away for longer misses events.",
+        ge=100,
+        le=100_000_000,
+    )
+    event_streams: int = _setting(
+        1,
+        "Events",
+        "COUNT",
+        "Streams over which webSocketIds are spread, so that the masters of a Cluster share the work. The "
+        "same on all nodes.",
+        ge=1,
+        le=64,
+    )
     publish_token: str = _setting(
         "",
         "Publishing",

@@ -120,9 +120,13 @@ class UnknownMessage(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Send `payload`, one of the wire's messages, to the client."""
+    """Send `payload`, one of the wire's messages, to the client.
+
+    `kept` is for a result that the wire has kept until now: 1 for the newest, 2 for the one before it.
+    """
 
     payload: bytes
+    kept: int = 0
 
 
 class NextMessage(NamedTuple):

@@ -211,7 +211,7 @@ class Member:
     def refuse_unknown(self, web_socket_id: bytes) -> bool:
         raise AssertionError("a hub that admits every id has no question")
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         self.heard.append(("deliver", result.auth_result))
 
     def degraded(self) -> None:

@@ -54,8 +54,11 @@ def test_the_defaults_are_right() -> None:
         (("signed", "announced"), ("signed", "announced")),
     ],
 )
-def test_who_may_register(value: object, modes: tuple[str, ...]) -> None:
-    assert build({"registration": value}).registration == modes
+def test_who_may_register(value: object, modes: tuple[str, ...], tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_bytes(b"k" * 32)
+    more = {"registration_keys": str(keys)} if "signed" in modes else {}
+    assert build({"registration": value, **more}).registration == modes
 
 
 @pytest.mark.parametrize("value", ["", ",", "closed", "announced,closed", "Announced"])

@@ -29,6 +29,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from .. import __version__
+from ..core.events import FIELDS
 from ..core.session import SessionContext
 from ..messages import INVALID_KINDS, SLOW_CONSUMER, UNKNOWN_ID, code_label
 from ..nodes.sources import Sources
@@ -214,6 +215,19 @@ REPAIRED = _counter(
     "gateway_redis_repaired_total", "Channels that differed and were repaired. It should stay 0."
 )
 MOVED = _counter("gateway_redis_moved_slots_total", "Slots of a Cluster that moved to another master.")
+EVENTS = _counter(
+    "gateway_events_total",
+    "Events for backends so far, by kind: docs/events.md. 0 while --events is off.",
+    "kind",
+)
+EVENTS_WAITING = _gauge("gateway_events_waiting", "Events that Redis has not confirmed yet.")
+EVENTS_DROPPED = _counter(
+    "gateway_events_dropped_total", "Events that no backend will read, because too many waited for Redis."
+)
+EVENT_FAILURES = _counter(
+    "gateway_event_write_failures_total",
+    "Batches of events that Redis refused or did not confirm. They are written again.",
+)
 LAG = _histogram(
     "gateway_event_loop_lag_seconds", "How late the event loop runs a timer, measured four times a second."
 )
@@ -280,6 +294,10 @@ FAMILIES: Final = (
     RECONCILIATIONS,
     REPAIRED,
     MOVED,
+    EVENTS,
+    EVENTS_WAITING,
+    EVENTS_DROPPED,
+    EVENT_FAILURES,
     LAG,
     LOG_DROPPED,
     CPU,
@@ -303,7 +321,7 @@ class NodeMetrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         samples: dict[Family, Samples] = {}
-        for part in (self._sessions, self._results, self._redis, self._process):
+        for part in (self._sessions, self._results, self._redis, self._events, self._process):
             samples.update(part())
         for family in FAMILIES:
             yield to_metric(family, samples.get(family, {}))
@@ -384,6 +402,20 @@ class NodeMetrics(Collector):
             RECONCILIATIONS: {(shown,): server.reconciler.runs for shown, server in servers.items()},
             REPAIRED: {(): broker.repaired},
             MOVED: {(): broker.slots_moved},
+        }
+
+    def _events(self) -> dict[Family, Samples]:
+        recorded, writer = self._sources.context.events, self._sources.event_writer
+        if recorded is None or writer is None:
+            values = Counter[str](), 0, 0, 0
+        else:
+            values = recorded.recorded, writer.waiting, recorded.dropped, writer.failures
+        by_kind, waiting, dropped, failures = values
+        return {
+            EVENTS: {(kind,): by_kind[kind] for kind in FIELDS},
+            EVENTS_WAITING: {(): waiting},
+            EVENTS_DROPPED: {(): dropped},
+            EVENT_FAILURES: {(): failures},
         }
 
     def _process(self) -> dict[Family, Samples]:

@@ -14,6 +14,7 @@ from .canary import canary
 from .config import config
 from .dev import dev
 from .drill import drill
+from .events import events
 from .id import id_
 from .output import Commands
 from .publish import publish
@@ -31,5 +32,5 @@ def commands() -> None:
     """Tells a waiting browser at once that its login or payment was approved."""
 
 
-for command in (serve, dev, publish, announce, watch, canary, id_, config, drill):
+for command in (serve, dev, publish, announce, watch, events, canary, id_, config, drill):
     commands.add_command(command)

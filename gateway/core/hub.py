@@ -40,8 +40,8 @@ class Member(Protocol):
         """Nobody has announced the id. Refuse the registration, unless the member may have the id all the
         same. Returns whether it was refused: then the member has left."""
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
-        """A result for the id. The member may have had it before."""
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool) -> None:
+        """A result for the id, live or `retained`. The member may have had it before."""
 
     def degraded(self) -> None:
         """Results for the member cannot be received at present. This may be called again meanwhile."""
@@ -186,9 +186,10 @@ class Hub(Generic[B]):
         for member in newcomers:
             member.confirm(web_socket_id)
         for payload in confirmed.payloads:
-            self._fan_out(name, payload, newcomers)
+            # A payload that has also come live is another object.
+            self._fan_out(name, payload, newcomers, retained=payload is confirmed.retained)
         if confirmed.retained:
-            self._fan_out(name, confirmed.retained, confirmed.veterans)
+            self._fan_out(name, confirmed.retained, confirmed.veterans, retained=True)
         for member in (*newcomers, *confirmed.veterans):
             member.restored()
 
@@ -229,7 +230,15 @@ class Hub(Generic[B]):
     def retry(self, name: bytes) -> bool:
         return self._table.retry(name)
 
-    def _fan_out(self, name: bytes, payload: bytes, members: Sequence[Member], *, live: bool = False) -> None:
+    def _fan_out(
+        self,
+        name: bytes,
+        payload: bytes,
+        members: Sequence[Member],
+        *,
+        live: bool = False,
+        retained: bool = False,
+    ) -> None:
         if not members:
             return
         web_socket_id = name[self._skip :]
@@ -248,7 +257,7 @@ class Hub(Generic[B]):
             if result.origin is not None:
                 latency.origins.append(result.origin)
         for member in members:
-            member.deliver(web_socket_id, result)
+            member.deliver(web_socket_id, result, retained)
         self.delivered += len(members)
 
     def _log(self, web_socket_id: bytes, result: Result, sessions: int, *, live: bool) -> None:

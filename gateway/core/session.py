@@ -18,7 +18,7 @@ session has a task or a timer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
@@ -51,6 +51,7 @@ from ..messages import (
 from ..telemetry import logs
 from ..wire import Wire
 from .admission import Admission, Backlog, Incoming
+from .events import Delivery, EventLog
 from .hub import Hub
 from .rates import REFUSED_TOKEN, AddressBudgets, Prices
 from .timer_wheel import TimerWheel
@@ -116,6 +117,8 @@ class SessionContext:
     """With `--registration signed`."""
     refused_tokens: Counter[str] = field(default_factory=Counter)
     """Tokens so far that did not prove their id, by reason; and registrations that lacked one."""
+    events: EventLog | None = None
+    """What happens to sessions, for backends. None if nobody wants to know."""
     deadlines: TimerWheel[Session] = field(default_factory=TimerWheel)
     ended: Counter[tuple[int, str]] = field(default_factory=Counter)
     """Ended sessions so far, by close code and reason: see `count_end`."""
@@ -153,6 +156,7 @@ class Session:
         "_context",
         "_degraded",
         "_end",
+        "_events",
         "_heartbeat_due",
         "_message_ids",
         "_number",
@@ -186,6 +190,7 @@ class Session:
         self._watches_status = False
         self._heartbeat_due = inf  # when the wire must send its heartbeat
         self._end: tuple[int, str] = (CloseCode.ABNORMAL, "connection lost")
+        self._events = None if context.events is None else context.events.session()
         self.state = OPEN
         self.due = 0
         self._state_ends = context.clock() + context.config.registration_timeout
@@ -195,6 +200,11 @@ class Session:
         if logs.debugging:
             self._number = next(context.numbers)
             self._log("session opened", protocol=wire.name, transport=self.transport, address=address)
+
+    def requested_with(self, headers: Mapping[str, str]) -> None:
+        """These headers came with the client's request. Only events tell of them."""
+        if self._events is not None:
+            self._events.request(headers)
 
     def opened(self) -> None:
         """The transport is ready: send the wire's greeting, if it has one."""
@@ -259,11 +269,13 @@ class Session:
         elif isinstance(request, Reply):
             self._reply(request.payload)
             self._begin_heartbeats()
+            if request.kept:
+                self._kept_result_sent(request.kept)
         elif isinstance(request, NextMessage):
             self.pay_message()
         elif isinstance(request, Disconnect):
             self._reply(request.payload)
-            self.close(CloseCode.NORMAL, "disconnected")
+            self.close(CloseCode.NORMAL, "disconnected", by_client=True)
         else:
             self.count_unknown_message()
             self._reply(self._wire.error(request.problem))
@@ -322,6 +334,8 @@ class Session:
 
     def _reject(self, web_socket_id: object, problem: Problem) -> None:
         self._context.rejected[problem.code] += 1
+        if self._events is not None:
+            self._events.refused(web_socket_id, problem.code, self._address)
         self._reply(self._wire.rejected(web_socket_id, problem))
 
     def _join(self, name: bytes) -> None:
@@ -383,6 +397,14 @@ class Session:
         if logs.debugging:
             self._log("registered", id=logs.short_id(web_socket_id.decode()))
         self._set_heartbeat(now)
+        if self._events is not None:  # before the answer, which may be too much for the client
+            self._events.registered(
+                web_socket_id,
+                self._address,
+                self._wire.name,
+                self.transport,
+                resumed=bool(self._message_ids),
+            )
         self._answer(web_socket_id)
 
     def refuse_unknown(self, web_socket_id: bytes) -> bool:
@@ -408,7 +430,7 @@ class Session:
         for _ in range(answers):
             self._reply(self._wire.registered(web_socket_id))
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         """Send `result`, unless its messageId has been sent on this connection already."""
         if self._channel is None:  # the session has left: the result before was too much for its client
             return
@@ -422,6 +444,22 @@ class Session:
         message = self._wire.result(web_socket_id, result)
         if message is not None:  # as `_reply`, without the call: this path is hot
             self._write(message)
+        if self._events is not None:
+            delivery = Delivery(web_socket_id, message_id, result.auth_result, retained)
+            if message is None:
+                self._events.kept(delivery)
+            else:
+                self._record_delivery(delivery)
+
+    def _record_delivery(self, delivery: Delivery) -> None:
+        """A result was given to `_write`, while there are events."""
+        assert self._events is not None
+        self._events.delivered(delivery)
+
+    def _kept_result_sent(self, number: int) -> None:
+        """The wire has given away a result that it had kept: see `Reply`."""
+        if self._events is not None and (delivery := self._events.take_kept(number)) is not None:
+            self._record_delivery(delivery)
 
     def degraded(self) -> None:
         """Results cannot be received at present. Tell a client that watches the status, once."""
@@ -508,15 +546,23 @@ class Session:
             self._heartbeat_due = self._next_heartbeat()
             self._write(self._wire.heartbeat)
 
-    def close(self, code: CloseCode, reason: str) -> None:
-        """Leave the hub, and close the connection. It does no harm to call this again."""
-        if self._begin_closing(code, reason):
+    def close(self, code: CloseCode, reason: str, *, by_client: bool = False) -> None:
+        """Leave the hub, and close the connection. It does no harm to call this again.
+
+        `by_client`: the client has asked for it.
+        """
+        if self._begin_closing(code, reason, code if by_client else 0):
             self._send_close(code, reason)
 
-    def _begin_closing(self, code: int, reason: str) -> bool:
-        """Turn CLOSING, once. Nothing is delivered from now on, and the close timeout runs."""
+    def _begin_closing(self, code: int, reason: str, code_of_client: int = 0) -> bool:
+        """Turn CLOSING, once. Nothing is delivered from now on, and the close timeout runs.
+
+        `code_of_client` is the code with which the client closes, which `code` may only stand for.
+        """
         if self.state in (CLOSING, CLOSED):
             return False
+        if self._events is not None and code_of_client:
+            self._events.closed_by_client(code_of_client)
         self.state = CLOSING
         self._end = (code, reason)
         self._leave_hub()
@@ -540,5 +586,7 @@ class Session:
         self._context.admission.release(self._address)
         self._context.open[self._wire.name, self.transport] -= 1
         self._context.count_end(*self._end)
+        if self._events is not None:
+            self._events.closed(*self._end, self._context.clock() - self._registered_at)
         if logs.debugging:
             self._log("session ended", code=int(self._end[0]), reason=self._end[1])

@@ -19,13 +19,16 @@ from ..admin.metrics import LAG_BOUNDS, NodeMetrics
 from ..admin.port import AdminPort
 from ..config import ANNOUNCED, Config
 from ..core.admission import Admission, Backlog, Connections, FairPool
+from ..core.events import Event, EventLog
 from ..core.hub import Hub
 from ..core.session import SessionContext
 from ..errors import ConfigError
 from ..nodes.info import InfoSource
 from ..nodes.sources import Readiness, Sources
 from ..nodes.survey import Survey
-from ..redis.factory import new_broker, slot_function
+from ..redis.event_streams import event_streams
+from ..redis.event_writer import EventWriter
+from ..redis.factory import new_broker, new_router, slot_function
 from ..redis.url import parse_redis_url, redact
 from ..server.client_address import source_address
 from ..server.handoff import Inbox, Siblings
@@ -125,7 +128,10 @@ async def _compose(
         config.close_timeout,
     )
     verifier = _verifier(config)
-    context = SessionContext(config, hub, admission, loop.time, ledger, verifier)
+    events = None
+    if config.events == "redis":
+        events = EventLog(name, secrets.token_hex(6), time.time)
+    context = SessionContext(config, hub, admission, loop.time, ledger, verifier=verifier, events=events)
     public_port = await PublicPort.build(
         context,
         ledger,
@@ -146,6 +152,7 @@ async def _compose(
         lag=Histogram(LAG_BOUNDS),
         session_kinds=session_kinds(wires),
         published=Counter(),
+        event_writer=None if events is None else _event_writer(config, events, f"{client_name}-events"),
     )
     metrics = NodeMetrics(sources)
     info = InfoSource(f"{name} worker {share.number}" if share else name, sources)
@@ -167,6 +174,16 @@ async def _compose(
         )
     return Node(
         config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing, verifier
+    )
+
+
+def _event_writer(config: Config, events: EventLog, client_name: str) -> EventWriter[Event]:
+    return EventWriter(
+        events,
+        new_router(parse_redis_url(config.redis), client_name),
+        event_streams(config.channel_prefix, config.event_streams),
+        config.events_kept,
+        asyncio.get_running_loop().time,
     )
 
 

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from ..telemetry.tracing import Tracing
     from ..tokens.verifier import Verifier
 
-STOP_TIMEOUT: Final = 6.0
+FLUSH_SECONDS: Final = 1.0
+"""Seconds for the last events, which tell of the sessions that ended with the node."""
+
+STOP_TIMEOUT: Final = 6.0 + FLUSH_SECONDS
 """Seconds. A stop takes some hundredths; responses in progress on both ports and the last spans have 5 s."""
 
 log = structlog.get_logger()
@@ -62,6 +65,7 @@ class Node:
         self._admin_port = admin_port
         self._tracing = tracing
         self._verifier = verifier
+        self._events = sources.event_writer
         self._tasks: list[asyncio.Task[None]] = []
 
     @property
@@ -88,6 +92,8 @@ class Node:
         ]
         if self._verifier is not None:
             self._tasks.append(asyncio.create_task(self._verifier.watch(), name="registration keys"))
+        if self._events is not None:
+            self._tasks.append(asyncio.create_task(self._events.run(), name="event writer"))
 
     def state(self) -> dict[str, Any]:
         """The answer of /readyz."""
@@ -105,6 +111,8 @@ class Node:
         self.config = found.config
         if found.redis is not None:
             self._broker.use(found.redis)
+            if self._events is not None:
+                self._events.use(found.redis)
         if self._verifier is not None:
             self._verifier.reload()
         if self._admin_port is not None:
@@ -146,9 +154,13 @@ class Node:
     async def _release(self) -> None:
         self._public_port.drop()
         await each_in_turns(list(self._context.deadlines), lambda session: session.abort())
+        if self._events is not None:
+            await self._events.flush(FLUSH_SECONDS, lambda: self.sessions)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._events is not None:
+            await self._events.close()
         await self._public_port.close()
         if self._admin_port is not None:
             await self._admin_port.close()

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from ..core.events import Event
 from ..core.session import SessionContext
 from ..redis.broker import Broker
+from ..redis.event_writer import EventWriter
 from ..server.acceptor import Acceptor
 from ..server.access import AccessControl
 from ..telemetry.latency import Histogram, Latency
@@ -64,6 +66,8 @@ class Sources:
     """Results of POST /publish, by outcome."""
     announced: Counter[str] = field(default_factory=Counter)
     """Ids of POST /announce, by outcome."""
+    event_writer: EventWriter[Event] | None = None
+    """None without events, as `context.events` is then."""
 
     def connections(self) -> dict[str, int]:
         """The connections of the public port, by what happens on them."""

@@ -9,6 +9,7 @@ from .cluster.broker import ClusterBroker
 from .cluster.router import ClusterRouter
 from .cluster.slots import key_slot
 from .events import SubscriberEvents
+from .pool import PUBLISHER_NAME
 from .router import Router, ServerRouter
 from .server_broker import ServerBroker
 from .subscriber import SubscriberConnection
@@ -46,9 +47,9 @@ def new_broker(
     )
 
 
-def new_router(url: RedisURL) -> Router:
-    """The router for a publisher."""
-    return ClusterRouter(url) if url.kind is RedisKind.CLUSTER else ServerRouter(url)
+def new_router(url: RedisURL, name: str = PUBLISHER_NAME) -> Router:
+    """The router for whoever publishes or writes; `name` is what CLIENT LIST shows."""
+    return ClusterRouter(url, name) if url.kind is RedisKind.CLUSTER else ServerRouter(url, name)
 
 
 def slot_function(url: RedisURL) -> Callable[[bytes], int] | None:

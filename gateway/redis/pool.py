@@ -1,4 +1,4 @@
-"""The connections that results are published over: one for each server.
+"""The connections that results are published and events are written over: one for each server.
 
 Commands of several callers go out one behind the other and are answered in that order; a batch is one write.
 redis-py's client would take a connection from a pool for each of them, retry by its own rules, and close the
@@ -14,14 +14,16 @@ from .connection import Connection
 from .server import Server
 
 PUBLISHER_NAME: Final = "webflow-publisher"
-"""What CLIENT LIST shows."""
+"""What CLIENT LIST shows of a publisher."""
 
 
 class ConnectionPool:
     """Keeps one connection for each server."""
 
-    def __init__(self, *, only_masters: bool = False) -> None:
-        """With `only_masters` a server that says it is a replica is the wrong one."""
+    def __init__(self, name: str = PUBLISHER_NAME, *, only_masters: bool = False) -> None:
+        """`name` is what CLIENT LIST shows. With `only_masters` a server that says it is a replica is the
+        wrong one."""
+        self._name = name
         self._only_masters = only_masters
         self._entries: dict[Server, _PoolEntry] = {}
 
@@ -41,9 +43,7 @@ class ConnectionPool:
 
     async def _connect(self, server: Server, entry: _PoolEntry) -> Connection:
         try:
-            entry.connection = await server.connect(
-                Connection, PUBLISHER_NAME, only_master=self._only_masters
-            )
+            entry.connection = await server.connect(Connection, self._name, only_master=self._only_masters)
             return entry.connection
         finally:
             entry.connecting = None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from math import inf
 from typing import Final, Protocol
 
-from .pool import ConnectionPool, retrieve_exception
+from .pool import PUBLISHER_NAME, ConnectionPool, retrieve_exception
 from .server import Server
 from .topology import topology_of
 from .url import Address, RedisURL
@@ -53,12 +53,13 @@ class ServerRouter:
 
     command = "PUBLISH"
 
-    def __init__(self, url: RedisURL) -> None:
+    def __init__(self, url: RedisURL, name: str = PUBLISHER_NAME) -> None:
+        """`name` is what CLIENT LIST shows."""
         self._topology = topology_of(url)
         self._found: Server | None = None
         self._looked_up_at = -inf
         self._looking: asyncio.Task[Server] | None = None
-        self.pool = ConnectionPool(only_masters=self._topology.only_masters)
+        self.pool = ConnectionPool(name, only_masters=self._topology.only_masters)
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
         now = asyncio.get_running_loop().time()

@@ -189,6 +189,7 @@ class SockJSEndpoints:
             session = SockJSSession(
                 self._context, self._wires.default(), address, path.session, self._sessions, path.name
             )
+            session.requested_with(request.headers)
             session.opened()
         session.attach(self._receiver(request, path.name))
         return HIJACKED

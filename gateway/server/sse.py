@@ -80,5 +80,6 @@ class SSEEndpoint:
         if rejection is not None:
             return rejection_response(rejection, cors)
         session = SSESession(self._context, self._new_wire(), address, http.take_connection(request))
+        session.requested_with(request.headers)
         session.begin(wanted, as_message_id(last_ids[1]), stream_headers(EVENT_STREAM, origin))
         return HIJACKED

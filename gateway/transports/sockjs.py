@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Final, Protocol
 
+from ..core.events import Delivery
 from ..core.session import CLOSED, CLOSING, Session, SessionContext
 from ..errors import WireError
 from ..messages import SLOW_CONSUMER, CloseCode
@@ -447,6 +448,8 @@ class SockJSSession(Session):
     def _flush(self) -> None:
         if self._outbox and self._receiver is not None:
             self._push(sockjs.message_frame(self._empty_outbox()))
+            if self._events is not None:
+                self._events.sent()
 
     def _finish_closing(self) -> None:
         """Send the close frame, unless messages must be sent before it."""
@@ -469,6 +472,13 @@ class SockJSSession(Session):
             self.receiver_stuck()
         else:
             self._context.ledger.backlog.add(self, len(quoted))
+
+    def _record_delivery(self, delivery: Delivery) -> None:
+        assert self._events is not None
+        if self._outbox:
+            self._events.unsent(delivery)
+        else:  # written; or it was one too many, and nothing is recorded of a session that has ended
+            super()._record_delivery(delivery)
 
     def _send_close(self, code: CloseCode, reason: str) -> None:
         self._close_frame = sockjs.close_frame(code, reason)

@@ -168,7 +168,7 @@ class WebSocketSession(Session, asyncio.Protocol):
     def _closed_by_client(self, code: int) -> None:
         """Answer the client's close frame, unless it is the answer to ours. Then TCP ends (section 7.1.1)."""
         self._reader = None
-        if self._begin_closing(known_code(code), REASON_BY_CLIENT):
+        if self._begin_closing(known_code(code), REASON_BY_CLIENT, code):
             self._send(frames.close(code, ""))
         self._transport.close()
 
@@ -210,6 +210,8 @@ def open_session(
     """
     context.ledger.became_session(handshake.peer)
     session = (BinaryWebSocketSession if wire.binary else kind)(context, wire, address, transport)
+    if context.events is not None:
+        session.requested_with(handshake.headers)
     # First the protocol: a transport says only once that its client does not read, and this client may have
     # left an older response unread.
     transport.set_protocol(session)

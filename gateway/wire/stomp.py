@@ -341,7 +341,14 @@ class StompWire:
         if not waiting:
             return ()
         frames = [self._publish(topic, body) for body in waiting]
-        return tuple([Reply(frame) for frame in frames if frame is not None])
+        results = topic is _AUTHORIZATION
+        return tuple(
+            [
+                Reply(frame, (len(frames) - number) * results)
+                for number, frame in enumerate(frames)
+                if frame is not None
+            ]
+        )
 
     def _take_waiting(self, topic: bytes) -> tuple[bytes, ...]:
         waiting: tuple[bytes, ...] = ()

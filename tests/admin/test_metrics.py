@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -13,9 +14,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.admin.metrics import FAMILIES, LAG_BOUNDS, NodeMetrics, merge
+from gateway.core.events import EventLog
 from gateway.core.session import Session
 from gateway.messages import INVALID_KINDS, CloseCode, InvalidResult
 from gateway.nodes.sources import Readiness, Sources
+from gateway.redis.event_writer import EventWriter
 from gateway.server.acceptor import Acceptor
 from gateway.server.access import AccessControl
 from gateway.server.wires import session_kinds
@@ -250,6 +253,33 @@ def test_every_kind_of_invalid_payload_is_known() -> None:
     hub = (PACKAGE / "core" / "hub.py").read_text()
     assert raised | set(re.findall(r'_invalid\(name, payload, "([^"]+)"\)', hub)) == set(INVALID_KINDS)
     assert InvalidResult("too big").kind in INVALID_KINDS
+
+
+@virtual
+async def test_events_by_kind_and_what_becomes_of_them() -> None:
+    scene = Scene()
+    assert scene.now("gateway_events_total", kind="registered") == 0
+    assert scene.now("gateway_events_waiting") == 0
+    log = EventLog("node-1", "run", lambda: 0.0, 2)
+    writer = EventWriter(log, any_router(), ("stream",), 1_000, lambda: 0.0)
+    scene.node.events = log
+    scene.sources = dataclasses.replace(scene.sources, event_writer=writer)
+    scene.metrics = NodeMetrics(scene.sources)
+    session = scene.session()
+    for _ in range(3):
+        session.message_received(b'{"webSocketId":"another"}')
+    scene.hub.subscribed(b"websocket:id", None)
+    writer.failures = 4
+    assert scene.now("gateway_events_total", kind="refused") == 3
+    assert scene.now("gateway_events_total", kind="registered") == 1
+    assert scene.now("gateway_events_total", kind="closed") == 0
+    assert scene.now("gateway_events_waiting") == 2
+    assert scene.now("gateway_events_dropped_total") == 2
+    assert scene.now("gateway_event_write_failures_total") == 4
+
+
+def any_router() -> Any:
+    return None
 
 
 @virtual

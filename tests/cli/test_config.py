@@ -47,6 +47,8 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
             "workers": "3",
             "publish_token_file": str(token_file),
             "redis_file": str(url_file),
+            "events": "redis",
+            "event_streams": "17",
         }.get(setting.name, "4097")
         if setting.name in ("publish_token", "registration_keys"):
             continue  # the one is not shown, the other needs --registration signed; see below

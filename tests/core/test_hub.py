@@ -469,7 +469,7 @@ class Quitter(Member):
         super().confirm(web_socket_id)
         self._hub.leave(CHANNEL, self)
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         super().deliver(web_socket_id, result)
         self._hub.leave(CHANNEL, self)
 

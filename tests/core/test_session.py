@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from gateway.core.events import EventLog
 from gateway.core.session import (
     MAX_ENDS,
     MAX_REMEMBERED_IDS,
@@ -26,6 +27,7 @@ from gateway.messages import (
     OTHER,
     OTHER_CODE,
     CloseCode,
+    Disconnect,
     NextMessage,
     Reply,
     Request,
@@ -33,6 +35,7 @@ from gateway.messages import (
     WatchStatus,
 )
 from gateway.wire.json import JSON_WIRE
+from gateway.wire.stomp import StompWire
 
 from ..fakes import Clock, Subscriber, node
 from ..wire import strategies  # noqa: F401 - sets hypothesis up
@@ -1108,13 +1111,154 @@ def test_with_announced_a_registration_needs_no_token() -> None:
         scene.ask()
     assert not lines
     assert not scene.node.refused_tokens
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+    assert scene.session.refuse_unknown(b"12345678"), "it needs the announcement"
+
+
+def test_with_announced_a_bad_token_proves_nothing_and_harms_nothing() -> None:
+    scene = SignedScene("announced", "signed")
     with capture_logs() as lines:
         scene.ask("bad")
     assert scene.node.refused_tokens == {"expired": 1}
     assert lines
+    assert scene.broker.asked == [("subscribe", CHANNEL)]
+    assert scene.session.refuse_unknown(b"12345678")
+
+
+def test_a_proven_id_needs_no_announcement() -> None:
+    scene = SignedScene("announced", "signed")
+    scene.ask("good")
+    assert not scene.session.refuse_unknown(b"12345678")
 
 
 def test_without_signed_a_token_is_ignored() -> None:
     scene = Scene()
     scene.session.message_received(b'{"webSocketId":"12345678","token":"whatever"}')
     assert scene.broker.asked == [("subscribe", CHANNEL)]
+
+
+# Events
+
+
+class EventScene(Scene):
+    """A session of which events are recorded."""
+
+    def __init__(self, **settings: float) -> None:
+        super().__init__(**settings)
+        self.log = EventLog("node-1", "run", self.clock)
+        self.node.events = self.log
+        self.node.admission.admit("192.0.2.1")
+        self.session = Spoken(self.node)
+
+    def told(self) -> list[tuple[str, ...]]:
+        """Kind and values of what was recorded since the last time."""
+        return [(event.kind, *map(str, event.values)) for event in self.log.take(100)]
+
+
+def test_without_events_nothing_is_kept_for_them() -> None:
+    scene = Scene()
+    scene.session.requested_with({"Origin": "https://bank.example"})
+    scene.register()
+    assert scene.session._events is None
+
+
+def test_the_story_of_a_session() -> None:
+    scene = EventScene()
+    scene.session.requested_with({"Origin": "https://bank.example", "User-Agent": "Mozilla"})
+    scene.session.message_received(REGISTER)
+    assert scene.told() == [], "it has no answer yet"
+    scene.node.hub.subscribed(CHANNEL, b'{"authResult":"FIRST","messageId":"1"}')
+    scene.node.hub.received(CHANNEL, b'{"authResult":"FIRST","messageId":"1"}')
+    scene.node.hub.received(CHANNEL, b"SECOND")
+    scene.clock.now += 2
+    scene.session.message_received(REGISTER)
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    assert scene.told() == [
+        (
+            *("registered", "192.0.2.1", "https://bank.example", "Mozilla"),
+            *("json", "none", "false"),
+        ),
+        ("delivered", "1", "FIRST", "true"),
+        ("delivered", "", "SECOND", "false"),
+    ]
+    scene.session.ended()
+    scene.session.ended()
+    assert scene.told() == [("closed", "1012", "service restart", "gateway", "2.000")]
+
+
+def test_a_result_that_is_read_again_after_an_outage_is_retained() -> None:
+    scene = EventScene()
+    scene.register()
+    scene.broker.lose(scene.node.hub)
+    scene.broker.regain(scene.node.hub)
+    scene.node.hub.subscribed(CHANNEL, b"RETAINED")
+    assert [told[0] for told in scene.told()] == ["registered", "delivered"]
+
+
+def test_a_client_that_has_had_results_is_resumed() -> None:
+    scene = EventScene()
+    scene.session.message_received(b'{"webSocketId":"12345678","lastMessageId":"m"}')
+    scene.node.hub.subscribed(CHANNEL, b'{"authResult":"A","messageId":"m"}')
+    (told,) = scene.told()
+    assert (told[0], told[-1]) == ("registered", "true")
+
+
+def test_refused_registrations_and_a_session_without_an_answer() -> None:
+    scene = EventScene()
+    scene.session.message_received(b'{"webSocketId":"a b"}')
+    scene.session.message_received(REGISTER)
+    scene.session.message_received(b'{"webSocketId":"another"}')
+    scene.session.ended()
+    assert scene.told() == [
+        ("refused", "invalid_id", "192.0.2.1"),
+        ("refused", "already_registered", "192.0.2.1"),
+    ]
+
+
+def test_a_client_that_disconnects_has_closed() -> None:
+    scene = EventScene()
+    scene.register()
+    scene.session._handle(Disconnect(None))
+    scene.session.ended()
+    assert scene.told()[1][:4] == ("closed", "1000", "disconnected", "client")
+
+
+def test_who_closes_first_has_closed() -> None:
+    scene = EventScene()
+    scene.register()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.session.close(CloseCode.NORMAL, "disconnected", by_client=True)
+    scene.session.ended()
+    assert scene.told()[1][:4] == ("closed", "1012", "service restart", "gateway")
+
+
+def test_a_lost_connection_is_the_networks() -> None:
+    scene = EventScene()
+    scene.register()
+    scene.session.ended()
+    assert scene.told()[1][:4] == ("closed", "1006", "connection lost", "network")
+
+
+def test_results_that_the_wire_keeps_are_delivered_when_it_gives_them_away() -> None:
+    scene = EventScene()
+    scene.session._wire = StompWire(16_384)
+
+    def says(frame: bytes) -> None:
+        scene.session.message_received(frame + b"\0")
+
+    says(b"CONNECT\naccept-version:1.2\n\n")
+    says(b'SEND\ndestination:/app/registration\n\n{"webSocketId":"12345678"}')
+    scene.node.hub.subscribed(CHANNEL, None)
+    for number in range(2):
+        scene.node.hub.received(CHANNEL, b'{"authResult":"A","messageId":"%d"}' % number)
+    assert [told[0] for told in scene.told()] == ["registered"]
+    says(b"SUBSCRIBE\nid:0\ndestination:/user/topic/registration\n\n")
+    assert scene.told() == []
+    says(b"SUBSCRIBE\nid:1\ndestination:/user/topic/authorization\n\n")
+    assert scene.told() == [("delivered", "0", "A", "false"), ("delivered", "1", "A", "false")]
+    scene.node.hub.received(CHANNEL, b"B")
+    assert scene.told() == [("delivered", "", "B", "false")]
+    scene.session._handle(Reply(b"", kept=1))
+    assert scene.told() == [], "it has nothing more"
+    scene.session._events = None
+    scene.session._handle(Reply(b"", kept=1))

@@ -27,10 +27,10 @@ DOCUMENT = (DOCS / "redis-access.md").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, **variables: str) -> None:
     """What the service `secrets` does; the files belong to this process's user."""
     me = str(os.getuid())
-    environment = {**os.environ, "SECRETS": str(folder), "REDIS_UID": me, "GATEWAY_UID": me}
+    environment = {**os.environ, "SECRETS": str(folder), "REDIS_UID": me, "GATEWAY_UID": me, **variables}
     subprocess.run([sys.executable, str(PROGRAM)], env=environment, check=True, timeout=20)
 
 
@@ -88,6 +88,23 @@ def test_the_rights_are_those_of_the_documents() -> None:
     rights = runpy.run_path(str(PROGRAM), {"__name__": "read"})["RIGHTS"]
     assert rights["node"].replace("+pttl ", "") == documented["node"]
     assert f"ACL SETUSER backend on >… resetchannels {rights['backend']}\n" in DOCUMENT
+
+
+def test_events_need_more_rights_and_get_them_only_when_they_are_on(tmp_path: Path) -> None:
+    for name in VOLUMES:
+        (tmp_path / name).mkdir()
+    make(tmp_path, GATEWAY_EVENTS="redis")
+    found = (tmp_path / "rules" / "users.acl").read_text().splitlines()
+    program = runpy.run_path(str(PROGRAM), {"__name__": "read"})
+    for user, line in zip(("node", "backend"), found[1:], strict=True):
+        assert line.endswith(f"{program['RIGHTS'][user]}{program['WITH_EVENTS'][user]}")
+    assert f"`{program['WITH_EVENTS']['node'].strip()}`" in DOCUMENT
+    (reader,) = re.findall(r"ACL SETUSER reader on >… (.*)\n", DOCUMENT)
+    assert reader.endswith(program["WITH_EVENTS"]["backend"])
+    services = COMPOSE["services"]
+    assert {services[name]["environment"]["GATEWAY_EVENTS"] for name in ("gateway", "secrets")} == {
+        "${GATEWAY_EVENTS:-off}"
+    }
 
 
 def test_nobody_comes_in_without_a_password(server: ValkeyProcess) -> None:

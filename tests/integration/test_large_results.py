@@ -113,7 +113,7 @@ class _Deaf:
     def refuse_unknown(self, web_socket_id: bytes) -> bool:
         raise AssertionError("this hub admits every id")
 
-    def deliver(self, web_socket_id: bytes, result: object) -> None:
+    def deliver(self, web_socket_id: bytes, result: object, retained: bool = False) -> None:
         self.delivered += 1
 
     def degraded(self) -> None:

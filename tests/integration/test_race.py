@@ -40,7 +40,7 @@ class Waiting:
     def refuse_unknown(self, web_socket_id: bytes) -> bool:
         raise AssertionError("this hub admits every id")
 
-    def deliver(self, web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         self.told.append(result.auth_result)
 
     def degraded(self) -> None:

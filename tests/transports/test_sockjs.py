@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.admission import Backlog
+from gateway.core.events import EventLog
 from gateway.core.session import MAX_UNKNOWN_MESSAGES, SessionState
 from gateway.messages import CloseCode
 from gateway.transports import sockjs
@@ -97,10 +98,13 @@ class Request:
 class Scene:
     """One session, which `listen` and the like open."""
 
-    def __init__(self, wire: StompWire | None = None, **settings: float) -> None:
+    def __init__(self, wire: StompWire | None = None, *, events: bool = False, **settings: float) -> None:
         self.clock = Clock()
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, **settings)
+        self.log = EventLog("node-1", "run", self.clock)
+        if events:
+            self.node.events = self.log
         self.node.admission.admit(ADDRESS)
         self.sessions = SockJSSessions(self.clock)
         self.session = SockJSSession(self.node, wire or JSON_WIRE, ADDRESS, "name", self.sessions)
@@ -158,6 +162,10 @@ class Scene:
             self.clock.now += 0.25
             for item in self.node.deadlines.expired(self.clock.now):
                 item.deadline_passed()
+
+    def told(self) -> list[tuple[str, ...]]:
+        """Kind and first value of what was recorded since the last time."""
+        return [(event.kind, str(event.values[0])) for event in self.log.take(100)]
 
     def state(self) -> SessionState:
         return self.session.state
@@ -733,3 +741,32 @@ def test_close_frames_that_were_not_fetched_are_counted() -> None:
     clock.now += DISCONNECT_DELAY + 1
     close("later", sent=True)
     assert sessions.unsent_close_frames == 0, "it could not be told any more"
+
+
+# Events
+
+
+def test_a_result_is_delivered_when_a_poll_takes_it() -> None:
+    scene = Scene(events=True).registered()
+    assert [kind for kind, _ in scene.told()] == ["registered"]
+    waiting = scene.poll()
+    scene.node.hub.received(CHANNEL, b'{"authResult":"A","messageId":"1"}')
+    assert scene.told() == [("delivered", "1")]
+    for number in (2, 3):
+        scene.node.hub.received(CHANNEL, b'{"authResult":"A","messageId":"%d"}' % number)
+    assert scene.told() == [], "nobody listens"
+    assert waiting.answered
+    scene.poll()
+    assert scene.told() == [("delivered", "2"), ("delivered", "3")]
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.poll()
+    assert scene.told() == [("closed", "1012")]
+
+
+def test_results_that_nobody_fetches_are_not_delivered() -> None:
+    scene = Scene(events=True, write_buffer=1_024).registered()
+    for _ in range(100):
+        scene.publish("A" * 60)
+    assert scene.state() is SessionState.CLOSED
+    scene.poll()
+    assert [told for told in scene.told() if told[0] != "registered"] == [("closed", "1008")]

@@ -18,6 +18,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from gateway.core.admission import Backlog, Incoming
+from gateway.core.events import EventLog
 from gateway.core.session import SessionContext, SessionState
 from gateway.messages import OTHER_CODE, CloseCode
 from gateway.transports.slow_reader import WRITE_COST
@@ -39,10 +40,15 @@ ADDRESS = "192.0.2.1"
 class Scene:
     """A session and its browser. What the session writes, the browser reads when it is asked."""
 
-    def __init__(self, wire: Wire = JSON_WIRE, *, stuck: bool = False, **settings: float) -> None:
+    def __init__(
+        self, wire: Wire = JSON_WIRE, *, stuck: bool = False, events: bool = False, **settings: float
+    ) -> None:
         self.clock = Clock()
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, **settings)
+        self.log = EventLog("node-1", "run", self.clock)
+        if events:
+            self.node.events = self.log
         self.node.admission.admit(ADDRESS)
         self.transport = Transport(stuck=stuck)
         self.session = WebSocketSession(self.node, wire, ADDRESS, self.transport)
@@ -711,3 +717,41 @@ def test_incomplete_messages_of_all_sessions_are_limited() -> None:
         code, reason = scene.closed_with()
         assert (code, reason) == (1013, "too many incomplete messages on this node")
         scene.transport.lose()
+
+
+# Events
+
+
+@pytest.mark.parametrize("code", [1000, 4000])
+def test_a_close_of_the_client_is_told_with_the_clients_own_code(code: int) -> None:
+    scene = Scene(events=True).registered()
+    scene.send(CloseConnection(code=code))
+    scene.transport.lose()
+    *_, closed = scene.log.take(9)
+    assert closed.kind == "closed"
+    assert closed.values[:3] == (str(code), "closed by the client", "client")
+
+
+def test_an_answer_to_our_close_frame_is_no_close_of_the_client() -> None:
+    scene = Scene(events=True).registered()
+    scene.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    scene.send(CloseConnection(code=1000))
+    scene.transport.lose()
+    *_, closed = scene.log.take(9)
+    assert closed.values[:3] == ("1012", "service restart", "gateway")
+
+
+def test_a_handshake_tells_of_the_browser() -> None:
+    context = node()
+    context.events = EventLog("node-1", "run", Clock())
+    context.admission.admit("192.0.2.1")
+    headers = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "origin": "https://a.example"}
+    handshake = Handshake((1, 1), CIMultiDictProxy(CIMultiDict(headers)), "192.0.2.1")
+    transport = Transport()
+    open_session(
+        context, JSON_WIRE, "192.0.2.1", handshake, transport, client_frame(Opcode.TEXT, REGISTER.encode())
+    )
+    context.hub.subscribed(CHANNEL, None)
+    (event,) = context.events.take(9)
+    assert event.values[:3] == ("192.0.2.1", "https://a.example", "")
+    transport.lose()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from ..pool import ConnectionPool
+from ..pool import PUBLISHER_NAME, ConnectionPool
 from ..server import Server
 from ..url import Address, RedisURL
 from .slots import ClusterView, SlotMap, key_slot, slot_map
@@ -17,13 +17,14 @@ class ClusterRouter:
 
     command = "SPUBLISH"
 
-    def __init__(self, url: RedisURL) -> None:
+    def __init__(self, url: RedisURL, name: str = PUBLISHER_NAME) -> None:
+        """`name` is what CLIENT LIST shows."""
         self._url = url
         self._map: SlotMap | None = None
         self._masters: list[Address] = []
         self._servers: dict[Address, Server] = {}
         self._lock = asyncio.Lock()
-        self.pool = ConnectionPool()
+        self.pool = ConnectionPool(name)
 
     async def servers(self, channels: Sequence[bytes]) -> Sequence[Server | None]:
         async with self._lock:

@@ -62,7 +62,7 @@ class Member:
         self.refused = True
         return False
 
-    def deliver(self, _web_socket_id: bytes, result: Result) -> None:
+    def deliver(self, _web_socket_id: bytes, result: Result, retained: bool = False) -> None:
         assert self.answers == 1, "delivered before the answer"
         self.heard.append(result.auth_result.encode())
 

@@ -1,0 +1,85 @@
+"""The command events."""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from ..config import EMBEDDED, Config
+from ..messages import WEB_SOCKET_ID
+from ..redis.url import redact
+from ..telemetry import logs
+from .errors import CommandFailed, UsageFailed
+from .publish import REDIS_HELP, REDIS_SECONDS, WHOLE_ID, limit_name_lookups
+from .runner import run
+from .settings import read_settings, settings_options
+
+if TYPE_CHECKING:
+    from ..publishing.events import Event
+
+SHOWN_APART: Final = ("event", "webSocketId", "at")
+"""Fields that stand before the others."""
+
+
+@click.command(short_help="Print what happened to browsers.")
+@click.argument("web_socket_id", metavar="ID", required=False)
+@click.option("--follow", is_flag=True, help="Print what comes, too, until Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object for each event.")
+@settings_options("redis_file", "redis", "channel_prefix", "event_streams", helps={"redis": REDIS_HELP})
+def events(web_socket_id: str | None, follow: bool, as_json: bool, **_: object) -> None:
+    """Print the events that Redis keeps, of ID or of all ids, the oldest first.
+
+    Nodes write them with --events redis. Nobody else misses an event because of this command.
+    """
+    if web_socket_id is not None and not WEB_SOCKET_ID.fullmatch(web_socket_id):
+        raise UsageFailed("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
+    config = read_settings().config()
+    if config.redis == EMBEDDED:
+        raise UsageFailed("events needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    with suppress(KeyboardInterrupt):
+        run(_print(config, web_socket_id, follow=follow, as_json=as_json))
+
+
+async def _print(config: Config, web_socket_id: str | None, *, follow: bool, as_json: bool) -> None:
+    from ..publishing.event_history import EventHistory  # with redis-py, only for this command
+    from ..redis.event_streams import event_streams, stream_of
+
+    limit_name_lookups()
+    streams = event_streams(config.channel_prefix, config.event_streams)
+    if web_socket_id is not None:
+        streams = (stream_of(web_socket_id.encode(), streams),)
+    found = False
+    async with EventHistory(config.redis, timeout=REDIS_SECONDS) as history:
+        try:
+            async for event in history.read(streams, follow=follow):
+                if web_socket_id in (None, event.web_socket_id):
+                    found = True
+                    print_json(event) if as_json else print_line(event)
+        except OSError as error:
+            reason = str(error) or f"no answer in {REDIS_SECONDS:g} s"
+            raise CommandFailed(f"Redis at {redact(config.redis)}: {reason}") from None
+    if not found:
+        click.echo("No events. Nodes write them with --events redis.", err=True)
+
+
+def print_json(event: Event) -> None:
+    click.echo(logs.safe_json({"id": event.id, **event.fields}).encode())
+
+
+def print_line(event: Event) -> None:
+    name = event.web_socket_id
+    shown = name if len(name) <= WHOLE_ID else logs.short_id(name)
+    rest = " ".join(
+        f"{field}={value}" for field, value in event.fields.items() if field not in SHOWN_APART and value
+    )
+    click.echo(logs.visible(f"{_time(event)}  {event.kind:<10}  {shown or '-':<9}  {rest}"))
+
+
+def _time(event: Event) -> str:
+    """When it happened, by the node's clock, as local time."""
+    at = event.fields.get("at", "")
+    milliseconds = int(at) if at.isdigit() and len(at) <= len("1700000000000") else 0
+    return f"{time.strftime('%H:%M:%S', time.localtime(milliseconds / 1000))}.{milliseconds % 1000:03}"
