@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 
 from .. import __version__
 from ..client import display_url, origin_of, system_words
@@ -117,6 +118,24 @@ class _StagedConnector(aiohttp.BaseConnector):
         super().__init__(force_close=True)
         self._tls = tls
         self._progress = progress
+        self._made: list[Connection] = []
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Trace],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - that is how aiohttp calls it
+    ) -> Connection:
+        connection = await super().connect(req, traces, timeout)
+        self._made.append(connection)
+        return connection
+
+    def close(self, *, abort_ssl: bool = False) -> Awaitable[None]:
+        # Whichever way a check has ended, none outlives it. Otherwise aiohttp would wait here for the other
+        # side of TLS, and warn of the connection later.
+        for connection in self._made:
+            connection.close()
+        return super().close(abort_ssl=abort_ssl)
 
     async def _create_connection(
         self,

@@ -211,6 +211,26 @@ async def test_no_secret_of_the_url_is_told(opened: Opened) -> None:
         assert "secret" not in str(await failing(opened, url.replace("//", "//u:secret@") + "?token=secret"))
 
 
+async def test_a_connection_ends_with_its_session(aiohttp_server: AiohttpServer) -> None:
+    """Also one that nobody has closed."""
+    released = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        websocket = web.WebSocketResponse()
+        await websocket.prepare(request)
+        await released.wait()
+        return websocket
+
+    opener = WebSocketOpener(await serving(aiohttp_server, handler), None, None, lambda _stage: None)
+    async with opener.session() as session:
+        websocket = await opener.open(session)
+        connection = websocket._response.connection
+        assert connection is not None
+        assert connection.protocol is not None
+    assert connection.protocol is None, "or aiohttp would warn of it"
+    released.set()
+
+
 async def test_whoever_says_nothing_leaves_the_stage_where_it_is(opened: Opened) -> None:
     async with answering(None) as url:
         with pytest.raises(TimeoutError):

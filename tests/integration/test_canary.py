@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,6 +97,18 @@ async def test_green_and_red_by_the_right_name(stack: Stack) -> None:
 
     stack.balancer.kill()
     assert "connection refused" in said(await stack.check(), Stage.TCP)
+
+
+@pytest.mark.needs("haproxy")
+async def test_a_balancer_that_hangs_holds_no_check_up(stack: Stack) -> None:
+    """Not even its end: TLS would wait for half a minute for the other side to say goodbye."""
+    with stack.nodes.valkey.frozen():
+        started = time.monotonic()
+        checking = asyncio.create_task(stack.check(timeout=3.0))
+        await asyncio.to_thread(wait_until, lambda: sum(stack.nodes.sessions()) == 1, "it is connected")
+        with stack.balancer.frozen():
+            said(await checking, Stage.REGISTRATION)
+            assert time.monotonic() - started < 10
 
 
 @pytest.mark.needs("haproxy")
