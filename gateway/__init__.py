@@ -7,6 +7,7 @@ The packages and modules, each of which imports only from those above it:
     redis/        connections to one server, Sentinel or a Cluster; subscriptions and their repair
     publishing/   what backends use: publishes results and announces ids, for Python, the command line and the
                   admin port; reads events, for `gateway.events` and the command events
+    tokens/       what a signed token proves
     config        the settings
     telemetry/    logs, latencies, traces
     core/         which session waits for which id, sessions, limits, timers, without I/O

@@ -229,6 +229,7 @@ def test_importing_the_package_brings_no_redis() -> None:
     assert set(gateway.__all__) == {
         *("announce", "publish", "Published", "PublishError"),
         *("NotAnnounced", "NotPublished", "Unconfirmed"),
+        *("events", "Event"),
     }
     assert all(getattr(gateway, name) for name in gateway.__all__)
     with pytest.raises(AttributeError, match="has no attribute 'unpublish'"):
