@@ -72,6 +72,9 @@ def code_label(code: int) -> str:
     return OTHER if code == OTHER_CODE else str(int(code))
 
 
+NODE_STOPPED: Final = "node stopped"
+"""The reason of a session that ends because its node stops, and does not wait for a close frame."""
+
 SLOW_CONSUMER: Final = "slow consumer"
 """The reason of a session that ends because its client left too many bytes unread."""
 

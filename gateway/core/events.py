@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from typing import Final, NamedTuple
 
-from ..messages import SLOW_CONSUMER, WEB_SOCKET_ID, CloseCode
+from ..messages import NODE_STOPPED, SLOW_CONSUMER, WEB_SOCKET_ID, CloseCode
 
 REGISTERED: Final = "registered"
 REFUSED: Final = "refused"
@@ -32,6 +32,9 @@ CLIENT: Final = "client"
 GATEWAY: Final = "gateway"
 NETWORK: Final = "network"
 """Who has ended a connection: the field `by`."""
+
+OWN_REASONS: Final = (SLOW_CONSUMER, NODE_STOPPED)
+"""Why the gateway ends a connection without a close frame."""
 
 MAX_WAITING: Final = 100_000
 """Events that wait to be written, some 40 MB: two minutes of 400 registrations and deliveries a second."""
@@ -237,7 +240,7 @@ class SessionEvents:
         if self._closed_with:
             code, by = self._closed_with, CLIENT
         else:
-            by = NETWORK if code == CloseCode.ABNORMAL and reason != SLOW_CONSUMER else GATEWAY
+            by = NETWORK if code == CloseCode.ABNORMAL and reason not in OWN_REASONS else GATEWAY
         values = (str(int(code)), reason, by, f"{seconds:.3f}")
         self._log.add(CLOSED, self._id, self._session, values)
         self._id = b""

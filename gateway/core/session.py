@@ -32,6 +32,7 @@ from ..config import ANNOUNCED, Config
 from ..errors import WireError
 from ..messages import (
     DEGRADED,
+    NODE_STOPPED,
     NOT_AUTHORIZED,
     OTHER,
     OTHER_CODE,
@@ -180,7 +181,7 @@ class Session:
         self._address = address
         self._channel: bytes | None = None
         self._owed_answers = 0  # registrations to confirm when the hub says so
-        self._proven = False  # the client has shown that it may have the id, which nobody need have announced
+        self._proven = False  # a token has proved that this client may register the id
         self._unknown_messages = 0
         self._rate_used_until = 0.0
         self._message_ids: tuple[str, ...] = ()  # that the client has had, the latest
@@ -238,6 +239,12 @@ class Session:
     def abort(self) -> None:
         """Drop the connection now, with everything that is unsent."""
         raise NotImplementedError
+
+    def stop(self) -> None:
+        """Drop the connection, because the node stops and does not wait for the client."""
+        if self.state is not CLOSING:
+            self._end = (CloseCode.ABNORMAL, NODE_STOPPED)
+        self.abort()
 
     # From the client
 
@@ -297,19 +304,25 @@ class Session:
             problem = Problem("already_registered", "this connection has registered another webSocketId")
             self._reject(request.web_socket_id, problem)
             return
+        verifier = self._context.verifier
+        if verifier is not None and not self._may_register(request, verifier):
+            return
         if request.last_message_id is not None:
             self._remember(request.last_message_id)
         if self._channel is None:
-            verifier = self._context.verifier
-            if verifier is None or self._may_join(request, verifier):
-                self._join(name)
+            self._join(name)
         elif self.state is WAITING or not self._context.hub.is_confirmed(self._channel):
             self._owed_answers += 1  # during an outage, a confirmation now would be false
         else:
             self._reply(self._wire.registered(name))
 
-    def _may_join(self, request: Register, verifier: TokenVerifier) -> bool:
-        """Whether the hub may be asked. It refuses an id that nobody has announced, unless it is proven."""
+    def _may_register(self, request: Register, verifier: TokenVerifier) -> bool:
+        """Whether the registration may go on. The hub refuses an id that nobody has announced, unless it is
+        proven: also by a token that comes while Redis is asked."""
+        if self._channel is None:
+            self._proven = False  # what was proven of another id says nothing of this one
+        if self.state is REGISTERED or self._proven:
+            return True
         self._proven = self._is_proven(request, verifier)
         if self._proven or ANNOUNCED in self._context.config.registration:
             return True
@@ -319,17 +332,19 @@ class Session:
     def _is_proven(self, request: Register, verifier: TokenVerifier) -> bool:
         """Whether the registration's token proves that its client may register the id.
 
-        Raises WireError if the session cannot pay for one more token that does not.
+        One that does not is paid for when the next message comes: this one gets its answer in any case.
         """
         reason = verifier.refusal(request.web_socket_id, request.token)
         if reason is None:
             return True
-        if request.token is None and ANNOUNCED in self._context.config.registration:
+        if not request.token and ANNOUNCED in self._context.config.registration:
             return False  # it needs none
         self._context.refused_tokens[reason] += 1
         name = logs.short_id(request.web_socket_id)
         log.warning("token refused", kind=reason, id=name, address=self._address)
-        self._pay(REFUSED_TOKEN)
+        now = self._context.clock()
+        self._rate_used_until = max(self._rate_used_until, now) + REFUSED_TOKEN
+        self._context.budgets.charge(self._address, REFUSED_TOKEN, now)
         return False
 
     def _reject(self, web_socket_id: object, problem: Problem) -> None:
@@ -416,6 +431,7 @@ class Session:
             return False
         self._leave_hub()
         self.state = OPEN
+        self._message_ids = ()  # they were said of this id, and the next may be another one
         answers, self._owed_answers = self._owed_answers, 0
         for _ in range(answers):
             self._reject(web_socket_id.decode(), UNKNOWN_ID)

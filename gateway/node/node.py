@@ -153,7 +153,7 @@ class Node:
 
     async def _release(self) -> None:
         self._public_port.drop()
-        await each_in_turns(list(self._context.deadlines), lambda session: session.abort())
+        await each_in_turns(list(self._context.deadlines), lambda session: session.stop())
         if self._events is not None:
             await self._events.flush(FLUSH_SECONDS, lambda: self.sessions)
         for task in self._tasks:

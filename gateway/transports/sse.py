@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from ..core.session import Session, SessionContext
-from ..messages import SLOW_CONSUMER, UNKNOWN_ID, CloseCode, Register, WatchStatus
+from ..core.session import OPEN, Session, SessionContext
+from ..messages import NOT_AUTHORIZED, SLOW_CONSUMER, UNKNOWN_ID, CloseCode, Register, WatchStatus
 from ..wire import Wire
 from ..wire.sse import close_comment
 from . import http
@@ -42,8 +42,11 @@ class SSESession(Session, asyncio.Protocol):
             head += http.chunk(self._connection, greeting)
         http.write(self._connection.transport, head)
         self._remember(also_had)
-        for request in (wanted, WatchStatus()):
-            self._handle(request)
+        self._handle(wanted)
+        if self.state is OPEN:  # refused, and the request is over: nobody can register on this connection
+            self.close(CloseCode.POLICY, NOT_AUTHORIZED.code)
+        else:
+            self._handle(WatchStatus())
 
     # asyncio.Protocol
 

@@ -1125,6 +1125,57 @@ def test_with_announced_a_bad_token_proves_nothing_and_harms_nothing() -> None:
     assert scene.session.refuse_unknown(b"12345678")
 
 
+def test_a_token_that_comes_while_redis_is_asked_proves_the_id() -> None:
+    scene = SignedScene("announced", "signed")
+    scene.ask()
+    scene.ask("good")
+    scene.ask("bad")
+    assert not scene.session.refuse_unknown(b"12345678")
+    scene.node.hub.subscribed(CHANNEL, None)
+    assert [answer["registrationSucceeded"] for answer in scene.said()] == [True, True, True]
+
+
+def test_what_is_proven_of_one_id_says_nothing_of_another() -> None:
+    scene = SignedScene("announced", "signed")
+    scene.ask("good")
+    scene.session._leave_hub()
+    scene.ask(None, "another")
+    assert scene.session.refuse_unknown(b"another")
+
+
+def test_an_empty_token_is_none() -> None:
+    scene = SignedScene("announced", "signed")
+    with capture_logs() as lines:
+        scene.ask("")
+    assert not lines
+    assert not scene.node.refused_tokens
+
+
+@pytest.mark.parametrize("modes", [("signed",), ("announced", "signed")])
+def test_a_refused_token_gets_its_answer_at_the_lowest_rate(modes: tuple[str, ...]) -> None:
+    scene = SignedScene(*modes, messages_per_second=1)
+    scene.session.pay_message()
+    scene.ask("bad")
+    assert scene.session.state is not SessionState.CLOSING
+    assert bool(scene.broker.asked) is (len(modes) == 2)
+
+
+def test_a_refused_registration_says_nothing_of_the_next() -> None:
+    scene = SignedScene()
+    scene.session.message_received(b'{"webSocketId":"12345678","lastMessageId":"m"}')
+    scene.ask("good")
+    scene.node.hub.subscribed(CHANNEL, b'{"authResult":"A","messageId":"m"}')
+    assert [message.get("messageId") for message in scene.said()] == [None, None, "m"]
+
+    other = announced()
+    other.session.message_received(b'{"webSocketId":"12345678","lastMessageId":"m"}')
+    other.node.hub.subscribed(CHANNEL, None)
+    other.node.hub.unsubscribed(CHANNEL)
+    other.session.message_received(REGISTER)
+    other.node.hub.subscribed(CHANNEL, b'{"authResult":"A","messageId":"m"}')
+    assert other.said()[-1]["messageId"] == "m"
+
+
 def test_a_proven_id_needs_no_announcement() -> None:
     scene = SignedScene("announced", "signed")
     scene.ask("good")
@@ -1230,6 +1281,22 @@ def test_who_closes_first_has_closed() -> None:
     scene.session.close(CloseCode.NORMAL, "disconnected", by_client=True)
     scene.session.ended()
     assert scene.told()[1][:4] == ("closed", "1012", "service restart", "gateway")
+
+
+def test_a_node_that_stops_at_once_has_closed() -> None:
+    scene = EventScene()
+    scene.register()
+    scene.session.stop()
+    assert scene.session.aborted
+    scene.session.ended()
+    assert scene.told()[1][:4] == ("closed", "1006", "node stopped", "gateway")
+
+    closing = EventScene()
+    closing.register()
+    closing.session.close(CloseCode.SERVICE_RESTART, "service restart")
+    closing.session.stop()
+    closing.session.ended()
+    assert closing.told()[1][:4] == ("closed", "1012", "service restart", "gateway")
 
 
 def test_a_lost_connection_is_the_networks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gateway.core.session import TokenVerifier
 from gateway.messages import CloseCode, Register
 from gateway.transports.http import HttpConnection
 from gateway.transports.sse import SSESession
@@ -20,10 +21,18 @@ DONE = b'event: authorization\ndata: {"webSocketId":"12345678","authResult":"DON
 class Scene:
     """A session that has begun; `heard` is what its client has read since the last time."""
 
-    def __init__(self, *, chunked: bool = False, stuck: bool = False, registration: str = "open") -> None:
+    def __init__(
+        self,
+        *,
+        chunked: bool = False,
+        stuck: bool = False,
+        registration: str = "open",
+        verifier: TokenVerifier | None = None,
+    ) -> None:
         self.clock = Clock()
         self.broker = Subscriber()
         self.node = node(self.clock, self.broker, registration=registration)
+        self.node.verifier = verifier
         self.node.admission.admit(ADDRESS)
         self.transport = Transport(stuck=stuck)
         connection = HttpConnection(self.transport, chunked, True)
@@ -68,6 +77,26 @@ def test_a_refusal_ends_the_stream_and_the_browser_is_told_not_to_come_back() ->
     assert comment == b": 1008 unknown_id\n\n"
     assert scene.transport.closing
     assert scene.node.rejected == {"unknown_id": 1}
+
+
+class NoToken:
+    """Proves nothing."""
+
+    def refusal(self, _web_socket_id: str, _token: str | None) -> str:
+        return "missing"
+
+
+def test_a_registration_without_its_token_ends_the_stream_at_once() -> None:
+    """Nobody can register again on this connection, which would keep its place until the deadline."""
+    scene = Scene(verifier=NoToken())
+    event, comment = (
+        scene.heard().partition(b"\r\n\r\n")[2].removeprefix(b"retry: 1000\n\n").split(b"\n\n", 1)
+    )
+    assert event.startswith(b"id: not registered\nevent: registration\n")
+    assert b'"code":"not_authorized"' in event
+    assert comment == b": 1008 not_authorized\n\n"
+    assert scene.transport.closing
+    assert not scene.broker.asked
 
 
 def test_an_announced_id_is_registered() -> None:
