@@ -26,6 +26,7 @@ from ..errors import ConfigError
 from ..nodes.info import InfoSource
 from ..nodes.sources import Readiness, Sources
 from ..nodes.survey import Survey
+from ..redis.broker import Broker
 from ..redis.event_streams import event_streams
 from ..redis.event_writer import EventWriter
 from ..redis.factory import new_broker, new_router, slot_function
@@ -35,7 +36,7 @@ from ..server.handoff import Inbox, Siblings
 from ..server.listeners import ListenAddresses, Listeners, open_listeners, port_of
 from ..server.port import PublicPort
 from ..server.wires import WIRES, WireRow, session_kinds
-from ..system import capacity, raise_nofile_limit, unread_limit
+from ..system import Capacity, capacity, raise_nofile_limit, unread_limit
 from ..telemetry.latency import Histogram, Latency
 from ..transports.connections import ConnectionLedger
 from .node import Node
@@ -96,41 +97,15 @@ async def _compose(
     tracing = _tracing(name) if config.tracing != "off" else None
     # uvloop's own clock has milliseconds; and it writes to sockets at the end of the loop's turn.
     latency = Latency(loop.call_soon, time.monotonic, time.time, tracing)
-    url = parse_redis_url(config.redis)
     client_name = f"gateway-{name}" + (f"-{share.number}" if share else "")
-    # No webSocketId has a colon, so no browser can register the probe's channel.
-    probe_channel = f"{config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
-    announced = ANNOUNCED in config.registration
-    hub = Hub(
-        config.channel_prefix,
-        config.max_result_size,
-        lambda hub: new_broker(
-            url, hub, client_name, loop.time, config.max_result_size, probe_channel, announced=announced
-        ),
-        max_members=config.max_sessions_per_id,
-        slot_of=slot_function(url),
-        latency=latency,
-        announced=announced,
-    )
+    hub = _hub(config, client_name, latency)
     broker = hub.broker
 
     room = capacity(raise_nofile_limit(), config.max_sessions, config.max_handshakes)
     admission = Admission(room.sessions, config.max_sessions_per_ip)
-    ledger = ConnectionLedger(
-        Connections(
-            room.connections,
-            config.max_sessions_per_ip,
-            admission,
-            partial(source_address, trusted=config.trusted_proxies),
-        ),
-        FairPool(room.handshakes, fair=config.max_sessions_per_ip > 0),
-        Backlog(unread_limit(config.max_unread, config.workers)),
-        config.close_timeout,
-    )
+    ledger = _ledger(config, room, admission)
     verifier = _verifier(config)
-    events = None
-    if config.events == "redis":
-        events = EventLog(name, secrets.token_hex(6), time.time)
+    events = EventLog(name, secrets.token_hex(6), time.time) if config.events == "redis" else None
     context = SessionContext(config, hub, admission, loop.time, ledger, verifier=verifier, events=events)
     public_port = await PublicPort.build(
         context,
@@ -174,6 +149,39 @@ async def _compose(
         )
     return Node(
         config, addresses, sources, metrics, survey, dashboard, public_port, admin_port, tracing, verifier
+    )
+
+
+def _hub(config: Config, client_name: str, latency: Latency) -> Hub[Broker]:
+    url = parse_redis_url(config.redis)
+    # No webSocketId has a colon, so no browser can register the probe's channel.
+    probe_channel = f"{config.channel_prefix}:probe:{secrets.token_hex(8)}".encode()
+    announced = ANNOUNCED in config.registration
+    clock = asyncio.get_running_loop().time
+    return Hub(
+        config.channel_prefix,
+        config.max_result_size,
+        lambda hub: new_broker(
+            url, hub, client_name, clock, config.max_result_size, probe_channel, announced=announced
+        ),
+        max_members=config.max_sessions_per_id,
+        slot_of=slot_function(url),
+        latency=latency,
+        announced=announced,
+    )
+
+
+def _ledger(config: Config, room: Capacity, admission: Admission) -> ConnectionLedger:
+    return ConnectionLedger(
+        Connections(
+            room.connections,
+            config.max_sessions_per_ip,
+            admission,
+            partial(source_address, trusted=config.trusted_proxies),
+        ),
+        FairPool(room.handshakes, fair=config.max_sessions_per_ip > 0),
+        Backlog(unread_limit(config.max_unread, config.workers)),
+        config.close_timeout,
     )
 
 

@@ -227,7 +227,8 @@ async def test_a_connection_ends_with_its_session(aiohttp_server: AiohttpServer)
         connection = websocket._response.connection
         assert connection is not None
         assert connection.protocol is not None
-    assert connection.protocol is None, "or aiohttp would warn of it"
+    left: object = connection.protocol
+    assert left is None, "or aiohttp would warn of it"
     released.set()
 
 
