@@ -33,7 +33,7 @@ ELSEWHERE = {
     "gateway/admin/dashboard.py": ["integration/test_dashboard.py"],
     "gateway/drill/": ["integration/test_drill_clients.py", "integration/test_drill_command.py"],
     "gateway/drill/fleet/": ["integration/test_drill_fleet.py"],
-    "gateway/publishing/publisher.py": ["integration/test_publisher.py"],
+    "gateway/publishing/publisher.py": ["integration/test_publisher.py", "publishing/test_announcing.py"],
     # The commands share these modules.
     "gateway/cli/": ["cli/test_config.py", "cli/test_publish.py", "cli/test_serve.py", "cli/test_watch.py"],
     "gateway/cli/drill.py": ["integration/test_drill_command.py"],

@@ -216,8 +216,8 @@ class Session:
             self._begin_heartbeats()
 
     def _log(self, event: str, **facts: object) -> None:
-        if logs.debugging:
-            log.debug(event, session=self._number, **facts)
+        """Write a debug line. Callers look at `logs.debugging` before: the facts would cost something."""
+        log.debug(event, session=self._number, **facts)
 
     # What a subclass must provide
 

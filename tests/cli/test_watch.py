@@ -16,9 +16,10 @@ from .printing import Printing
 
 def test_watch_refuses_what_makes_no_sense(run: Run) -> None:
     assert run("watch", "a b").exit_code == 2
-    result = run("watch", "a", "--url", "http://localhost:8080/ws")
-    assert result.exit_code == 2
-    assert "--url must be ws://" in result.stderr
+    for url in ("http://localhost:8080/ws", "ws://[::1", "ws://localhost:port/ws", "ws://"):
+        result = run("watch", "a", "--url", url)
+        assert result.exit_code == 2
+        assert "--url must be ws://" in result.stderr
 
 
 def test_watch_prints_what_comes_until_ctrl_c(valkey: ValkeyProcess) -> None:

@@ -118,6 +118,16 @@ def test_the_second_member_reads_and_gets_what_is_retained_alone() -> None:
     assert second.heard == [("confirm", b"id"), ("deliver", "CONFIRMED")]
 
 
+def test_a_channel_whose_member_left_before_redis_answered_is_given_up() -> None:
+    scene = Scene()
+    member = Member()
+    scene.hub.register(b"id", member)
+    scene.hub.leave(CHANNEL, member)
+    scene.hub.subscribed(CHANNEL, b"CONFIRMED")
+    assert scene.broker.asked == [("subscribe", CHANNEL), ("unsubscribe", CHANNEL)]
+    assert member.heard == []
+
+
 def test_who_has_left_gets_nothing() -> None:
     scene = Scene()
     first, second = scene.registered("first"), scene.registered("second")

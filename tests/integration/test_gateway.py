@@ -43,6 +43,34 @@ async def test_a_browser_registers_and_gets_its_result(
         assert await browser.message() == result(name, "CONFIRMED")
 
 
+async def test_a_node_with_everything_that_is_off_by_default(
+    valkey: ValkeyProcess, backend: redis.asyncio.Redis, new_id: NewId, tmp_path: Path
+) -> None:
+    """Events, and ids that are announced or signed."""
+    keys, name = tmp_path / "keys", new_id()
+    keys.write_text("k" * 32)
+    settings: dict[str, Any] = {
+        "events": "redis",
+        "registration": "announced,signed",
+        "registration_keys": str(keys),
+    }
+    async with (
+        node_in_process(valkey.url, channel_prefix=f"{name}:", **settings) as gateway,
+        Raw.upgraded(port_of(gateway)) as browser,
+    ):
+        browser.send(text({"webSocketId": name}))
+        assert (await browser.message())["error"]["code"] == "unknown_id"
+        await backend.set(f"{name}:{name}", "", ex=60)
+        browser.send(text({"webSocketId": name}))
+        assert (await browser.message())["registrationSucceeded"] is True
+        keys.write_text("K" * 32)
+        gateway.reload()
+        assert await backend.publish(f"{name}:{name}", "CONFIRMED") == 1
+        assert await browser.message() == result(name, "CONFIRMED")
+    entries: Any = await backend.xrange(f"{name}::events")
+    assert [entry[b"event"] for _, entry in entries] == [b"refused", b"registered", b"delivered", b"closed"]
+
+
 async def test_the_forms_of_a_result(place: Place, backend: redis.asyncio.Redis, new_id: NewId) -> None:
     name = new_id()
     forms: list[tuple[object, dict[str, Any]]] = [
