@@ -165,9 +165,10 @@ class _Client:
                 self.was_registered = True
                 self.backoff.reset()
                 event["webSocketId"] = self.web_socket_id
-            case {"event": "refused", "code": "not_allowed", **problem} if self.was_registered:
-                # Redis's rules were different a moment ago. The gateway closes an unregistered connection.
-                event = {"event": "problem", "code": "not_allowed", "message": problem["message"]}
+            case {"event": "refused", "code": "unknown_id", **problem} if self.was_registered:
+                # The id was announced, and Redis may lack that for a moment after a failover. The gateway
+                # closes an unregistered connection, and the next one asks again.
+                event = {"event": "problem", "code": "unknown_id", "message": problem["message"]}
             case {"event": "refused", "code": code, "message": message}:
                 raise ClientRejected(f"the gateway rejects the id: {message} ({code})")
             case {"event": "result"}:

@@ -257,7 +257,7 @@ class Config(BaseModel):
         "Access",
         "MODES",
         "Which ids may register. open: every well-formed id. announced: an id that a backend has announced, "
-        'by an empty retained value: SET websocket:ID "" EX 600. signed: an id with a token that '
+        'by an empty retained value: SET websocket:ID "" EX 600 NX. signed: an id with a token that '
         "--registration-keys verifies. announced,signed: either. Separate them by commas, or repeat it.",
     )
     registration_keys: str = _setting(

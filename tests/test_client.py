@@ -152,10 +152,10 @@ async def test_a_refused_registration_ends_it(aiohttp_server: AiohttpServer) -> 
         await watch(url, "a", lambda event: None)
 
 
-async def test_not_allowed_ends_it_only_before_it_was_registered(aiohttp_server: AiohttpServer) -> None:
-    denied = REFUSED.replace("invalid_id", "not_allowed")
+async def test_unknown_id_ends_it_only_before_it_was_registered(aiohttp_server: AiohttpServer) -> None:
+    denied = REFUSED.replace("invalid_id", "unknown_id")
     url = await serving(aiohttp_server, saying(denied))
-    with pytest.raises(ClientRejected, match="not_allowed"):
+    with pytest.raises(ClientRejected, match="unknown_id"):
         await watch(url, "a", lambda event: None)
     events = await said(await serving(aiohttp_server, saying(ACCEPTED, denied)), Waits())
     assert [event["event"] for event in events] == [
@@ -165,7 +165,7 @@ async def test_not_allowed_ends_it_only_before_it_was_registered(aiohttp_server:
         "closed",
         "retrying",
     ]
-    assert events[2]["code"] == "not_allowed"
+    assert events[2]["code"] == "unknown_id"
 
 
 async def test_http_403_ends_it_and_names_the_origin(aiohttp_server: AiohttpServer) -> None:

@@ -1,8 +1,9 @@
-"""One check: register through the public URL, publish, and wait until the result is back."""
+"""One check: announce an id, register it through the public URL, publish, and wait for the result."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from contextlib import suppress
@@ -13,8 +14,8 @@ import aiohttp
 import orjson
 
 from ..client import next_event
-from ..errors import NotPublished, Unconfirmed
-from ..messages import REGISTRATION, CloseCode
+from ..errors import NotAnnounced, NotPublished, Unconfirmed
+from ..messages import NOT_AUTHORIZED, REGISTRATION, UNKNOWN_ID, CloseCode
 from ..publishing.publisher import PUBLISH_TIMEOUT, Publisher
 from ..redis.hints import hint_for
 from ..redis.url import redact
@@ -28,19 +29,30 @@ RESULT: Final = "CANARY"
 """The authResult of a check, which no page takes for an approval."""
 
 RETAIN_SECONDS: Final = 30
-"""A backend may publish, but not delete: so Redis removes the key of a check after this time."""
+"""A backend may publish, but not delete: so Redis removes the key of a check this long after the result, or
+after the time of a check that has failed."""
 
 TIMEOUT: Final = 10.0
 """Seconds for a whole check, by default."""
+
+REDIS_HINT: Final = "does Redis answer this machine?"
+NODES_HINT: Final = "are --redis and --channel-prefix those of the nodes?"
 
 LATE_HINTS: Final = {
     Stage.LOOK_UP: "does the name server answer?",
     Stage.TCP: "is the machine up, and does a firewall let this one through?",
     Stage.TLS: "without TLS the URL begins with ws://",
     Stage.UPGRADE: "does the proxy reach a node?",
-    Stage.PUBLISH: "does Redis answer this machine?",
+    Stage.ANNOUNCE: REDIS_HINT,
+    Stage.PUBLISH: REDIS_HINT,
 }
 """Where to look when the time is up in a stage; two more are found out."""
+
+REFUSAL_HINTS: Final = {
+    NOT_AUTHORIZED.code: "the canary has no token: with --registration signed alone no check can succeed",
+    UNKNOWN_ID.code: NODES_HINT,
+}
+"""Where to look when a node refuses the id, by the code."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +108,6 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._id = ID_PREFIX + secrets.token_hex(16)
-        self._redis: asyncio.Task[None] | None = None
 
     async def run(self) -> None:
         """Raises CanaryFailed."""
@@ -106,17 +117,12 @@ class _Run:
             Publisher(check.redis, timeout=min(PUBLISH_TIMEOUT, check.timeout)) as publisher,
             opener.session() as session,
         ):
-            # A backend has its connection to Redis already. And if the registration hangs, it shows why.
-            self._redis = asyncio.create_task(publisher.connect(check.channel_prefix + self._id))
             try:
                 async with asyncio.timeout(check.timeout):
                     await self._measure(opener, session, publisher)
             except TimeoutError:
                 if Stage.DELIVERY not in self.seconds:  # else only the close was left
                     raise self._too_late() from None
-            finally:
-                self._redis.cancel()
-                await asyncio.gather(self._redis, return_exceptions=True)
 
     def _enter(self, stage: Stage) -> None:
         self.stage = stage
@@ -128,11 +134,24 @@ class _Run:
         socket = await opener.open(session)
         self.seconds[CONNECT] = time.perf_counter() - started
         try:
+            await self._announce(publisher)
             await self._register(socket)
             await self._deliver(socket, publisher)
         finally:
             # For the node it is a page that leaves. The time of the check may be over.
             await socket.close()
+
+    async def _announce(self, publisher: Publisher) -> None:
+        """As a backend does before the page learns the id. Nodes may know ids or not: a client cannot tell.
+
+        It comes after the upgrade, so that each stage of the public URL fails by its own name.
+        """
+        self._enter(Stage.ANNOUNCE)
+        ttl = math.ceil(self.check.timeout) + RETAIN_SECONDS
+        try:
+            await publisher.announce(self._id, ttl=ttl, channel_prefix=self.check.channel_prefix)
+        except NotAnnounced as error:
+            raise self._refused_by_redis(error.reason) from None
 
     async def _register(self, socket: aiohttp.ClientWebSocketResponse) -> None:
         self._enter(Stage.REGISTRATION)
@@ -141,13 +160,12 @@ class _Run:
             await socket.send_str(orjson.dumps({"topic": REGISTRATION, "webSocketId": self._id}).decode())
         while (event := await self._next_event(socket))["event"] != "registered":
             if event["event"] in ("refused", "problem"):
-                raise CanaryFailed(self.stage, f"refused: {event['message']} ({event['code']})")
+                refusal = f"refused: {event['message']} ({event['code']})"
+                raise CanaryFailed(self.stage, refusal, REFUSAL_HINTS.get(event["code"], ""))
         self.seconds[Stage.REGISTRATION] = time.perf_counter() - started
 
     async def _deliver(self, socket: aiohttp.ClientWebSocketResponse, publisher: Publisher) -> None:
         self._enter(Stage.PUBLISH)
-        assert self._redis is not None
-        await asyncio.wait((self._redis,))
         message_id = secrets.token_hex(16)
         started = time.perf_counter()
         arriving = asyncio.create_task(self._arrival(socket, message_id))
@@ -163,7 +181,7 @@ class _Run:
             self._enter(Stage.DELIVERY)
             self.seconds[Stage.DELIVERY] = await arriving - started
         except (NotPublished, Unconfirmed) as error:
-            raise self._not_published(error.reason) from None
+            raise self._refused_by_redis(error.reason) from None
         finally:
             arriving.cancel()
             await asyncio.gather(arriving, return_exceptions=True)
@@ -191,11 +209,11 @@ class _Run:
 
     # What has failed
 
-    def _not_published(self, reason: str) -> CanaryFailed:
-        hint = hint_for(reason) or "does Redis answer this machine?"
+    def _refused_by_redis(self, reason: str) -> CanaryFailed:
+        hint = hint_for(reason) or REDIS_HINT
         if "NOPERM" in reason or "can't run this command" in reason or "ACL" in reason:
             hint = "give this user of Redis the rights of a publisher: docs/redis-access.md"
-        return CanaryFailed(Stage.PUBLISH, f"Redis at {redact(self.check.redis)}: {reason}", hint)
+        return CanaryFailed(self.stage, f"Redis at {redact(self.check.redis)}: {reason}", hint)
 
     def _too_late(self) -> CanaryFailed:
         waited = f"within {self.check.timeout:g} s"
@@ -203,21 +221,14 @@ class _Run:
             return CanaryFailed(self.stage, f"not confirmed {waited}", self._redis_hint())
         if self.stage is Stage.DELIVERY:
             return CanaryFailed(self.stage, f"the result is not back {waited}", self._delivery_hint())
-        what = "not published" if self.stage is Stage.PUBLISH else "no answer"
+        what = {Stage.ANNOUNCE: "not announced", Stage.PUBLISH: "not published"}.get(self.stage, "no answer")
         return CanaryFailed(self.stage, f"{what} {waited}", LATE_HINTS[self.stage])
 
     def _delivery_hint(self) -> str:
         if not self.receivers:
-            return "no node holds the id at this Redis: are --redis and --channel-prefix those of the nodes?"
+            return f"no node holds the id at this Redis: {NODES_HINT}"
         return "a node holds the id, so look at its log, and at the proxy"
 
     def _redis_hint(self) -> str:
-        """What this machine sees of the Redis that a node waits for."""
-        assert self._redis is not None
-        shown = redact(self.check.redis)
-        if not self._redis.done():
-            return f"Redis at {shown} does not answer this machine either"
-        error = self._redis.exception()
-        if error is None:
-            return f"Redis at {shown} answers this machine, so look at the log of the nodes"
-        return f"this machine does not reach Redis at {shown} either: {str(error) or 'no answer'}"
+        """A node waits for Redis, which has just accepted the announcement."""
+        return f"Redis at {redact(self.check.redis)} answers this machine, so look at the log of the nodes"

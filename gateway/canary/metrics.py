@@ -44,7 +44,7 @@ CHECKS: Final = Family(CounterMetricFamily, "gateway_canary_checks_total", "Chec
 FAILURES: Final = Family(
     CounterMetricFamily,
     "gateway_canary_failures_total",
-    "Checks that failed, by stage: lookup, tcp, tls, upgrade, registration, publish, delivery.",
+    "Checks that failed, by stage: lookup, tcp, tls, upgrade, announce, registration, publish, delivery.",
     ("stage",),
 )
 

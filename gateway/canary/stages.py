@@ -19,6 +19,8 @@ class Stage(StrEnum):
     """It has a certificate for the name that is trusted. Only with wss://."""
     UPGRADE = "upgrade"
     """The proxy and a node open a WebSocket for pages of this origin."""
+    ANNOUNCE = "announce"
+    """Redis accepts the announcement of an id."""
     REGISTRATION = "registration"
     """The node subscribes at Redis."""
     PUBLISH = "publish"

@@ -21,13 +21,15 @@ from .settings import read_settings, settings_options
     default=600,
     show_default=True,
     metavar="SECONDS",
-    help="How long the id may register: as long as its operation may last.",
+    help="How long the id may register: as long as its operation may last. "
+    "It does not prolong the time of an id that is known.",
 )
 @settings_options("redis_file", "redis", "channel_prefix", helps={"redis": REDIS_HELP})
 def announce(web_socket_id: str, ttl: int, **_: object) -> None:
     """Let browsers register ID at nodes with --registration announced.
 
-    An id that is announced already, or has a result, stays as it is. A retry is idempotent.
+    An id that is announced already, or has a result, keeps the time that it has left. A retry is idempotent.
+    A result that is retained later replaces the announcement and its time.
 
     Exit code 0: the id is known now. 1: Redis refused it, was not reached or did not answer. 2: wrong usage.
     """

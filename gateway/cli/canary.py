@@ -82,12 +82,13 @@ def canary(
     listen: str | None,
     **_: object,
 ) -> None:
-    """Register at URL (wss://bank.example/ws) as a browser would, publish a result as a backend would, and
-    measure until it is back.
+    """Announce an id as a backend would, register it at URL (wss://bank.example/ws) as a browser would,
+    publish a result, and measure until it is back.
 
     One line says how long each stage took, or which has failed and where to look: lookup (of the name), tcp,
-    tls, upgrade (proxy, origin, node), registration (node and Redis), publish, delivery. The webSocketId is
-    random and begins with canary-; Redis retains its result for 30 s.
+    tls, upgrade (proxy, origin, node), announce (Redis), registration (node and Redis), publish, delivery.
+    The webSocketId is random and begins with canary-; Redis retains its result for 30 s. The canary has no
+    token, so no check succeeds with --registration signed alone.
 
     Exit code 0: the result came back. 1: a stage has failed. 2: wrong usage. With --warning or --critical
     the codes are those of Nagios: 0 OK, 1 WARNING (slow), 2 CRITICAL (too slow, or failed).

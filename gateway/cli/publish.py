@@ -47,7 +47,8 @@ WHOLE_ID: Final = 8
     default=300,
     show_default=True,
     metavar="SECONDS",
-    help="How long the result is retained for a browser that registers later; 0: not at all.",
+    help="How long the result is retained for a browser that registers later; 0: not at all. It replaces the "
+    "time of an announcement: with --registration announced, give the time that the operation has left.",
 )
 @click.option(
     "--from",

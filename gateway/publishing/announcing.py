@@ -28,7 +28,11 @@ class AnnounceOptions(TypedDict, total=False):
     """The optional parts of an announcement."""
 
     ttl: int
-    """Seconds in which the id may register: as long as its operation may last."""
+    """Seconds in which the id may register: as long as its operation may last.
+
+    An announcement does not prolong the time of an id that is known. A result that is retained later replaces
+    it, and the id is known for as long as that result is retained.
+    """
     channel_prefix: str
     """The nodes' setting channel_prefix."""
 
@@ -68,7 +72,9 @@ def announce(
     `ttl` (600) and `channel_prefix`, as `AnnounceOptions` describes them.
 
     Returns whether the id is new. False: it has a retained value already, which stays as it is, with the time
-    that it has left. That is an announcement (perhaps an earlier attempt of this one) or a result.
+    that it has left: announcing it again does not prolong that. It is an announcement (perhaps an earlier
+    attempt of this one) or a result. A result that is retained later replaces the announcement, so from then
+    on the id is known for `retain` seconds.
 
     Raises PublishError, a ValueError, for an id that no node would register, and NotAnnounced when Redis has
     refused it or has not answered. Its cause is redis-py's error. A retry is harmless.

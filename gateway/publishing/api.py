@@ -57,7 +57,11 @@ class PublishOptions(TypedDict, total=False):
     message_id: str | None
     """Identifies the result, so that a retry is not delivered twice; random by default."""
     retain: int
-    """Seconds; 0 reaches only the clients that are registered now."""
+    """Seconds; 0 reaches only the clients that are registered now.
+
+    A retained result replaces an announcement of the id and its time. With `--registration announced`, give
+    the time that the operation has left: afterwards the id is unknown. 0 leaves the announcement as it is.
+    """
     channel_prefix: str
     """The nodes' setting channel_prefix."""
     max_size: int

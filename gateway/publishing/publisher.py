@@ -86,18 +86,6 @@ class Publisher:
         """Connect as `url` says from the next connection on. It leads to the same place."""
         self._router.use(url)
 
-    async def connect(self, channel: str) -> None:
-        """Connect to the server of `channel` now, so that the first publication there need not.
-
-        Raises OSError if that fails, or is not possible within the timeout. It may be called for a diagnosis
-        alone: `publish` connects by itself.
-        """
-        async with asyncio.timeout(self._timeout):
-            (server,) = await self._router.servers([channel.encode()])
-            if server is None:
-                raise OSError(NO_SERVER)
-            await self._router.pool.get(server)
-
     async def publish(
         self, web_socket_id: str, auth_result: str, **options: Unpack[PublishOptions]
     ) -> Published:

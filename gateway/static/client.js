@@ -289,10 +289,11 @@ export class ResultClient {
     this.#next = null;
   }
 
-  // A rejection is final: the same id would be rejected again. But `not_allowed` is about the access rules of a node,
-  // which were different a moment ago; and while another node is tried, the present one still has the registration.
+  // A rejection is final: the same id would be rejected again. But an id that was registered once was announced, and
+  // Redis may lack that for a moment after a failover: so `unknown_id` is not final then. And while another node is
+  // tried, the present one still has the registration.
   #rejected(connection, error) {
-    const isFinal = connection === this.#current && !(this.#wasRegistered && error?.code === "not_allowed");
+    const isFinal = connection === this.#current && !(this.#wasRegistered && error?.code === "unknown_id");
     if (isFinal) return this.#end("rejected", error);
     connection.drop();
     this.#lost(connection, error?.message);

@@ -253,20 +253,20 @@ test("a registration names the last result, and a result is told once", () => {
 test("a first rejection is final", () => {
   client.open();
   last().opens();
-  last().says(refusal("not_allowed"));
+  last().says(refusal("unknown_id"));
   assert.equal(heard.at(-1), "state rejected");
   clock.pass(60_000);
   assert.equal(FakeSocket.all.length, 1);
 });
 
-test("not_allowed is not final after the id was registered once", () => {
+test("unknown_id is not final after the id was registered once", () => {
   registered();
   fire(page, "online");
-  last().says(refusal("not_allowed"));
+  last().says(refusal("unknown_id"));
   assert.deepEqual(heard, ["state waiting"]);
   clock.pass(500);
   last().opens();
-  last().says(refusal("not_allowed"));
+  last().says(refusal("unknown_id"));
   assert.equal(heard.at(-1), "state waiting", "nor on the next connection");
   clock.pass(1000);
   register();
@@ -646,7 +646,7 @@ function walk(seed) {
     degraded: says(status("degraded")),
     restored: says(status("restored")),
     result: says(result("m1")),
-    denied: says(refusal("not_allowed")),
+    denied: says(refusal("unknown_id")),
     lost: () => any()?.ends(),
     online: () => fire(page, "online"),
     hidden: () => hide(true),

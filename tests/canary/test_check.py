@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from gateway.canary import check as engine
 from gateway.canary import connection
 from gateway.canary.check import RESULT, RETAIN_SECONDS, Check, Outcome
 from gateway.canary.stages import TIMED, Stage
-from gateway.errors import NotPublished, Unconfirmed
+from gateway.errors import NotAnnounced, NotPublished, Unconfirmed
 from gateway.messages import AUTHORIZATION, ERROR, REGISTRATION
 from gateway.publishing.api import Published
 
@@ -35,10 +36,13 @@ async def confirm(websocket: web.WebSocketResponse, web_socket_id: str) -> None:
     await websocket.send_json(answer)
 
 
-async def refuse(websocket: web.WebSocketResponse, web_socket_id: str) -> None:
-    error = {"code": "invalid_id", "message": "no such id"}
-    body = {"topic": REGISTRATION, "webSocketId": web_socket_id, "registrationSucceeded": False}
-    await websocket.send_json({**body, "error": error})
+def refuse(code: str) -> Answer:
+    async def answer(websocket: web.WebSocketResponse, web_socket_id: str) -> None:
+        error = {"code": code, "message": "no such id"}
+        body = {"topic": REGISTRATION, "webSocketId": web_socket_id, "registrationSucceeded": False}
+        await websocket.send_json({**body, "error": error})
+
+    return answer
 
 
 async def complain(websocket: web.WebSocketResponse, _: str) -> None:
@@ -66,9 +70,11 @@ class World:
         self.receivers = 1
         self.refusal: Exception | None = None
         """What becomes of a publication, instead of a delivery."""
-        self.unreachable: OSError | None = None
+        self.announced: list[tuple[str, dict[str, Any]]] = []
+        self.not_announced: Exception | None = None
+        """What becomes of an announcement."""
         self.silent = False
-        """Whether Redis never lets anybody connect."""
+        """Whether Redis never answers."""
         self.results: list[dict[str, object]] = []
         """What the gateway sends for a publication, instead of the result."""
         self.ends_after_results = False
@@ -88,8 +94,11 @@ class World:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         websocket = web.WebSocketResponse()
         await websocket.prepare(request)
-        asked = await websocket.receive_json()
+        if (first := await websocket.receive()).type is not WSMsgType.TEXT:
+            return websocket  # it has left without a registration
+        asked = json.loads(first.data)
         name = asked["webSocketId"]
+        assert [known for known, _ in self.announced] == [*self.ids, name], "before it is registered"
         assert asked == {"topic": REGISTRATION, "webSocketId": name}
         self.ids.append(name)
         self._sockets[name] = websocket
@@ -113,14 +122,18 @@ class World:
     async def __aexit__(self, *_: object) -> None:
         pass
 
-    async def connect(self, channel: str) -> None:
-        if self.unreachable is not None:
-            raise self.unreachable
+    async def announce(self, web_socket_id: str, **options: Any) -> bool:
+        self.announced.append((web_socket_id, options))
         if self.silent:
             await asyncio.Event().wait()
+        if self.not_announced is not None:
+            raise self.not_announced
+        return True
 
     async def publish(self, web_socket_id: str, auth_result: str, **options: Any) -> Published:
         self.published.append((web_socket_id, auth_result, options))
+        if self.silent:
+            await asyncio.Event().wait()
         if self.refusal is not None:
             raise self.refusal
         if self.receivers:
@@ -174,6 +187,7 @@ async def test_all_is_well(world: World) -> None:
     ((published, result, options),) = world.published
     assert (published, result) == (name, RESULT)
     assert (options["retain"], options["channel_prefix"]) == (RETAIN_SECONDS, "x:")
+    assert world.announced == [(name, {"ttl": 38, "channel_prefix": "x:"})], "30 s after the end of the check"
     assert world.left_with == [WSCloseCode.OK]
 
 
@@ -186,35 +200,43 @@ async def test_each_check_has_an_id_of_its_own(world: World) -> None:
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        (refuse, "registration: refused: no such id (invalid_id)"),
+        (refuse("invalid_id"), "registration: refused: no such id (invalid_id)"),
+        (
+            refuse("not_authorized"),
+            "(not_authorized); the canary has no token: with --registration signed alone",
+        ),
+        (refuse("unknown_id"), "(unknown_id); are --redis and --channel-prefix those of the nodes?"),
         (complain, "registration: refused: what? (unknown_topic)"),
         (close(1012), "registration: closed with 1012; the node is stopping"),
         (close(1008, b"why"), "registration: closed with 1008 (why); a proxy or the node has ended"),
         (close(1013), "Redis at redis://user:***@redis.example answers this machine, so look at the log"),
+        (ignore, "not confirmed within 7.5 s; Redis at redis://user:***@redis.example answers this machine"),
     ],
 )
 async def test_a_registration_that_fails(world: World, answer: Answer, said: str) -> None:
     world.answer = answer
-    outcome = await world.check()
+    outcome = await world.check(Stage.REGISTRATION if answer is ignore else None)
     assert said in failure_of(outcome, Stage.REGISTRATION)
     assert list(outcome.seconds) == ["connect"]
     assert world.published == []
 
 
-async def test_a_registration_that_hangs_tells_what_this_machine_sees_of_redis(world: World) -> None:
-    world.answer = ignore
-    said = failure_of(await world.check(Stage.REGISTRATION), Stage.REGISTRATION)
-    assert said.startswith("registration: not confirmed within 7.5 s; Redis at redis://user:***@")
-    assert said.endswith("answers this machine, so look at the log of the nodes")
-    world.silent = True
-    said = failure_of(await world.check(Stage.REGISTRATION), Stage.REGISTRATION)
-    assert said.endswith("does not answer this machine either")
-    world.unreachable = OSError("connection refused")
-    said = failure_of(await world.check(Stage.REGISTRATION), Stage.REGISTRATION)
-    assert said.endswith(
-        "this machine does not reach Redis at redis://user:***@redis.example either: connection refused"
-    )
-    assert "secret" not in said
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("OOM command not allowed", "OOM command not allowed; does Redis answer this machine?"),
+        ("redis answered HELLO with: WRONGPASS x", "check user and password"),
+        ("NOPERM no permissions", "the rights of a publisher: docs/redis-access.md"),
+    ],
+)
+async def test_an_announcement_that_redis_refuses(world: World, reason: str, said: str) -> None:
+    world.not_announced = NotAnnounced(reason)
+    outcome = await world.check()
+    told = failure_of(outcome, Stage.ANNOUNCE)
+    assert told.startswith("announce: Redis at redis://user:***@redis.example: ")
+    assert said in told
+    assert list(outcome.seconds) == ["connect"]
+    assert world.ids == []
 
 
 @pytest.mark.parametrize(
@@ -233,8 +255,18 @@ async def test_a_publication_that_redis_refuses(world: World, refusal: Exception
     assert said in told
 
 
-async def test_a_redis_that_does_not_let_anybody_in(world: World) -> None:
+async def test_a_redis_that_does_not_answer(world: World) -> None:
     world.silent = True
+    said = failure_of(await world.check(Stage.ANNOUNCE), Stage.ANNOUNCE)
+    assert said == "announce: not announced within 7.5 s; does Redis answer this machine?"
+
+
+async def test_a_redis_that_stops_answering(world: World) -> None:
+    async def fall_silent(websocket: web.WebSocketResponse, name: str) -> None:
+        world.silent = True
+        await confirm(websocket, name)
+
+    world.answer = fall_silent
     said = failure_of(await world.check(Stage.PUBLISH), Stage.PUBLISH)
     assert said == "publish: not published within 7.5 s; does Redis answer this machine?"
 

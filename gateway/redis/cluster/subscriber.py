@@ -5,7 +5,7 @@ SSUBSCRIBE and its own read of the retained result, many of them in one write. G
 value, which announces an id, from none: where that matters, EXISTS is sent before it.
 
 When its slot moves, the node drops a channel and pushes `sunsubscribe`, which is also the reply to
-SUNSUBSCRIBE. So a request is always finished by the reply to the second of its two commands.
+SUNSUBSCRIBE. So a request is always finished by the reply to its last command, the read or a PING.
 
 A request that cannot be answered yet is deferred: it stays open and is sent again a little later, unless
 another request about the channel replaces it.
