@@ -69,7 +69,7 @@ class Check:
     ca_file: str | None = None
     """A PEM file with CAs that are trusted instead of the system's."""
     timeout: float = TIMEOUT
-    """Seconds for the whole check. Closing the connection may take a second more."""
+    """Seconds for the whole check. Closing the connection may take two seconds more."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ class _Run:
         started = time.perf_counter()
         with suppress(ConnectionError):  # if the connection is gone already, next_event says why
             await socket.send_str(orjson.dumps({"topic": REGISTRATION, "webSocketId": self._id}).decode())
-        while (event := await self._next_event(socket))["event"] != "registered":
+        while (event := await self._next_event(socket, self.stage))["event"] != "registered":
             if event["event"] in ("refused", "problem"):
                 refusal = f"refused: {event['message']} ({event['code']})"
                 raise CanaryFailed(self.stage, refusal, REFUSAL_HINTS.get(event["code"], ""))
@@ -189,12 +189,12 @@ class _Run:
     async def _arrival(self, socket: aiohttp.ClientWebSocketResponse, message_id: str) -> float:
         """When the result came."""
         while True:
-            match await self._next_event(socket):
+            match await self._next_event(socket, Stage.DELIVERY):
                 case {"event": "result", "messageId": found} if found == message_id:
                     return time.perf_counter()
 
-    async def _next_event(self, socket: aiohttp.ClientWebSocketResponse) -> dict[str, Any]:
-        """What comes next. Raises CanaryFailed if that is the end of the connection."""
+    async def _next_event(self, socket: aiohttp.ClientWebSocketResponse, stage: Stage) -> dict[str, Any]:
+        """What comes next. If that is the end of the connection, raises CanaryFailed for `stage`."""
         event = await next_event(socket)
         if event["event"] != "closed":
             return event
@@ -205,7 +205,7 @@ class _Run:
             hint = "the node is stopping"
         else:
             hint = "a proxy or the node has ended the connection"
-        raise CanaryFailed(self.stage, f"closed with {code}" + (f" ({reason})" if reason else ""), hint)
+        raise CanaryFailed(stage, f"closed with {code}" + (f" ({reason})" if reason else ""), hint)
 
     # What has failed
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from aiohttp.tracing import Trace
 
 CLOSE_SECONDS: Final = 1.0
-"""For the answer to the close frame of a check that is over."""
+"""For the answer to the close frame of a check that is over, and the same again for its connections."""
 
 USER_AGENT: Final = f"webflow-gateway/{__version__} canary"
 
@@ -54,16 +55,23 @@ class WebSocketOpener:
         self._progress = progress
         self._tls = _tls_context(ca_file) if url.startswith("wss:") else None
 
-    def session(self) -> aiohttp.ClientSession:
-        """The session that `open` needs; the caller closes it."""
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[aiohttp.ClientSession]:
+        """The session that `open` needs. It ends with its connections, in `CLOSE_SECONDS` at most."""
         tracing = aiohttp.TraceConfig()
         tracing.on_request_redirect.append(_refuse_redirect)
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=_StagedConnector(self._tls, self._progress),
             timeout=aiohttp.ClientTimeout(total=None),  # the caller limits the time
             trace_configs=[tracing],
             headers={"User-Agent": USER_AGENT},
         )
+        try:
+            yield session
+        finally:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await session.close()
 
     async def open(self, session: aiohttp.ClientSession) -> aiohttp.ClientWebSocketResponse:
         """Open one. Raises CanaryFailed. The caller limits the time."""
@@ -102,6 +110,7 @@ async def _refuse_redirect(
     _session: aiohttp.ClientSession, _context: SimpleNamespace, params: aiohttp.TraceRequestRedirectParams
 ) -> None:
     """A redirect is a failure: browsers do not follow it with a WebSocket, though aiohttp would."""
+    params.response.close()  # nobody else would, and its body may never end
     target = display_url(urljoin(str(params.url), params.response.headers.get("Location", "")))
     raise CanaryFailed(
         Stage.UPGRADE,

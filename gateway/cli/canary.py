@@ -105,6 +105,8 @@ def canary(
         raise UsageFailed(f"--origin: {error}") from None
     config = settings_with_redis("canary")
     check = Check(url, config.redis, config.channel_prefix, origin, ca_file, timeout)
+    if warning is not None and critical is not None and warning > critical:
+        raise UsageFailed("--warning must not be above --critical")
     thresholds = Thresholds(warning, critical)
     if every is None:
         if listen is not None:

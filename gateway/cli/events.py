@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 SHOWN_APART: Final = ("event", "webSocketId", "at")
 """Fields that stand before the others."""
+
+_BARE: Final = re.compile(r"[^\s\"'\\]+")
+"""A text that can stand in a line as it is, and is one field for everybody who reads it."""
 
 
 @click.command(short_help="Print what happened to browsers.")
@@ -66,20 +71,29 @@ async def _print(config: Config, web_socket_id: str | None, *, follow: bool, as_
 
 
 def print_json(event: Event) -> None:
-    click.echo(logs.safe_json({"id": event.id, **event.fields}).encode())
+    others = {name: value for name, value in event.fields.items() if name != "id"}
+    click.echo(logs.safe_json({"id": event.id, **others}).encode())
 
 
 def print_line(event: Event) -> None:
     name = event.web_socket_id
     shown = name if len(name) <= WHOLE_ID else logs.short_id(name)
     rest = " ".join(
-        f"{field}={value}" for field, value in event.fields.items() if field not in SHOWN_APART and value
+        f"{_field(name)}={_field(value)}"
+        for name, value in event.fields.items()
+        if name not in SHOWN_APART and value
     )
-    click.echo(logs.visible(f"{_time(event)}  {event.kind:<10}  {shown or '-':<9}  {rest}"))
+    kind = _field(event.kind) if event.kind else "-"
+    click.echo(f"{_time(event)}  {kind:<10}  {_field(shown) if shown else '-':<9}  {rest}")
+
+
+def _field(text: str) -> str:
+    """`text` in quotes, if it could be taken for more than one field; what is not printable is escaped."""
+    return logs.visible(text if _BARE.fullmatch(text) else json.dumps(text, ensure_ascii=False))
 
 
 def _time(event: Event) -> str:
     """When it happened, by the node's clock, as local time."""
     at = event.fields.get("at", "")
-    milliseconds = int(at) if at.isdigit() and len(at) <= len("1700000000000") else 0
+    milliseconds = int(at) if at.isdecimal() and len(at) <= len("1700000000000") else 0
     return f"{time.strftime('%H:%M:%S', time.localtime(milliseconds / 1000))}.{milliseconds % 1000:03}"

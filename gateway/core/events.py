@@ -37,7 +37,7 @@ OWN_REASONS: Final = (SLOW_CONSUMER, NODE_STOPPED)
 """Why the gateway ends a connection without a close frame."""
 
 MAX_WAITING: Final = 100_000
-"""Events that wait to be written, some 40 MB: two minutes of 400 registrations and deliveries a second."""
+"""Events that wait to be written, some 85 MB: two minutes of 400 registrations and deliveries a second."""
 
 MAX_TEXT: Final = 256
 """Characters of what a client says about itself. Browsers' User-Agents have 80 to 200."""

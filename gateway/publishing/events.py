@@ -9,6 +9,7 @@ The conversation with Redis is one generator, `_Reader.steps`, for sync and asyn
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ BLOCK: Final = 1.0
 """Seconds that Redis waits for an event, below every client's socket timeout."""
 
 CLAIM_AFTER: Final = 60.0
+
+log = logging.getLogger(__name__)
 
 
 class ReadOptions(TypedDict, total=False):
@@ -96,7 +99,9 @@ def events(
     goes on to the next one. If the loop is left before, the event comes again. `options`: `channel_prefix`,
     `streams`, `start` and `claim_after`, as `ReadOptions` describes them.
 
-    Raises redis-py's errors when Redis is away: call it again. Raises ValueError for a name that is empty.
+    Raises `redis.RedisError` or, for a Cluster, `redis.exceptions.RedisClusterException` while Redis is away:
+    call it again. Raises ValueError for a name that is empty. Logs a warning, once, if an event that a
+    consumer was given was trimmed before it was handled.
     """
     if not group or not consumer:
         raise ValueError("group and consumer need names")
@@ -193,6 +198,7 @@ class _Reader:
         self._clock = clock
         self._questions = [[stream] for stream in streams] if apart else [streams]
         self._block = max(1, int(BLOCK * 1000 / len(self._questions)))
+        self._missed = False
 
     def steps(self) -> Steps:
         """The whole conversation. It ends only by an error of Redis."""
@@ -215,13 +221,12 @@ class _Reader:
                     raise
 
     def _read(self) -> Steps:
-        for stream in self._streams:
-            yield from self._read_own(stream)
         claim_at = self._clock()
         while True:
             if self._clock() >= claim_at:
                 claim_at = self._clock() + self._idle / 2000
                 for stream in self._streams:
+                    yield from self._read_own(stream)
                     yield from self._claim(stream)
             for streams in self._questions:
                 yield from self._handle((yield self._ask(streams, ">", "BLOCK", self._block)))
@@ -231,7 +236,8 @@ class _Reader:
         return _Ask(streams[0], (*who, *options, "STREAMS", *streams, *[after] * len(streams)))
 
     def _read_own(self, stream: str) -> Steps:
-        """What this consumer was given before, and has not acknowledged."""
+        """What this consumer was given, and has not acknowledged: before its start, or by a reply that was
+        lost, after which the client has asked again. All that it was handed out here is acknowledged."""
         while (yield from self._handle((yield self._ask([stream], "0")))):
             pass
 
@@ -241,7 +247,9 @@ class _Reader:
         while True:
             who = (stream, self._group, self._consumer, self._idle)
             reply = yield _Ask(stream, ("XAUTOCLAIM", *who, _text(cursor), "COUNT", BATCH))
-            cursor, entries = reply[0], reply[1]
+            cursor, entries, *trimmed = reply
+            if any(trimmed):  # Redis 7 names those that it has not found, and forgets them
+                self._warn(stream)
             yield from self._handle([(stream, entries)])
             if _text(cursor) == "0-0":
                 return
@@ -253,10 +261,20 @@ class _Reader:
             stream = _text(name)
             for entry_id, fields in entries:
                 count += 1
-                if fields:  # else it was trimmed before anybody could handle it
+                if fields:
                     yield Event(stream, _text(entry_id), _fields_of(fields))
+                else:
+                    self._warn(stream)
+                if entry_id is None:  # Redis 6.2 claims what is gone without its id; `_read_own` finds it
+                    continue
                 yield _Ask(stream, ("XACK", stream, self._group, _text(entry_id)))
         return count
+
+    def _warn(self, stream: str) -> None:
+        """Entries were trimmed before anybody has handled them: tell it once."""
+        if not self._missed:
+            self._missed = True
+            log.warning("events of %s were trimmed before group %s handled them", stream, self._group)
 
 
 def _streams_of(reply: Any) -> Iterable[tuple[Any, Any]]:

@@ -46,6 +46,8 @@ DROPS_EVERY: Final = 5.0
 
 NOPERM_HINT: Final = "give the node's Redis user (+xadd ~{name}*), as docs/redis-access.md says"
 
+BUG_HINT: Final = "this is a bug, and these events are dropped: report it"
+
 _HINTS: Final = {
     "OOM": "Redis is out of memory: raise maxmemory, or lower --events-kept (GATEWAY_EVENTS_KEPT)",
     "WRONGTYPE": "something else is stored under the stream's name: choose another --channel-prefix",
@@ -131,9 +133,10 @@ class EventWriter(Generic[E]):
         try:
             left = await self._write(batch)
         except Exception as error:  # a bug: the same events must not fail for ever
-            log.exception("event writer failed", error=type(error).__name__)
+            log.exception("event writer failed", error=type(error).__name__, events=len(batch), hint=BUG_HINT)
             left = []
             self._queue.dropped += len(batch)
+            self._drops_told += len(batch)
             return False
         finally:
             self._on_their_way = 0
@@ -188,10 +191,20 @@ class EventWriter(Generic[E]):
         for number, (event, name, server) in enumerate(zip(batch, names, servers, strict=True)):
             command: Command = ("XADD", name, *self._trim, *self._queue.fields(event))
             groups.setdefault(server, []).append((number, command))
-        left = await asyncio.gather(*(self._write_to(*group) for group in groups.items()))
-        if not any(left):
+        # All of them end before a bug in one is raised, so that none writes beside the next batch.
+        tasks = (self._write_to(*group) for group in groups.items())
+        left: list[int] = []
+        bugs: list[BaseException] = []
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(result, BaseException):
+                bugs.append(result)
+            else:
+                left += result
+        if bugs:
+            raise bugs[0]
+        if not left:
             self._succeeded()
-        return [batch[number] for number in sorted(number for numbers in left for number in numbers)]
+        return [batch[number] for number in sorted(left)]
 
     async def _write_to(self, server: Server | None, group: list[tuple[int, Command]]) -> list[int]:
         """Send commands to their server. Returns the numbers of those that have no effect yet."""
@@ -204,7 +217,7 @@ class EventWriter(Generic[E]):
         moved: dict[Server, list[tuple[int, Command]]] = {}
         for (number, command), reply in zip(group, replies, strict=False):
             if isinstance(reply, hiredis.ReplyError):
-                target = self._refused(server, str(reply))
+                target = self._refused(server, str(command[1]), str(reply))
                 if target is None:
                     left.append(number)
                 else:
@@ -218,9 +231,9 @@ class EventWriter(Generic[E]):
         """Send commands to the node to which their slot migrates. Returns the numbers as `_write_to`."""
         replies = await self._execute(target, [c for _, command in group for c in (("ASKING",), command)])
         done = replies[1::2]
-        for reply in done:
+        for (_, command), reply in zip(group, done, strict=False):
             if isinstance(reply, hiredis.ReplyError):
-                self._failed(str(reply))
+                self._failed(str(reply), str(command[1]))
         written = [not isinstance(reply, hiredis.ReplyError) for reply in done]
         written += [False] * (len(group) - len(written))
         return [number for (number, _), ok in zip(group, written, strict=True) if not ok]
@@ -239,25 +252,27 @@ class EventWriter(Generic[E]):
             self._failed(str(error) or f"{server.display_url} gave no answer")
         return replies
 
-    def _refused(self, server: Server, error: str) -> Server | None:
-        """Redis refuses an event: the server to which its slot migrates, or None."""
+    def _refused(self, server: Server, stream: str, error: str) -> Server | None:
+        """Redis refuses an event of a stream: the server to which its slot migrates, or None."""
         redirection = parse_redirection(error)
         if redirection is not None and redirection.kind == "ASK":
             return self._router.server_at(Address(redirection.host or server.host, redirection.port))
         # A master that has become a replica, a slot that has moved, a user that has new rights: look again.
         self._router.pool.drop(server)
         self._router.forget()
-        self._failed(error)
+        self._failed(error, stream)
         return None
 
     # What the log says
 
-    def _failed(self, reason: str) -> None:
+    def _failed(self, reason: str, stream: str | None = None) -> None:
+        """`stream`: the one that Redis refuses, if it is one."""
         now = self._clock()
         if self._failing_since is None:
             self._failing_since = now
-        if self._reminder.is_due(reason, now):
-            log.warning("events not written", reason=reason, waiting=self.waiting, hint=self._hint(reason))
+        if self._reminder.is_due(f"{stream}: {reason}", now):
+            hint = self._hint(reason)
+            log.warning("events not written", reason=reason, stream=stream, waiting=self.waiting, hint=hint)
 
     def _hint(self, reason: str) -> str | None:
         if reason.startswith("NOPERM"):

@@ -20,6 +20,7 @@ from gateway.errors import NotAnnounced, NotPublished, Unconfirmed
 from gateway.messages import AUTHORIZATION, ERROR, REGISTRATION
 from gateway.publishing.api import Published
 
+from ..fakes import turns
 from ..test_client import AiohttpServer, serving
 
 TIMEOUT = 7.5
@@ -78,6 +79,7 @@ class World:
         self.results: list[dict[str, object]] = []
         """What the gateway sends for a publication, instead of the result."""
         self.ends_after_results = False
+        self.ends_while_publishing = False
         self.ids: list[str] = []
         self.published: list[tuple[str, str, dict[str, Any]]] = []
         self.left_with: list[int | None] = []
@@ -136,6 +138,10 @@ class World:
             await asyncio.Event().wait()
         if self.refusal is not None:
             raise self.refusal
+        if self.ends_while_publishing:
+            await self._sockets[web_socket_id].close(code=1012)
+            await self.left.wait()
+            await turns()
         if self.receivers:
             result = {"topic": AUTHORIZATION, "messageId": options["message_id"], "authResult": auth_result}
             for message in self.results or [result]:
@@ -297,6 +303,14 @@ async def test_a_connection_that_ends_before_the_result_is_back(world: World) ->
 
     world.answer = leave
     assert "closed with 1001" in failure_of(await world.check(), Stage.DELIVERY)
+
+
+async def test_a_connection_that_ends_while_the_result_is_published(world: World) -> None:
+    """Redis has taken the result, so publishing has not failed."""
+    world.receivers = 0
+    world.ends_while_publishing = True
+    said = failure_of(await world.check(), Stage.DELIVERY)
+    assert said == "delivery: closed with 1012; the node is stopping"
 
 
 async def test_another_result_is_not_the_one(world: World) -> None:

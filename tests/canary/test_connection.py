@@ -13,11 +13,13 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from gateway.canary import connection
 from gateway.canary.connection import USER_AGENT, WebSocketOpener
 from gateway.canary.stages import CanaryFailed, Stage
 from gateway.drill.fleet import free_port
 
 from ..certificates import self_signed
+from ..fakes import virtual
 from ..test_client import AiohttpServer, serving
 
 
@@ -45,12 +47,17 @@ async def failing(opened: Opened, url: str, **options: str) -> CanaryFailed:
 
 
 @contextlib.asynccontextmanager
-async def answering(answer: bytes | None) -> AsyncIterator[str]:
-    """The URL of a server that answers any request with these bytes and hangs up; with None, says nothing."""
+async def answering(answer: bytes | None, asked: asyncio.Event | None = None) -> AsyncIterator[str]:
+    """The URL of a server that answers any request with these bytes and hangs up; with None, says nothing.
+
+    `asked` is set when it has read a request.
+    """
     done = asyncio.Event()
 
     async def answer_one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         assert await reader.read(65_536)
+        if asked is not None:
+            asked.set()
         if answer is None:
             await done.wait()
         else:
@@ -224,17 +231,55 @@ async def test_a_connection_ends_with_its_session(aiohttp_server: AiohttpServer)
     opener = WebSocketOpener(await serving(aiohttp_server, handler), None, None, lambda _stage: None)
     async with opener.session() as session:
         websocket = await opener.open(session)
-        connection = websocket._response.connection
-        assert connection is not None
-        assert connection.protocol is not None
-    left: object = connection.protocol
-    assert left is None, "or aiohttp would warn of it"
+        made = websocket._response.connection
+        assert made is not None
+        protocols = [made.protocol]
+    protocols.append(made.protocol)
+    assert [protocol is None for protocol in protocols] == [False, True], "or aiohttp would warn of it"
     released.set()
 
 
 async def test_whoever_says_nothing_leaves_the_stage_where_it_is(opened: Opened) -> None:
-    async with answering(None) as url:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.1):
-                await opened(url)
+    asked = asyncio.Event()
+    async with answering(None, asked) as url:
+        opening = asyncio.create_task(opened(url))
+        await asked.wait()
+        opening.cancel()
+        await asyncio.gather(opening, return_exceptions=True)
     assert opened.stages[-1] is Stage.UPGRADE
+
+
+async def test_a_redirect_whose_body_does_not_end_ends_with_its_failure() -> None:
+    gone = asyncio.Event()
+
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 302 x\r\nLocation: /x\r\nContent-Length: 9\r\n\r\n")
+        assert await reader.read() == b""
+        gone.set()
+        writer.close()
+
+    async with await asyncio.start_server(redirect, "127.0.0.1", 0) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+        opener = WebSocketOpener(url, None, None, lambda _stage: None)
+        async with opener.session() as session:
+            with pytest.raises(CanaryFailed):
+                await opener.open(session)
+            async with asyncio.timeout(10):
+                await gone.wait()
+
+
+@virtual
+async def test_a_session_that_does_not_close_holds_nobody_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = connection._StagedConnector.close
+
+    async def hang(connector: connection._StagedConnector) -> None:
+        await real(connector)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(connection._StagedConnector, "close", hang)
+    started = asyncio.get_running_loop().time()
+    opener = WebSocketOpener("ws://bank.example/ws", None, None, lambda _stage: None)
+    async with opener.session():
+        pass
+    assert asyncio.get_running_loop().time() - started == pytest.approx(connection.CLOSE_SECONDS)

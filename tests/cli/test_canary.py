@@ -110,6 +110,7 @@ def test_what_is_checked(run: Run, ends: Ends, tmp_path: Path) -> None:
         ((URL, "--ca-file", "/no/such/file"), "does not exist"),
         ((URL, "--timeout", "0"), "--timeout"),
         ((URL, "--warning", "0"), "--warning"),
+        ((URL, "--warning", "5", "--critical", "1"), "--warning must not be above --critical"),
         ((URL, "--every", "0.5"), "--every"),
         ((URL, "--listen", ":9099"), "--listen needs --every SECONDS"),
         ((URL, "--every", "30", "--warning", "1"), "are for a single check"),

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import redis
@@ -75,12 +78,18 @@ def test_a_new_group_begins_with_what_is_kept(client: redis.Redis) -> None:
     assert next(found).web_socket_id == "id-3"
 
 
-def test_a_new_group_may_begin_with_what_comes(client: redis.Redis) -> None:
-    """It is made by another consumer, so that it is there before the next event."""
+def test_a_new_group_may_begin_with_what_comes(client: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute: Callable[..., Any] = client.execute_command
+
+    def comes_after_the_group(*command: Any, **options: Any) -> Any:
+        reply = execute(*command, **options)
+        if command[0] == "XGROUP":
+            add(client, 2)
+        return reply
+
     add(client, 1)
-    client.xgroup_create(STREAM, "group", "$")
-    add(client, 2)
-    assert next(events(client, "group", "one", start="0")).web_socket_id == "id-2"
+    monkeypatch.setattr(client, "execute_command", comes_after_the_group)
+    assert next(events(client, "group", "one", start="$")).web_socket_id == "id-2"
 
 
 def test_a_new_group_is_made_where_it_is_to_begin() -> None:
@@ -120,11 +129,59 @@ def test_what_others_are_working_on_is_not_claimed(client: redis.Redis) -> None:
     assert next(found).web_socket_id == "id-2"
 
 
-def test_an_event_that_was_trimmed_before_it_was_handled_is_passed_over(client: redis.Redis) -> None:
-    add(client, 1, 2)
+def test_an_event_whose_reply_was_lost_comes_at_the_next_turn(
+    client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py asks again, and is given the next events: those before are this consumer's, and nobody
+    else's."""
+    now = [0.0]
+    monkeypatch.setattr(reading, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    found = events(client, "group", "one")
+    add(client, 1)
+    assert next(found).web_socket_id == "id-1"
+    add(client, 2)
+    client.xreadgroup("group", "one", {STREAM: ">"})
+    add(client, 3)
+    assert next(found).web_socket_id == "id-3"
+    add(client, 4)
+    now[0] += reading.CLAIM_AFTER / 2
+    assert [next(found).web_socket_id for _ in range(2)] == ids(2, 4)
+
+
+def test_an_event_that_was_trimmed_before_it_was_handled_is_passed_over(
+    client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(client, 1, 2, 3)
     assert names(events(client, "group", "one"), 1) == ids(1)
+    assert caplog.messages == []
     client.xtrim(STREAM, maxlen=1, approximate=False)
-    assert names(events(client, "group", "one"), 1) == ids(2)
+    assert names(events(client, "group", "one"), 1) == ids(3)
+    assert caplog.messages == [f"events of {STREAM} were trimmed before group group handled them"]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_what_was_trimmed_is_claimed_from_nobody(
+    client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(client, 1, 2, 3)
+    assert names(events(client, "group", "dead"), 1) == ids(1)
+    client.xtrim(STREAM, maxlen=1, approximate=False)
+    assert names(events(client, "group", "alive", claim_after=0), 1) == ids(3)
+    assert len(caplog.messages) == 1
+
+
+def test_what_redis_6_2_claims_without_an_id_is_passed_over(caplog: pytest.LogCaptureFixture) -> None:
+    """redis-py has (None, None) for an entry that is gone, which is pending for this consumer then."""
+    reader = reading._Reader("group", "one", [STREAM], "0", 60, apart=False, clock=lambda: 0.0)
+    steps = reader._claim(STREAM)
+    assert isinstance(next(steps), reading._Ask)
+    event = steps.send([b"0-0", [(None, None), (b"2-0", {b"event": b"closed"})]])
+    assert isinstance(event, Event)
+    assert event.id == "2-0"
+    assert next(steps) == (STREAM, ("XACK", STREAM, "group", "2-0"))
+    with pytest.raises(StopIteration):
+        steps.send(1)
+    assert len(caplog.messages) == 1
 
 
 def test_streams_that_were_deleted_are_new(client: redis.Redis) -> None:

@@ -189,6 +189,7 @@ async def test_while_redis_is_away_events_wait_and_are_written_after() -> None:
     (first, second, last) = lines
     assert first["event"] == second["event"] == "events not written"
     assert (first["log_level"], first["reason"], first["waiting"]) == ("warning", "connection refused", 3)
+    assert first["stream"] is None, "no stream is to blame"
     assert last["event"] == "events written again"
     assert last["after"] > 60
 
@@ -244,7 +245,7 @@ async def test_what_redis_refuses_is_told_and_tried_again(error: str, hint: str)
             assert scene.ids == [0, 2, 1]
             assert scene.router.forgotten
     assert [line["event"] for line in lines] == ["events not written", "events written again"]
-    assert lines[0]["reason"] == error
+    assert (lines[0]["reason"], lines[0]["stream"]) == (error, "websocket::events")
     assert hint in (lines[0]["hint"] or "")
 
 
@@ -350,7 +351,34 @@ async def test_a_bug_loses_a_batch_and_not_the_writer() -> None:
             await scene.written()
             assert scene.ids == [2]
             assert scene.log.dropped == 2
-    assert [line["event"] for line in lines] == ["event writer failed", "events dropped"]
+    (told,) = lines
+    assert told["event"] == "event writer failed"
+    assert told["events"] == 2
+    assert "a bug" in told["hint"], "and not that too many wait"
+
+
+@virtual
+async def test_a_bug_with_one_server_waits_for_the_others() -> None:
+    """Or they would write beside the next batch."""
+    servers = Server(), Server()
+    async with running(Scene(*servers, streams=2)) as scene:
+
+        def broken(_number: int) -> str:
+            raise KeyError("no")
+
+        servers[0].error = broken
+        for number in range(10):
+            scene.record(name=b"%d" % number)
+        servers[1].frozen = True
+        await asyncio.sleep(0.01)
+        assert scene.writer._on_their_way == 10
+        servers[0].error = lambda _number: ""
+        await asyncio.sleep(ATTEMPT_TIMEOUT)
+        servers[1].frozen = False
+        scene.record()
+        await scene.written()
+        assert scene.log.dropped == 10
+        assert scene.ids[-1] == 10
 
 
 @virtual
