@@ -114,6 +114,7 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     _keys: Any = PrivateAttr(None)  # a KeySet
+    _keys_problem: str = PrivateAttr("")
 
     host: tuple[str, ...] = _setting(
         ("0.0.0.0",),  # noqa: S104 - see the description
@@ -484,7 +485,8 @@ class Config(BaseModel):
         if SIGNED in modes:
             if not value:
                 raise ValueError("--registration signed (GATEWAY_REGISTRATION) needs a file with keys")
-            _read_keys(value)
+            if info.context is None:  # else there are keys, which may stay
+                _read_keys(value)
         return value
 
     @field_validator("trusted_proxies", mode="before")
@@ -548,11 +550,12 @@ class Config(BaseModel):
         """The same settings, with what the files that they name contain now.
 
         Raises ConfigError, which names each file that cannot be used; the present Config stays valid then.
+        If only the file of `registration_keys` cannot be used, the keys stay, and `keys_problem` says why.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         if self.redis_file:
             del values["redis"]
-        return build(values)
+        return build(values, self._keys)
 
     def token(self) -> str:
         """The token for POST /publish; empty if it is off. Raises ConfigError if the file cannot be read."""
@@ -563,13 +566,17 @@ class Config(BaseModel):
         except ValueError as error:  # it could be read when the settings were checked
             raise ConfigError(f"--publish-token-file (GATEWAY_PUBLISH_TOKEN_FILE): {error}") from None
 
-    def model_post_init(self, _context: Any) -> None:
+    def model_post_init(self, keys: Any) -> None:
+        """`keys` are those that the file had; None at a start."""
         if not self.registration_keys:
             return
         try:
-            self._keys = _read_keys(self.registration_keys)
-        except ValueError as error:  # it could be read when the settings were checked
-            raise ConfigError(f"--registration-keys (GATEWAY_REGISTRATION_KEYS): {error}") from None
+            self._keys = _read_keys(self.registration_keys, keys)
+        except ValueError as error:
+            problem = f"--registration-keys (GATEWAY_REGISTRATION_KEYS): {error}"
+            if keys is None:  # it could be read when the settings were checked
+                raise ConfigError(problem) from None
+            self._keys, self._keys_problem = keys, problem
 
     def verification_keys(self) -> KeySet | None:
         """The keys that the file of `registration_keys` had when the settings were read; None without it.
@@ -578,6 +585,10 @@ class Config(BaseModel):
         """
         keys: KeySet | None = self._keys
         return keys
+
+    def keys_problem(self) -> str:
+        """Why the last `reread` kept the keys that the file had before; empty if it did not."""
+        return self._keys_problem
 
     def shown(self) -> dict[str, str]:
         """Every setting as on the command line; passwords and tokens are shown as ***."""
@@ -635,14 +646,15 @@ class Setting:
 SETTINGS: tuple[Setting, ...] = tuple(Setting(name, field) for name, field in Config.model_fields.items())
 
 
-def build(values: Mapping[str, object]) -> Config:
-    """A Config from texts (or values) by field name; the other fields have their defaults.
+def build(values: Mapping[str, object], keys: KeySet | None = None) -> Config:
+    """A Config from texts (or values) by field name; the other fields have their defaults. `keys` are those
+    that the file of `registration_keys` had: they stay if it cannot be used.
 
     Raises ConfigError, whose message has a line for every mistake: the flag and the variable, the value,
     and what to write instead.
     """
     try:
-        return Config(**values)
+        return Config.model_validate(dict(values), context=keys)
     except ValidationError as error:
         found = error.errors()
     mistakes = dict.fromkeys(_mistake(details, values) for details in found)
@@ -701,13 +713,13 @@ def _read_secret(path: str) -> str:
     return text.strip() if len(text) <= MAX_SECRET else ""
 
 
-def _read_keys(path: str) -> KeySet:
-    """The keys in a file. Raises ValueError, whose message does not quote the file."""
+def _read_keys(path: str, before: KeySet | None = None) -> KeySet:
+    """The keys in a file, which had `before`. Raises ValueError, whose message does not quote the file."""
     try:
         from .tokens.keys import read_keys
     except ImportError as error:
         raise ValueError(f"it needs more packages: pip install 'webflow-gateway[jwt]' ({error})") from None
-    return read_keys(path)
+    return read_keys(path, before)
 
 
 def _read_token(path: str) -> str:

@@ -15,6 +15,7 @@ from gateway import config as settings
 from gateway.config import SETTINGS, Config, build, normalise_origin
 from gateway.errors import ConfigError
 from gateway.redis.url import redact
+from gateway.tokens.keys import KeySet
 
 from .paths import DOCS
 
@@ -519,7 +520,13 @@ def test_a_document_without_the_marks_is_left_alone() -> None:
 
 # Signed registrations
 
-SECRET = "a secret that only the backend and the nodes have"
+SECRET = "a-secret-that-only-the-backend-and-the-nodes-have"
+
+PUBLIC_KEY = """\
+-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VwAyEAGb9ECWmEzf6FQbrBZ9w7lshQhqowtrbLDFw4rXAxZuE=
+-----END PUBLIC KEY-----
+"""
 
 
 def mistake(**values: object) -> str:
@@ -567,12 +574,44 @@ def test_the_keys_are_those_of_the_time_at_which_the_settings_were_read(tmp_path
     file.write_text("broken")
     assert config.verification_keys() is keys
     assert config.model_copy(update={"redis": "redis://other"}).verification_keys() is keys
-    with pytest.raises(ConfigError, match="--registration-keys"):
-        config.reread()
     file.write_text(SECRET[::-1])
     again = config.reread().verification_keys()
     assert again is not None
     assert again.keys[0].material == SECRET[::-1].encode()
+
+
+def test_a_broken_file_of_keys_holds_up_no_other_file(tmp_path: Path) -> None:
+    keys, url = tmp_path / "keys", tmp_path / "url"
+    keys.write_text(SECRET)
+    url.write_text("redis://one")
+    config = build({"registration": "signed", "registration_keys": str(keys), "redis_file": str(url)})
+    assert config.keys_problem() == ""
+    keys.write_text("broken")
+    url.write_text("redis://two")
+    again = config.reread()
+    assert again.redis == "redis://two"
+    assert again.verification_keys() is config.verification_keys()
+    assert again.keys_problem().startswith("--registration-keys (GATEWAY_REGISTRATION_KEYS): a secret for")
+    assert again.reread().verification_keys() is config.verification_keys()
+    keys.write_text(SECRET[::-1])
+    assert again.reread().keys_problem() == ""
+    url.write_text("one two")
+    with pytest.raises(ConfigError, match="--redis-file"):
+        config.reread()
+
+
+def test_public_keys_become_a_secret_only_at_a_start(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(PUBLIC_KEY)
+    values = {"registration": "signed", "registration_keys": str(file)}
+    config = build(values)
+    file.write_text(SECRET)
+    again = config.reread()
+    assert again.verification_keys() is config.verification_keys()
+    assert "had public keys" in again.keys_problem()
+    started = build(values).verification_keys()
+    assert started is not None
+    assert started.algorithms == {"HS256"}
 
 
 def test_keys_that_are_broken_just_after_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -580,8 +619,8 @@ def test_keys_that_are_broken_just_after_the_check(tmp_path: Path, monkeypatch: 
     file.write_text(SECRET)
     read = settings._read_keys
 
-    def reading(path: str) -> object:
-        keys = read(path)
+    def reading(path: str, before: KeySet | None = None) -> object:
+        keys = read(path, before)
         file.write_text("broken")
         return keys
 

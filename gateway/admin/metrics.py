@@ -31,7 +31,7 @@ from prometheus_client.registry import Collector
 from .. import __version__
 from ..core.events import FIELDS
 from ..core.session import SessionContext
-from ..messages import INVALID_KINDS, SLOW_CONSUMER, UNKNOWN_ID, code_label
+from ..messages import INVALID_KINDS, NOT_AUTHORIZED, SLOW_CONSUMER, UNKNOWN_ID, code_label
 from ..nodes.sources import Sources
 from ..telemetry import logs
 from ..tokens.verification import REASONS
@@ -347,6 +347,7 @@ class NodeMetrics(Collector):
                 ("timed_out", ""): context.timed_out,
                 ("rejected", "invalid_id"): 0,
                 ("rejected", UNKNOWN_ID.code): 0,
+                ("rejected", NOT_AUTHORIZED.code): 0,
                 **rejected,
             },
             REFUSED_TOKENS: _refused_tokens(context),

@@ -67,12 +67,21 @@ class Reread(NamedTuple):
 
 
 def reread(config: Config) -> Reread | None:
-    """`config` with what its files contain now; None, and an error in the log, if one cannot be used."""
+    """`config` with what its files contain now; None, and an error in the log, if one cannot be used.
+
+    A file of keys that cannot be used is an error in the log, and holds up no other secret.
+    """
     try:
         found = config.reread()
     except ConfigError as error:
         log.error("files not read again", reason=str(error), hint="what they contained before stays in use")  # noqa: TRY400
         return None
+    if problem := found.keys_problem():
+        log.error(
+            "files not read again",
+            reason=problem,
+            hint="its keys stay in use; the other files are read again",
+        )
     log.info("files read again")
     if found.redis == config.redis:
         return Reread(found, None)

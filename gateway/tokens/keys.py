@@ -12,6 +12,10 @@ from __future__ import annotations
 
 import os
 import re
+from base64 import b64decode
+from binascii import unhexlify
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -44,10 +48,16 @@ ECDSA: Final = ("ES256",)
 EDDSA: Final = ("EdDSA", "Ed25519")
 """RFC 9864 gives the algorithm of RFC 8037 the name of its curve."""
 
+SECRET_HINT: Final = (
+    f"a secret is one line of {MIN_SECRET} to {MAX_SECRET} printable ASCII characters without spaces and "
+    "without < { [, as openssl rand -base64 32 writes it"
+)
+
 PUBLIC_KEY_HINT: Final = "write its public key, as openssl pkey -in private.pem -pubout does"
 
 _PEM: Final = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
-_LINE: Final = re.compile(rb"([ -~]+)\r?\n")  # an editor ends the line; bytes by chance are no text
+_BEGIN: Final = b"-----BEGIN"
+_SECRET: Final = re.compile(rb"([!-;=-Z\\-z|-~]+)(?:\r?\n)?")  # an editor ends the line
 _KINDS: Final = {
     "RSA": RSA,
     "EC P-256": ECDSA,
@@ -84,7 +94,13 @@ class KeySet:
         self.keys = tuple(keys)
         self.algorithms = frozenset(name for key in keys for name in key.algorithms)
         self._jws = jwt.PyJWS(algorithms=sorted(self.algorithms))
-        if "Ed25519" in self.algorithms:  # PyJWT knows the older name
+        if "Ed25519" in self.algorithms:
+            self._learn_newer_name()
+
+    def _learn_newer_name(self) -> None:
+        try:
+            self._jws.get_algorithm_by_name("Ed25519")
+        except NotImplementedError:  # PyJWT 2.15 knows the older name only
             self._jws.register_algorithm("Ed25519", OKPAlgorithm())
 
     def candidates(self, algorithm: object, kid: object) -> list[Key]:
@@ -104,8 +120,12 @@ class KeySet:
         return payload if isinstance(payload, bytes) else None
 
 
-def read_keys(path: str) -> KeySet:
-    """The keys in a file. Raises ValueError, whose message says what to write and never quotes the file."""
+def read_keys(path: str, before: KeySet | None = None) -> KeySet:
+    """The keys in a file. Raises ValueError, whose message says what to write and never quotes the file.
+
+    `before` are those that the file had. Public keys do not become a secret then: everybody may know the new
+    content, if somebody has put a public file there in a form that is not recognised.
+    """
     try:
         with Path(path).open("rb") as file:
             version = version_of(os.fstat(file.fileno()))
@@ -115,6 +135,8 @@ def read_keys(path: str) -> KeySet:
     if len(data) > MAX_FILE:
         raise ValueError(f"the file may have {MAX_FILE} bytes")
     keys = parse_keys(data)
+    if before is not None and not before.algorithms.issuperset(HMAC) and keys.algorithms.issuperset(HMAC):
+        raise ValueError("the file had public keys and now has a secret: if it should, start the node again")
     keys.version = version
     return keys
 
@@ -130,15 +152,27 @@ def parse_keys(data: bytes) -> KeySet:
         raise ValueError("the file is empty")
     if data.lstrip()[:1] == b"{":
         return KeySet(_json_keys(data))
-    if b"-----BEGIN" in data:
+    if _BEGIN in data:
         return KeySet(_pem_keys(data))
-    text = _LINE.fullmatch(data)
-    return KeySet([_secret(None, text[1] if text else data)])
+    line = _SECRET.fullmatch(data)
+    if line is None:
+        raise _unread()
+    return KeySet([_secret(None, line[1])])
+
+
+def _unread() -> ValueError:
+    return ValueError(
+        "what the file has is in a form that is not read: write a public key as PEM or JWK, or a secret; "
+        + SECRET_HINT
+    )
 
 
 def _pem_keys(data: bytes) -> list[Key]:
+    blocks = list(_PEM.finditer(data))
+    if len(blocks) != data.count(_BEGIN):
+        raise ValueError("the file has the beginning of a PEM block without its end")
     keys = []
-    for block in _PEM.finditer(data):
+    for block in blocks:
         label = block[1].decode()
         if "PRIVATE" in label:
             raise ValueError(f"the file has a private key, which can sign: {PUBLIC_KEY_HINT}")
@@ -149,8 +183,6 @@ def _pem_keys(data: bytes) -> list[Key]:
         except Exception:  # cryptography names no class for all that can be wrong with a key
             raise ValueError("a public key in the file cannot be read") from None
         keys.append(_public_key(None, key))
-    if not keys:
-        raise ValueError("the file has the beginning of a PEM block without its end")
     return keys
 
 
@@ -170,14 +202,65 @@ def _secret(kid: str | None, secret: bytes) -> Key:
     if not MIN_SECRET <= len(secret) <= MAX_SECRET:
         raise ValueError(
             f"a secret for HS256 has {len(secret)} bytes: it must have {MIN_SECRET} to {MAX_SECRET}, as "
-            "openssl rand -hex 32 makes them"
+            "openssl rand -base64 32 writes them"
         )
+    if _is_key_file(secret):  # everybody may know it
+        raise _unread()
     try:
         return Key(kid, HMAC, HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(secret))
-    except jwt.InvalidKeyError:  # it looks like a public key, which everybody may know
-        raise ValueError(
-            "the file has a key in a form that is not read: write a public key as PEM or JWK, or a secret"
-        ) from None
+    except jwt.InvalidKeyError:  # PyJWT knows forms too
+        raise _unread() from None
+
+
+def _is_key_file(data: bytes) -> bool:
+    """Whether programs write keys or certificates so, perhaps as base64 or hex. Random bytes never are."""
+    if len(data) < MIN_SECRET:
+        return False
+    text = b"".join(data.replace(b"\0", b"").split())  # UTF-16 of ASCII; lines
+    return (
+        _BEGIN in text
+        or data[4:].startswith((b"ssh-", b"ecdsa-"))  # RFC 4253 section 6.6
+        or _is_der(data)
+        or _is_point(data)
+        or _is_json(text)
+        or any(map(_is_key_file, _decoded(text)))
+    )
+
+
+def _is_der(data: bytes) -> bool:
+    """Whether it is a SEQUENCE that begins with a SEQUENCE or an INTEGER, as keys and certificates are."""
+    size = data[1]
+    begin = 2 if size < 0x80 else 2 + (size & 0x7F)  # X.690 section 8.1.3: the long form
+    length = size if begin == 2 else int.from_bytes(data[2:begin], "big")
+    inner = data[begin : begin + 1]
+    return data[0] == 0x30 and begin + length == len(data) and inner in (b"\x30", b"\x02")
+
+
+def _is_point(data: bytes) -> bool:
+    """Whether it is a public key for ES256, as JavaScript's Web Crypto exports it."""
+    if len(data) != 65:
+        return False
+    try:
+        EllipticCurvePublicKey.from_encoded_point(SECP256R1(), data)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(text), (dict, list))
+    except ValueError:
+        return False
+
+
+def _decoded(text: bytes) -> Iterator[bytes]:
+    """What `text` may encode. Shorter than `text`."""
+    with suppress(ValueError):
+        yield unhexlify(text)
+    digits = text.rstrip(b"=").translate(bytes.maketrans(b"-_", b"+/"))
+    with suppress(ValueError):
+        yield b64decode(digits + b"=" * (-len(digits) % 4), validate=True)
 
 
 def _json_keys(data: bytes) -> list[Key]:

@@ -37,7 +37,7 @@ class Verifier:
         """Read the file again. If it cannot be used, an error in the log says so, and the keys stay."""
         self._seen = self._version()
         try:
-            self._keys = read_keys(self._path)
+            self._keys = read_keys(self._path, self._keys)
         except ValueError as error:
             log.error(  # noqa: TRY400 - the place says nothing
                 "registration keys not read again",
@@ -57,10 +57,10 @@ class Verifier:
             self.reload()
 
     async def watch(self) -> None:
-        """Look at the file every LOOK_EVERY seconds, for ever."""
+        """Look at the file at once, since the keys may be old, then every LOOK_EVERY seconds, for ever."""
         while True:
-            await asyncio.sleep(LOOK_EVERY)
             self.look()
+            await asyncio.sleep(LOOK_EVERY)
 
     def _version(self) -> Version:
         """That of the file now. Kubernetes replaces a link to its folder, so links are followed."""

@@ -63,7 +63,7 @@ def test_every_setting_has_a_flag_and_a_variable(run: Run, tmp_path: Path) -> No
 
 def test_signed_registrations(run: Run, tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    keys.write_text("a secret that only the backend and the nodes have")
+    keys.write_text("a-secret-that-only-the-backend-and-the-nodes-have")
     for result in (
         run("config", "--json", "--registration", "signed", "--registration-keys", str(keys)),
         run("config", "--json", GATEWAY_REGISTRATION="signed", GATEWAY_REGISTRATION_KEYS=str(keys)),

@@ -85,3 +85,24 @@ def test_files_are_read_again(tmp_path: Path) -> None:
     ]
     assert "--redis-file" in lines[-1]["reason"]
     assert "renewed" not in str(lines)
+
+
+def test_a_broken_file_of_keys_holds_up_no_other_file(tmp_path: Path) -> None:
+    keys, token = tmp_path / "keys", tmp_path / "token"
+    keys.write_text("a-secret-that-only-the-backend-and-the-nodes-have")
+    token.write_text("a-token-that-is-long-enough")
+    settings = {"registration": "signed", "registration_keys": str(keys), "publish_token_file": str(token)}
+    config = build(settings)
+    keys.write_text("broken")
+    token.write_text("another-token-that-is-long-enough")
+    with capture_logs() as lines:
+        found = reread(config)
+    assert found is not None
+    assert found.config.token() == "another-token-that-is-long-enough"
+    assert [(line["event"], line["log_level"]) for line in lines] == [
+        ("files not read again", "error"),
+        ("files read again", "info"),
+    ]
+    assert "--registration-keys" in lines[0]["reason"]
+    assert "has 6 bytes" in lines[0]["reason"]
+    assert "the other files" in lines[0]["hint"]

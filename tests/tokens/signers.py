@@ -11,7 +11,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-SECRET = b"a secret that only the backend and the nodes have"
+SECRET = b"a-secret-that-only-the-backend-and-the-nodes-have"
 ID = "12345678"
 NOW = 1_800_000_000
 SOON = NOW + 600

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+from base64 import b64decode, b64encode, encodebytes, urlsafe_b64encode
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from jwt.algorithms import OKPAlgorithm, get_default_algorithms
 
 from gateway.tokens.keys import MAX_FILE, MAX_KEYS, MAX_SECRET, MIN_SECRET, parse_keys, read_keys
 
@@ -55,10 +61,29 @@ def test_a_secret_is_the_line_without_its_end(end: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "secret", [b"\x00" * 31 + b"\n", bytes(range(128, 160)), b"  spaces are a part of a secret  "]
+    "secret",
+    [
+        b64encode(bytes(range(32))),
+        b64encode(b"\xfb\xff" * 20),
+        urlsafe_b64encode(b"\xfb\xff" * 20),
+        bytes(range(48)).hex().encode(),
+        b"!" * MIN_SECRET,
+        b"~" * MAX_SECRET,
+        b64encode(b"\x30\x1e" + b"\x05" * 30),  # chance, and no key
+        b64encode(b"\x04" * 65),
+        b64encode(bytes(24)),
+        b"A" * 45,  # no base64 has this length
+    ],
 )
-def test_a_secret_of_bytes_is_taken_as_it_is(secret: bytes) -> None:
-    (key,) = parse_keys(secret).keys
+def test_a_secret_is_the_text_as_it_is(secret: bytes) -> None:
+    (key,) = parse_keys(secret + b"\n").keys
+    assert key.material == secret
+
+
+def test_a_secret_in_a_jwk_may_have_any_bytes() -> None:
+    secret = bytes(range(224, 256)) + b" <{["
+    k = urlsafe_b64encode(secret).decode().rstrip("=")
+    (key,) = parse_keys(json.dumps({"kty": "oct", "k": k}).encode()).keys
     assert key.material == secret
 
 
@@ -179,15 +204,130 @@ def test_the_error_says_what_is_wrong(data: bytes, expected: str) -> None:
     assert expected in refused(data)
 
 
-def test_a_public_key_never_becomes_a_secret() -> None:
+PKCS8, SPKI = serialization.PrivateFormat.PKCS8, serialization.PublicFormat.SubjectPublicKeyInfo
+
+
+def key_files(algorithm: str) -> dict[str, bytes]:
+    """A key in forms that programs write, none of which is a secret."""
+    private = signer(algorithm).private
+    public = private.public_key()
+    der, plain = serialization.Encoding.DER, serialization.NoEncryption()
+    locked = serialization.BestAvailableEncryption(b"password")
+    files = {
+        "public": public.public_bytes(der, SPKI),
+        "private": private.private_bytes(der, PKCS8, plain),
+        "private, older": private.private_bytes(der, serialization.PrivateFormat.TraditionalOpenSSL, plain)
+        if algorithm != "EdDSA"
+        else b"",
+        "private, encrypted": private.private_bytes(der, PKCS8, locked),
+        "certificate": certificate(private),
+        "OpenSSH": b64decode(
+            public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).split()[1]
+        ),
+        "PEM": signer(algorithm).file,
+        "PEM, private": signer(algorithm).private_file,
+        "JWK": json.dumps(signer(algorithm).jwk()).encode(),
+    }
+    if algorithm == "RS256":
+        files["public, older"] = public.public_bytes(der, serialization.PublicFormat.PKCS1)
+    if algorithm == "ES256":
+        point = serialization.PublicFormat.UncompressedPoint
+        files["point"] = public.public_bytes(serialization.Encoding.X962, point)
+    return {name: data for name, data in files.items() if data}
+
+
+def certificate(private: Any) -> bytes:
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "backend")])
+    day = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    made = x509.CertificateBuilder(name, name, private.public_key(), 1, day, day.replace(year=2027))
+    hashed = None if isinstance(private, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    return made.sign(private, hashed).public_bytes(serialization.Encoding.DER)
+
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "bytes": bytes,
+    "base64": b64encode,
+    "base64, line end": lambda data: b64encode(data) + b"\n",
+    "base64, lines": encodebytes,
+    "base64url": urlsafe_b64encode,
+    "base64url, no padding": lambda data: urlsafe_b64encode(data).rstrip(b"="),
+    "base64 twice": lambda data: b64encode(b64encode(data)),
+    "hex": lambda data: data.hex().encode(),
+    "HEX": lambda data: data.hex().upper().encode(),
+    "UTF-16": lambda data: data.decode("latin-1").encode("utf-16"),
+    "k of a JWK": lambda data: json.dumps(
+        {"kty": "oct", "k": urlsafe_b64encode(data).decode().rstrip("=")}
+    ).encode(),
+    "base64 in k of a JWK": lambda data: json.dumps(
+        {"kty": "oct", "k": urlsafe_b64encode(b64encode(data)).decode().rstrip("=")}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("algorithm", ["RS256", "ES256", "EdDSA"])
+def test_no_form_of_a_key_becomes_a_secret(algorithm: str, form: str) -> None:
     """Everybody may know it, and could sign with it."""
-    der = (
-        signer("RS256")
-        .private.public_key()
-        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-    )
-    assert "in a form that is not read" in refused(der)
-    assert "in a form that is not read" in refused(b"[" + json.dumps(signer("ES256").jwk()).encode() + b"]")
+    for name, data in key_files(algorithm).items():
+        if form == "bytes" and name in ("PEM", "PEM, private", "JWK"):
+            continue  # these are read
+        content = FORMS[form](data)
+        text = refused(content)
+        assert "openssl rand -base64 32" in text, name
+        assert len(content) > MAX_SECRET or "in a form that is not read" in text or "bytes: it" in text, name
+
+
+PAGE = b"<html>\r\n<head><title>502 Bad Gateway</title></head>\r\n<body>\r\n<hr>nginx\r\n</body></html>\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PAGE,
+        b"<html><head><title>502</title></head><body></body></html>",
+        b"[" + b"1," * 20 + b"1]",
+        b"keys={" + b"a" * 40 + b"}",
+        b"x" * 40 + b" ",
+        b" " + b"x" * 40,
+        b"x" * 40 + b"\n\n",
+        b"x" * 40 + b"\ny",
+        b"x" * 40 + b"\x7f",
+        b"\xef\xbb\xbf" + b"x" * 40,
+        "ü".encode() * 20,
+        bytes(range(128, 160)),
+        b"\0" * 32,
+    ],
+)
+def test_what_is_no_line_of_plain_characters_is_no_secret(data: bytes) -> None:
+    text = refused(data)
+    assert "in a form that is not read" in text
+    assert "one line of 32 to 1024 printable ASCII characters" in text
+    assert "openssl rand -base64 32" in text
+
+
+def test_what_the_library_takes_for_a_key_is_no_secret() -> None:
+    k = urlsafe_b64encode(b"ssh-ed25519 " + b"A" * 40).decode().rstrip("=")
+    assert "in a form that is not read" in refused(json.dumps({"kty": "oct", "k": k}).encode())
+
+
+def test_a_pem_file_is_read_whole_or_not_at_all() -> None:
+    whole, second = signer("ES256").file, signer("EdDSA").file
+    for data in (
+        whole + second[:60],
+        second[:60] + whole,
+        second[:40] + b"\n" + second,
+        whole + second.replace(b"-----END PUBLIC", b"-----END"),
+        whole + second.replace(b"PUBLIC KEY", b"public key"),
+    ):
+        assert "the beginning of a PEM block without its end" in refused(data)
+
+
+def test_a_library_that_knows_the_newer_name_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = {**get_default_algorithms(), "Ed25519": OKPAlgorithm()}
+    monkeypatch.setattr(jwt.api_jws, "get_default_algorithms", known.copy)
+    own = signer("EdDSA")
+    keys = parse_keys(own.file)
+    assert keys.verified(own.token(), keys.keys[0]) is not None
 
 
 def test_a_name_must_be_a_string() -> None:
@@ -213,6 +353,14 @@ def test_the_error_never_quotes_the_file() -> None:
 
 
 # The file
+
+
+def test_public_keys_are_replaced_by_a_secret_only_without_keys_before(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_bytes(signer("HS256").file)
+    assert read_keys(str(file), parse_keys(signer("HS256", 1).file)).algorithms == {"HS256"}
+    with pytest.raises(ValueError, match="had public keys and now has a secret"):
+        read_keys(str(file), parse_keys(signer("ES256").file))
 
 
 def test_keys_are_read_from_a_file(tmp_path: Path) -> None:

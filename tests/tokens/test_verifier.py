@@ -63,8 +63,8 @@ def test_a_file_that_has_changed_is_read_again(scene: Scene) -> None:
 
 
 def test_a_file_that_has_not_changed_is_not_read(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    def read(path: str) -> Any:
-        raise AssertionError(path)
+    def read(path: str, before: Any) -> Any:
+        raise AssertionError(path, before)
 
     monkeypatch.setattr(module, "read_keys", read)
     scene.verifier.look()
@@ -150,3 +150,42 @@ def test_it_looks_every_few_seconds(scene: Scene) -> None:
 
     with capture_logs():
         rotate()
+
+
+def test_it_looks_at_once(scene: Scene) -> None:
+    """A worker gets the keys that its parent has read long ago, and pages register as soon as it listens."""
+
+    @virtual
+    async def begin() -> None:
+        watching = asyncio.create_task(scene.verifier.watch())
+        await asyncio.sleep(0)
+        assert scene.knows() == [False, True]
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    scene.file.write_bytes(SECOND.file)
+    with capture_logs():
+        begin()
+
+
+@pytest.mark.parametrize("content", [signer("HS256").file, jwks(SECOND.jwk(), signer("HS256").jwk())])
+def test_public_keys_never_become_a_secret_while_a_node_runs(scene: Scene, content: bytes) -> None:
+    scene.file.write_bytes(content)
+    with capture_logs() as lines:
+        scene.verifier.look()
+    assert scene.knows() == [True, False]
+    assert scene.verifier.refusal(ID, signer("HS256").token()) == "algorithm"
+    assert [line["event"] for line in lines] == ["registration keys not read again"]
+    assert "start the node again" in lines[0]["reason"]
+
+
+def test_a_secret_may_become_another_one_or_public_keys(scene: Scene) -> None:
+    scene.file.write_bytes(signer("HS256").file)
+    scene.verifier = Verifier(str(scene.file), read_keys(str(scene.file)), lambda: NOW)
+    with capture_logs():
+        scene.file.write_bytes(signer("HS256", 1).file)
+        scene.verifier.look()
+        assert scene.verifier.refusal(ID, signer("HS256", 1).token()) is None
+        scene.file.write_bytes(FIRST.file)
+        scene.verifier.look()
+    assert scene.knows() == [True, False]
