@@ -77,9 +77,9 @@ class FrameReader:
         return self._feed(data) if payload is None else ((TEXT, payload),)
 
     def _only_text(self, data: bytes) -> bytes | None:
-        """The payload, if `data` is one short text message, whole and right, as nearly always. Else None.
+        """The payload, if `data` is one short text message and nothing else, as nearly always. Else None.
 
-        `_feed` would find the same, in twice the time.
+        `_feed` would find the same, in twice the time. Raises WireError if the text is not UTF-8.
         """
         if self._buffer or self._fragments is not None or self._refused is TEXT:
             return None
@@ -94,7 +94,8 @@ class FrameReader:
         if length != size - begin or length > self._max_size:
             return None
         payload = _unmask(data[begin:], data[begin - 4 : begin])
-        return payload if payload.isascii() else None
+        _check_text(payload)
+        return payload
 
     def _feed(self, data: bytes) -> Iterator[tuple[Opcode, bytes]]:
         if self._buffer:
