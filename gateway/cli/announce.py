@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from ..config import EMBEDDED, Config
+from ..config import Config
 from ..errors import NotAnnounced, PublishError
 from ..redis.url import redact
 from .errors import CommandFailed, UsageFailed
-from .publish import REDIS_HELP, REDIS_SECONDS, limit_name_lookups, shown
+from .publish import REDIS_HELP, REDIS_SECONDS, limit_name_lookups, settings_with_redis, shown
 from .runner import run
-from .settings import read_settings, settings_options
+from .settings import settings_options
 
 
 @click.command(short_help="Let an id register at nodes that know ids.")
@@ -33,9 +33,7 @@ def announce(web_socket_id: str, ttl: int, **_: object) -> None:
 
     Exit code 0: the id is known now. 1: Redis refused it, was not reached or did not answer. 2: wrong usage.
     """
-    config = read_settings().config()
-    if config.redis == EMBEDDED:
-        raise UsageFailed("announce needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    config = settings_with_redis("announce")
     if run(_announce(config, web_socket_id, ttl)):
         click.echo(f"{shown(web_socket_id)} may register for {ttl} s")
     else:

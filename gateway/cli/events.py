@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from ..config import EMBEDDED, Config
+from ..config import Config
 from ..messages import WEB_SOCKET_ID
 from ..redis.url import redact
 from ..telemetry import logs
 from .errors import CommandFailed, UsageFailed
-from .publish import REDIS_HELP, REDIS_SECONDS, WHOLE_ID, limit_name_lookups
+from .publish import REDIS_HELP, REDIS_SECONDS, limit_name_lookups, settings_with_redis, shown
 from .runner import run
-from .settings import read_settings, settings_options
+from .settings import settings_options
 
 if TYPE_CHECKING:
     from ..publishing.events import Event
@@ -41,9 +41,7 @@ def events(web_socket_id: str | None, follow: bool, as_json: bool, **_: object) 
     """
     if web_socket_id is not None and not WEB_SOCKET_ID.fullmatch(web_socket_id):
         raise UsageFailed("ID must be 1 to 200 of A-Z a-z 0-9 . _ ~ -")
-    config = read_settings().config()
-    if config.redis == EMBEDDED:
-        raise UsageFailed("events needs the URL of a Redis that runs: --redis redis://HOST:PORT")
+    config = settings_with_redis("events")
     with suppress(KeyboardInterrupt):
         run(_print(config, web_socket_id, follow=follow, as_json=as_json))
 
@@ -76,15 +74,14 @@ def print_json(event: Event) -> None:
 
 
 def print_line(event: Event) -> None:
-    name = event.web_socket_id
-    shown = name if len(name) <= WHOLE_ID else logs.short_id(name)
+    name = shown(event.web_socket_id)
     rest = " ".join(
-        f"{_field(name)}={_field(value)}"
-        for name, value in event.fields.items()
-        if name not in SHOWN_APART and value
+        f"{_field(member)}={_field(value)}"
+        for member, value in event.fields.items()
+        if member not in SHOWN_APART and value
     )
     kind = _field(event.kind) if event.kind else "-"
-    click.echo(f"{_time(event)}  {kind:<10}  {_field(shown) if shown else '-':<9}  {rest}")
+    click.echo(f"{_time(event)}  {kind:<10}  {_field(name) if name else '-':<9}  {rest}")
 
 
 def _field(text: str) -> str:

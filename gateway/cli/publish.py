@@ -100,7 +100,7 @@ def publish(
 
 
 def settings_with_redis(command: str) -> Config:
-    """The settings of a `command` that publishes. Raises UsageFailed."""
+    """The settings of a `command` that needs a Redis that runs. Raises UsageFailed."""
     config = read_settings().config()
     if config.redis == EMBEDDED:
         raise UsageFailed(f"{command} needs the URL of a Redis that runs: --redis redis://HOST:PORT")
